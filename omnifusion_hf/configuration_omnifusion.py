@@ -1,0 +1,322 @@
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of OmniFusion (arXiv 2404.06212): 1-N frozen vision encoders, a trainable adapter, a decoder-only LLM.
+
+Everything that follows from the encoders alone (how many visual tokens a view gives, how wide they are) is computed
+here, once; invalid mixes raise when the configuration is made.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
+from transformers.models.auto.image_processing_auto import get_image_processor_config
+
+
+SPECIAL_TOKENS = {
+    "image_token": "<image>",
+    "image_start_token": "<img_start>",
+    "image_end_token": "<img_end>",
+    "user_token": "<user>",
+    "bot_token": "<bot>",
+}
+
+
+@dataclass(frozen=True)
+class EncoderFamily:
+    """What the files need to know of a family of transformers' vision models.
+
+    prefix_tokens: tokens in front of the patches (CLS), dropped by `vision_feature_select_strategy="default"`.
+    image_mean, image_std: the published normalisation, used where a checkpoint brings no image processor.
+    """
+
+    prefix_tokens: int
+    image_mean: list[float]
+    image_std: list[float]
+
+
+ENCODER_FAMILIES = {
+    "clip_vision_model": EncoderFamily(1, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+    "siglip_vision_model": EncoderFamily(0, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
+    "dinov2": EncoderFamily(1, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    "internvl_vision": EncoderFamily(1, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    "donut-swin": EncoderFamily(0, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
+}
+
+
+def _side(size: int | list[int] | tuple[int, int], name: str) -> int:
+    """The side of a square given as a number or as a pair of equal numbers."""
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise ValueError(f"{name} must be square, got {size}; set both sides to one number.")
+    return sides.pop()
+
+
+@strict
+class OmniFusionVisionConfig(PreTrainedConfig):
+    r"""
+    The vision encoders, in the order in which the adapter sees them (paper section 3.1 and the encoder table).
+
+    encoder_configs (`list`, *optional*, defaults to one CLIP ViT-L/14-336):
+        Configurations (objects or dicts with `model_type`) of transformers' CLIP, SigLIP, DINOv2, InternVL and
+        Donut-Swin vision models.
+    image_sizes (`list[int]`, *optional*):
+        Side in pixels at which each encoder sees a view; defaults to the encoder's own. The first one is the size of
+        `pixel_values`, other encoders resize from it on the device.
+    image_means, image_stds (`list[list[float]]`, *optional*):
+        Normalisation per encoder, channels RGB in [0, 1]; defaults to the family's published one.
+    """
+
+    model_type = "omnifusion_vision"
+    base_config_key = "vision_config"
+
+    encoder_configs: list | None = None
+    image_sizes: list[int] | None = None
+    image_means: list | None = None
+    image_stds: list | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.encoder_configs is None:
+            self.encoder_configs = [
+                {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14, "hidden_size": 1024}
+                | {"intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+            ]
+        self.encoder_configs = [
+            AutoConfig.for_model(**config) if isinstance(config, dict) else config for config in self.encoder_configs
+        ]
+        self._check_families()
+        families = [ENCODER_FAMILIES[config.model_type] for config in self.encoder_configs]
+        if self.image_sizes is None:
+            self.image_sizes = [_side(config.image_size, "image_size") for config in self.encoder_configs]
+        if self.image_means is None:
+            self.image_means = [list(family.image_mean) for family in families]
+        if self.image_stds is None:
+            self.image_stds = [list(family.image_std) for family in families]
+        self._check_lengths()
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_encoders_pretrained(cls, vision: list[str], **kwargs) -> "OmniFusionVisionConfig":
+        """From names or folders of encoders; each one's own image processor, where it has one, gives normalisation."""
+        configs = [AutoConfig.from_pretrained(name) for name in vision]
+        configs = [getattr(config, "vision_config", config) for config in configs]
+        processors = [get_image_processor_config(name) for name in vision]
+        for field, key in (("image_means", "image_mean"), ("image_stds", "image_std")):
+            published = [
+                processor.get(key) or getattr(ENCODER_FAMILIES.get(config.model_type), key, None)
+                for processor, config in zip(processors, configs)
+            ]
+            kwargs.setdefault(field, published)
+        return cls(encoder_configs=configs, **kwargs)
+
+    def _check_families(self):
+        if not self.encoder_configs:
+            raise ValueError("encoder_configs is empty; give at least one vision encoder configuration.")
+        for config in self.encoder_configs:
+            if config.model_type not in ENCODER_FAMILIES:
+                raise ValueError(
+                    f"Vision encoder `{config.model_type}` is not supported; use one of {sorted(ENCODER_FAMILIES)} "
+                    "(of a two-tower model pass its vision_config)."
+                )
+
+    def _check_lengths(self):
+        for name in ("image_sizes", "image_means", "image_stds"):
+            if len(getattr(self, name)) != len(self.encoder_configs):
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} entries for {len(self.encoder_configs)} encoders; "
+                    "give one per encoder, in the same order."
+                )
+        for size, config in zip(self.image_sizes, self.encoder_configs):
+            patch = _side(config.patch_size, "patch_size")
+            if size % patch:
+                raise ValueError(
+                    f"image size {size} of `{config.model_type}` is not a multiple of its patch size {patch}; "
+                    f"use {size // patch * patch} or {(size // patch + 1) * patch}."
+                )
+
+    # transformers reads and sets attention implementations and dtypes through `sub_configs`; a bare list of
+    # configurations would be missed, so each encoder appears there as `encoder_<i>`.
+    @property
+    def sub_configs(self) -> dict:
+        return {f"encoder_{i}": AutoConfig for i in range(len(self.__dict__.get("encoder_configs") or ()))}
+
+    def __getattr__(self, name):
+        match = re.fullmatch(r"encoder_(\d+)", name)
+        if match is None or int(match[1]) >= len(self.__dict__.get("encoder_configs") or ()):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name}")
+        return self.__dict__["encoder_configs"][int(match[1])]
+
+    def to_dict(self) -> dict:
+        output = super().to_dict()
+        output["encoder_configs"] = [config.to_dict() for config in self.encoder_configs]
+        for config in output["encoder_configs"]:
+            config.pop("transformers_version", None)
+        return output
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the views in `pixel_values`."""
+        return self.image_sizes[0]
+
+    @property
+    def hidden_sizes(self) -> list[int]:
+        """Width of each encoder's patch features."""
+        return [config.hidden_size for config in self.encoder_configs]
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the encoders' features side by side."""
+        return sum(self.hidden_sizes)
+
+    def num_patches(self, index: int) -> int:
+        """Patch features that encoder `index` gives for one view; a Swin encoder halves its grid after every stage but the last."""
+        config = self.encoder_configs[index]
+        side = self.image_sizes[index] // _side(config.patch_size, "patch_size")
+        for _ in getattr(config, "depths", [None])[1:]:
+            side = (side + 1) // 2
+        return side**2
+
+
+@strict
+class OmniFusionConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`OmniFusionForConditionalGeneration`].
+
+    projector_type (`"mlp"` or `"transformer"`, defaults to `"mlp"`):
+        The adapter (paper section 3.2). Several encoders are put side by side, channel by channel.
+    projector_num_attention_heads, projector_intermediate_size, projector_dropout:
+        Of the transformer adapter: heads, feed-forward width, dropout in training (v1.1: 4, 2048, 0.1).
+    vision_feature_layer (`int` or `list[int]`, defaults to -2):
+        Which hidden state of each encoder is used; 0 is the embeddings' output, -1 the last layer's.
+    vision_feature_select_strategy (`"default"` or `"full"`, defaults to `"default"`):
+        `"default"` drops the CLS token (the paper always does), `"full"` keeps it.
+    image_token_id, image_start_token_id, image_end_token_id, user_token_id, bot_token_id (`int`):
+        Vocabulary rows of the special tokens. They are trained in both stages and never generated.
+    """
+
+    model_type = "omnifusion"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=OmniFusionVisionConfig),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="mistral", init_kwargs={"vocab_size": 32064}),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    projector_type: Literal["mlp", "transformer"] = "mlp"
+    projector_num_attention_heads: int = 4
+    projector_intermediate_size: int = 2048
+    projector_dropout: float | int = 0.1
+    vision_feature_layer: int | list[int] = -2
+    vision_feature_select_strategy: Literal["default", "full"] = "default"
+    image_token_id: int = 32000
+    image_start_token_id: int = 32001
+    image_end_token_id: int = 32002
+    user_token_id: int = 32003
+    bot_token_id: int = 32004
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if isinstance(self.vision_feature_layer, int):
+            self.vision_feature_layer = [self.vision_feature_layer] * len(self.vision_config.encoder_configs)
+        # Text configurations carry the flag for their own class; the head is ours.
+        self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
+        self._check_feature_layers()
+        self._check_projector()
+        self._check_special_tokens()
+
+    @classmethod
+    def from_vision_text_pretrained(cls, vision: list[str], text: str, tokenizer, **kwargs) -> "OmniFusionConfig":
+        """The configuration of a model assembled from pretrained parts.
+
+        Args:
+            vision: names or folders of vision encoders (or of two-tower models that contain one).
+            text: name or folder of a causal language model.
+            tokenizer: the LLM's, with the special tokens added; the vocabulary is padded to a multiple of 64.
+            kwargs: fields of this class; `image_sizes`, `image_means` and `image_stds` go to the vision part.
+        """
+        vision_fields = {name: kwargs.pop(name) for name in ("image_sizes", "image_means", "image_stds") if name in kwargs}
+        text_config = AutoConfig.from_pretrained(text)
+        text_config.vocab_size = -(-max(text_config.vocab_size, len(tokenizer)) // 64) * 64
+        ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(getattr(tokenizer, name)) for name in SPECIAL_TOKENS}
+        return cls(
+            vision_config=OmniFusionVisionConfig.from_encoders_pretrained(vision, **vision_fields),
+            text_config=text_config,
+            **ids,
+            **kwargs,
+        )
+
+    def _check_feature_layers(self):
+        encoders = self.vision_config.encoder_configs
+        if len(self.vision_feature_layer) != len(encoders):
+            raise ValueError(
+                f"vision_feature_layer has {len(self.vision_feature_layer)} entries for {len(encoders)} encoders; "
+                "give one number for all or one per encoder."
+            )
+        for layer, config in zip(self.vision_feature_layer, encoders):
+            depth = config.num_hidden_layers
+            if not -depth - 1 <= layer <= depth:
+                raise ValueError(
+                    f"vision_feature_layer {layer} does not exist: `{config.model_type}` has {depth} layers; "
+                    f"use {-depth - 1} to {depth}."
+                )
+            if config.model_type == "donut-swin" and layer not in (-1, depth):
+                raise ValueError(
+                    f"vision_feature_layer {layer}: a Swin encoder changes its grid from stage to stage, only the "
+                    "last hidden state has a defined token count; use -1."
+                )
+
+    def _check_projector(self):
+        counts = self.num_encoder_tokens
+        if len(set(counts)) > 1:
+            raise ValueError(
+                f"projector_type `{self.projector_type}` puts the encoders' features side by side and needs one token "
+                f"count, but the encoders give {counts} tokens per view; change image_sizes (now "
+                f"{self.vision_config.image_sizes}) so that image size / patch size is equal."
+            )
+        width, heads = self.vision_config.hidden_size, self.projector_num_attention_heads
+        if self.projector_type == "transformer" and width % heads:
+            raise ValueError(
+                f"The transformer adapter's width {width} (the encoders' widths together) is not a multiple of "
+                f"projector_num_attention_heads {heads}; choose a divisor of {width}."
+            )
+
+    def _check_special_tokens(self):
+        ids, rows = self.special_token_ids, self.text_config.vocab_size
+        if len(set(ids)) < len(ids) or max(ids) >= rows:
+            raise ValueError(
+                f"Special token ids {ids} must be {len(ids)} different rows of the vocabulary of {rows}; "
+                "resize the vocabulary (from_vision_text_pretrained does) or set the ids of the tokenizer in use."
+            )
+
+    @property
+    def special_token_ids(self) -> list[int]:
+        """Rows that both stages train and that generation suppresses."""
+        ids = (self.image_token_id, self.image_start_token_id, self.image_end_token_id)
+        return [*ids, self.user_token_id, self.bot_token_id]
+
+    @property
+    def num_encoder_tokens(self) -> list[int]:
+        """Tokens per view of each encoder after the CLS choice."""
+        vision = self.vision_config
+        keep_prefix = self.vision_feature_select_strategy == "full"
+        prefixes = [ENCODER_FAMILIES[config.model_type].prefix_tokens for config in vision.encoder_configs]
+        return [vision.num_patches(i) + keep_prefix * prefix for i, prefix in enumerate(prefixes)]
+
+    @property
+    def image_seq_length(self) -> int:
+        """Visual tokens per view that enter the LLM."""
+        return self.num_encoder_tokens[0]
+
+
+__all__ = ["OmniFusionConfig", "OmniFusionVisionConfig"]

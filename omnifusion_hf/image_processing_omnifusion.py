@@ -1,0 +1,247 @@
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""Pictures to `pixel_values`: decode safely, show as a viewer would, cut the views, normalise for the first encoder.
+
+One backend, Pillow, on every machine: its resampling (antialiased) is what the published checkpoints were measured
+with, so a picture gives the same pixels wherever the model runs.
+"""
+
+import base64
+import binascii
+import os
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import (
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+    ChannelDimension,
+    PILImageResampling,
+    infer_channel_dimension_format,
+    is_valid_image,
+)
+from transformers.processing_utils import ImagesKwargs
+
+from .views_omnifusion import Box, ImageFit, ViewStrategy, picture_views
+
+
+class OmniFusionImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    view_strategy (`"whole"` or `"grid"`):
+        `"whole"`: one view. `"grid"`: the whole picture, then the tiles of the best canvas.
+    image_fit (`"crop"`, `"pad"` or `"squash"`):
+        How the whole picture becomes a square.
+    grid_canvases (`list[list[int]]`):
+        Canvases of the grid strategy as [rows, columns] of tiles.
+    max_image_pixels (`int`):
+        Pictures that declare more pixels are refused before they are decoded.
+    """
+
+    view_strategy: ViewStrategy
+    image_fit: ImageFit
+    grid_canvases: list[list[int]]
+    max_image_pixels: int
+
+
+@contextmanager
+def _pillow_limit(max_pixels: int):
+    """Pillow refuses above twice its own limit; ours decides, in both directions."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def check_pixels(image: Image.Image, max_pixels: int):
+    """Raises `ValueError` for a picture larger than the cap. Reads the header only: Pillow decodes on first use."""
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ValueError(
+            f"The picture declares {width} x {height} = {width * height} pixels, more than max_image_pixels="
+            f"{max_pixels}; shrink it or raise max_image_pixels if you trust its source."
+        )
+
+
+def open_image(source: str | bytes | os.PathLike, max_pixels: int) -> Image.Image:
+    """Opens (without decoding) a picture given as a path, URL, base64 / data URI or as the bytes of a file."""
+    if isinstance(source, (str, os.PathLike)):
+        source = _read(str(source))
+    try:
+        with _pillow_limit(max_pixels):
+            image = Image.open(BytesIO(source))
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{error} Raise max_image_pixels (now {max_pixels}) if you trust its source.") from error
+    except OSError as error:
+        raise ValueError(f"Not a picture file that Pillow can read ({error}); convert it to PNG or JPEG.") from error
+    check_pixels(image, max_pixels)
+    return image
+
+
+def _read(source: str) -> bytes:
+    if source.startswith(("http://", "https://")):
+        import httpx
+
+        response = httpx.get(source, follow_redirects=True, timeout=30)
+        response.raise_for_status()
+        return response.content
+    if len(source) < 4096 and os.path.isfile(source):
+        return Path(source).read_bytes()
+    try:
+        return base64.b64decode(source.split("base64,")[-1], validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError(
+            f"No picture at `{source[:80]}`: neither an existing file, an http(s) URL nor base64; check the path."
+        ) from None
+
+
+def viewer_rgb(image: Image.Image) -> Image.Image:
+    """RGB as a viewer shows the file: EXIF orientation applied, transparency on white, 16-bit scaled to 8.
+
+    Raises `ValueError` for modes without a defined brightness range (32-bit integer or float).
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or image.mode == "I":
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"Mode {image.mode} with values {values.min()}..{values.max()}; scale the picture to 8 bit.")
+        image = Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("Mode F (32-bit float) has no defined brightness range; scale the picture to 8 bit.")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def array_to_image(array, do_rescale: bool, input_data_format=None) -> Image.Image:
+    """A picture from a numpy array or torch tensor: (H, W), (H, W, C) or (C, H, W); 0..255, or 0..1 where rescaled already."""
+    array = np.asarray(array)
+    if array.ndim == 3:
+        layout = input_data_format or infer_channel_dimension_format(array, num_channels=(1, 3, 4))
+        if layout in (ChannelDimension.FIRST, "channels_first"):
+            array = np.moveaxis(array, 0, -1)  # (H, W, C)
+        array = array[..., 0] if array.shape[-1] == 1 else array
+    if array.dtype != np.uint8:
+        array = array * (1 if do_rescale and array.max() > 1 else 255)
+        if array.min() < 0 or array.max() > 255:
+            raise ValueError(
+                f"Array pictures hold 0..255 or 0..1, got {array.dtype} with a range beyond; pass raw pixels, the image "
+                "processor normalises them."
+            )
+        array = np.round(array).astype(np.uint8)
+    return Image.fromarray(array)
+
+
+def cut_view(image: Image.Image, box: Box, side: int, resample: int, background: tuple[int, ...]) -> Image.Image:
+    """One view: the box resampled to `side` x `side`; what the box has outside the picture becomes background."""
+    left, top, right, bottom = box
+    x_scale, y_scale = side / (right - left), side / (bottom - top)
+    inside = (max(left, 0.0), max(top, 0.0), min(right, image.width), min(bottom, image.height))
+    x0, x1 = round((inside[0] - left) * x_scale), round((inside[2] - left) * x_scale)
+    y0, y1 = round((inside[1] - top) * y_scale), round((inside[3] - top) * y_scale)
+    if (x0, y0, x1, y1) == (0, 0, side, side):
+        return image.resize((side, side), resample, box=inside)
+    view = Image.new("RGB", (side, side), background)
+    if x1 > x0 and y1 > y0:
+        view.paste(image.resize((x1 - x0, y1 - y0), resample, box=inside), (x0, y0))
+    return view
+
+
+class OmniFusionImageProcessor(PilBackend):
+    r"""
+    Turns pictures into views: `pixel_values` (ΣV, 3, S, S) float32, flat over the batch, and `view_index` (ΣV,), which
+    counts from 0 within each picture (so it stays right when views of several requests are sliced or put together).
+
+    Pictures may be PIL images, numpy arrays, torch tensors, paths, URLs, base64 strings or the bytes of a file.
+    Source: paper section 3.3; v1.1 uses `image_fit="crop"`, bicubic, S=336.
+    """
+
+    valid_kwargs = OmniFusionImageProcessorKwargs
+    model_input_names = ["pixel_values", "view_index"]
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    size = {"height": 336, "width": 336}
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    view_strategy = "whole"
+    image_fit = "crop"
+    grid_canvases = [[1, 2], [2, 1], [2, 2], [1, 3], [3, 1]]
+    max_image_pixels = 2**27
+
+    def _validate_preprocess_kwargs(self, size=None, do_resize=None, do_convert_rgb=None, **kwargs):
+        super()._validate_preprocess_kwargs(size=size, do_resize=do_resize, **kwargs)
+        if not size.height or size.height != size.width:
+            raise ValueError(f"size must be square, {{'height': S, 'width': S}}, got {dict(size)}.")
+        if not (do_resize and do_convert_rgb):
+            raise ValueError("Views are always RGB and resized to S x S; do_resize and do_convert_rgb must stay True.")
+
+    def fetch_images(self, image_url_or_urls):
+        """Opens whatever is not a picture object yet; nesting is kept."""
+        if isinstance(image_url_or_urls, (list, tuple)):
+            return [self.fetch_images(item) for item in image_url_or_urls]
+        if isinstance(image_url_or_urls, (str, bytes, os.PathLike)):
+            return open_image(image_url_or_urls, self.max_image_pixels)
+        if not is_valid_image(image_url_or_urls):
+            raise TypeError(
+                f"A picture must be a PIL image, array, tensor, path, URL or bytes, got {type(image_url_or_urls)}."
+            )
+        return image_url_or_urls
+
+    def process_image(self, image, input_data_format=None, max_image_pixels=None, do_rescale=True, **kwargs):
+        if not isinstance(image, Image.Image):
+            image = array_to_image(image, do_rescale, input_data_format)
+        check_pixels(image, max_image_pixels)
+        return viewer_rgb(image)
+
+    def _preprocess(
+        self,
+        images: list[Image.Image],
+        size,
+        resample,
+        do_rescale,
+        rescale_factor,
+        do_normalize,
+        image_mean,
+        image_std,
+        view_strategy,
+        image_fit,
+        grid_canvases,
+        return_tensors,
+        **kwargs,
+    ) -> BatchFeature:
+        background = tuple(round(255 * mean) for mean in image_mean)
+        views, view_index = [], []
+        for image in images:
+            boxes = picture_views((image.height, image.width), view_strategy, image_fit, grid_canvases, size.height)
+            views += [cut_view(image, box, size.height, resample, background) for box in boxes]
+            view_index += range(len(boxes))
+        pixels = np.stack([np.asarray(view) for view in views]).astype(np.float32)  # (ΣV, S, S, 3)
+        if do_rescale:
+            pixels *= rescale_factor
+        if do_normalize:
+            pixels = (pixels - np.float32(image_mean)) / np.float32(image_std)
+        pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))  # (ΣV, 3, S, S)
+        data = {"pixel_values": pixels, "view_index": np.asarray(view_index, dtype=np.int64)}
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> int:
+        """V, the number of views of a picture of this size (transformers' name for it); needs no pixels."""
+        chosen = {"view_strategy": self.view_strategy, "grid_canvases": self.grid_canvases} | (images_kwargs or {})
+        side = self.size["height"]
+        return len(
+            picture_views((height, width), chosen["view_strategy"], self.image_fit, chosen["grid_canvases"], side)
+        )
+
+
+__all__ = ["OmniFusionImageProcessor"]

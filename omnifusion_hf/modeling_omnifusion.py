@@ -1,0 +1,267 @@
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""OmniFusion (arXiv 2404.06212): views -> encoders -> adapter -> visual tokens in the place of `<image>` -> LLM -> logits, loss.
+
+The skeleton and its names are those of transformers' LLaVA, so that tools which know it know this.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
+
+from .configuration_omnifusion import OmniFusionConfig
+from .modeling_omnifusion_projector import PROJECTORS
+from .modeling_omnifusion_vision import OmniFusionVisionModel, trim_encoder
+from .processing_omnifusion import add_special_tokens
+from .views_omnifusion import views_per_image
+
+
+@dataclass
+class OmniFusionModelOutputWithPast(BaseModelOutputWithPast):
+    """As `BaseModelOutputWithPast`; image_hidden_states: visual tokens of the batch's pictures in order, (ΣV·P, D)."""
+
+    image_hidden_states: torch.Tensor | None = None
+
+
+@dataclass
+class OmniFusionCausalLMOutputWithPast(ModelOutput):
+    """loss: scalar. logits: (B, L, vocab). image_hidden_states: visual tokens of the batch's pictures, (ΣV·P, D)."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor] | None = None
+    attentions: tuple[torch.Tensor] | None = None
+    image_hidden_states: torch.Tensor | None = None
+
+
+class OmniFusionPreTrainedModel(PreTrainedModel):
+    config: OmniFusionConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    # Attention and residuals of a view must stay on one device.
+    _no_split_modules = ["ProjectorLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    # Activations of large encoders leave float16's range (InternViT-6B does); bfloat16 is not touched by this.
+    _keep_in_fp32_modules = ["vision_tower", "multi_modal_projector"]
+
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+
+class OmniFusionModel(OmniFusionPreTrainedModel):
+    """Encoders, adapter and LLM without its head."""
+
+    def __init__(self, config: OmniFusionConfig):
+        super().__init__(config)
+        self.vision_tower = OmniFusionVisionModel(
+            config.vision_config, config.vision_feature_layer, config.vision_feature_select_strategy == "full"
+        )
+        self.multi_modal_projector = PROJECTORS[config.projector_type](config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        view_index: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        """Visual tokens of the pictures.
+
+        Args:
+            pixel_values: (ΣV, 3, S, S).
+            view_index: (ΣV,), 0 at the first view of each picture; without it every view is a picture.
+
+        Returns: `last_hidden_state` (ΣV, P, D), the adapter's output, and `pooler_output`, one (V·P, D) per picture.
+        """
+        features = self.vision_tower(pixel_values)
+        tokens = self.multi_modal_projector(
+            [feature.to(next(self.multi_modal_projector.parameters()).dtype) for feature in features]
+        )  # (ΣV, P, D)
+        num_views = [1] * len(tokens) if view_index is None else views_per_image(view_index.cpu())
+        per_image = [views.flatten(0, 1) for views in tokens.split(num_views)]  # (V·P, D) each
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=per_image)
+
+    def get_placeholder_mask(
+        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
+    ) -> torch.Tensor:
+        """Where the visual tokens go, (B, L, 1); raises `ValueError` when places and features differ in number."""
+        if input_ids is None:
+            image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
+            mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
+        else:
+            mask = input_ids == self.config.image_token_id
+        torch_compilable_check(
+            mask.sum() == image_features.shape[0],
+            f"Image features and image tokens do not match: <image> tokens per sample {mask.sum(-1).tolist()}, features "
+            f"{image_features.shape[0]}; make both with one OmniFusionProcessor (with a kept cache pass new pictures only).",
+        )
+        return mask.unsqueeze(-1).to(inputs_embeds.device)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        view_index: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | OmniFusionModelOutputWithPast:
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if pixel_values is not None and mm_encoder_outputs is not None:
+            raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
+
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)  # (B, L, D)
+
+        image_outputs = (mm_encoder_outputs or {}).get("image")
+        if pixel_values is not None:
+            image_outputs = self.get_image_features(pixel_values, view_index, return_dict=True)
+        image_features = None
+        if image_outputs is not None:
+            image_features = torch.cat(image_outputs.pooler_output).to(inputs_embeds.device, inputs_embeds.dtype)  # (ΣV·P, D)
+            mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
+            inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
+
+        outputs = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        return OmniFusionModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=image_features,
+        )
+
+
+class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMixin):
+    """The whole model with the language modelling head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: OmniFusionConfig):
+        super().__init__(config)
+        self.model = OmniFusionModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+        # Special tokens are places and marks, never an answer; generate(...) fills unset fields from here.
+        self.generation_config.suppress_tokens = config.special_token_ids
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls, vision: list[str], text: str, dtype: torch.dtype | str = "auto", **config
+    ) -> "OmniFusionForConditionalGeneration":
+        """Assembles a model from pretrained encoders and a pretrained LLM; only the adapter and new rows start untrained.
+
+        Args:
+            vision: names or folders of the vision encoders, in the adapter's order.
+            text: name or folder of a causal language model.
+            dtype: dtype to load the parts in, as in `from_pretrained`.
+            config: fields of [`OmniFusionConfig`]: `projector_type`, `vision_feature_layer`, `image_sizes`, …
+
+        Weights of the parts stay bit-identical; special tokens get new vocabulary rows (padded to a multiple of 64).
+        Its processor: [`OmniFusionProcessor.from_vision_text_pretrained`] with the same arguments.
+        """
+        tokenizer = add_special_tokens(AutoTokenizer.from_pretrained(text))
+        model_config = cls.config_class.from_vision_text_pretrained(vision, text, tokenizer=tokenizer, **config)
+        llm = AutoModelForCausalLM.from_pretrained(text, dtype=dtype)
+        llm.resize_token_embeddings(model_config.text_config.vocab_size)
+        with torch.device("meta"):
+            model = cls(model_config)
+        model.model.language_model, model.lm_head = llm.base_model, llm.get_output_embeddings()
+        encoders = zip(vision, model_config.vision_config.encoder_configs, model_config.vision_feature_layer)
+        for index, (name, encoder_config, layer) in enumerate(encoders):
+            encoder = AutoModel.from_pretrained(name, config=encoder_config, dtype=dtype)
+            model.model.vision_tower.encoders[index] = trim_encoder(encoder, layer)
+        model.model.multi_modal_projector = PROJECTORS[model_config.projector_type](model_config).to(llm.dtype)
+        model.generation_config = llm.generation_config
+        unused_rows = range(len(tokenizer), model_config.text_config.vocab_size)
+        model.generation_config.suppress_tokens = [*model_config.special_token_ids, *unused_rows]
+        model.tie_weights()
+        return model.eval()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor, view_index: torch.LongTensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple | BaseModelOutputWithPooling:
+        return self.model.get_image_features(pixel_values, view_index, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        view_index: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | OmniFusionCausalLMOutputWithPast:
+        r"""
+        pixel_values (`torch.Tensor` of shape `(ΣV, 3, S, S)`):
+            Views of all pictures of the batch, in the order of their placeholders.
+        view_index (`torch.LongTensor` of shape `(ΣV,)`):
+            0 at each picture's first view, then counting up.
+        labels (`torch.LongTensor` of shape `(B, L)`):
+            Ids to predict, -100 where none; shifted inside.
+        mm_encoder_outputs (`dict`):
+            `{"image": get_image_features(...)}` computed before, instead of `pixel_values`.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            view_index=view_index,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+        hidden_states = slice_logits_to_keep(outputs[0], logits_to_keep)
+        logits = self.lm_head(hidden_states)  # (B, L, vocab)
+        loss = None
+        if labels is not None:
+            vocab_size = self.config.text_config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+        return OmniFusionCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )
+
+
+__all__ = ["OmniFusionForConditionalGeneration", "OmniFusionModel", "OmniFusionPreTrainedModel"]

@@ -1,0 +1,142 @@
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""The frozen encoders: one set of views in, patch features of the layer asked for out, per encoder.
+
+Encoders are transformers' own vision models under their own names, so their weights load unchanged. Their blocks are
+called directly: layers above the one asked for, final norms and pooling heads are neither built nor computed.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel
+from transformers.modeling_utils import PreTrainedModel
+
+from .configuration_omnifusion import ENCODER_FAMILIES, OmniFusionVisionConfig
+
+
+@dataclass(frozen=True)
+class EncoderParts:
+    """Where a family keeps its blocks, and what lies behind them that patch features never pass."""
+
+    blocks: str
+    behind_blocks: tuple[str, ...]
+    interpolates_on_request: bool
+
+
+ENCODER_PARTS = {
+    "clip_vision_model": EncoderParts("encoder.layers", ("post_layernorm",), True),
+    "siglip_vision_model": EncoderParts("encoder.layers", ("post_layernorm", "head"), True),
+    "dinov2": EncoderParts("encoder.layer", ("layernorm",), False),
+    "internvl_vision": EncoderParts("encoder.layer", ("layernorm",), False),
+    "donut-swin": EncoderParts("encoder.layers", ("pooler",), True),
+}
+
+
+def needed_blocks(layer: int, num_layers: int) -> int:
+    """How many blocks hidden state `layer` needs (0: the embeddings alone; negative counts from the end)."""
+    return layer if layer >= 0 else num_layers + 1 + layer
+
+
+def trim_encoder(encoder: PreTrainedModel, layer: int) -> PreTrainedModel:
+    """Removes, in place, what hidden state `layer` does not need."""
+    parts = ENCODER_PARTS[encoder.config.model_type]
+    del encoder.get_submodule(parts.blocks)[needed_blocks(layer, encoder.config.num_hidden_layers) :]
+    for name in parts.behind_blocks:
+        if getattr(encoder, name, None) is not None:
+            setattr(encoder, name, nn.Identity())
+    return encoder
+
+
+def encode(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """The output of the last block that a trimmed encoder has, prefix tokens included."""
+    parts = ENCODER_PARTS[encoder.config.model_type]
+    pixel_values = pixel_values.to(encoder.dtype)  # (ΣV, 3, S_e, S_e)
+    options = {"interpolate_pos_encoding": True} if parts.interpolates_on_request else {}
+    hidden_states = encoder.embeddings(pixel_values, **options)
+    if encoder.config.model_type == "donut-swin":
+        return _encode_stages(encoder, *hidden_states)
+    if hasattr(encoder, "pre_layrnorm"):  # CLIP, spelled so in its weights
+        hidden_states = encoder.pre_layrnorm(hidden_states)
+    for block in encoder.get_submodule(parts.blocks):
+        # CLIP and SigLIP require the mask argument, InternVL has none
+        masks = () if encoder.config.model_type == "internvl_vision" else (None,)
+        hidden_states = block(hidden_states, *masks)
+    return hidden_states  # (ΣV, prefix + P_e, d_e)
+
+
+def _encode_stages(encoder: PreTrainedModel, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Swin stages hand on their grid, halved, beside the features."""
+    for stage in encoder.encoder.layers:
+        hidden_states, _, sizes = stage(hidden_states, grid)[:3]
+        grid = sizes[-2:]
+    return hidden_states  # (ΣV, P_e, d_e)
+
+
+class OmniFusionVisionModel(PreTrainedModel):
+    r"""
+    1-N vision encoders over the same views.
+
+    Args:
+        config: the encoders, their sizes and normalisations.
+        feature_layers: the hidden state wanted of each encoder.
+        keep_prefix: whether CLS tokens stay in front of the patches (`vision_feature_select_strategy="full"`).
+    """
+
+    config: OmniFusionVisionConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: OmniFusionVisionConfig, feature_layers: list[int], keep_prefix: bool = False):
+        super().__init__(config)
+        self.keep_prefix = keep_prefix
+        self.encoders = nn.ModuleList(
+            trim_encoder(AutoModel.from_config(encoder_config), layer)
+            for encoder_config, layer in zip(config.encoder_configs, feature_layers)
+        )
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoders[0].get_input_embeddings()
+
+    def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        """Patch features per encoder.
+
+        Args:
+            pixel_values: (ΣV, 3, S, S), normalised for the first encoder; any float dtype.
+
+        Returns: one tensor (ΣV, P_e, d_e) per encoder.
+        """
+        features = []
+        for index, encoder in enumerate(self.encoders):
+            hidden_states = encode(encoder, self._views_for(index, pixel_values))
+            if not self.keep_prefix:
+                hidden_states = hidden_states[:, ENCODER_FAMILIES[encoder.config.model_type].prefix_tokens :]
+            features.append(hidden_states)  # (ΣV, P_e, d_e)
+        return features
+
+    def _views_for(self, index: int, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The views at encoder `index`'s size and normalisation, computed in float32 where they differ from the first's."""
+        config, size = self.config, self.config.image_sizes[index]
+        ours = (config.image_means[index], config.image_stds[index])
+        given = (config.image_means[0], config.image_stds[0])
+        if ours == given and size == pixel_values.shape[-1]:
+            return pixel_values
+        (mean, std), (first_mean, first_std) = (
+            [torch.tensor(values, device=pixel_values.device).view(1, 3, 1, 1) for values in pair]
+            for pair in (ours, given)
+        )
+        colours = pixel_values.float() * first_std + first_mean
+        if size != pixel_values.shape[-1]:
+            colours = nn.functional.interpolate(
+                colours, size=(size, size), mode="bicubic", align_corners=False, antialias=True
+            ).clamp(0, 1)  # (ΣV, 3, S_e, S_e)
+        return (colours - mean) / std
+
+
+__all__ = ["OmniFusionVisionModel"]

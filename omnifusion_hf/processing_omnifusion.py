@@ -1,0 +1,197 @@
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""Text and pictures to model inputs: special tokens, the chat format, and the one place that counts image tokens.
+
+Every `<image>` in a prompt becomes `<img_start>` + V·P x `<image>` + `<img_end>`, V views of P visual tokens each.
+"""
+
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.processing_utils import MultiModalData, ProcessorMixin
+
+from .configuration_omnifusion import SPECIAL_TOKENS, OmniFusionConfig
+from .image_processing_omnifusion import OmniFusionImageProcessor
+from .views_omnifusion import views_per_image
+
+
+# User text is data. The chat template puts this private-use character inside any special token that a user typed, so
+# that the tokenizer does not see the token; the tokenizer's normalizer then removes it, and plain text is left.
+ESCAPE = "\ue0f5"
+
+# The format of the release (paper.md section 2; pictures that open a message stand before its role mark), with EOS
+# after every answer. BOS, where the LLM wants one, is put in front by `chat_template_for`, never by the tokenizer.
+CHAT_TEMPLATE = """\
+{%- macro typed(text) -%}
+{%- set ns = namespace(text=text) -%}
+{%- for token in ['<image>', '<img_start>', '<img_end>', '<user>', '<bot>'] -%}
+{%- set ns.text = ns.text | replace(token, token[0] + 'ESCAPE' + token[1:]) -%}
+{%- endfor -%}
+{{- ns.text -}}
+{%- endmacro -%}
+{%- macro plain(content) -%}
+{%- if content is string -%}{{- typed(content) -}}
+{%- else -%}
+{%- for part in content -%}
+{%- if part.type != 'text' -%}{{- raise_exception('Only user messages hold pictures, got a part of type ' + part.type) -}}{%- endif -%}
+{{- typed(part.text) -}}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- if messages[0].role == 'system' -%}
+{{- plain(messages[0].content) + '\\n' -}}
+{%- else -%}
+{{- 'This is a dialog with AI assistant.\\n' -}}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}
+{%- set ns = namespace(opened=false) -%}
+{%- set parts = [{'type': 'text', 'text': message.content}] if message.content is string else message.content -%}
+{%- for part in parts -%}
+{%- if part.type == 'image' -%}
+{{- '<image>' -}}
+{%- elif part.type == 'text' -%}
+{%- if not ns.opened -%}{{- '<user>' -}}{%- set ns.opened = true -%}{%- endif -%}
+{{- typed(part.text) -}}
+{%- else -%}
+{{- raise_exception('A user message holds parts of type text and image, got ' + part.type) -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if not ns.opened -%}{{- '<user>' -}}{%- endif -%}
+{%- elif message.role == 'assistant' -%}
+{{- '<bot>' -}}{%- generation -%}{{- plain(message.content) + eos_token -}}{%- endgeneration -%}
+{%- elif message.role != 'system' or not loop.first -%}
+{{- raise_exception('Roles are user, assistant and (first only) system, got ' + message.role) -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<bot>' -}}{%- endif -%}
+""".replace("ESCAPE", ESCAPE)
+
+
+def adds_bos(tokenizer) -> bool:
+    """Whether the tokenizer puts a BOS in front of every text by itself."""
+    return tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+
+
+def chat_template_for(tokenizer) -> str:
+    """The chat format for an LLM: with its BOS in front where it was trained with one."""
+    return ("{{- bos_token -}}" if adds_bos(tokenizer) else "") + CHAT_TEMPLATE
+
+
+def add_special_tokens(tokenizer) -> PreTrainedTokenizerFast:
+    """The LLM's tokenizer with OmniFusion's special tokens, as a plain fast tokenizer whose tokenizer.json says it all.
+
+    It adds no BOS or EOS by itself (the chat template does) and pads on the left, as generation needs. Without a
+    padding token EOS pads: the attention mask, not the id, tells padding apart.
+
+    Raises `ValueError` for a tokenizer without a fast backend.
+    """
+    from tokenizers import Tokenizer, normalizers, processors
+
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ValueError(
+            f"{type(tokenizer).__name__} has no fast backend; give a folder with a tokenizer.json (save the tokenizer "
+            "with transformers once to make it)."
+        )
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.post_processor = processors.Sequence([])
+    escape = normalizers.Replace(ESCAPE, "")
+    backend.normalizer = normalizers.Sequence([escape, *([backend.normalizer] if backend.normalizer else [])])
+    named = {name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    named.setdefault("pad_token", named.get("eos_token"))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        extra_special_tokens=dict(SPECIAL_TOKENS),
+        **named,
+    )
+
+
+class OmniFusionProcessor(ProcessorMixin):
+    r"""
+    Prepares prompts and pictures for [`OmniFusionForConditionalGeneration`].
+
+    image_seq_length (`int`):
+        P, the visual tokens of one view; `OmniFusionConfig.image_seq_length`.
+
+    Pictures go to a batch of prompts nested (`[[a, b], [c]]`, one list per prompt, checked per prompt) or flat (in the
+    order of the placeholders). `images=[]` means none.
+    """
+
+    def __init__(self, image_processor=None, tokenizer=None, image_seq_length=576, chat_template=None, **kwargs):
+        self.image_seq_length = image_seq_length
+        for name, default in SPECIAL_TOKENS.items():
+            token = getattr(tokenizer, name, None) or default
+            token_id = tokenizer.convert_tokens_to_ids(token)
+            if token_id is None or token_id == tokenizer.unk_token_id:
+                raise ValueError(
+                    f"The tokenizer does not know `{token}`; prepare it with "
+                    "omnifusion_hf.add_special_tokens(tokenizer) or OmniFusionProcessor.from_vision_text_pretrained."
+                )
+            setattr(self, name, token)
+            setattr(self, f"{name}_id", token_id)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls, vision: list[str], text: str, chat_template: str | None = None, image_options: dict | None = None, **config
+    ) -> "OmniFusionProcessor":
+        """The processor for a model assembled from pretrained parts; twin of the model's method of the same name.
+
+        Args:
+            vision: names or folders of the vision encoders; the first one's image processor gives normalisation.
+            text: name or folder of the LLM, whose tokenizer is used.
+            chat_template: a template of your own; by default the format of the release.
+            image_options: fields of [`OmniFusionImageProcessor`] to set, such as `view_strategy` or `image_fit`.
+            config: fields of [`OmniFusionConfig`], the same as given to the model.
+        """
+        tokenizer = AutoTokenizer.from_pretrained(text)
+        template = chat_template or chat_template_for(tokenizer)
+        tokenizer = add_special_tokens(tokenizer)
+        model_config = OmniFusionConfig.from_vision_text_pretrained(vision, text, tokenizer=tokenizer, **config)
+        vision_config = model_config.vision_config
+        image_processor = OmniFusionImageProcessor(
+            size={"height": vision_config.image_size, "width": vision_config.image_size},
+            image_mean=vision_config.image_means[0],
+            image_std=vision_config.image_stds[0],
+            **(image_options or {}),
+        )
+        return cls(image_processor, tokenizer, model_config.image_seq_length, chat_template=template)
+
+    def __call__(self, images=None, text=None, **kwargs):
+        if isinstance(images, (list, tuple)) and not _flatten(images):
+            images = None
+        return super().__call__(images=images, text=text, **kwargs)
+
+    def validate_inputs(self, images=None, text=None, **kwargs):
+        super().validate_inputs(images=images, text=text, **kwargs)
+        if text is None or not isinstance(images, (list, tuple)) or not any(isinstance(i, (list, tuple)) for i in images):
+            return
+        found = [prompt.count(self.image_token) for prompt in text]
+        given = [len(_flatten(sample)) for sample in images]
+        if found != given:
+            sample = next(i for i in range(max(len(found), len(given))) if found[i : i + 1] != given[i : i + 1])
+            raise ValueError(
+                f"Sample {sample}: the prompts hold {found} `{self.image_token}` placeholders, but {given} pictures were "
+                "given; pass one list of pictures per prompt, in the order of its placeholders."
+            )
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        num_views = views_per_image(image_inputs["view_index"])[image_idx]
+        return self.image_start_token + self.image_token * (num_views * self.image_seq_length) + self.image_end_token
+
+    def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
+        """Image tokens and views of pictures known by (height, width) alone; serving engines plan memory with it."""
+        if image_sizes is None:
+            return MultiModalData()
+        options = self._merge_kwargs(**kwargs)["images_kwargs"]
+        views = [self.image_processor.get_number_of_image_patches(*size, options) for size in image_sizes]
+        tokens = [num_views * self.image_seq_length for num_views in views]
+        return MultiModalData(num_image_tokens=tokens, num_image_patches=views)
+
+
+def _flatten(images) -> list:
+    if isinstance(images, (list, tuple)):
+        return [image for item in images for image in _flatten(item)]
+    return [images]
+
+
+__all__ = ["OmniFusionProcessor"]

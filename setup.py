@@ -1,0 +1,41 @@
+"""Package metadata of omnifusion_hf; settings of tools live in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "omnifusion_hf/__init__.py").read_text(encoding="utf-8"))[1]
+
+setup(
+    name="omnifusion_hf",
+    version=VERSION,
+    description="OmniFusion (arXiv 2404.06212) as a Hugging Face Transformers model package",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["omnifusion_hf", "omnifusion_hf.*"]),
+    package_data={"omnifusion_hf": ["tiny/*", "tiny/*/*", "model_card.md"]},
+    install_requires=[
+        "transformers>=5.23",
+        "torch>=2.6",
+        "torchvision",
+        "accelerate>=1.1",
+        "safetensors",
+        "huggingface-hub",
+        "sentencepiece",
+        "pillow",
+        "pyyaml",
+        "tqdm",
+    ],
+    extras_require={
+        "train": ["peft>=0.21"],
+        "convert": ["open_clip_torch"],
+        "lab": ["scikit-learn", "matplotlib"],
+        "test": ["pytest", "pytest-timeout", "ruff", "transformers-mlinter", "parameterized", "scikit-learn", "matplotlib", "peft>=0.21"],
+    },
+    entry_points={"console_scripts": ["omnifusion=omnifusion_hf.cli:main"]},
+)

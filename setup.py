@@ -35,7 +35,16 @@ setup(
         "train": ["peft>=0.21"],
         "convert": ["open_clip_torch"],
         "lab": ["scikit-learn", "matplotlib"],
-        "test": ["pytest", "pytest-timeout", "ruff", "transformers-mlinter", "parameterized", "scikit-learn", "matplotlib", "peft>=0.21"],
+        "test": [
+            "pytest",
+            "pytest-timeout",
+            "ruff",
+            "transformers-mlinter",
+            "parameterized",
+            "scikit-learn",
+            "matplotlib",
+            "peft>=0.21",
+        ],
     },
     entry_points={"console_scripts": ["omnifusion=omnifusion_hf.cli:main"]},
 )

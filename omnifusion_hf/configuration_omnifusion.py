@@ -179,7 +179,7 @@ class OmniFusionVisionConfig(PreTrainedConfig):
         return sum(self.hidden_sizes)
 
     def num_patches(self, index: int) -> int:
-        """Patch features that encoder `index` gives for one view; a Swin encoder halves its grid after every stage but the last."""
+        """Patch features of encoder `index` for one view; Swin halves its grid after every stage but the last."""
         config = self.encoder_configs[index]
         side = self.image_sizes[index] // _side(config.patch_size, "patch_size")
         for _ in getattr(config, "depths", [None])[1:]:
@@ -245,7 +245,9 @@ class OmniFusionConfig(PreTrainedConfig):
             tokenizer: the LLM's, with the special tokens added; the vocabulary is padded to a multiple of 64.
             kwargs: fields of this class; `image_sizes`, `image_means` and `image_stds` go to the vision part.
         """
-        vision_fields = {name: kwargs.pop(name) for name in ("image_sizes", "image_means", "image_stds") if name in kwargs}
+        vision_fields = {
+            name: kwargs.pop(name) for name in ("image_sizes", "image_means", "image_stds") if name in kwargs
+        }
         text_config = AutoConfig.from_pretrained(text)
         text_config.vocab_size = -(-max(text_config.vocab_size, len(tokenizer)) // 64) * 64
         ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(getattr(tokenizer, name)) for name in SPECIAL_TOKENS}

@@ -109,7 +109,9 @@ def viewer_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"Mode {image.mode} with values {values.min()}..{values.max()}; scale the picture to 8 bit.")
+            raise ValueError(
+                f"Mode {image.mode} with values {values.min()}..{values.max()}; scale the picture to 8 bit."
+            )
         image = Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
     elif image.mode == "F":
         raise ValueError("Mode F (32-bit float) has no defined brightness range; scale the picture to 8 bit.")
@@ -121,7 +123,7 @@ def viewer_rgb(image: Image.Image) -> Image.Image:
 
 
 def array_to_image(array, do_rescale: bool, input_data_format=None) -> Image.Image:
-    """A picture from a numpy array or torch tensor: (H, W), (H, W, C) or (C, H, W); 0..255, or 0..1 where rescaled already."""
+    """A picture from an array or tensor: (H, W), (H, W, C) or (C, H, W); 0..255, or 0..1 where rescaled already."""
     array = np.asarray(array)
     if array.ndim == 3:
         layout = input_data_format or infer_channel_dimension_format(array, num_channels=(1, 3, 4))
@@ -132,8 +134,8 @@ def array_to_image(array, do_rescale: bool, input_data_format=None) -> Image.Ima
         array = array * (1 if do_rescale and array.max() > 1 else 255)
         if array.min() < 0 or array.max() > 255:
             raise ValueError(
-                f"Array pictures hold 0..255 or 0..1, got {array.dtype} with a range beyond; pass raw pixels, the image "
-                "processor normalises them."
+                f"Array pictures hold 0..255 or 0..1, got {array.dtype} with a range beyond; pass raw pixels, "
+                "the image processor normalises them."
             )
         array = np.round(array).astype(np.uint8)
     return Image.fromarray(array)

@@ -1,5 +1,5 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""OmniFusion (arXiv 2404.06212): views -> encoders -> adapter -> visual tokens in the place of `<image>` -> LLM -> logits, loss.
+"""OmniFusion (arXiv 2404.06212): views -> encoders -> adapter -> visual tokens in the place of `<image>` -> LLM.
 
 The skeleton and its names are those of transformers' LLaVA, so that tools which know it know this.
 """
@@ -106,8 +106,9 @@ class OmniFusionModel(OmniFusionPreTrainedModel):
             mask = input_ids == self.config.image_token_id
         torch_compilable_check(
             mask.sum() == image_features.shape[0],
-            f"Image features and image tokens do not match: <image> tokens per sample {mask.sum(-1).tolist()}, features "
-            f"{image_features.shape[0]}; make both with one OmniFusionProcessor (with a kept cache pass new pictures only).",
+            f"Image features and image tokens do not match: <image> tokens per sample {mask.sum(-1).tolist()}, image "
+            f"features {image_features.shape[0]}; make both with one OmniFusionProcessor, and with a kept cache pass "
+            "new pictures only.",
         )
         return mask.unsqueeze(-1).to(inputs_embeds.device)
 
@@ -137,7 +138,9 @@ class OmniFusionModel(OmniFusionPreTrainedModel):
             image_outputs = self.get_image_features(pixel_values, view_index, return_dict=True)
         image_features = None
         if image_outputs is not None:
-            image_features = torch.cat(image_outputs.pooler_output).to(inputs_embeds.device, inputs_embeds.dtype)  # (ΣV·P, D)
+            image_features = torch.cat(image_outputs.pooler_output).to(
+                inputs_embeds.device, inputs_embeds.dtype
+            )  # (ΣV·P, D)
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
 
@@ -175,7 +178,7 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMi
     def from_vision_text_pretrained(
         cls, vision: list[str], text: str, dtype: torch.dtype | str = "auto", **config
     ) -> "OmniFusionForConditionalGeneration":
-        """Assembles a model from pretrained encoders and a pretrained LLM; only the adapter and new rows start untrained.
+        """Assembles a model from pretrained encoders and a pretrained LLM; adapter and new rows start untrained.
 
         Args:
             vision: names or folders of the vision encoders, in the adapter's order.
@@ -208,7 +211,10 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMi
         return self.lm_head
 
     def get_image_features(
-        self, pixel_values: torch.Tensor, view_index: torch.LongTensor | None = None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: torch.Tensor,
+        view_index: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
         return self.model.get_image_features(pixel_values, view_index, **kwargs)
 

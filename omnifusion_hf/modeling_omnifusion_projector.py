@@ -12,7 +12,7 @@ from .configuration_omnifusion import OmniFusionConfig
 
 
 class MlpProjector(nn.Module):
-    """Two linear layers with GELU between them: `W2 gelu(W1 [x_1; …; x_N] + b1) + b2`. The paper's best single-encoder adapter."""
+    """`W2 gelu(W1 [x_1; …; x_N] + b1) + b2`: two linear layers with GELU between. The paper's best for one encoder."""
 
     def __init__(self, config: OmniFusionConfig):
         super().__init__()
@@ -35,7 +35,7 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 
 class ProjectorAttention(nn.Module):
-    """Multi-head self-attention from Linear layers (serving engines replace those and cannot bear nn.MultiheadAttention)."""
+    """Multi-head self-attention from Linear layers, which serving engines can replace (nn.MultiheadAttention they cannot)."""
 
     def __init__(self, config: OmniFusionConfig, width: int):
         super().__init__()
@@ -62,7 +62,7 @@ class ProjectorAttention(nn.Module):
 
 
 class ProjectorLayer(nn.Module):
-    """One post-norm encoder layer, as PyTorch's `TransformerEncoderLayer(norm_first=False)`: ReLU, dropout in four places."""
+    """PyTorch's `TransformerEncoderLayer(norm_first=False)`: post-norm, ReLU, dropout in four places."""
 
     def __init__(self, config: OmniFusionConfig, width: int):
         super().__init__()
@@ -80,7 +80,7 @@ class ProjectorLayer(nn.Module):
 
 
 class TransformerProjector(nn.Module):
-    """`W layer([x_1; …; x_N]) + b`: one transformer layer over the visual tokens, then a linear map. The adapter of v1.1."""
+    """`W layer([x_1; …; x_N]) + b`: a transformer layer over the visual tokens, then a linear map. Used by v1.1."""
 
     def __init__(self, config: OmniFusionConfig):
         super().__init__()

@@ -121,7 +121,7 @@ class OmniFusionVisionModel(PreTrainedModel):
         return features
 
     def _views_for(self, index: int, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The views at encoder `index`'s size and normalisation, computed in float32 where they differ from the first's."""
+        """The views at encoder `index`'s size and normalisation; float32 where these differ from the first's."""
         config, size = self.config, self.config.image_sizes[index]
         ours = (config.image_means[index], config.image_stds[index])
         given = (config.image_means[0], config.image_stds[0])

@@ -30,7 +30,9 @@ CHAT_TEMPLATE = """\
 {%- if content is string -%}{{- typed(content) -}}
 {%- else -%}
 {%- for part in content -%}
-{%- if part.type != 'text' -%}{{- raise_exception('Only user messages hold pictures, got a part of type ' + part.type) -}}{%- endif -%}
+{%- if part.type != 'text' -%}
+{{- raise_exception('Only user messages hold pictures, got a part of type ' + part.type) -}}
+{%- endif -%}
 {{- typed(part.text) -}}
 {%- endfor -%}
 {%- endif -%}
@@ -76,7 +78,7 @@ def chat_template_for(tokenizer) -> str:
 
 
 def add_special_tokens(tokenizer) -> PreTrainedTokenizerFast:
-    """The LLM's tokenizer with OmniFusion's special tokens, as a plain fast tokenizer whose tokenizer.json says it all.
+    """The LLM's tokenizer with OmniFusion's special tokens, as a plain fast tokenizer (tokenizer.json says all).
 
     It adds no BOS or EOS by itself (the chat template does) and pads on the left, as generation needs. Without a
     padding token EOS pads: the attention mask, not the id, tells padding apart.
@@ -132,7 +134,12 @@ class OmniFusionProcessor(ProcessorMixin):
 
     @classmethod
     def from_vision_text_pretrained(
-        cls, vision: list[str], text: str, chat_template: str | None = None, image_options: dict | None = None, **config
+        cls,
+        vision: list[str],
+        text: str,
+        chat_template: str | None = None,
+        image_options: dict | None = None,
+        **config,
     ) -> "OmniFusionProcessor":
         """The processor for a model assembled from pretrained parts; twin of the model's method of the same name.
 
@@ -163,15 +170,19 @@ class OmniFusionProcessor(ProcessorMixin):
 
     def validate_inputs(self, images=None, text=None, **kwargs):
         super().validate_inputs(images=images, text=text, **kwargs)
-        if text is None or not isinstance(images, (list, tuple)) or not any(isinstance(i, (list, tuple)) for i in images):
+        if (
+            text is None
+            or not isinstance(images, (list, tuple))
+            or not any(isinstance(i, (list, tuple)) for i in images)
+        ):
             return
         found = [prompt.count(self.image_token) for prompt in text]
         given = [len(_flatten(sample)) for sample in images]
         if found != given:
             sample = next(i for i in range(max(len(found), len(given))) if found[i : i + 1] != given[i : i + 1])
             raise ValueError(
-                f"Sample {sample}: the prompts hold {found} `{self.image_token}` placeholders, but {given} pictures were "
-                "given; pass one list of pictures per prompt, in the order of its placeholders."
+                f"Sample {sample}: the prompts hold {found} `{self.image_token}` placeholders, but {given} pictures "
+                "were given; pass one list of pictures per prompt, in the order of its placeholders."
             )
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:

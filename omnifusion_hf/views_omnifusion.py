@@ -26,7 +26,7 @@ def _window(size: tuple[int, int], resized: tuple[int, int], corner: tuple[int, 
 def whole_view(size: tuple[int, int], fit: ImageFit, side: int) -> Box:
     """The box of the view that shows the whole picture.
 
-    `crop`: shortest edge to `side`, centre crop (CLIP). `pad`: longest edge to `side`, centred. `squash`: aspect ignored.
+    `crop`: shortest edge to `side`, centre crop (CLIP). `pad`: longest edge to `side`, centred. `squash`: no aspect.
 
     Args: size: (height, width) of the picture. side: S, the view's side in pixels.
 

@@ -1,4 +1,4 @@
-"""Tiny random parts from which the tests build models: encoders of every family, LLMs, a tokenizer. Offline, seeded."""
+"""Tiny random parts from which the tests build models: encoders of every family, LLMs, a tokenizer; seeded."""
 
 import numpy as np
 import torch
@@ -39,7 +39,9 @@ def encoder_config(family: str, image_size: int = 32):
         return Dinov2Config(**vit, mlp_ratio=2, image_size=image_size)
     if family == "internvl":
         return InternVLVisionConfig(**VIT, image_size=image_size)
-    return DonutSwinConfig(image_size=image_size, patch_size=4, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4)
+    return DonutSwinConfig(
+        image_size=image_size, patch_size=4, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4
+    )
 
 
 def text_config(family: str = "mistral", **changes):
@@ -59,7 +61,9 @@ def llm_tokenizer(add_bos: bool = False) -> PreTrainedTokenizerFast:
     raw.decoder = decoders.Sequence(steps)
     specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     text = ["This is a dialog with AI assistant. What colour is the sky? The sky is blue and the grass is green."] * 3
-    text += ["Describe the picture: a red square above two small circles, one left of the other. Привет, как дела?"] * 3
+    text += [
+        "Describe the picture: a red square above two small circles, one left of the other. Привет, как дела?"
+    ] * 3
     raw.train_from_iterator(text, trainers.BpeTrainer(vocab_size=400, special_tokens=specials, show_progress=False))
     if add_bos:
         from tokenizers import processors

@@ -35,7 +35,7 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 
 class ProjectorAttention(nn.Module):
-    """Multi-head self-attention from Linear layers, which serving engines can replace (nn.MultiheadAttention they cannot)."""
+    """Multi-head self-attention from Linear layers: serving engines replace those, not nn.MultiheadAttention."""
 
     def __init__(self, config: OmniFusionConfig, width: int):
         super().__init__()

@@ -47,6 +47,10 @@ class OmniFusionImageProcessorKwargs(ImagesKwargs, total=False):
     max_image_pixels: int
 
 
+# A resized picture above this is never made: 4096 x 4096 pixels, 48 MB.
+MAX_RESIZED_PIXELS = 2**24
+
+
 @contextmanager
 def _pillow_limit(max_pixels: int):
     """Pillow refuses above twice its own limit; ours decides, in both directions."""
@@ -141,19 +145,32 @@ def array_to_image(array, do_rescale: bool, input_data_format=None) -> Image.Ima
     return Image.fromarray(array)
 
 
-def cut_view(image: Image.Image, box: Box, side: int, resample: int, background: tuple[int, ...]) -> Image.Image:
-    """One view: the box resampled to `side` x `side`; what the box has outside the picture becomes background."""
-    left, top, right, bottom = box
-    x_scale, y_scale = side / (right - left), side / (bottom - top)
-    inside = (max(left, 0.0), max(top, 0.0), min(right, image.width), min(bottom, image.height))
-    x0, x1 = round((inside[0] - left) * x_scale), round((inside[2] - left) * x_scale)
-    y0, y1 = round((inside[1] - top) * y_scale), round((inside[3] - top) * y_scale)
-    if (x0, y0, x1, y1) == (0, 0, side, side):
-        return image.resize((side, side), resample, box=inside)
-    view = Image.new("RGB", (side, side), background)
-    if x1 > x0 and y1 > y0:
-        view.paste(image.resize((x1 - x0, y1 - y0), resample, box=inside), (x0, y0))
-    return view
+def cut_views(image: Image.Image, boxes: list[Box], side: int, resample: int, background: tuple) -> list[Image.Image]:
+    """The boxes resampled to `side` x `side`; what a box has outside the picture becomes background.
+
+    "Resize to whole pixels, then crop" is done literally, since Pillow reads a box in float32 and would be off by one
+    level here and there. Only where the resized picture would be huge (a region of a scan, a long strip) the box is
+    resampled directly.
+    """
+    resized = {image.size: image}
+    views = []
+    for left, top, right, bottom in boxes:
+        x_scale, y_scale = side / (right - left), side / (bottom - top)
+        size = (round(image.width * x_scale), round(image.height * y_scale))
+        corner = (round(-left * x_scale), round(-top * y_scale))
+        if size[0] * size[1] > MAX_RESIZED_PIXELS:
+            inside = (max(left, 0.0), max(top, 0.0), min(right, image.width), min(bottom, image.height))
+            corner = (max(corner[0], 0), max(corner[1], 0))
+            size = (round((inside[2] - inside[0]) * x_scale), round((inside[3] - inside[1]) * y_scale))
+            source = image.resize(size, resample, box=inside)
+        else:
+            if size not in resized:
+                resized[size] = image.resize(size, resample)
+            source = resized[size]
+        view = Image.new("RGB", (side, side), background)
+        view.paste(source, corner)
+        views.append(view)
+    return views
 
 
 class OmniFusionImageProcessor(PilBackend):
@@ -226,7 +243,7 @@ class OmniFusionImageProcessor(PilBackend):
         views, view_index = [], []
         for image in images:
             boxes = picture_views((image.height, image.width), view_strategy, image_fit, grid_canvases, size.height)
-            views += [cut_view(image, box, size.height, resample, background) for box in boxes]
+            views += cut_views(image, boxes, size.height, resample, background)
             view_index += range(len(boxes))
         pixels = np.stack([np.asarray(view) for view in views]).astype(np.float32)  # (ΣV, S, S, 3)
         if do_rescale:

@@ -3,7 +3,7 @@
 
 A view is what an encoder sees at once: the whole picture or a tile of it, always a square of S pixels. A box is
 `(left, top, right, bottom)` in pixels of the *original* picture, as floats; what lies outside the picture is padding.
-Boxes are those of "resize to whole pixels, then crop", so resampling a box gives that procedure's pixels exactly.
+Boxes are those of "resize to whole pixels, then crop", whose whole-pixel sizes can be read back from them exactly.
 """
 
 from typing import Literal

@@ -158,7 +158,7 @@ class OmniFusionVisionConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict:
         output = super().to_dict()
-        output["encoder_configs"] = [config.to_dict() for config in self.encoder_configs]
+        output["encoder_configs"] = [config.to_diff_dict() for config in self.encoder_configs]
         for config in output["encoder_configs"]:
             config.pop("transformers_version", None)
         return output

@@ -29,6 +29,10 @@ from transformers.processing_utils import ImagesKwargs
 from .views_omnifusion import Box, ImageFit, ViewStrategy, picture_views
 
 
+# Written into the saved file beside `resample`, so that a change of resampling between versions can be seen.
+RECORDED = {"backend": "pil", "antialias": True}
+
+
 class OmniFusionImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     view_strategy (`"whole"` or `"grid"`):
@@ -197,6 +201,15 @@ class OmniFusionImageProcessor(PilBackend):
     image_fit = "crop"
     grid_canvases = [[1, 2], [2, 1], [2, 2], [1, 3], [3, 1]]
     max_image_pixels = 2**27
+
+    def __init__(self, **kwargs):
+        for name, value in RECORDED.items():
+            if kwargs.pop(name, value) != value:
+                raise ValueError(f"{name} is always {value!r} here; remove it from the configuration.")
+        super().__init__(**kwargs)
+
+    def to_dict(self) -> dict:
+        return super().to_dict() | RECORDED
 
     def _validate_preprocess_kwargs(self, size=None, do_resize=None, do_convert_rgb=None, **kwargs):
         super()._validate_preprocess_kwargs(size=size, do_resize=do_resize, **kwargs)

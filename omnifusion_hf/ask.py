@@ -1,0 +1,44 @@
+"""Asking a saved model about picture files: what `omnifusion ask` and `make demo` do."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging
+
+
+TINY = Path(__file__).parent / "tiny"
+EXAMPLES = TINY / "pictures" / "questions.json"
+
+
+def load(folder_or_hub_id: str, device: str | None = None):
+    """(model, processor) for answering, on the GPU where there is one, in the checkpoint's dtype there, else float32."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = "auto" if device != "cpu" else torch.float32
+    logging.disable_progress_bar()
+    model = AutoModelForImageTextToText.from_pretrained(folder_or_hub_id, dtype=dtype, device_map=device)
+    return model.eval(), AutoProcessor.from_pretrained(folder_or_hub_id)
+
+
+def answer(model, processor, pictures: list, question: str, max_new_tokens: int = 128) -> str:
+    """The model's greedy answer to one question about 0, 1 or many pictures (paths, URLs or PIL images)."""
+    content = [{"type": "image", "image": str(p) if isinstance(p, Path) else p} for p in pictures]
+    message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
+    inputs = processor.apply_chat_template(
+        [message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    ).to(model.device)
+    ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def answer_examples(model, processor) -> list[dict]:
+    """The bundled pictures' questions with the model's `answer` beside the `truth`, printed as they come."""
+    examples = json.loads(EXAMPLES.read_text(encoding="utf-8"))
+    width = max(len(example["question"]) for example in examples)
+    for example in examples:
+        example["answer"] = answer(model, processor, [EXAMPLES.parent / example["picture"]], example["question"])
+        mark = "right" if example["answer"] == example["truth"] else "WRONG"
+        print(f"{example['picture']:<14} {example['question']:<{width}}  {mark}  {example['answer']!r}", end="")
+        print("" if mark == "right" else f" (truth: {example['truth']!r})", flush=True)
+    return examples

@@ -1,0 +1,143 @@
+"""Pretrains the tiny Mistral on text: what is where in a picture, written as rows of cells, then questions and answers about it.
+
+Cells follow the order in which an encoder's tokens will arrive later (row by row, two slots a token), so counting, comparing
+places and spelling out are learnt before the first picture is seen. Wording and chat format are those of the later dialogs.
+"""
+
+import argparse
+import math
+from pathlib import Path
+from random import Random
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from tqdm import tqdm
+from transformers import MistralConfig, MistralForCausalLM
+
+from .canvas import SIDE, Picture
+from .files import finish_folder, load_state, save_state
+from .optimizer import optimizer_for
+from .questions import conversation
+from .tokenizer import build_tokenizer
+from .world import render
+
+SHARES = {"scene": 0.48, "digit": 0.02, "text": 0.22, "formula": 0.28}
+SLOTS = 12  # a row; two words of a thing fill two slots
+POOL = 10  # batches drawn together and sorted by length, so that little of a batch is padding
+SYSTEM = "This is a dialog with AI assistant.\n"
+
+
+def tiny_mistral(vocab_size: int, width: int = 192, layers: int = 5) -> MistralForCausalLM:
+    config = MistralConfig(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        intermediate_size=512,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
+        num_key_value_heads=width // 64,
+        head_dim=32,
+        max_position_embeddings=1024,
+        sliding_window=None,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return MistralForCausalLM._from_config(config, attn_implementation="eager")
+
+
+def rows_of_cells(picture: Picture) -> str | None:
+    """The marks as rows of slots, "." for an empty one; empty rows are left out except in scenes. None when two marks collide."""
+    tall = 12 if picture.kind == "formula" else 6
+    rows = [["."] * SLOTS for _ in range(tall)]
+    for words, x, y in picture.marks:
+        row, column = int(y * tall / SIDE), int(x * SLOTS / SIDE)
+        parts = words.split()
+        column -= column % 2 if len(parts) == 2 else 0
+        for i, part in enumerate(parts):
+            if rows[row][column + i] != ".":
+                return None
+            rows[row][column + i] = part
+    return "".join(" " + c for row in rows if picture.kind == "scene" or set(row) != {"."} for c in row)
+
+
+class Dialogs(IterableDataset):
+    """Endless (input_ids, labels), padded to the longest of the batch; only answers and their end count."""
+
+    def __init__(self, batch_size: int, start: int):
+        self.batch_size, self.start = batch_size, start
+        self.tokenizer = build_tokenizer()
+
+    def __iter__(self):
+        worker = get_worker_info()
+        first, step = self.start // POOL, worker.num_workers if worker else 1
+        for pool in range(first + (worker.id if worker else 0), 1 << 40, step):
+            rng = Random(f"text/{pool}")
+            samples = []
+            while len(samples) < POOL * self.batch_size:
+                kind = rng.choices(list(SHARES), SHARES.values())[0]
+                sample = self.sample(rng, render("train", kind, rng.randrange(1 << 40)))
+                samples += [sample] if sample else []
+            samples.sort(key=lambda s: len(s[0]))
+            for i in rng.sample(range(POOL), POOL):
+                yield collate(samples[i * self.batch_size : (i + 1) * self.batch_size])
+
+    def sample(self, rng: Random, picture: Picture) -> tuple[list[int], list[int]] | None:
+        cells = rows_of_cells(picture)
+        if cells is None:
+            return None
+        ids = self._encode(SYSTEM) + self._encode(cells + "\n")
+        labels = [-100] * len(ids)
+        for turn in conversation(rng, picture):
+            question, answer = self._encode(turn.question + "\n"), self._encode(turn.answer)
+            answer.append(self.tokenizer.eos_token_id)
+            ids += question + answer
+            labels += [-100] * len(question) + answer
+        return ids, labels
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+def collate(samples: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
+    longest = max(len(ids) for ids, _ in samples)
+    return {
+        "input_ids": torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in samples]),
+        "labels": torch.tensor([labels + [-100] * (longest - len(labels)) for _, labels in samples]),
+    }
+
+
+def train(out: Path, steps: int, batch_size: int, lr: float) -> None:
+    torch.manual_seed(0)
+    data = Dialogs(batch_size, 0)
+    model = tiny_mistral(len(data.tokenizer))
+    optimizers, schedules = optimizer_for(model, lr, steps)
+    data.start = done = load_state(out / "state.pt", model, *optimizers, *schedules)
+    batches = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=8))
+    bar = tqdm(range(done, steps), initial=done, total=steps, desc="language model", mininterval=5)
+    mean = math.nan
+    for step in bar:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**next(batches)).loss
+        model.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for part in (*optimizers, *schedules):
+            part.step()
+        mean = loss.item() if math.isnan(mean) else 0.98 * mean + 0.02 * loss.item()
+        bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
+        if (step + 1) % 500 == 0 or step + 1 == steps:
+            save_state(out / "state.pt", step + 1, model, *optimizers, *schedules)
+    with finish_folder(out / "llm") as folder:
+        model.save_pretrained(folder)
+        data.tokenizer.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("lab/out/llm"))
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    args = parser.parse_args()
+    train(args.out, args.steps, args.batch_size, args.lr)

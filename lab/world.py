@@ -1,0 +1,31 @@
+"""Picture number `index` of a kind and a split: the whole world is this one function of three arguments."""
+
+from random import Random
+
+from .canvas import Picture, sample_rng
+from .glyphs import formula_for, render_digit, render_formula, render_text
+from .scenes import render_scene
+
+KINDS = ("scene", "digit", "text", "formula")
+TEXT_LENGTHS = (1, 2, 3, 4)
+TEXT_WEIGHTS = (20, 25, 30, 25)
+FORMULA_POOL = 30_000  # distinct draws for training; laying out a formula costs ten times what drawing it does
+
+
+def render(split: str, kind: str, index: int, length: int | None = None) -> Picture:
+    """The picture. `length` (1-4) fixes the number of characters of a text. `ValueError` for an unknown kind or split."""
+    rng = sample_rng(split, kind, index)
+    if kind == "scene":
+        return render_scene(rng)
+    if kind == "digit":
+        return render_digit(rng, split)
+    if kind == "text":
+        return render_text(rng, length or rng.choices(TEXT_LENGTHS, TEXT_WEIGHTS)[0])
+    if kind == "formula":
+        return render_formula(rng, _formula(rng, split))
+    raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+
+
+def _formula(rng: Random, split: str) -> str:
+    pooled = sample_rng(split, "latex", rng.randrange(FORMULA_POOL))
+    return formula_for(pooled if split == "train" else rng, split)

@@ -13,7 +13,7 @@ EXAMPLES = TINY / "pictures" / "questions.json"
 
 
 def load(folder_or_hub_id: str, device: str | None = None):
-    """(model, processor) for answering, on the GPU where there is one, in the checkpoint's dtype there, else float32."""
+    """(model, processor) for answering: on a GPU in the checkpoint's dtype, else on the CPU in float32."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = "auto" if device != "cpu" else torch.float32
     logging.disable_progress_bar()

@@ -42,6 +42,14 @@ class OmniFusionCausalLMOutputWithPast(ModelOutput):
     image_hidden_states: torch.Tensor | None = None
 
 
+AUTO_MAP = {
+    "AutoConfig": "configuration_omnifusion.OmniFusionConfig",
+    "AutoModel": "modeling_omnifusion.OmniFusionModel",
+    "AutoModelForImageTextToText": "modeling_omnifusion.OmniFusionForConditionalGeneration",
+    "AutoProcessor": "processing_omnifusion.OmniFusionProcessor",
+}
+
+
 class OmniFusionPreTrainedModel(PreTrainedModel):
     config: OmniFusionConfig
     base_model_prefix = "model"
@@ -58,6 +66,26 @@ class OmniFusionPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        # A class adds its own name alone, but serving engines look for the headless AutoModel in any saved folder.
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def half(self) -> "OmniFusionPreTrainedModel":
+        return self.to(torch.float16)
+
+    def to(self, *args, **kwargs) -> "OmniFusionPreTrainedModel":
+        """As usual, but with float16 encoders and adapter become float32, as in `from_pretrained(dtype=float16)`."""
+        if torch.float16 not in (*args, *kwargs.values()):
+            return super().to(*args, **kwargs)
+        for name, module in self.named_children():
+            dtype = torch.float32 if name in self._keep_in_fp32_modules else torch.float16
+            module.to(
+                *(dtype if value is torch.float16 else value for value in args),
+                **{key: dtype if value is torch.float16 else value for key, value in kwargs.items()},
+            )
+        return self
 
 
 class OmniFusionModel(OmniFusionPreTrainedModel):
@@ -88,9 +116,9 @@ class OmniFusionModel(OmniFusionPreTrainedModel):
         Returns: `last_hidden_state` (ΣV, P, D), the adapter's output, and `pooler_output`, one (V·P, D) per picture.
         """
         features = self.vision_tower(pixel_values)
-        tokens = self.multi_modal_projector(
-            [feature.to(next(self.multi_modal_projector.parameters()).dtype) for feature in features]
-        )  # (ΣV, P, D)
+        # Quantised weights are integers; biases and norms keep the dtype that the adapter computes in.
+        dtype = next(p.dtype for p in self.multi_modal_projector.parameters() if p.is_floating_point())
+        tokens = self.multi_modal_projector([feature.to(dtype) for feature in features])  # (ΣV, P, D)
         num_views = [1] * len(tokens) if view_index is None else views_per_image(view_index.cpu())
         per_image = [views.flatten(0, 1) for views in tokens.split(num_views)]  # (V·P, D) each
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=per_image)
@@ -171,8 +199,6 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMi
         self.model = OmniFusionModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
-        # Special tokens are places and marks, never an answer; generate(...) fills unset fields from here.
-        self.generation_config.suppress_tokens = config.special_token_ids
 
     @classmethod
     def from_vision_text_pretrained(
@@ -193,6 +219,7 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMi
         model_config = cls.config_class.from_vision_text_pretrained(vision, text, tokenizer=tokenizer, **config)
         llm = AutoModelForCausalLM.from_pretrained(text, dtype=dtype)
         llm.resize_token_embeddings(model_config.text_config.vocab_size)
+        model_config.text_config = llm.config  # one object, so that later changes reach the modules
         with torch.device("meta"):
             model = cls(model_config)
         model.model.language_model, model.lm_head = llm.base_model, llm.get_output_embeddings()
@@ -200,12 +227,20 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMi
         for index, (name, encoder_config, layer) in enumerate(encoders):
             encoder = AutoModel.from_pretrained(name, config=encoder_config, dtype=dtype)
             model.model.vision_tower.encoders[index] = trim_encoder(encoder, layer)
+            model_config.vision_config.encoder_configs[index] = encoder.config
         model.model.multi_modal_projector = PROJECTORS[model_config.projector_type](model_config).to(llm.dtype)
         model.generation_config = llm.generation_config
         unused_rows = range(len(tokenizer), model_config.text_config.vocab_size)
-        model.generation_config.suppress_tokens = [*model_config.special_token_ids, *unused_rows]
+        model.generation_config.suppress_tokens = [*(llm.generation_config.suppress_tokens or ()), *unused_rows]
         model.tie_weights()
         return model.eval()
+
+    def _prepare_generation_config(self, generation_config, **kwargs):
+        # Special tokens are places and marks, never an answer, whatever else a caller suppresses.
+        generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        suppressed = {*(generation_config.suppress_tokens or ()), *self.config.special_token_ids}
+        generation_config.suppress_tokens = sorted(suppressed)
+        return generation_config, model_kwargs
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head

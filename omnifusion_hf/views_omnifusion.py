@@ -33,7 +33,7 @@ def whole_view(size: tuple[int, int], fit: ImageFit, side: int) -> Box:
     >>> whole_view((100, 200), "crop", 50)
     (50.0, 0.0, 150.0, 100.0)
     >>> whole_view((100, 200), "pad", 50)
-    (0.0, -52.0, 200.0, 148.0)
+    (0.0, -48.0, 200.0, 152.0)
     >>> whole_view((100, 200), "squash", 50)
     (0.0, 0.0, 200.0, 100.0)
     """
@@ -47,7 +47,8 @@ def whole_view(size: tuple[int, int], fit: ImageFit, side: int) -> Box:
         resized = fit_inside(size, (side, side))
     else:
         raise ValueError(f"image_fit `{fit}` is unknown; use 'crop', 'pad' or 'squash'.")
-    corner = ((resized[0] - side) // 2, (resized[1] - side) // 2)
+    # Rounds towards zero: an odd margin is cut (crop) as CLIP does and padded (pad) as the grid's canvas is.
+    corner = (int((resized[0] - side) / 2), int((resized[1] - side) / 2))
     return _window(size, resized, corner, side)
 
 

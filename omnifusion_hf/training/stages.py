@@ -1,0 +1,154 @@
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""What each stage trains (paper section 2): one table, `STAGES`, and the function that makes it so.
+
+In stage 1 the special tokens' rows are a small parameter of their own that stands in for the rows of the frozen
+embedding table, so the optimiser knows of nothing else. Every state dict shows them folded into the table: all
+checkpoints of a run are plain model folders.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from ..modeling_omnifusion import OmniFusionForConditionalGeneration
+
+
+PARTS = {
+    "vision_tower": "model.vision_tower.",
+    "multi_modal_projector": "model.multi_modal_projector.",
+    "special_token_rows": "special_token_rows",
+    "language_model": "model.language_model.",
+    "lm_head": "lm_head.",
+}
+
+# Stage 2 trains the whole embedding table, the special tokens' rows with it.
+STAGES = {
+    "pretrain": ("multi_modal_projector", "special_token_rows"),
+    "finetune": ("multi_modal_projector", "language_model", "lm_head"),
+}
+
+
+@dataclass
+class PartPlan:
+    """One line of the stage table: parameters in all, trained ones, tensors that hold these, bytes that they cost."""
+
+    part: str
+    parameters: int = 0
+    trained: int = 0
+    tensors: int = 0
+    weight_bytes: int = 0
+    gradient_bytes: int = 0
+    optimizer_bytes: int = 0
+
+    def add(self, parameter: nn.Parameter):
+        size = parameter.numel() * parameter.element_size()
+        self.parameters += parameter.numel()
+        self.weight_bytes += size
+        if parameter.requires_grad:
+            self.trained += parameter.numel()
+            self.tensors += 1
+            self.gradient_bytes += size
+            self.optimizer_bytes += 2 * size  # AdamW's two moments
+
+
+def apply_stage(model: OmniFusionForConditionalGeneration, stage: str) -> list[PartPlan]:
+    """Sets what trains, in float32 (updates of this size vanish in bfloat16); the rest keeps its dtype and is frozen.
+
+    Returns the stage table. Raises `ValueError` for an unknown stage.
+    """
+    if stage not in STAGES:
+        raise ValueError(f"stage `{stage}` is unknown; use one of {list(STAGES)}.")
+    if "special_token_rows" in STAGES[stage]:
+        split_special_token_rows(model)
+    trained = set(STAGES[stage])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(part_of(name) in trained)
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    model.model.vision_tower.register_forward_pre_hook(_stay_in_eval_mode)
+    return stage_plan(model)
+
+
+def _stay_in_eval_mode(tower: nn.Module, args: tuple):
+    """Trainer puts the whole model in training mode; frozen encoders must not drop paths (Swin would)."""
+    tower.eval()
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter of this name belongs to; rows go before the table that they stand in."""
+    parts = [part for part, pattern in PARTS.items() if name.startswith(pattern) or name.endswith(pattern)]
+    return min(parts, key=lambda part: part != "special_token_rows")
+
+
+def stage_plan(model: nn.Module) -> list[PartPlan]:
+    """The stage table of a model as it is frozen now."""
+    plans = {part: PartPlan(part) for part in PARTS}
+    for name, parameter in model.named_parameters():
+        plans[part_of(name)].add(parameter)
+    return [plan for plan in plans.values() if plan.parameters]
+
+
+def format_plan(plans: list[PartPlan]) -> str:
+    """The stage table as text, bytes in MB (10^6)."""
+    counts, costs = (
+        f"{'parameters':>15}{'trained':>15}{'tensors':>9}",
+        f"{'weights':>11}{'gradients':>11}{'AdamW':>11}",
+    )
+    lines = [f"{'part':<22}{counts}{costs}"]
+    for plan in plans:
+        cost = (plan.weight_bytes, plan.gradient_bytes, plan.optimizer_bytes)
+        counts = f"{plan.part:<22}{plan.parameters:>15,}{plan.trained:>15,}{plan.tensors:>9,}"
+        lines.append(counts + "".join(f"{size / 1e6:>8,.1f} MB" for size in cost))
+    return "\n".join(lines)
+
+
+def split_special_token_rows(model: OmniFusionForConditionalGeneration):
+    """Gives the special tokens' rows a float32 parameter of their own, `special_token_rows` (5, D), on the embedding.
+
+    With a tied head the output rows follow; an untied head's rows stay, for these tokens are never predicted.
+    """
+    table = model.get_input_embeddings()
+    ids = torch.tensor(model.config.special_token_ids, device=table.weight.device)
+    table.register_buffer("special_token_ids", ids, persistent=False)
+    table.special_token_rows = nn.Parameter(table.weight.detach()[ids].float())  # (5, D)
+    table.register_forward_hook(_embed_rows)
+    if model.config.tie_word_embeddings:
+        model.lm_head.register_forward_hook(partial(_score_rows, table))
+    model.register_state_dict_post_hook(_fold_rows)
+    model.register_load_state_dict_pre_hook(_unfold_rows)
+
+
+def _embed_rows(table: nn.Embedding, args: tuple, embeddings: torch.Tensor) -> torch.Tensor:
+    found = args[0].unsqueeze(-1) == table.special_token_ids  # (B, L, 5)
+    rows = nn.functional.embedding(found.int().argmax(-1), table.special_token_rows)  # (B, L, D)
+    return torch.where(found.any(-1, keepdim=True), rows.to(embeddings.dtype), embeddings)
+
+
+def _score_rows(table: nn.Embedding, head: nn.Linear, args: tuple, logits: torch.Tensor) -> torch.Tensor:
+    scores = nn.functional.linear(args[0], table.special_token_rows.to(args[0].dtype))  # (B, L, 5)
+    return logits.index_copy(-1, table.special_token_ids, scores.to(logits.dtype))
+
+
+def _table_keys(model: nn.Module) -> tuple[str, str]:
+    """Names of the embedding table's weight and of the rows in the model's state dict."""
+    table = model.get_input_embeddings()
+    prefix = next(name for name, module in model.named_modules() if module is table)
+    return f"{prefix}.weight", f"{prefix}.special_token_rows"
+
+
+def _fold_rows(model: nn.Module, state_dict: dict, prefix: str, metadata: dict):
+    weight_key, rows_key = (prefix + key for key in _table_keys(model))
+    weight, rows = state_dict[weight_key], state_dict.pop(rows_key)
+    ids = model.get_input_embeddings().special_token_ids
+    folded = weight.index_copy(0, ids.to(weight.device), rows.to(weight))
+    tied = [key for key, value in state_dict.items() if value.data_ptr() == weight.data_ptr()]
+    state_dict.update(dict.fromkeys(tied, folded))
+
+
+def _unfold_rows(model: nn.Module, state_dict: dict, prefix: str, *unused):
+    weight_key, rows_key = (prefix + key for key in _table_keys(model))
+    if weight_key in state_dict:
+        weight = state_dict[weight_key]
+        state_dict[rows_key] = weight[model.get_input_embeddings().special_token_ids.to(weight.device)]

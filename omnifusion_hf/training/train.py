@@ -1,0 +1,122 @@
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""`omnifusion train`: a recipe to a trained model folder, by transformers' own Trainer."""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments
+
+from .collator import ConversationCollator
+from .data import ConversationDataset
+from .stages import PartPlan, apply_stage, format_plan
+
+
+@dataclass
+class ModelDataArguments:
+    """What to train on what; everything else in a recipe is a field of transformers' TrainingArguments."""
+
+    model_name_or_path: str = field(metadata={"help": "Folder or Hub name of an OmniFusion model with its processor."})
+    stage: Literal["pretrain", "finetune"] = field(metadata={"help": "What trains, see training/stages.py."})
+    data_path: str = field(metadata={"help": "JSON file of LLaVA-format conversations."})
+    image_folder: str | None = field(default=None, metadata={"help": "Folder of the pictures; default: data_path's."})
+    max_length: int | None = field(default=None, metadata={"help": "Most tokens per sample, pictures included."})
+
+
+def parse_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[ModelDataArguments, TrainingArguments]:
+    """Reads a YAML recipe; `overrides` are `key=value` strings that win over it.
+
+    Raises `ValueError` for an unknown key, a missing one or a value of the wrong type, and names it.
+    """
+    fields = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
+    if not isinstance(fields, dict):
+        raise ValueError(f"{recipe} must hold `key: value` lines, got {type(fields).__name__}.")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ValueError(f"`{override}` is not an override; write key=value.")
+        fields[key] = yaml.safe_load(value)
+    # As command-line arguments, not parse_yaml_file: YAML reads 1e-3 as text, the dataclass knows that it is a float.
+    parser = HfArgumentParser((ModelDataArguments, TrainingArguments), allow_abbrev=False)
+    parser.error = _raise_error
+    return parser.parse_args_into_dataclasses(args=[word for item in fields.items() for word in _words(*item)])
+
+
+def _raise_error(message: str):
+    raise ValueError(f"{message}; see ModelDataArguments and transformers' TrainingArguments.")
+
+
+def _words(key: str, value) -> list[str]:
+    """One field as command-line words; null is the default."""
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)]
+    return [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"]
+
+
+def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
+    """Trains one stage, leaves model and processor in `args.output_dir` and returns what training_summary.json says."""
+    processor = AutoProcessor.from_pretrained(model_data.model_name_or_path)
+    dataset = ConversationDataset(
+        model_data.data_path, model_data.image_folder, processor.image_processor.max_image_pixels
+    )
+    model = AutoModelForImageTextToText.from_pretrained(model_data.model_name_or_path)
+    saved_dtype = model.dtype
+    plans = apply_stage(model, model_data.stage)
+    if args.process_index == 0:
+        print(f"stage {model_data.stage}, {len(dataset)} samples\n{format_plan(plans)}", flush=True)
+
+    args.remove_unused_columns = False  # the collator makes the model's inputs from messages
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=dataset,
+        data_collator=ConversationCollator(processor, model_data.max_length),
+        processing_class=processor,  # saved beside every checkpoint
+    )
+    start = time.monotonic()
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
+    seconds = time.monotonic() - start
+    model.to(saved_dtype)
+    trainer.save_model()
+    summary = summarise(model_data.stage, trainer, plans, len(dataset), seconds)
+    if trainer.is_world_process_zero():
+        _write_whole(Path(args.output_dir) / "training_summary.json", json.dumps(summary, indent=2))
+    return summary
+
+
+def checkpoint_to_resume(args: TrainingArguments) -> str | None:
+    """`resume_from_checkpoint` as Trainer wants it: true means the last whole checkpoint in output_dir, if any."""
+    wanted = str(args.resume_from_checkpoint or "false")
+    if wanted.lower() not in ("true", "false"):
+        return wanted
+    # Trainer writes trainer_state.json last: a folder without it was cut off.
+    whole = [path.parent for path in Path(args.output_dir).glob("checkpoint-*/trainer_state.json")]
+    if wanted.lower() == "false" or not whole:
+        return None
+    return str(max(whole, key=lambda path: int(path.name.split("-")[-1])))
+
+
+def summarise(stage: str, trainer: Trainer, plans: list[PartPlan], samples: int, seconds: float) -> dict:
+    """The figures of a finished run. `final_loss` is the last logged one, `seconds` are of this process alone."""
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "stage": stage,
+        "steps": trainer.state.global_step,
+        "final_loss": losses[-1] if losses else None,
+        "samples": samples,
+        "seconds": round(seconds, 1),
+        "trained_parameters": {plan.part: plan.trained for plan in plans if plan.trained},
+    }
+
+
+def _write_whole(path: Path, text: str):
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

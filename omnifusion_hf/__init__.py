@@ -24,7 +24,11 @@ def _register():
     AutoModelForImageTextToText.register(OmniFusionConfig, OmniFusionForConditionalGeneration)
     if hasattr(transformers, "AutoModelForMultimodalLM"):
         transformers.AutoModelForMultimodalLM.register(OmniFusionConfig, OmniFusionForConditionalGeneration)
-    AutoImageProcessor.register(OmniFusionConfig, OmniFusionImageProcessor)
+    # One class under both names: asked for torchvision, transformers would warn of a fallback that is none.
+    AutoImageProcessor.register(
+        OmniFusionConfig,
+        image_processor_classes={"pil": OmniFusionImageProcessor, "torchvision": OmniFusionImageProcessor},
+    )
     AutoProcessor.register(OmniFusionConfig, OmniFusionProcessor)
 
     OmniFusionConfig.register_for_auto_class()

@@ -1,0 +1,1 @@
+"""Converters: one module a source. Nothing outside this folder reads a pickle."""

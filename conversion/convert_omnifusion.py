@@ -1,0 +1,273 @@
+"""Converts the authors' release v1.1 into one folder that `AutoModelForImageTextToText.from_pretrained` loads.
+
+    python conversion/convert_omnifusion.py --source AIRI-Institute/OmniFusion --output omnifusion-v1_1
+
+Weights stream shard by shard; every tensor of the source is mapped, split or dropped by a table (release_v1_1.py), every
+tensor of the model is written exactly once; the output appears under its name only when it is complete.
+"""
+
+import argparse
+import json
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+from transformers import AutoConfig, GenerationConfig
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.models.auto.image_processing_auto import get_image_processor_config
+
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from conversion import release_v1_1 as release_keys  # noqa: E402
+from conversion.pickles import read  # noqa: E402
+from conversion.release_v1_1 import Release, find_shards, projection_tensors, renamed  # noqa: E402
+from conversion.tokenizers_llama import fast_tokenizer  # noqa: E402
+from omnifusion_hf import (  # noqa: E402
+    OmniFusionConfig,
+    OmniFusionForConditionalGeneration,
+    OmniFusionImageProcessor,
+    OmniFusionProcessor,
+    add_special_tokens,
+)
+from omnifusion_hf.configuration_omnifusion import SPECIAL_TOKENS  # noqa: E402
+from omnifusion_hf.hub import staged_folder  # noqa: E402
+from omnifusion_hf.modeling_omnifusion import AUTO_MAP  # noqa: E402
+from omnifusion_hf.processing_omnifusion import CHAT_TEMPLATE  # noqa: E402
+
+
+VISION = "openai/clip-vit-large-patch14-336"
+
+# The README of the release; [2] in its list of bad words is ignored by transformers because it is EOS.
+GENERATION = {
+    "do_sample": False,
+    "num_beams": 3,
+    "early_stopping": True,
+    "max_new_tokens": 50,
+    "no_repeat_ngram_size": 4,
+    "no_repeat_ngram_in_prompt": False,
+    "bad_words_ids": [[28705, 13], [714], [13]],
+    "forced_eos_token_id": 2,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+    "bos_token_id": 1,
+}
+
+
+@dataclass
+class Ledger:
+    """Which tensors of the model are written, and where; each exactly once and in the right shape."""
+
+    expected: dict[str, tuple[int, ...]]
+    written: dict[str, str] = field(default_factory=dict)
+
+    def enter(self, tensors: dict[str, torch.Tensor], file: str):
+        for name, tensor in tensors.items():
+            if name not in self.expected or name in self.written:
+                raise ValueError(f"`{name}` has no place in the model (or came twice); is this the right source?")
+            if tuple(tensor.shape) != self.expected[name]:
+                raise ValueError(f"`{name}` has shape {tuple(tensor.shape)}, the model expects {self.expected[name]}.")
+            self.written[name] = file
+
+    def close(self):
+        if missing := sorted(set(self.expected) - set(self.written)):
+            raise ValueError(f"The source lacks {len(missing)} tensors, the first `{missing[0]}`; is it complete?")
+
+
+@dataclass(frozen=True)
+class VisionTower:
+    """The CLIP encoder's folder: its configuration, weight files and preprocessing."""
+
+    config: object
+    shards: list[Path]
+    preprocessing: dict
+
+    @classmethod
+    def find(cls, folder: Path) -> "VisionTower":
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{folder} is no vision tower: config.json is missing; expected a CLIP model folder.")
+        config = AutoConfig.from_pretrained(folder)
+        config = getattr(config, "vision_config", config)
+        if config.model_type != "clip_vision_model":
+            raise ValueError(f"{folder} holds a `{config.model_type}`; v1.1 was trained with a CLIP vision tower.")
+        return cls(config, find_shards(folder), get_image_processor_config(folder))
+
+    def tensors(self, num_layers: int):
+        """Tensors of the first `num_layers` layers under their names here."""
+        for shard in self.shards:
+            for name, tensor in shard_tensors(shard):
+                target = renamed(name, release_keys.VISION_KEYS, release_keys.VISION_DROPPED, str(shard))
+                layer = target and target.startswith("encoder.layers.") and int(target.split(".")[2])
+                if target and (layer is False or layer < num_layers):
+                    yield f"model.vision_tower.encoders.0.{target}", tensor
+
+
+def shard_tensors(path: Path):
+    """(name, tensor) one by one; safetensors are read from the mapped file, nothing else stays in memory."""
+    if path.suffix == ".bin":
+        yield from read(path).items()
+        return
+    with safe_open(path, framework="pt") as shard:
+        for name in shard.keys():
+            yield name, shard.get_tensor(name)
+
+
+def locate(source: str, patterns: list[str]) -> Path:
+    """A folder as it is, or the files of a Hub repository, downloaded with progress and resume."""
+    if Path(source).exists():
+        return Path(source)
+    if source.count("/") != 1 or source.startswith((".", "/")):
+        raise ValueError(f"`{source}` is neither a folder nor a Hub id (owner/name); check the path.")
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(source, allow_patterns=patterns))
+
+
+def model_config(release: Release, tower: VisionTower, tokenizer) -> OmniFusionConfig:
+    """The configuration that the files describe; `ValueError` where they do not fit each other."""
+    adapter = release.read_projection()
+    layer, linear = adapter.transformer_layer, adapter.tensors()["linear.weight"]
+    text_config = AutoConfig.from_pretrained(release.llm_config.parent)
+    for part, found, expected in (
+        ("vision tower's width", tower.config.hidden_size, linear.shape[1]),
+        ("LLM's width", text_config.hidden_size, linear.shape[0]),
+    ):
+        if found != expected:
+            raise ValueError(
+                f"The {part} is {found}, but projection.pt was made for {expected}; give the matching one."
+            )
+    text_config.vocab_size = -(-len(tokenizer) // 64) * 64
+    text_config.architectures = None
+    preprocessing = tower.preprocessing
+    vision = {"encoder_configs": [tower.config], "image_sizes": [crop_side(preprocessing, tower.config.image_size)]}
+    for field_name, key in (("image_means", "image_mean"), ("image_stds", "image_std")):
+        vision[field_name] = [preprocessing[key]] if key in preprocessing else None
+    return OmniFusionConfig(
+        vision_config=vision,
+        text_config=text_config,
+        projector_type="transformer",
+        projector_num_attention_heads=layer.self_attn.num_heads,
+        projector_intermediate_size=adapter.tensors()["transformer_layer.linear1.bias"].shape[0],
+        projector_dropout=layer.dropout.p,
+        **{f"{name}_id": getattr(tokenizer, f"{name}_id") for name in SPECIAL_TOKENS},
+    )
+
+
+def crop_side(preprocessing: dict, default: int) -> int:
+    """Side of the centre crop, written as a number in older files and as height and width in newer ones."""
+    size = preprocessing.get("crop_size", default)
+    return size["height"] if isinstance(size, dict) else size
+
+
+def with_special_rows(name: str, tensor: torch.Tensor, rows: int, vectors: dict[int, torch.Tensor]) -> torch.Tensor:
+    """Embedding or head of the original vocabulary, padded; the embedding's new rows hold the trained vectors."""
+    padded = torch.zeros(rows, tensor.shape[1], dtype=tensor.dtype)
+    padded[: len(tensor)] = tensor
+    if name.endswith("embed_tokens.weight"):
+        for row, vector in vectors.items():
+            padded[row] = vector.to(tensor.dtype)
+    return padded
+
+
+def llm_tensors(shard: Path, rows: int, vectors: dict[int, torch.Tensor]):
+    """The LLM's tensors of one shard under their names here."""
+    for name, tensor in shard_tensors(shard):
+        target = renamed(name, release_keys.LLM_KEYS, release_keys.LLM_DROPPED, str(shard))
+        if target in ("lm_head.weight", "model.language_model.embed_tokens.weight"):
+            tensor = with_special_rows(target, tensor, rows, vectors)
+        if target:
+            yield target, tensor
+
+
+def weight_groups(release: Release, tower: VisionTower, config: OmniFusionConfig):
+    """The model's tensors in groups that fit into memory: adapter and vision tower, then the LLM shard by shard."""
+    needed_layers = config.vision_config.encoder_configs[0].num_hidden_layers - 1  # for hidden state -2
+    adapter = projection_tensors(release.read_projection(), str(release.projection))
+    yield adapter | dict(tower.tensors(needed_layers))
+    vectors = release.read_special_vectors(config.text_config.hidden_size)
+    rows = {getattr(config, release_keys.SPECIAL_VECTORS[name]): vector for name, vector in vectors.items()}
+    for shard in release.llm_shards:
+        yield dict(llm_tensors(shard, config.text_config.vocab_size, rows))
+
+
+def write_weights(folder: Path, groups, num_groups: int, model: torch.nn.Module, dtype: torch.dtype | None):
+    """Writes one safetensors file a group and the index; memory holds one group at a time."""
+    ledger = Ledger({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+    total = 0
+    for number, group in enumerate(tqdm(groups, total=num_groups, desc="weights", unit="file"), start=1):
+        file = f"model-{number:05d}-of-{num_groups:05d}.safetensors"
+        ledger.enter(group, file)
+        group = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in group.items()}
+        total += sum(tensor.nbytes for tensor in group.values())
+        save_file(group, folder / file, metadata={"format": "pt"})
+    ledger.close()
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(ledger.written.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def convert(source: str, vision: str, output: str, dtype: torch.dtype | None = None) -> Path:
+    """Writes the model folder `output` and returns its path.
+
+    Args:
+        source: the release's folder, or a Hub id.
+        vision: the CLIP vision tower's folder (vision model or whole CLIP), or a Hub id.
+        dtype: of the written weights; by default each tensor keeps its own.
+
+    Raises `ValueError` (what was found, expected, to do) without leaving an output folder.
+    """
+    release = Release.find(locate(source, release_keys.HUB_PATTERNS))
+    tower = VisionTower.find(locate(vision, ["*.json", "*.safetensors", "pytorch_model.bin"]))
+    tokenizer = add_special_tokens(fast_tokenizer(release.tokenizer))
+    config = model_config(release, tower, tokenizer)
+    with torch.device("meta"):
+        model = OmniFusionForConditionalGeneration(config)
+    with staged_folder(output) as folder:
+        write_weights(folder, weight_groups(release, tower, config), 1 + len(release.llm_shards), model, dtype)
+        config.dtype = dtype or next(iter(release.read_special_vectors(config.text_config.hidden_size).values())).dtype
+        config.architectures = [type(model).__name__]
+        custom_object_save(model, folder)
+        config.auto_map = dict(AUTO_MAP)
+        config.save_pretrained(folder)
+        GenerationConfig(**GENERATION).save_pretrained(folder)
+        processor_for(config, tokenizer).save_pretrained(folder)
+    return Path(output)
+
+
+def processor_for(config: OmniFusionConfig, tokenizer) -> OmniFusionProcessor:
+    """Shortest edge and centre crop, no BOS, the release's prompt format."""
+    vision, side = config.vision_config, config.vision_config.image_size
+    image_processor = OmniFusionImageProcessor(
+        size={"height": side, "width": side},
+        image_mean=vision.image_means[0],
+        image_std=vision.image_stds[0],
+        image_fit="crop",
+    )
+    return OmniFusionProcessor(image_processor, tokenizer, config.image_seq_length, chat_template=CHAT_TEMPLATE)
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--source", required=True, help="folder or Hub id of the release")
+    parser.add_argument(
+        "--vision", default=VISION, help=f"folder or Hub id of the CLIP vision tower (default {VISION})"
+    )
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as stored")
+    args = parser.parse_args(argv)
+    try:
+        folder = convert(args.source, args.vision, args.output, args.dtype and getattr(torch, args.dtype))
+    except (ValueError, OSError) as error:
+        print(f"convert_omnifusion: error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

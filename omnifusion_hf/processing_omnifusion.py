@@ -21,7 +21,7 @@ ESCAPE = "\ue0f5"
 CHAT_TEMPLATE = """\
 {%- macro typed(text) -%}
 {%- set ns = namespace(text=text) -%}
-{%- for token in ['<image>', '<img_start>', '<img_end>', '<user>', '<bot>'] -%}
+{%- for token in ['<image>', '<img_start>', '<img_end>', '<user>', '<bot>', bos_token, eos_token] | select -%}
 {%- set ns.text = ns.text | replace(token, token[0] + 'ESCAPE' + token[1:]) -%}
 {%- endfor -%}
 {{- ns.text -}}
@@ -169,13 +169,12 @@ class OmniFusionProcessor(ProcessorMixin):
         return super().__call__(images=images, text=text, **kwargs)
 
     def validate_inputs(self, images=None, text=None, **kwargs):
+        nested = isinstance(images, (list, tuple)) and any(isinstance(sample, (list, tuple)) for sample in images)
+        if nested and text is not None:
+            self._check_pictures_per_prompt(images, text)
         super().validate_inputs(images=images, text=text, **kwargs)
-        if (
-            text is None
-            or not isinstance(images, (list, tuple))
-            or not any(isinstance(i, (list, tuple)) for i in images)
-        ):
-            return
+
+    def _check_pictures_per_prompt(self, images: list, text: list[str]):
         found = [prompt.count(self.image_token) for prompt in text]
         given = [len(_flatten(sample)) for sample in images]
         if found != given:
@@ -184,6 +183,10 @@ class OmniFusionProcessor(ProcessorMixin):
                 f"Sample {sample}: the prompts hold {found} `{self.image_token}` placeholders, but {given} pictures "
                 "were given; pass one list of pictures per prompt, in the order of its placeholders."
             )
+
+    def _check_special_mm_tokens(self, text, text_inputs, modalities):
+        # Truncation must not cut the marks around a picture either.
+        super()._check_special_mm_tokens(text, text_inputs, [*modalities, "image_start", "image_end"])
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         num_views = views_per_image(image_inputs["view_index"])[image_idx]

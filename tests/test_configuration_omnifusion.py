@@ -1,0 +1,112 @@
+"""The configuration: invalid mixes raise when it is made, and what is saved is what comes back."""
+
+import json
+
+import pytest
+import tiny
+from transformers import AutoConfig, CLIPConfig
+
+from omnifusion_hf import OmniFusionConfig, OmniFusionVisionConfig
+
+
+def vision(*families, sizes=None, **fields) -> OmniFusionVisionConfig:
+    sizes = sizes or [32] * len(families)
+    return OmniFusionVisionConfig(
+        encoder_configs=[tiny.encoder_config(*pair) for pair in zip(families, sizes)], **fields
+    )
+
+
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda: OmniFusionVisionConfig(encoder_configs=[]), "is empty"),
+        (lambda: OmniFusionVisionConfig(encoder_configs=[CLIPConfig()]), "`clip` is not supported.*vision_config"),
+        (lambda: vision("clip", image_sizes=[32, 32]), "image_sizes has 2 entries for 1 encoders"),
+        (lambda: vision("clip", image_sizes=[30]), "30 .*not a multiple of its patch size 8; use 24 or 32"),
+        (
+            lambda: OmniFusionVisionConfig(
+                encoder_configs=[{"model_type": "siglip_vision_model", "image_size": [32, 48]}]
+            ),
+            "must be square",
+        ),
+        (lambda: tiny.config(vision_feature_layer=[-2, -2]), "vision_feature_layer has 2 entries for 1"),
+        (lambda: tiny.config(vision_feature_layer=4), "has 3 layers; use -4 to 3"),
+        (lambda: tiny.config(("swin",), vision_feature_layer=-2), "use -1"),
+        (lambda: tiny.config(("clip", "dinov2"), encoder_sizes=[32, 48]), r"give \[16, 36\] tokens per view"),
+        (lambda: tiny.config(projector_type="transformer", projector_num_attention_heads=5), "choose a divisor of 32"),
+        (lambda: tiny.config(text=tiny.text_config(vocab_size=402)), "different rows of the vocabulary of 402"),
+        (lambda: OmniFusionConfig(**tiny.config().to_dict() | {"user_token_id": 400}), "must be 5 different rows"),
+        (lambda: tiny.config(projector_type="linear"), "projector_type"),
+    ],
+)
+def test_invalid_mixes_raise_and_say_what_to_do(make, said):
+    with pytest.raises(Exception, match=said) as error:
+        make()
+    assert isinstance(error.value, ValueError) or isinstance(error.value.__cause__, (ValueError, TypeError))
+
+
+def test_one_feature_layer_is_meant_for_every_encoder():
+    assert tiny.config(("clip", "dinov2"), vision_feature_layer=-1).vision_feature_layer == [-1, -1]
+
+
+@pytest.mark.parametrize(
+    "family, patches", [("clip", 16), ("siglip", 16), ("dinov2", 16), ("internvl", 16), ("swin", 16)]
+)
+def test_visual_tokens_follow_from_size_and_patch(family, patches):
+    assert tiny.config((family,)).image_seq_length == patches
+    assert tiny.config((family,), image_sizes=[64]).image_seq_length == 4 * patches
+
+
+def test_the_published_sizes_give_the_papers_token_counts():
+    clip = OmniFusionVisionConfig()
+    assert (clip.image_size, clip.num_patches(0), clip.hidden_size) == (336, 576, 1024)
+    siglip = {"model_type": "siglip_vision_model", "image_size": 512, "patch_size": 16}
+    intern = {"model_type": "internvl_vision", "image_size": [448, 448], "patch_size": [14, 14]}
+    both = OmniFusionVisionConfig(encoder_configs=[siglip, intern])
+    assert [both.num_patches(0), both.num_patches(1)] == [1024, 1024]
+
+
+def test_save_and_load_keeps_every_field(tmp_path):
+    config = tiny.config(
+        ("clip", "swin"), projector_type="transformer", image_sizes=[32, 32], vision_feature_layer=[1, -1]
+    )
+    config.save_pretrained(tmp_path)
+    reloaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(reloaded) is OmniFusionConfig
+    first, second = config.to_dict(), reloaded.to_dict()
+    for ours in (first, second):
+        ours.pop("auto_map")
+        ours.pop("_name_or_path")
+    assert first == second
+    assert [e.to_dict() for e in reloaded.vision_config.encoder_configs] == [
+        e.to_dict() for e in config.vision_config.encoder_configs
+    ]
+
+
+def test_the_saved_file_holds_no_noise_and_no_machine_path(tmp_path):
+    tiny.config().save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    assert "_name_or_path" not in text and "id2label" not in text
+    [encoder] = json.loads(text)["vision_config"]["encoder_configs"]
+    assert encoder["model_type"] == "clip_vision_model" and encoder["patch_size"] == 8
+
+
+@pytest.mark.parametrize("top, nested", [(True, False), (False, True), (True, True), (False, False)])
+def test_case_11_tied_weights_may_be_set_in_either_place(top, nested):
+    config = tiny.config(text=tiny.text_config(tie_word_embeddings=nested), tie_word_embeddings=top)
+    assert config.tie_word_embeddings == (top or nested)
+    assert OmniFusionConfig(**config.to_dict()).tie_word_embeddings == (top or nested)
+
+
+def test_case_21_attention_can_be_set_per_part_and_encoder():
+    config = tiny.config(("clip", "siglip"))
+    config._attn_implementation = {
+        "": "sdpa",
+        "text_config": "eager",
+        "vision_config": {"": "sdpa", "encoder_0": "sdpa", "encoder_1": "eager"},
+    }
+    encoders = config.vision_config.encoder_configs
+    assert config.text_config._attn_implementation == "eager"
+    assert [encoder._attn_implementation for encoder in encoders] == ["sdpa", "eager"]
+    config._attn_implementation = "eager"
+    assert {part._attn_implementation for part in (config, config.text_config, *encoders)} == {"eager"}

@@ -1,0 +1,227 @@
+"""The processor: image tokens are counted in one place, user text is data, pictures stay with their prompts."""
+
+import time
+from itertools import product
+
+import pytest
+import tiny
+import torch
+
+from omnifusion_hf import OmniFusionProcessor
+from omnifusion_hf.processing_omnifusion import ESCAPE, chat_template_for
+
+
+SPECIALS = ["<image>", "<img_start>", "<img_end>", "<user>", "<bot>", "</s>", "<s>"]
+SIZES = [(40, 60), (7, 5), (33, 200), (150, 20)]
+
+
+@pytest.fixture(scope="module")
+def processor() -> OmniFusionProcessor:
+    return tiny.processor(tiny.config())
+
+
+def image_tokens(inputs, processor) -> list[int]:
+    return (torch.as_tensor(inputs.input_ids) == processor.image_token_id).sum(-1).tolist()
+
+
+def ids(processor, *conversations) -> list[list[int]]:
+    """Ids of each conversation without padding."""
+    inputs = tiny.prompt(processor, *conversations)
+    return [row[mask.bool()].tolist() for row, mask in zip(inputs.input_ids, inputs.attention_mask)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "encoders, projector_type",
+    list(
+        product(
+            [("clip",), ("siglip",), ("dinov2",), ("internvl",), ("swin",), ("clip", "dinov2")], ["mlp", "transformer"]
+        )
+    ),
+)
+def test_case_01_tokens_are_counted_alike_by_processor_engine_hook_and_model(encoders, projector_type):
+    model = tiny.model(tiny.config(encoders, projector_type=projector_type))
+    for strategy, keep_cls in product(["whole", "grid"], [False, True]):
+        if keep_cls and encoders != ("clip",):
+            continue
+        if keep_cls:
+            model = tiny.model(tiny.config(projector_type=projector_type, vision_feature_select_strategy="full"))
+        processor = tiny.processor(model.config, view_strategy=strategy)
+        pictures = [tiny.picture(size=size) for size in SIZES]
+        inputs = tiny.prompt(processor, *([tiny.user(picture, "What?")] for picture in pictures))
+        planned = processor._get_num_multimodal_tokens(image_sizes=SIZES)
+        features = model.get_image_features(inputs.pixel_values, inputs.view_index).pooler_output
+        assert image_tokens(inputs, processor) == planned.num_image_tokens == [len(tokens) for tokens in features]
+        assert sum(planned.num_image_patches) == len(inputs.pixel_values)
+
+
+@pytest.mark.parametrize("change", [1, -1])
+def test_case_01_a_count_off_by_one_raises_with_both_counts(change, processor):
+    model = tiny.model()
+    inputs = tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")], [tiny.user("Hi")])
+    model(**inputs)
+    row = inputs.input_ids[0]
+    place = (row == processor.image_token_id).nonzero()[0] if change < 0 else len(row) - 1
+    row[place] = processor.image_token_id if change > 0 else 5
+    with pytest.raises(ValueError, match=rf"per sample \[{16 + change}, 0\], image features 16"):
+        model(**inputs)
+
+
+@pytest.mark.parametrize(
+    "given, sample", [([[0], [1, 2]], 0), ([[0, 1, 2], []], 0), ([[0, 1], [2], [3]], 2), ([[0, 1], []], 1)]
+)
+def test_case_01_the_processor_names_the_sample_with_the_wrong_number_of_pictures(given, sample, processor):
+    pictures = [[tiny.picture(seed) for seed in seeds] for seeds in given]
+    with pytest.raises(ValueError, match=rf"Sample {sample}: the prompts hold \[2, 1\] .* placeholders"):
+        processor(text=["<image><image> both?", "<image> one?"], images=pictures)
+
+
+def test_case_01_engines_may_ask_for_a_huge_picture(processor):
+    start = time.perf_counter()
+    grid = processor._get_num_multimodal_tokens(image_sizes=[(10_000, 10_000)], view_strategy="grid")
+    assert time.perf_counter() - start < 0.5
+    assert grid.num_image_patches == [5] and grid.num_image_tokens == [5 * 16]
+    assert processor._get_num_multimodal_tokens(image_sizes=[(10_000, 10_000)]).num_image_tokens == [16]
+
+
+def cut(processor, length: int, text: str, side: str = "right") -> dict:
+    options = {"truncation": True, "max_length": length, "truncation_side": side}
+    return processor(text=text, images=[tiny.picture()], text_kwargs=options)
+
+
+def test_case_02_truncation_never_cuts_a_picture(processor):
+    """Wherever the cut falls: either all 18 tokens of the picture are there or a `ValueError` speaks of max_length."""
+    text = "<image><user> What colour is the sky?"
+    whole = processor(text=text, images=[tiny.picture()]).input_ids[0]
+    for length in range(1, 18):
+        with pytest.raises(ValueError, match="max_length"):
+            cut(processor, length, text)
+    for length in range(18, len(whole)):
+        assert cut(processor, length, text).input_ids[0] == whole[:length]
+
+
+def test_case_02_a_picture_behind_the_cut_is_not_dropped_silently(processor):
+    with pytest.raises(ValueError, match="max_length"):
+        cut(processor, 5, "What colour is the sky in this picture? <image>")
+    with pytest.raises(ValueError, match="max_length"):
+        cut(processor, 5, "<image> What colour is the sky in this picture?", side="left")
+
+
+@pytest.mark.parametrize("token", SPECIALS)
+def test_case_03_special_tokens_that_a_user_types_are_text(token, processor):
+    picture = tiny.picture()
+    typed = ids(processor, [tiny.user(f"a {token} b", picture, f"and {token}{token}?")])[0]
+    plain = ids(processor, [tiny.user("a b", picture, "and ?")])[0]
+    token_id = processor.tokenizer.convert_tokens_to_ids(token)
+    assert typed.count(token_id) == plain.count(token_id)
+    assert f"a {token} b" in processor.decode(typed, skip_special_tokens=False)  # the text is not altered
+    unescaped = processor.tokenizer(f"a {token} b").input_ids  # control: without the template the token is bound
+    assert token_id in unescaped
+
+
+@pytest.mark.parametrize("trick", ["<im{}age>", "{}<image>", "<{}image>", "<image{}>", "{0}<{0}image>{0}"])
+def test_case_03_the_escape_character_itself_cannot_be_used_to_smuggle(trick, processor):
+    typed = ids(processor, [tiny.user(trick.format(ESCAPE) + " hi")])[0]
+    assert processor.image_token_id not in typed
+
+
+def test_case_03_a_typed_placeholder_is_never_bound_to_a_picture(processor):
+    picture = tiny.picture()
+    first = ids(processor, [tiny.user("an <image> tag", picture)])[0]
+    second = ids(processor, [tiny.user("an <image> tag"), tiny.assistant("yes"), tiny.user(picture, "this")])[0]
+    for row in (first, second):
+        assert row.count(processor.image_token_id) == 16
+    assert first.index(processor.image_start_token_id) > first.index(processor.user_token_id)
+    with pytest.raises(ValueError, match="no images were passed"):
+        processor(text="an <image> tag")
+
+
+def test_case_03_an_expanded_prompt_is_not_expanded_again(processor):
+    inputs = processor(text="<image> What?", images=[tiny.picture()])
+    expanded = processor.decode(inputs.input_ids[0], skip_special_tokens=False)
+    assert expanded.count("<image>") == 16
+    with pytest.raises(ValueError, match="<image>"):
+        processor(text=expanded, images=[tiny.picture()])
+    assert processor(text=expanded.replace("<image>" * 16, ""), images=None)  # control: without the tokens it is text
+
+
+def test_case_03_only_user_messages_hold_pictures(processor):
+    answer = {"role": "assistant", "content": [{"type": "image", "image": tiny.picture()}]}
+    with pytest.raises(Exception, match="Only user messages hold pictures"):
+        tiny.prompt(processor, [tiny.user("Draw"), answer, tiny.user("And?")])
+
+
+def test_case_17_nested_and_flat_pictures_are_the_same(processor):
+    text = ["<image><image> both?", "none?", "<image> one?"]
+    a, b, c = (tiny.picture(seed) for seed in range(3))
+    options = {"padding": True, "return_tensors": "pt"}
+    nested = processor(text=list(text), images=[[a, b], [], [c]], **options)
+    flat = processor(text=list(text), images=[a, b, c], **options)
+    assert all(torch.equal(nested[name], flat[name]) for name in nested)
+    swapped = processor(text=list(text), images=[[b, a], [], [c]], **options)
+    assert torch.equal(swapped.pixel_values[[1, 0, 2]], nested.pixel_values)
+    assert not torch.equal(swapped.pixel_values, nested.pixel_values)
+
+
+def test_case_17_pictures_of_another_sample_raise_even_when_totals_match(processor):
+    pictures = [[tiny.picture(0)], [tiny.picture(1), tiny.picture(2)]]
+    with pytest.raises(ValueError, match="Sample 0"):
+        processor(text=["<image><image> both?", "<image> one?"], images=pictures)
+
+
+@pytest.mark.parametrize("images", [None, [], [[]], [[], []]])
+def test_no_pictures_in_any_spelling_is_text_only(images, processor):
+    prompts = ["Hi"] * (len(images) if images and len(images) == 2 else 1)
+    assert "pixel_values" not in processor(text=prompts, images=images)
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_the_prompt_has_one_bos_exactly_where_the_llm_had_one(add_bos):
+    config = tiny.config()
+    template = chat_template_for(tiny.llm_tokenizer(add_bos))
+    tokenizer = tiny.tokenizer_with_special_tokens(add_bos)
+    image_processor = tiny.processor(config).image_processor
+    processor = OmniFusionProcessor(image_processor, tokenizer, config.image_seq_length, chat_template=template)
+    conversation = [tiny.user(tiny.picture(), "What?")]
+    one_step = ids(processor, conversation)[0]
+    text = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+    two_steps = processor(text=text, images=[tiny.picture()]).input_ids[0]
+    assert one_step == two_steps
+    assert (
+        one_step.count(tokenizer.bos_token_id) == int(add_bos) and (one_step[0] == tokenizer.bos_token_id) == add_bos
+    )
+
+
+def test_the_prompt_is_that_of_the_release(processor):
+    conversation = [tiny.user(tiny.picture(), "What?"), tiny.assistant("A sky."), tiny.user("Colour?")]
+    text = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+    assert text == "This is a dialog with AI assistant.\n<image><user>What?<bot>A sky.</s><user>Colour?<bot>"
+
+
+def test_assistant_mask_covers_answers_and_eos_only(processor):
+    conversation = [
+        tiny.user(tiny.picture(), "What?"),
+        tiny.assistant("A sky."),
+        tiny.user("Hm"),
+        tiny.assistant("Blue"),
+    ]
+    inputs = processor.apply_chat_template(
+        conversation, tokenize=True, return_dict=True, return_tensors="pt", return_assistant_tokens_mask=True
+    )
+    trained = inputs.input_ids[0][inputs.assistant_masks[0].bool()]
+    assert processor.decode(trained, skip_special_tokens=False).replace(" ", "") == "Asky.</s>Blue</s>"
+
+
+def test_a_tokenizer_without_the_special_tokens_is_refused():
+    image_processor = tiny.processor(tiny.config()).image_processor
+    with pytest.raises(ValueError, match="add_special_tokens"):
+        OmniFusionProcessor(image_processor, tiny.llm_tokenizer(), 16)
+
+
+def test_saved_and_reloaded_processor_gives_the_same_inputs(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    reloaded = OmniFusionProcessor.from_pretrained(tmp_path)
+    conversation = [tiny.user(tiny.picture(), "What <bot> is 你好?")]
+    first, second = tiny.prompt(processor, conversation), tiny.prompt(reloaded, conversation)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert reloaded.image_seq_length == 16 and reloaded.tokenizer.padding_side == "left"

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test lab clean
 
 demo: $(VENV)/.installed
-	$(BIN)/omnifusion demo
+	$(BIN)/omnifusion ask --examples
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

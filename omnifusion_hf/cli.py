@@ -13,6 +13,21 @@ def train(options: argparse.Namespace):
     train(*parse_recipe(options.recipe, options.overrides))
 
 
+def ask(options: argparse.Namespace):
+    """Answers one question about picture files, or the questions about the bundled pictures."""
+    from .ask import TINY, answer, answer_examples, load
+
+    if not options.examples and not options.pictures_and_question:
+        raise ValueError('nothing to ask; write omnifusion ask PICTURE "question", or --examples.')
+    model, processor = load(options.model or TINY)
+    if options.examples:
+        answer_examples(model, processor)
+        print('\nYour own picture: omnifusion ask PICTURE "question" [--model FOLDER_OR_HUB_ID]')
+    else:
+        *pictures, question = options.pictures_and_question
+        print(answer(model, processor, pictures, question, options.max_new_tokens))
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="omnifusion", description="OmniFusion: pictures and questions in, text out.")
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -22,6 +37,15 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("overrides", nargs="*", metavar="key=value", help="fields that win over the recipe's")
     command.set_defaults(run=train)
 
+    command = commands.add_parser("ask", help="ask a model about pictures")
+    command.add_argument(
+        "pictures_and_question", nargs="*", metavar="PICTURE", help="picture files, then the question"
+    )
+    command.add_argument("--model", help="folder or Hub id; default: the bundled tiny model")
+    command.add_argument("--max-new-tokens", type=int, default=128)
+    command.add_argument("--examples", action="store_true", help="answer the questions about the bundled pictures")
+    command.set_defaults(run=ask)
+
     return parser
 
 
@@ -30,10 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     try:
         options.run(options)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"omnifusion: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    except (ValueError, OSError) as error:
+        message = str(error).rsplit("\nValueError: ", 1)[-1].strip()  # a data loader's worker adds its stack trace
+    else:
+        return 0
+    # Only now, when a failed run's progress bar is closed.
+    print(f"omnifusion: error: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

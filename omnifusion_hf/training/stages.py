@@ -15,13 +15,8 @@ from torch import nn
 from ..modeling_omnifusion import OmniFusionForConditionalGeneration
 
 
-PARTS = {
-    "vision_tower": "model.vision_tower.",
-    "multi_modal_projector": "model.multi_modal_projector.",
-    "special_token_rows": "special_token_rows",
-    "language_model": "model.language_model.",
-    "lm_head": "lm_head.",
-}
+# In the order of the data path; the rows go before the language model whose table they stand in.
+PARTS = ("vision_tower", "multi_modal_projector", "special_token_rows", "language_model", "lm_head")
 
 # Stage 2 trains the whole embedding table, the special tokens' rows with it.
 STAGES = {
@@ -77,9 +72,8 @@ def _stay_in_eval_mode(tower: nn.Module, args: tuple):
 
 
 def part_of(name: str) -> str:
-    """The part that a parameter of this name belongs to; rows go before the table that they stand in."""
-    parts = [part for part, pattern in PARTS.items() if name.startswith(pattern) or name.endswith(pattern)]
-    return min(parts, key=lambda part: part != "special_token_rows")
+    """The part that a parameter of this name belongs to."""
+    return next(part for part in PARTS if part in name.split("."))
 
 
 def stage_plan(model: nn.Module) -> list[PartPlan]:
@@ -92,16 +86,13 @@ def stage_plan(model: nn.Module) -> list[PartPlan]:
 
 def format_plan(plans: list[PartPlan]) -> str:
     """The stage table as text, bytes in MB (10^6)."""
-    counts, costs = (
-        f"{'parameters':>15}{'trained':>15}{'tensors':>9}",
-        f"{'weights':>11}{'gradients':>11}{'AdamW':>11}",
-    )
-    lines = [f"{'part':<22}{counts}{costs}"]
-    for plan in plans:
-        cost = (plan.weight_bytes, plan.gradient_bytes, plan.optimizer_bytes)
-        counts = f"{plan.part:<22}{plan.parameters:>15,}{plan.trained:>15,}{plan.tensors:>9,}"
-        lines.append(counts + "".join(f"{size / 1e6:>8,.1f} MB" for size in cost))
-    return "\n".join(lines)
+    titles = ("part", "parameters", "trained", "tensors", "weights MB", "gradients MB", "AdamW MB")
+    rows = [
+        (plan.part, f"{plan.parameters:,}", f"{plan.trained:,}", f"{plan.tensors:,}")
+        + tuple(f"{size / 1e6:,.2f}" for size in (plan.weight_bytes, plan.gradient_bytes, plan.optimizer_bytes))
+        for plan in plans
+    ]
+    return "\n".join(f"{row[0]:<22}" + "".join(f"{cell:>15}" for cell in row[1:]) for row in (titles, *rows))
 
 
 def split_special_token_rows(model: OmniFusionForConditionalGeneration):

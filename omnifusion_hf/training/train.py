@@ -5,7 +5,8 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -33,22 +34,41 @@ def parse_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[ModelDataA
 
     Raises `ValueError` for an unknown key, a missing one or a value of the wrong type, and names it.
     """
-    fields = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
-    if not isinstance(fields, dict):
-        raise ValueError(f"{recipe} must hold `key: value` lines, got {type(fields).__name__}.")
+    given = _read_yaml(Path(recipe).read_text(encoding="utf-8"), recipe)
+    if not isinstance(given, dict):
+        raise ValueError(f"{recipe} must hold `key: value` lines, got {type(given).__name__}.")
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise ValueError(f"`{override}` is not an override; write key=value.")
-        fields[key] = yaml.safe_load(value)
-    # As command-line arguments, not parse_yaml_file: YAML reads 1e-3 as text, the dataclass knows that it is a float.
-    parser = HfArgumentParser((ModelDataArguments, TrainingArguments), allow_abbrev=False)
+        given[key] = _read_yaml(value, override)
+    kinds = (ModelDataArguments, TrainingArguments)
+    _check_keys(given, {entry.name for kind in kinds for entry in fields(kind)})
+    # As command-line words, not parse_yaml_file: YAML reads 1e-3 as text, the dataclass knows that it is a float.
+    parser = HfArgumentParser(kinds, allow_abbrev=False)
     parser.error = _raise_error
-    return parser.parse_args_into_dataclasses(args=[word for item in fields.items() for word in _words(*item)])
+    return parser.parse_args_into_dataclasses(args=[word for item in given.items() for word in _words(*item)])
+
+
+def _read_yaml(text: str, source: str):
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{source} is not YAML: {reason}") from None
+
+
+def _check_keys(given: dict, known: set[str]):
+    for key in given:
+        if key not in known:
+            close = get_close_matches(str(key), known, n=1)
+            hint = f"did you mean `{close[0]}`?" if close else "docs/training.md says which fields there are."
+            raise ValueError(f"unknown key `{key}`; {hint}")
 
 
 def _raise_error(message: str):
-    raise ValueError(f"{message}; see ModelDataArguments and transformers' TrainingArguments.")
+    """In the place of argparse's own, which prints 150 fields and exits."""
+    raise ValueError(message.replace("--", ""))
 
 
 def _words(key: str, value) -> list[str]:
@@ -61,13 +81,13 @@ def _words(key: str, value) -> list[str]:
 
 
 def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
-    """Trains one stage, leaves model and processor in `args.output_dir` and returns what training_summary.json says."""
+    """Trains one stage; leaves model and processor in `args.output_dir`, returns what training_summary.json says."""
     processor = AutoProcessor.from_pretrained(model_data.model_name_or_path)
     dataset = ConversationDataset(
         model_data.data_path, model_data.image_folder, processor.image_processor.max_image_pixels
     )
     model = AutoModelForImageTextToText.from_pretrained(model_data.model_name_or_path)
-    saved_dtype = model.dtype
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     plans = apply_stage(model, model_data.stage)
     if args.process_index == 0:
         print(f"stage {model_data.stage}, {len(dataset)} samples\n{format_plan(plans)}", flush=True)
@@ -83,7 +103,8 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
     seconds = time.monotonic() - start
-    model.to(saved_dtype)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
     trainer.save_model()
     summary = summarise(model_data.stage, trainer, plans, len(dataset), seconds)
     if trainer.is_world_process_zero():

@@ -2,14 +2,13 @@
 
     python conversion/convert_omnifusion.py --source AIRI-Institute/OmniFusion --output omnifusion-v1_1
 
-Weights stream shard by shard; every tensor of the source is mapped, split or dropped by a table (release_v1_1.py), every
-tensor of the model is written exactly once; the output appears under its name only when it is complete.
+Weights stream shard by shard; every tensor of the source is mapped, split or dropped by a table (release_v1_1.py),
+every tensor of the model is written exactly once; the output appears under its name only when it is complete.
 """
 
 import argparse
 import json
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -146,8 +145,8 @@ def model_config(release: Release, tower: VisionTower, tokenizer) -> OmniFusionC
     text_config.architectures = None
     preprocessing = tower.preprocessing
     vision = {"encoder_configs": [tower.config], "image_sizes": [crop_side(preprocessing, tower.config.image_size)]}
-    for field_name, key in (("image_means", "image_mean"), ("image_stds", "image_std")):
-        vision[field_name] = [preprocessing[key]] if key in preprocessing else None
+    published = {key: preprocessing[key] for key in ("image_mean", "image_std") if key in preprocessing}
+    vision["image_normalizations"] = [published]
     return OmniFusionConfig(
         vision_config=vision,
         text_config=text_config,
@@ -234,7 +233,8 @@ def convert(source: str, vision: str, output: str, dtype: torch.dtype | None = N
         custom_object_save(model, folder)
         config.auto_map = dict(AUTO_MAP)
         config.save_pretrained(folder)
-        GenerationConfig(**GENERATION).save_pretrained(folder)
+        unused_rows = list(range(len(tokenizer), config.text_config.vocab_size))
+        GenerationConfig(**GENERATION, suppress_tokens=unused_rows).save_pretrained(folder)
         processor_for(config, tokenizer).save_pretrained(folder)
     return Path(output)
 
@@ -244,9 +244,8 @@ def processor_for(config: OmniFusionConfig, tokenizer) -> OmniFusionProcessor:
     vision, side = config.vision_config, config.vision_config.image_size
     image_processor = OmniFusionImageProcessor(
         size={"height": side, "width": side},
-        image_mean=vision.image_means[0],
-        image_std=vision.image_stds[0],
         image_fit="crop",
+        **vision.image_normalizations[0],
     )
     return OmniFusionProcessor(image_processor, tokenizer, config.image_seq_length, chat_template=CHAT_TEMPLATE)
 

@@ -52,7 +52,7 @@ def read(path: Path, classes: list[str] = ()):
     except (UnpicklingError, RuntimeError, TypeError, AttributeError, EOFError) as error:
         reason = str(error).split("\n")[0] if not isinstance(error, UnpicklingError) else _refused(path, classes)
         raise ValueError(
-            f"{path} was not read: {reason or error}. Nothing in it was run; get the file from the authors' repository."
+            f"{path} was not read: {reason or error}. Nothing in it was run; get it from the authors' repository."
         ) from error
 
 

@@ -77,7 +77,7 @@ class Release:
 
     @classmethod
     def find(cls, folder: Path) -> "Release":
-        """From the release's folder or the one above it. Raises `ValueError` naming the first file that is not there."""
+        """From the release's folder or the one above it. `ValueError` names the first missing file."""
         root = folder / SUBFOLDER if (folder / SUBFOLDER).is_dir() else folder
         names = ("projection.pt", "special_embeddings.pt", "tokenizer/tokenizer.model", "tuned-model/config.json")
         for name in names:
@@ -109,7 +109,7 @@ class Release:
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """The weight files of a model folder, each of the index present. `.bin` only where there is no safetensors file."""
+    """The weight files of a model folder, each of the index present. `.bin` only where no safetensors are."""
     import json
 
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):

@@ -6,8 +6,8 @@ pipeline from the SentencePiece model itself, and a test compares thousands of s
 
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from sentencepiece import SentencePieceProcessor
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 @contextmanager
 def staged_folder(path: str | Path):
-    """Yields a temporary folder beside `path` that takes its name when the block ends well, and goes when it does not."""
+    """Yields a temporary folder beside `path` that takes its name if the block ends well, else goes."""
     path = Path(path)
     part = path.with_name(path.name + ".incomplete")
     shutil.rmtree(part, ignore_errors=True)

@@ -44,6 +44,10 @@ class EncoderFamily:
     image_mean: list[float]
     image_std: list[float]
 
+    @property
+    def normalization(self) -> dict[str, list[float]]:
+        return {"image_mean": list(self.image_mean), "image_std": list(self.image_std)}
+
 
 ENCODER_FAMILIES = {
     "clip_vision_model": EncoderFamily(1, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
@@ -73,8 +77,9 @@ class OmniFusionVisionConfig(PreTrainedConfig):
     image_sizes (`list[int]`, *optional*):
         Side in pixels at which each encoder sees a view; defaults to the encoder's own. The first one is the size of
         `pixel_values`, other encoders resize from it on the device.
-    image_means, image_stds (`list[list[float]]`, *optional*):
-        Normalisation per encoder, channels RGB in [0, 1]; defaults to the family's published one.
+    image_normalizations (`list[dict]`, *optional*):
+        `{"image_mean": [...], "image_std": [...]}` per encoder, channels RGB in [0, 1]; None, for one or for all,
+        stands for the family's published one.
     """
 
     model_type = "omnifusion_vision"
@@ -82,8 +87,7 @@ class OmniFusionVisionConfig(PreTrainedConfig):
 
     encoder_configs: list | None = None
     image_sizes: list[int] | None = None
-    image_means: list | None = None
-    image_stds: list | None = None
+    image_normalizations: list | None = None
 
     def __post_init__(self, **kwargs):
         if self.encoder_configs is None:
@@ -95,14 +99,15 @@ class OmniFusionVisionConfig(PreTrainedConfig):
             AutoConfig.for_model(**config) if isinstance(config, dict) else config for config in self.encoder_configs
         ]
         self._check_families()
-        families = [ENCODER_FAMILIES[config.model_type] for config in self.encoder_configs]
         if self.image_sizes is None:
             self.image_sizes = [_side(config.image_size, "image_size") for config in self.encoder_configs]
-        if self.image_means is None:
-            self.image_means = [list(family.image_mean) for family in families]
-        if self.image_stds is None:
-            self.image_stds = [list(family.image_std) for family in families]
+        if self.image_normalizations is None:
+            self.image_normalizations = [None] * len(self.encoder_configs)
         self._check_lengths()
+        self.image_normalizations = [
+            ENCODER_FAMILIES[config.model_type].normalization | (given or {})
+            for given, config in zip(self.image_normalizations, self.encoder_configs)
+        ]
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -111,13 +116,11 @@ class OmniFusionVisionConfig(PreTrainedConfig):
         configs = [AutoConfig.from_pretrained(name) for name in vision]
         configs = [getattr(config, "vision_config", config) for config in configs]
         processors = [get_image_processor_config(name) for name in vision]
-        for field, key in (("image_means", "image_mean"), ("image_stds", "image_std")):
-            published = [
-                processor.get(key) or getattr(ENCODER_FAMILIES.get(config.model_type), key, None)
-                for processor, config in zip(processors, configs)
-            ]
-            kwargs.setdefault(field, published)
-        return cls(encoder_configs=configs, **kwargs)
+        published = [
+            {key: processor[key] for key in ("image_mean", "image_std") if processor.get(key)}
+            for processor in processors
+        ]
+        return cls(encoder_configs=configs, **{"image_normalizations": published} | kwargs)
 
     def _check_families(self):
         if not self.encoder_configs:
@@ -130,7 +133,7 @@ class OmniFusionVisionConfig(PreTrainedConfig):
                 )
 
     def _check_lengths(self):
-        for name in ("image_sizes", "image_means", "image_stds"):
+        for name in ("image_sizes", "image_normalizations"):
             if len(getattr(self, name)) != len(self.encoder_configs):
                 raise ValueError(
                     f"{name} has {len(getattr(self, name))} entries for {len(self.encoder_configs)} encoders; "
@@ -243,11 +246,9 @@ class OmniFusionConfig(PreTrainedConfig):
             vision: names or folders of vision encoders (or of two-tower models that contain one).
             text: name or folder of a causal language model.
             tokenizer: the LLM's, with the special tokens added; the vocabulary is padded to a multiple of 64.
-            kwargs: fields of this class; `image_sizes`, `image_means` and `image_stds` go to the vision part.
+            kwargs: fields of this class; `image_sizes` and `image_normalizations` go to the vision part.
         """
-        vision_fields = {
-            name: kwargs.pop(name) for name in ("image_sizes", "image_means", "image_stds") if name in kwargs
-        }
+        vision_fields = {name: kwargs.pop(name) for name in ("image_sizes", "image_normalizations") if name in kwargs}
         text_config = AutoConfig.from_pretrained(text)
         text_config.vocab_size = -(-max(text_config.vocab_size, len(tokenizer)) // 64) * 64
         ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(getattr(tokenizer, name)) for name in SPECIAL_TOKENS}

@@ -10,7 +10,12 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
+from transformers.generation import (
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.processing_utils import Unpack
@@ -113,15 +118,21 @@ class OmniFusionModel(OmniFusionPreTrainedModel):
             pixel_values: (ΣV, 3, S, S).
             view_index: (ΣV,), 0 at the first view of each picture; without it every view is a picture.
 
-        Returns: `last_hidden_state` (ΣV, P, D), the adapter's output, and `pooler_output`, one (V·P, D) per picture.
+        Returns: `last_hidden_state` (ΣV, P, Σd), the encoders' features side by side, and `pooler_output`, the
+        adapter's output, one (V·P, D) per picture.
         """
-        features = self.vision_tower(pixel_values)
+        outputs = self.vision_tower(pixel_values, return_dict=True, **kwargs)
         # Quantised weights are integers; biases and norms keep the dtype that the adapter computes in.
         dtype = next(p.dtype for p in self.multi_modal_projector.parameters() if p.is_floating_point())
-        tokens = self.multi_modal_projector([feature.to(dtype) for feature in features])  # (ΣV, P, D)
+        tokens = self.multi_modal_projector([feature.to(dtype) for feature in outputs.features])  # (ΣV, P, D)
         num_views = [1] * len(tokens) if view_index is None else views_per_image(view_index.cpu())
         per_image = [views.flatten(0, 1) for views in tokens.split(num_views)]  # (V·P, D) each
-        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=per_image)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=torch.cat(outputs.features, dim=-1),
+            pooler_output=per_image,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
@@ -134,7 +145,7 @@ class OmniFusionModel(OmniFusionPreTrainedModel):
             mask = input_ids == self.config.image_token_id
         torch_compilable_check(
             mask.sum() == image_features.shape[0],
-            f"Image features and image tokens do not match: <image> tokens per sample {mask.sum(-1).tolist()}, image "
+            lambda: f"Image features and image tokens do not match: <image> tokens per sample {mask.sum(-1).tolist()}, image "
             f"features {image_features.shape[0]}; make both with one OmniFusionProcessor, and with a kept cache pass "
             "new pictures only.",
         )
@@ -186,6 +197,16 @@ class OmniFusionModel(OmniFusionPreTrainedModel):
             attentions=outputs.attentions,
             image_hidden_states=image_features,
         )
+
+
+class AnswerOnly(LogitsProcessor):
+    """Hides the prompt from another logits processor."""
+
+    def __init__(self, processor: LogitsProcessor, prompt_length: int):
+        self.processor, self.prompt_length = processor, prompt_length
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        return self.processor(input_ids[:, self.prompt_length :], scores)
 
 
 class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMixin):
@@ -241,6 +262,38 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMi
         suppressed = {*(generation_config.suppress_tokens or ()), *self.config.special_token_ids}
         generation_config.suppress_tokens = sorted(suppressed)
         return generation_config, model_kwargs
+
+    def _get_logits_processor(self, generation_config, input_ids_seq_length=None, **kwargs):
+        # The release generates from embeddings, so its n-gram rule never sees the prompt; converted models say so.
+        processors = super()._get_logits_processor(generation_config, input_ids_seq_length, **kwargs)
+        if getattr(generation_config, "no_repeat_ngram_in_prompt", True):
+            return processors
+        return LogitsProcessorList(
+            AnswerOnly(processor, input_ids_seq_length)
+            if isinstance(processor, NoRepeatNGramLogitsProcessor)
+            else processor
+            for processor in processors
+        )
+
+    def _maybe_prepare_encoder_kwargs_for_generation(self, inputs_tensor, model_kwargs, model_input_name, *args):
+        if model_input_name == "input_ids" and model_kwargs.get("pixel_values") is not None:
+            model_kwargs = self._without_cached_views(inputs_tensor, model_kwargs)
+        return super()._maybe_prepare_encoder_kwargs_for_generation(
+            inputs_tensor, model_kwargs, model_input_name, *args
+        )
+
+    def _without_cached_views(self, input_ids: torch.LongTensor, model_kwargs: dict) -> dict:
+        """Drops views whose tokens a kept cache holds, so that a whole conversation may be passed again in each turn."""
+        cache, pixel_values = model_kwargs.get("past_key_values"), model_kwargs["pixel_values"]
+        in_cache = cache.get_seq_length() if cache is not None else 0
+        is_image = input_ids == self.config.image_token_id
+        views = is_image.sum(-1) // self.config.image_seq_length  # (B,)
+        cached = is_image[:, :in_cache].sum(-1) // self.config.image_seq_length  # (B,)
+        if not cached.any() or len(pixel_values) != views.sum():
+            return model_kwargs
+        new = torch.cat([torch.arange(total) >= known for total, known in zip(views.tolist(), cached.tolist())])
+        per_view = {name: model_kwargs.pop(name) for name in ("pixel_values", "view_index") if name in model_kwargs}
+        return model_kwargs | ({name: values[new] for name, values in per_view.items()} if new.any() else {})
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head

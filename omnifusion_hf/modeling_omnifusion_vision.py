@@ -10,7 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import AutoModel
+from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_omnifusion import ENCODER_FAMILIES, OmniFusionVisionConfig
 
@@ -45,6 +49,7 @@ def trim_encoder(encoder: PreTrainedModel, layer: int) -> PreTrainedModel:
     for name in parts.behind_blocks:
         if getattr(encoder, name, None) is not None:
             setattr(encoder, name, nn.Identity())
+    encoder.embeddings.mask_token = None  # masks patches while an encoder is pretrained
     return encoder
 
 
@@ -73,6 +78,16 @@ def _encode_stages(encoder: PreTrainedModel, hidden_states: torch.Tensor, grid: 
     return hidden_states  # (ΣV, P_e, d_e)
 
 
+@dataclass
+class OmniFusionVisionOutput(ModelOutput):
+    """features: one (ΣV, P_e, d_e) per encoder. hidden_states, attentions: of the blocks that are computed, encoder by
+    encoder, behind the first encoder's embeddings; where asked for."""
+
+    features: list[torch.Tensor] | None = None
+    hidden_states: tuple[torch.Tensor] | None = None
+    attentions: tuple[torch.Tensor] | None = None
+
+
 class OmniFusionVisionModel(PreTrainedModel):
     r"""
     1-N vision encoders over the same views.
@@ -91,6 +106,8 @@ class OmniFusionVisionModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # Nothing of its own; each encoder says which of its modules give these.
+    _can_record_outputs = {"hidden_states": [], "attentions": []}
 
     def __init__(self, config: OmniFusionVisionConfig, feature_layers: list[int], keep_prefix: bool = False):
         super().__init__(config)
@@ -104,13 +121,12 @@ class OmniFusionVisionModel(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.encoders[0].get_input_embeddings()
 
-    def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> OmniFusionVisionOutput:
         """Patch features per encoder.
 
         Args:
             pixel_values: (ΣV, 3, S, S), normalised for the first encoder; any float dtype.
-
-        Returns: one tensor (ΣV, P_e, d_e) per encoder.
         """
         features = []
         for index, encoder in enumerate(self.encoders):
@@ -118,18 +134,20 @@ class OmniFusionVisionModel(PreTrainedModel):
             if not self.keep_prefix:
                 hidden_states = hidden_states[:, ENCODER_FAMILIES[encoder.config.model_type].prefix_tokens :]
             features.append(hidden_states)  # (ΣV, P_e, d_e)
-        return features
+        return OmniFusionVisionOutput(features=features)
 
     def _views_for(self, index: int, pixel_values: torch.Tensor) -> torch.Tensor:
         """The views at encoder `index`'s size and normalisation; float32 where these differ from the first's."""
         config, size = self.config, self.config.image_sizes[index]
-        ours = (config.image_means[index], config.image_stds[index])
-        given = (config.image_means[0], config.image_stds[0])
+        ours, given = config.image_normalizations[index], config.image_normalizations[0]
         if ours == given and size == pixel_values.shape[-1]:
             return pixel_values
         (mean, std), (first_mean, first_std) = (
-            [torch.tensor(values, device=pixel_values.device).view(1, 3, 1, 1) for values in pair]
-            for pair in (ours, given)
+            [
+                torch.tensor(norm[key], device=pixel_values.device).view(1, 3, 1, 1)
+                for key in ("image_mean", "image_std")
+            ]
+            for norm in (ours, given)
         )
         colours = pixel_values.float() * first_std + first_mean
         if size != pixel_values.shape[-1]:

@@ -5,7 +5,10 @@ Every `<image>` in a prompt becomes `<img_start>` + V·P x `<image>` + `<img_end
 """
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from transformers.processing_utils import MultiModalData, ProcessorMixin
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
 
 from .configuration_omnifusion import SPECIAL_TOKENS, OmniFusionConfig
 from .image_processing_omnifusion import OmniFusionImageProcessor
@@ -157,13 +160,16 @@ class OmniFusionProcessor(ProcessorMixin):
         vision_config = model_config.vision_config
         image_processor = OmniFusionImageProcessor(
             size={"height": vision_config.image_size, "width": vision_config.image_size},
-            image_mean=vision_config.image_means[0],
-            image_std=vision_config.image_stds[0],
-            **(image_options or {}),
+            **vision_config.image_normalizations[0] | (image_options or {}),
         )
         return cls(image_processor, tokenizer, model_config.image_seq_length, chat_template=template)
 
-    def __call__(self, images=None, text=None, **kwargs):
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: TextInput | PreTokenizedInput | list[TextInput] | list[PreTokenizedInput] | None = None,
+        **kwargs: Unpack[ProcessingKwargs],
+    ) -> BatchFeature:
         if isinstance(images, (list, tuple)) and not _flatten(images):
             images = None
         return super().__call__(images=images, text=text, **kwargs)

@@ -44,10 +44,10 @@ def test_features_equal_hidden_states_of_the_full_encoder(family, layer):
     encoder = full_encoder(family)
     states = encoder(views(), output_hidden_states=True).hidden_states
     prefix = ENCODER_FAMILIES[encoder.config.model_type].prefix_tokens
-    [features] = tower_of([encoder], [layer])(views())
+    [features] = tower_of([encoder], [layer])(views()).features
     torch.testing.assert_close(features, states[layer][:, prefix:], rtol=0, atol=1e-6)
     if family != "swin":
-        [full] = tower_of([encoder], [layer], keep_prefix=True)(views())
+        [full] = tower_of([encoder], [layer], keep_prefix=True)(views()).features
         torch.testing.assert_close(full, states[layer], rtol=0, atol=1e-6)
         other = states[layer - 1 if layer else 1][:, prefix:]
         assert not torch.allclose(features, other, atol=1e-3)  # control: the neighbouring layer is another one
@@ -73,7 +73,7 @@ def test_an_encoder_runs_at_another_size_than_its_own(family):
     options = {} if family in ("dinov2", "internvl") else {"interpolate_pos_encoding": True}
     expected = encoder(views(size=48), output_hidden_states=True, **options).hidden_states[-1]
     tower = tower_of([encoder], [-1], image_sizes=[48])
-    [features] = tower(views(size=48))
+    [features] = tower(views(size=48)).features
     prefix = ENCODER_FAMILIES[encoder.config.model_type].prefix_tokens
     torch.testing.assert_close(features, expected[:, prefix:], rtol=0, atol=1e-6)
     assert features.shape[1] == tower.config.num_patches(0)
@@ -85,13 +85,13 @@ def test_a_second_encoder_gets_the_views_resized_and_renormalised():
     tower = tower_of([clip, dino], [-2, -2])
     mean, std, dino_mean, dino_std = (
         torch.tensor(values).view(1, 3, 1, 1)
-        for pair in zip(tower.config.image_means, tower.config.image_stds)
-        for values in pair
+        for normalization in tower.config.image_normalizations
+        for values in normalization.values()
     )
     colours = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     resized = nn.functional.interpolate(colours, size=(48, 48), mode="bicubic", antialias=True).clamp(0, 1)
     expected = dino((resized - dino_mean) / dino_std, output_hidden_states=True).hidden_states[-2][:, 1:]
-    _, features = tower((colours - mean) / std)
+    _, features = tower((colours - mean) / std).features
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
     not_normalised = dino(resized, output_hidden_states=True).hidden_states[-2][:, 1:]
     assert not torch.allclose(features, not_normalised, atol=1e-2)
@@ -142,10 +142,10 @@ def test_case_13_float32_pixels_work_in_any_model_dtype(family, dtype):
 @pytest.mark.parametrize("tower, adapter", [("bfloat16", "float32"), ("float32", "bfloat16")])
 def test_case_13_tower_and_adapter_may_differ_in_dtype(tower, adapter):
     model = tiny.model()
-    expected = model.get_image_features(views()).last_hidden_state
+    expected = torch.cat(model.get_image_features(views()).pooler_output)
     model.model.vision_tower.to(getattr(torch, tower))
     model.model.multi_modal_projector.to(getattr(torch, adapter))
-    tokens = model.get_image_features(views()).last_hidden_state
+    tokens = torch.cat(model.get_image_features(views()).pooler_output)
     assert tokens.dtype is getattr(torch, adapter)
     torch.testing.assert_close(tokens.float(), expected, rtol=0.1, atol=0.05)
 
@@ -154,11 +154,13 @@ def test_case_13_tower_and_adapter_may_differ_in_dtype(tower, adapter):
 @pytest.mark.parametrize("projector_type", ["mlp", "transformer"])
 def test_case_13_quantised_weights_do_not_turn_pixels_into_integers(projector_type):
     model = tiny.model(tiny.config(projector_type=projector_type))
-    expected = model.get_image_features(views()).last_hidden_state
+    expected = torch.cat(model.get_image_features(views()).pooler_output)
     quantise(model.model.vision_tower)
     quantise(model.model.multi_modal_projector)
     assert next(model.model.multi_modal_projector.parameters()).dtype is torch.uint8
-    torch.testing.assert_close(model.get_image_features(views()).last_hidden_state, expected, rtol=0.1, atol=0.05)
+    torch.testing.assert_close(
+        torch.cat(model.get_image_features(views()).pooler_output), expected, rtol=0.1, atol=0.05
+    )
 
 
 def overflowing(model) -> nn.Module:

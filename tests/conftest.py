@@ -1,1 +1,67 @@
-"""Fixtures that several test files share: tiny models and folders of tiny parts, made once a run."""
+"""Fixtures that several test files share: a lively tiny model, folders of tiny parts and of a whole model."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, CLIPConfig, CLIPImageProcessor, CLIPModel
+
+from omnifusion_hf import OmniFusionForConditionalGeneration, OmniFusionProcessor
+
+
+@pytest.fixture(scope="session")
+def model() -> OmniFusionForConditionalGeneration:
+    """A random model with weights large enough for its answers to depend on every picture. Not to be changed."""
+    return tiny.model(tiny.config(text=tiny.text_config(initializer_range=0.2)))
+
+
+@pytest.fixture(scope="session")
+def processor(model) -> OmniFusionProcessor:
+    return tiny.processor(model.config)
+
+
+@pytest.fixture(scope="session")
+def grid_processor(model) -> OmniFusionProcessor:
+    """Several views per picture, a number that depends on its shape."""
+    return tiny.processor(model.config, view_strategy="grid")
+
+
+@pytest.fixture(scope="session")
+def model_folder(model, processor, tmp_path_factory) -> Path:
+    """The lively model and its processor, saved."""
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def save_llm(folder: Path, add_bos: bool = False, dtype: torch.dtype = torch.float32, **changes):
+    """An LLM of 400 tokens, as one downloads it."""
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(tiny.text_config(vocab_size=400, **changes)).to(dtype).save_pretrained(folder)
+    tiny.llm_tokenizer(add_bos).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory) -> Path:
+    """Folders of pretrained parts: every encoder family, a CLIP with both its towers, LLMs."""
+    folder = tmp_path_factory.mktemp("parts")
+    torch.manual_seed(0)
+    for family in ("clip", "siglip", "dinov2", "internvl", "swin"):
+        AutoModel.from_config(tiny.encoder_config(family)).save_pretrained(folder / family)
+    text = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "vocab_size": 99,
+    }
+    text |= {"bos_token_id": 1, "eos_token_id": 2}
+    two_towers = CLIPConfig(vision_config=tiny.encoder_config("clip").to_dict(), text_config=text)
+    CLIPModel(two_towers).save_pretrained(folder / "two_towers")
+    CLIPImageProcessor(image_mean=[0.1, 0.2, 0.3]).save_pretrained(folder / "two_towers")
+    save_llm(folder / "llm")
+    save_llm(folder / "llm_bos_tied", add_bos=True, tie_word_embeddings=True)
+    save_llm(folder / "llm_bf16", dtype=torch.bfloat16)
+    return folder

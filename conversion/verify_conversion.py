@@ -1,0 +1,120 @@
+"""Compares a converted folder with the release, stage by stage, and prints a table.
+
+    python conversion/verify_conversion.py --source RELEASE --vision CLIP --converted FOLDER [--pictures a.png b.jpg]
+
+Both are run on the same pictures and questions: the release as restated in original_v1_1.py, the folder as a user
+would run it (`from_pretrained`, chat template, plain `generate(**inputs)`). Exit status 1 where a bound is passed.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import omnifusion_hf  # noqa: E402, F401  registers the classes
+from conversion.original_v1_1 import Original  # noqa: E402
+
+
+QUESTIONS = ["What is the sky color on this image?", "Какого цвета небо на этом изображении?"]
+# Largest absolute difference allowed in float32; ids must be the same.
+BOUNDS = {"pixels": 2e-5, "visual tokens": 2e-5, "embeddings": 2e-5, "last hidden state": 1e-4, "logits": 1e-4}
+
+
+@dataclass
+class Row:
+    """One line of the table; `difference` is the largest over all cases."""
+
+    stage: str
+    difference: float
+    bound: float
+
+    @property
+    def ok(self) -> bool:
+        return self.difference <= self.bound
+
+
+@torch.no_grad()
+def converted_outputs(model, processor, picture: Image.Image | None, question: str) -> dict[str, torch.Tensor]:
+    """The same stages as `Original.outputs`, from the converted folder."""
+    content = ([] if picture is None else [{"type": "image", "image": picture}]) + [{"type": "text", "text": question}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    seen = {}
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.update(embeddings=kwargs["inputs_embeds"][0]), with_kwargs=True
+    )
+    output = model.model(**inputs)
+    hook.remove()
+    stages = {"embeddings": seen["embeddings"], "last hidden state": output.last_hidden_state[0]}
+    if picture is not None:
+        tokens = model.get_image_features(inputs["pixel_values"]).pooler_output[0]
+        stages = {"pixels": inputs["pixel_values"][0], "visual tokens": tokens} | stages
+    length = inputs["input_ids"].shape[1]
+    return stages | {
+        "logits": model.lm_head(output.last_hidden_state)[0],
+        "greedy ids": model.generate(**inputs, num_beams=1, early_stopping=False)[0, length:],
+        "beam-3 ids": model.generate(**inputs)[0, length:],
+    }
+
+
+def difference(stage: str, original: torch.Tensor, converted: torch.Tensor) -> float:
+    """Largest absolute difference; for ids the number of places that differ, for other shapes infinity."""
+    if stage == "logits":
+        converted = converted[..., : original.shape[-1]]  # the special tokens' rows are ours
+    if original.shape != converted.shape:
+        return float("inf")
+    if stage.endswith("ids"):
+        return float((original != converted).sum())
+    return (original.float() - converted.float()).abs().max().item()
+
+
+def verify(source: Path, vision: Path, converted: Path, pictures: list[Path], dtype=torch.float32) -> list[Row]:
+    """The table over all pictures x questions and the questions alone. Holds one of the two models at a time."""
+    cases = [(Image.open(path), question) for path in pictures for question in QUESTIONS]
+    cases += [(None, question) for question in QUESTIONS]
+    original = Original.load(source, vision, dtype)
+    expected = [original.outputs(*case) for case in tqdm(cases, desc="release")]
+    del original
+    model = AutoModelForImageTextToText.from_pretrained(converted, dtype=dtype).eval()
+    processor = AutoProcessor.from_pretrained(converted)
+    worst: dict[str, float] = {}
+    for case, stages in zip(tqdm(cases, desc="converted"), expected):
+        found = converted_outputs(model, processor, *case)
+        for stage, value in stages.items():
+            worst[stage] = max(worst.get(stage, 0.0), difference(stage, value, found[stage]))
+    return [Row(stage, value, BOUNDS.get(stage, 0.0)) for stage, value in worst.items()]
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    for name, text in (("source", "the release's folder"), ("vision", "CLIP folder"), ("converted", "our folder")):
+        parser.add_argument(f"--{name}", type=Path, required=True, help=text)
+    parser.add_argument("--pictures", type=Path, nargs="+", required=True, help="RGB or grey picture files")
+    args = parser.parse_args(argv)
+    try:
+        rows = verify(args.source, args.vision, args.converted, args.pictures)
+    except (ValueError, OSError) as error:
+        print(f"verify_conversion: error: {error}", file=sys.stderr)
+        return 2
+    print(f"{'stage':<20}{'max difference':>16}{'bound':>10}  ok")
+    for row in rows:
+        print(f"{row.stage:<20}{row.difference:>16.3g}{row.bound:>10.3g}  {'yes' if row.ok else 'NO'}")
+    return 0 if all(row.ok for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

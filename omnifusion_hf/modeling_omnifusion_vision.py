@@ -116,6 +116,8 @@ class OmniFusionVisionModel(PreTrainedModel):
             trim_encoder(AutoModel.from_config(encoder_config), layer)
             for encoder_config, layer in zip(config.encoder_configs, feature_layers)
         )
+        # device_map must not split a block; post_init gathers this from direct children only, not through a ModuleList.
+        self._no_split_modules = set().union(*(encoder._no_split_modules for encoder in self.encoders))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

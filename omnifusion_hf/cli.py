@@ -28,6 +28,23 @@ def ask(options: argparse.Namespace):
         print(answer(model, processor, pictures, question, options.max_new_tokens))
 
 
+def card(options: argparse.Namespace):
+    """Writes README.md, the model card, into a model folder."""
+    from .hub import CardFacts, render_card
+
+    facts = CardFacts(options.license, options.base_model, options.dataset, options.language)
+    path = f"{options.folder}/README.md"
+    render_card(options.folder, facts, options.repo_id, options.results).save(path)
+    print(f"wrote {path}")
+
+
+def push(options: argparse.Namespace):
+    """Checks a model folder and uploads it to the Hub."""
+    from .hub import push
+
+    print(push(options.folder, options.repo_id, options.private))
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="omnifusion", description="OmniFusion: pictures and questions in, text out.")
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -45,6 +62,22 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--max-new-tokens", type=int, default=128)
     command.add_argument("--examples", action="store_true", help="answer the questions about the bundled pictures")
     command.set_defaults(run=ask)
+
+    command = commands.add_parser("card", help="write the model card of a folder")
+    command.add_argument("folder")
+    command.add_argument("--repo-id", help="what the card's usage code loads; default: the folder")
+    command.add_argument("--license", default="apache-2.0")
+    command.add_argument("--base-model", nargs="*", default=[], help="Hub ids of the parts")
+    command.add_argument("--dataset", nargs="*", default=[], help="Hub ids of the training data")
+    command.add_argument("--language", nargs="*", default=["en"])
+    command.add_argument("--results", help="result file of lmms-eval")
+    command.set_defaults(run=card)
+
+    command = commands.add_parser("push", help="check a folder and upload it to the Hub")
+    command.add_argument("folder")
+    command.add_argument("repo_id")
+    command.add_argument("--private", action="store_true")
+    command.set_defaults(run=push)
 
     return parser
 

@@ -1,8 +1,21 @@
-"""Folders for the Hub: complete or absent."""
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""Folders for the Hub: complete or absent, with a model card, checked before they are pushed."""
 
+import json
 import shutil
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from transformers import AutoConfig
+
+from .configuration_omnifusion import OmniFusionConfig
+
+
+TEMPLATE = Path(__file__).parent / "model_card.md"
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 @contextmanager
@@ -18,3 +31,136 @@ def staged_folder(path: str | Path):
         part.rename(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@dataclass
+class CardFacts:
+    """What a card says that the folder's configuration does not know."""
+
+    license: str = "apache-2.0"
+    base_model: list[str] = field(default_factory=list)
+    datasets: list[str] = field(default_factory=list)
+    language: list[str] = field(default_factory=lambda: ["en"])
+    description: str = "A vision-language model: frozen vision encoder(s), a trained adapter, a decoder-only LLM."
+    notes: list[str] = field(default_factory=list)
+
+
+def render_card(
+    folder: str | Path, facts: CardFacts, repo_id: str | None = None, results: Path | None = None
+) -> ModelCard:
+    """The card of a model folder.
+
+    Args:
+        facts: licence, base models, data sets, languages, notes.
+        repo_id: what the usage code loads; by default the folder.
+        results: an lmms-eval result file.
+    """
+    folder = Path(folder)
+    config, name = AutoConfig.from_pretrained(folder), (repo_id or folder.resolve().name).split("/")[-1]
+    scores = read_results(results) if results else []
+    card_data = ModelCardData(
+        license=facts.license,
+        base_model=facts.base_model or None,
+        datasets=facts.datasets or None,
+        language=facts.language,
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        tags=["omnifusion", "multimodal", "vision-language"],
+        model_name=name if scores else None,
+        eval_results=scores or None,
+    )
+    preprocessing = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))["image_processor"]
+    return ModelCard.from_template(
+        card_data,
+        template_path=str(TEMPLATE),
+        name=name,
+        repo=repo_id or str(folder),
+        description=facts.description,
+        parts=describe_parts(config),
+        views=describe_views(preprocessing),
+        tokens_per_view=config.image_seq_length,
+        image_size=config.vision_config.image_size,
+        training=read_training(folder),
+        results=scores,
+        results_file=results and Path(results).name,
+        notes=facts.notes,
+    )
+
+
+def describe_parts(config: OmniFusionConfig) -> list[dict]:
+    """Rows of the architecture table, counted on a model without memory."""
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    vision = config.vision_config
+    rows = []
+    for index, encoder in enumerate(model.model.vision_tower.encoders):
+        what = (
+            f"{encoder.config.model_type}, {vision.image_sizes[index]} px, hidden state "
+            f"{config.vision_feature_layer[index]} of {encoder.config.num_hidden_layers} layers, width "
+            f"{vision.hidden_sizes[index]}"
+        )
+        rows.append({"part": f"encoder {index + 1} (frozen)", "what": what, "module": encoder})
+    rows.append({"part": "adapter", "what": config.projector_type, "module": model.model.multi_modal_projector})
+    text = config.text_config
+    what = (
+        f"{text.model_type}, {text.num_hidden_layers} layers, width {text.hidden_size}, vocabulary {text.vocab_size}"
+    )
+    rows.append(
+        {"part": "LLM", "what": what, "module": torch.nn.ModuleList([model.model.language_model, model.lm_head])}
+    )
+    for row in rows:
+        row["parameters"] = f"{sum(p.numel() for p in row.pop('module').parameters()):,}"
+    return rows
+
+
+def describe_views(preprocessing: dict) -> str:
+    """The image strategy in words."""
+    if preprocessing["view_strategy"] == "whole":
+        return f"one view (`{preprocessing['image_fit']}`)"
+    canvases = ", ".join(f"{rows} x {columns}" for rows, columns in preprocessing["grid_canvases"])
+    return f"a whole view (`{preprocessing['image_fit']}`) and the tiles of the best canvas of {canvases}"
+
+
+def read_training(folder: Path) -> dict:
+    """What `omnifusion train` left beside the model, empty where it was made otherwise."""
+    summary = folder / "training_summary.json"
+    return json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
+
+
+def read_results(path: str | Path) -> list[EvalResult]:
+    """The scores in an lmms-eval result file. Raises `ValueError` for another kind of file."""
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(content.get("results"), dict):
+        raise ValueError(f"{path} has no `results`; give the *_results.json that lmms-eval wrote.")
+    return [
+        EvalResult("image-text-to-text", task, task, metric.split(",")[0], round(value, 4))
+        for task, scores in content["results"].items()
+        for metric, value in scores.items()
+        if isinstance(value, (int, float)) and "_stderr" not in metric
+    ]
+
+
+def check_folder(folder: str | Path):
+    """Loads the folder and generates one token. Raises `ValueError` for what would break its users."""
+    from .ask import answer, load
+
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is no model folder: config.json is missing.")
+    if pickles := [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.suffix in PICKLES]:
+        raise ValueError(f"{folder} holds pickles {pickles}; remove them, weights go as safetensors.")
+    if not (folder / "README.md").is_file():
+        raise ValueError(f"{folder} has no model card; write it with `omnifusion card {folder}`.")
+    answer(*load(str(folder)), [], "Hello", max_new_tokens=1)
+
+
+def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
+    """Checks the folder and its card, then uploads it; returns the repository's URL."""
+    check_folder(folder)
+    ModelCard.load(Path(folder) / "README.md").validate()
+    api = HfApi()
+    url = api.create_repo(repo_id, private=private, exist_ok=True)
+    api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message="Upload OmniFusion model")
+    return str(url)

@@ -171,7 +171,7 @@ def cut_views(image: Image.Image, boxes: list[Box], side: int, resample: int, ba
             if size not in resized:
                 resized[size] = image.resize(size, resample)
             source = resized[size]
-        view = Image.new("RGB", (side, side), background)
+        view = Image.new(image.mode, (side, side), background)
         view.paste(source, corner)
         views.append(view)
     return views
@@ -211,12 +211,12 @@ class OmniFusionImageProcessor(PilBackend):
     def to_dict(self) -> dict:
         return super().to_dict() | RECORDED
 
-    def _validate_preprocess_kwargs(self, size=None, do_resize=None, do_convert_rgb=None, **kwargs):
+    def _validate_preprocess_kwargs(self, size=None, do_resize=None, **kwargs):
         super()._validate_preprocess_kwargs(size=size, do_resize=do_resize, **kwargs)
         if not size.height or size.height != size.width:
             raise ValueError(f"size must be square, {{'height': S, 'width': S}}, got {dict(size)}.")
-        if not (do_resize and do_convert_rgb):
-            raise ValueError("Views are always RGB and resized to S x S; do_resize and do_convert_rgb must stay True.")
+        if not do_resize:
+            raise ValueError("Views are always resized to S x S; do_resize must stay True.")
 
     def fetch_images(self, image_url_or_urls):
         """Opens whatever is not a picture object yet; nesting is kept."""
@@ -230,11 +230,13 @@ class OmniFusionImageProcessor(PilBackend):
             )
         return image_url_or_urls
 
-    def process_image(self, image, input_data_format=None, max_image_pixels=None, do_rescale=True, **kwargs):
+    def process_image(
+        self, image, input_data_format=None, max_image_pixels=None, do_rescale=True, do_convert_rgb=True, **kwargs
+    ):
         if not isinstance(image, Image.Image):
             image = array_to_image(image, do_rescale, input_data_format)
         check_pixels(image, max_image_pixels)
-        return viewer_rgb(image)
+        return viewer_rgb(image) if do_convert_rgb else image
 
     def _preprocess(
         self,
@@ -255,6 +257,11 @@ class OmniFusionImageProcessor(PilBackend):
         background = tuple(round(255 * mean) for mean in image_mean)
         views, view_index = [], []
         for image in images:
+            if len(image.getbands()) != len(image_mean):  # possible with do_convert_rgb=False alone
+                raise ValueError(
+                    f"A picture has the channels {image.getbands()} and image_mean {len(image_mean)} values; give one "
+                    "value per channel or leave do_convert_rgb=True."
+                )
             boxes = picture_views((image.height, image.width), view_strategy, image_fit, grid_canvases, size.height)
             views += cut_views(image, boxes, size.height, resample, background)
             view_index += range(len(boxes))

@@ -134,6 +134,8 @@ class OmniFusionProcessor(ProcessorMixin):
             setattr(self, name, token)
             setattr(self, f"{name}_id", token_id)
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+        # Saving sets it and loading drops it; set here, a loaded processor equals the saved one.
+        self.auto_map = {"AutoProcessor": "processing_omnifusion.OmniFusionProcessor"}
 
     @classmethod
     def from_vision_text_pretrained(
@@ -187,7 +189,8 @@ class OmniFusionProcessor(ProcessorMixin):
             sample = next(i for i in range(max(len(found), len(given))) if found[i : i + 1] != given[i : i + 1])
             raise ValueError(
                 f"Sample {sample}: the prompts hold {found} `{self.image_token}` placeholders, but {given} pictures "
-                "were given; pass one list of pictures per prompt, in the order of its placeholders."
+                "were given. The number of image tokens in the prompts should be the same as the number of pictures: "
+                "pass one list of pictures per prompt, in the order of its placeholders."
             )
 
     def _check_special_mm_tokens(self, text, text_inputs, modalities):

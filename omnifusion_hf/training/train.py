@@ -27,6 +27,7 @@ class ModelDataArguments:
     data_path: str = field(metadata={"help": "JSON file of LLaVA-format conversations."})
     image_folder: str | None = field(default=None, metadata={"help": "Folder of the pictures; default: data_path's."})
     max_length: int | None = field(default=None, metadata={"help": "Most tokens per sample, pictures included."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "As in from_pretrained: sdpa, eager, …"})
 
 
 def parse_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[ModelDataArguments, TrainingArguments]:
@@ -86,7 +87,9 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     dataset = ConversationDataset(
         model_data.data_path, model_data.image_folder, processor.image_processor.max_image_pixels
     )
-    model = AutoModelForImageTextToText.from_pretrained(model_data.model_name_or_path)
+    model = AutoModelForImageTextToText.from_pretrained(
+        model_data.model_name_or_path, attn_implementation=model_data.attn_implementation
+    )
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     plans = apply_stage(model, model_data.stage)
     if args.process_index == 0:

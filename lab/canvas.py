@@ -10,6 +10,7 @@ from random import Random
 import numpy as np
 from PIL import Image
 
+
 SIDE = 192
 GRID = 24
 CELL = SIDE // GRID

@@ -6,6 +6,7 @@ A shard appears when it is complete, so an interrupted run goes on where it stop
 import json
 from multiprocessing import Pool
 from pathlib import Path
+from random import Random
 
 from PIL import Image
 from tqdm import tqdm
@@ -13,9 +14,14 @@ from tqdm import tqdm
 from .canvas import Picture, sample_rng
 from .files import finish_folder, write_json
 from .questions import Turn, conversation
+from .tokenizer import build_tokenizer
 from .world import render
 
+
 SHARD = 1000
+STAGE1_SHARDS, STAGE2_SHARDS = 8, 60
+PASSES = 4  # conversations drawn about each picture
+BATCH, POOL = 32, 32
 MIXTURE = {"scene": 0.36, "digit": 0.12, "text": 0.3, "formula": 0.22}
 
 
@@ -33,32 +39,47 @@ def ask_about(split: str, picture: Picture, index: int) -> list[Turn]:
 
 
 def write_shard(folder: Path, shard: int) -> None:
-    """`SHARD` training pictures, the kinds in the mixture's proportions, and their conversations."""
+    """`SHARD` training pictures, the kinds in the mixture's proportions, and `PASSES` conversations about each."""
     counts = {kind: round(share * SHARD) for kind, share in MIXTURE.items()}
     with finish_folder(folder / f"{shard:04d}") as part:
-        samples = []
+        passes = [[] for _ in range(PASSES)]
         for kind, count in counts.items():
             for index in range(shard * count, (shard + 1) * count):
                 picture = render("train", kind, index)
-                name = f"{shard:04d}/{kind}{index}"
                 Image.fromarray(picture.image).save(part / f"{kind}{index}.png", compress_level=1)
-                samples.append(llava_sample(name, ask_about("train", picture, index)))
-        write_json(part / "samples.json", samples)
+                for number, samples in enumerate(passes):
+                    turns = ask_about("train", picture, index * PASSES + number)
+                    samples.append(llava_sample(f"{shard:04d}/{kind}{index}", turns))
+        write_json(part / "passes.json", passes)
 
 
-def write_dataset(folder: Path, first: int, last: int, processes: int = 1) -> Path:
-    """Shards `first` to `last` (exclusive) and `train_<first>_<last>.json`, their conversations in one shuffled file."""
-    missing = [(folder, s) for s in range(first, last) if not (folder / f"{s:04d}").exists()]
+def write_dataset(folder: Path, name: str, shards: range, passes: int, processes: int = 1) -> None:
+    """The shards and `NAME.json`: all conversations of the passes in a random order of batches of similar length."""
+    missing = [(folder, shard) for shard in shards if not (folder / f"{shard:04d}").exists()]
     with Pool(processes) as pool:
-        for _ in tqdm(pool.imap_unordered(_write_shard, missing), total=len(missing), desc="pictures", unit="shard"):
+        for _ in tqdm(pool.imap_unordered(_write_shard, missing), total=len(missing), desc=name, unit="shard"):
             pass
-    samples = [
-        s for shard in range(first, last) for s in json.loads((folder / f"{shard:04d}/samples.json").read_text())
-    ]
-    sample_rng("train", "order", first).shuffle(samples)
-    path = folder / f"train_{first}_{last}.json"
-    write_json(path, samples)
-    return path
+    drawn = [json.loads((folder / f"{shard:04d}/passes.json").read_text()) for shard in shards]
+    rng = sample_rng("train", f"order of {name}", 0)
+    ordered = []
+    for number in range(passes):
+        ordered += in_batches([sample for shard in drawn for sample in shard[number]], rng)
+    write_json(folder / f"{name}.json", ordered)
+
+
+def in_batches(samples: list[dict], rng: Random) -> list[dict]:
+    """A random order in which each `BATCH` neighbours are about as long as each other: half of the padding is saved."""
+    tokenizer = build_tokenizer()
+    rng.shuffle(samples)
+    texts = ["".join(turn["value"] for turn in sample["conversations"]) for sample in samples]
+    lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
+    ordered = []
+    for start in range(0, len(samples), POOL * BATCH):
+        pool = sorted(range(start, min(start + POOL * BATCH, len(samples))), key=lambda i: lengths[i])
+        batches = [pool[i : i + BATCH] for i in range(0, len(pool), BATCH)]
+        rng.shuffle(batches)
+        ordered += [samples[i] for batch in batches for i in batch]
+    return ordered
 
 
 def _write_shard(arguments: tuple[Path, int]) -> None:

@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits
 
 from .canvas import DIGITS, GREEK, GRID, LETTERS, SIDE, VARIABLES, Picture, ink_and_paper, label_box, paper
 
+
 FONT_FOLDER = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 FONTS = (
     "DejaVuSans",

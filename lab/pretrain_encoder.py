@@ -22,6 +22,7 @@ from .files import finish_folder, load_state, save_state
 from .optimizer import optimizer_for
 from .world import KINDS, render
 
+
 SIZE = 96
 MIXTURE = {"scene": 0.25, "digit": 0.15, "text": 0.33, "formula": 0.27}
 BACKGROUND_WEIGHT = 0.15
@@ -179,7 +180,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("lab/out/encoder"))
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="swin")
-    parser.add_argument("--steps", type=int, default=10000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch-size", type=int, default=48)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seconds", type=float, help="stop after this long (to be resumed)")

@@ -21,6 +21,7 @@ from .questions import conversation
 from .tokenizer import build_tokenizer
 from .world import render
 
+
 SHARES = {"scene": 0.48, "digit": 0.02, "text": 0.22, "formula": 0.28}
 SLOTS = 12  # a row; two words of a thing fill two slots
 POOL = 10  # batches drawn together and sorted by length, so that little of a batch is padding
@@ -100,7 +101,9 @@ class Dialogs(IterableDataset):
 
 
 def collate(samples: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
-    longest = max(len(ids) for ids, _ in samples)
+    longest = (
+        -(-max(len(ids) for ids, _ in samples) // 16) * 16
+    )  # few shapes: oneDNN keeps kernels and buffers for each
     return {
         "input_ids": torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in samples]),
         "labels": torch.tensor([labels + [-100] * (longest - len(labels)) for _, labels in samples]),

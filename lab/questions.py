@@ -8,6 +8,7 @@ from random import Random
 from .canvas import COLOURS, SHAPES, Picture
 from .scenes import Thing
 
+
 TEMPLATES = {
     "colour": ("What colour is the {0}?", "What color is the {0}?", "Which colour does the {0} have?"),
     "shape": ("What shape is {0}?", "Which shape is {0}?", "What is the shape of the {0} object?"),
@@ -60,12 +61,15 @@ def attribute_turns(rng: Random, things: list[Thing]) -> list[Turn]:
     return turns + [ask(rng, "shape", t.shape, t.colour, about=(t.name,)) for t in things if colours[t.colour] == 1]
 
 
+def plural(shape: str) -> str:
+    return f"{shape}es" if shape.endswith("s") else f"{shape}s"
+
+
 def count_turns(rng: Random, things: list[Thing]) -> list[Turn]:
     """How many in all, of each colour and shape there is, and of one of each there may be none of."""
-    counts = Counter(f"{t.shape}s".replace("ss", "sses") for t in things)
-    counts += Counter(f"{t.colour} objects" for t in things)
-    absent = (rng.choice(SHAPES) + "s", f"{rng.choice(list(COLOURS))} objects")
-    asked = ["objects", *counts, *(a.replace("ss", "sses") for a in absent if a.replace("ss", "sses") not in counts)]
+    counts = Counter(plural(t.shape) for t in things) + Counter(f"{t.colour} objects" for t in things)
+    absent = {plural(rng.choice(SHAPES)), f"{rng.choice(list(COLOURS))} objects"}.difference(counts)
+    asked = ["objects", *counts, *sorted(absent)]
     counts["objects"] = len(things)
     return [ask(rng, "count", str(counts[name]), name) for name in asked]
 
@@ -76,8 +80,8 @@ def position_turns(rng: Random, things: list[Thing]) -> list[Turn]:
     return [ask(rng, "position", s, a.name, b.name, about=(a.name, b.name)) for a, b, s in pairs if s]
 
 
-def scene_turns(rng: Random, things: list[Thing], most: int = 7) -> list[Turn]:
-    """Up to `most` turns, none of which an earlier one has answered; a caption closes about half of them."""
+def scene_turns(rng: Random, things: list[Thing], most: int = 5) -> list[Turn]:
+    """Up to `most` turns, none of which an earlier one has answered; a caption closes a quarter of them."""
     if rng.random() < 0.12:
         return [ask(rng, "caption", caption(things))]
     attributes, counts, positions = (f(rng, things) for f in (attribute_turns, count_turns, position_turns))
@@ -93,7 +97,7 @@ def scene_turns(rng: Random, things: list[Thing], most: int = 7) -> list[Turn]:
         if turn.topic in ("position", "count") or not known & set(turn.about):
             turns.append(turn)
             known |= set(turn.about)
-    return [*turns, ask(rng, "caption", caption(things))] if rng.random() < 0.5 else turns
+    return [*turns, ask(rng, "caption", caption(things))] if rng.random() < 0.25 else turns
 
 
 def conversation(rng: Random, picture: Picture) -> list[Turn]:

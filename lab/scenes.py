@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from .canvas import CELL, CLASS_ID, COLOURS, GRID, SHAPES, SIDE, Picture, jitter, paper
 
+
 MIN_RADIUS, MAX_RADIUS = 17, 34
 _SUPERSAMPLE = 4
 

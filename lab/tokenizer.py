@@ -11,7 +11,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from .canvas import COLOURS, GREEK, SHAPES
-from .questions import SIDES, TEMPLATES
+from .questions import SIDES, TEMPLATES, plural
+
 
 COMMANDS = ("\\frac", "\\sqrt", "\\sum", *GREEK)
 OPENINGS = (
@@ -32,9 +33,9 @@ VOCABULARY = 442  # with the five tokens that the assembled model adds: just bel
 def wording() -> list[str]:
     """Everything a question or an answer can be made of, in lower case; read-out answers left out."""
     questions = [t.format("objects", "objects").partition(" ") for templates in TEMPLATES.values() for t in templates]
-    things = [f"a {c} {s}, an {c} {s} and the {c} {s}s {c} objects" for c in COLOURS for s in SHAPES]
+    things = [f"a {c} {s}, an {c} {s} and the {c} {plural(s)} {c} objects" for c in COLOURS for s in SHAPES]
     answers = (*SIDES, *COLOURS, *SHAPES, *(f" {s}" for s in SIDES))
-    return [*(rest for _, _, rest in questions for _ in range(4)), *things, *answers * 40]
+    return [*(space + rest for _, space, rest in questions for _ in range(4)), *things, *answers * 40]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -6,6 +6,7 @@ from .canvas import Picture, sample_rng
 from .glyphs import formula_for, render_digit, render_formula, render_text
 from .scenes import render_scene
 
+
 KINDS = ("scene", "digit", "text", "formula")
 TEXT_LENGTHS = (1, 2, 3, 4)
 TEXT_WEIGHTS = (20, 25, 30, 25)

@@ -1,0 +1,93 @@
+"""The miniature world from seeds to the demo checkpoint: `python -m lab`.
+
+Every stage is skipped when its finished output exists and goes on where it stopped, so the command may be interrupted at
+any time and given again. `--only STAGE` runs one of them.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from . import assemble, dataset, evaluate, pretrain_encoder, pretrain_llm
+
+
+HERE = Path(__file__).parent
+OUT = HERE / "out"
+TINY = HERE.parent / "omnifusion_hf" / "tiny"
+
+
+def pictures(options: argparse.Namespace) -> None:
+    folder = OUT / "train"
+    dataset.write_dataset(folder, "stage1", range(dataset.STAGE1_SHARDS), 1, options.processes)
+    last = dataset.STAGE1_SHARDS + dataset.STAGE2_SHARDS
+    dataset.write_dataset(folder, "stage2", range(dataset.STAGE1_SHARDS, last), dataset.PASSES, options.processes)
+
+
+def encoder(options: argparse.Namespace) -> None:
+    pretrain_encoder.train(OUT / "encoder")
+
+
+def llm(options: argparse.Namespace) -> None:
+    pretrain_llm.train(OUT / "llm")
+
+
+def assembled(options: argparse.Namespace) -> None:
+    assemble.assemble(OUT / "encoder" / "encoder", OUT / "llm" / "llm", OUT / "assembled")
+
+
+def stage1(options: argparse.Namespace) -> None:
+    _omnifusion_train("stage1", options.processes)
+
+
+def stage2(options: argparse.Namespace) -> None:
+    _omnifusion_train("stage2", options.processes)
+
+
+def evaluation(options: argparse.Namespace) -> None:
+    evaluate.evaluate_folder(OUT / "stage2", "test", 500, OUT / "evaluation.json")
+
+
+def export(options: argparse.Namespace) -> None:
+    assemble.export(OUT / "stage2", TINY)
+
+
+def _omnifusion_train(stage: str, processes: int) -> None:
+    """The house's own command; with several processes the batch of the recipe is shared out among them."""
+    launcher = [sys.executable, "-m"]
+    recipe = ["omnifusion_hf.cli", "train", str(HERE / "recipes" / f"{stage}.yaml")]
+    if processes > 1:
+        launcher += ["torch.distributed.run", f"--nproc-per-node={processes}", "-m"]
+        recipe += [f"per_device_train_batch_size={32 // processes}"]
+    subprocess.run([*launcher, *recipe], check=True, cwd=HERE.parent)
+
+
+# stage -> (what runs, the output whose presence says that it is finished)
+STAGES = {
+    "pictures": (pictures, OUT / "train" / "stage2.json"),
+    "encoder": (encoder, OUT / "encoder" / "encoder"),
+    "llm": (llm, OUT / "llm" / "llm"),
+    "assembled": (assembled, OUT / "assembled"),
+    "stage1": (stage1, OUT / "stage1" / "training_summary.json"),
+    "stage2": (stage2, OUT / "stage2" / "training_summary.json"),
+    "evaluation": (evaluation, OUT / "evaluation.json"),
+    "export": (export, OUT / "exported"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=STAGES, help="run this stage alone")
+    parser.add_argument("--processes", type=int, default=1, help="for rendering and for stages 1 and 2")
+    options = parser.parse_args()
+    for name in [options.only] if options.only else STAGES:
+        run, output = STAGES[name]
+        if output.exists():
+            print(f"{name}: finished before ({output.relative_to(HERE.parent)})")
+            continue
+        print(f"{name}: running", flush=True)
+        run(options)
+
+
+if __name__ == "__main__":
+    main()

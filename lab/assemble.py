@@ -1,0 +1,73 @@
+"""The pretrained parts put together, and at the end the trained model as the demo checkpoint with its pictures."""
+
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from omnifusion_hf import OmniFusionForConditionalGeneration, OmniFusionProcessor
+
+from .evaluate import examples
+from .files import finish_folder, write_json
+
+
+MOST_BYTES = 10_000_000
+# topic -> how many pictures of it the demo asks about; topics that the model is weak in are left out (docs/lab.md)
+DEMO = {
+    "colour": 1,
+    "shape": 1,
+    "count": 2,
+    "position": 2,
+    "digit": 2,
+    "text, 2 characters": 1,
+    "text, 3 characters": 1,
+}
+DEMO |= {"formula": 2}
+
+
+def assemble(encoder: Path, llm: Path, out: Path) -> None:
+    parts = {"vision": [str(encoder)], "text": str(llm), "projector_type": "mlp", "vision_feature_layer": -1}
+    torch.manual_seed(0)
+    with finish_folder(out) as folder:
+        OmniFusionForConditionalGeneration.from_vision_text_pretrained(**parts).save_pretrained(folder)
+        OmniFusionProcessor.from_vision_text_pretrained(**parts, image_options={"image_fit": "pad"}).save_pretrained(
+            folder
+        )
+
+
+def export(trained: Path, out: Path) -> None:
+    """bfloat16 weights, processor and demo pictures. Raises `ValueError` when the checkpoint is larger than 10 MB."""
+    model = AutoModelForImageTextToText.from_pretrained(trained, dtype=torch.bfloat16)
+    processor = AutoProcessor.from_pretrained(trained)
+    with finish_folder(out) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        drop_remote_code(folder)
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        if size > MOST_BYTES:
+            raise ValueError(f"the checkpoint has {size} bytes, at most {MOST_BYTES} are allowed; make a part smaller")
+        write_demo_pictures(folder / "pictures")
+
+
+def drop_remote_code(folder: Path) -> None:
+    """Inside the package the code is one folder up: copies of it here would only grow old."""
+    for copy in folder.glob("*.py"):
+        copy.unlink()
+    for path in folder.glob("*.json"):
+        content = json.loads(path.read_text())
+        if content.pop("auto_map", None):
+            write_json(path, content)
+
+
+def write_demo_pictures(folder: Path) -> None:
+    """The first test pictures of each topic, right or wrong, with question and truth."""
+    folder.mkdir()
+    questions = []
+    for topic, count in DEMO.items():
+        for i, example in enumerate(examples("test", topic, count)):
+            name = f"{topic.replace(', ', '-').replace(' ', '-')}-{i + 1}.png"
+            Image.fromarray(example.picture.image).save(folder / name, optimize=True)
+            questions.append({"picture": name, "question": example.question, "truth": example.answer})
+    write_json(folder / "questions.json", questions)

@@ -36,7 +36,7 @@ from omnifusion_hf import (  # noqa: E402
     add_special_tokens,
 )
 from omnifusion_hf.configuration_omnifusion import SPECIAL_TOKENS  # noqa: E402
-from omnifusion_hf.hub import staged_folder  # noqa: E402
+from omnifusion_hf.hub import CardFacts, render_card, staged_folder  # noqa: E402
 from omnifusion_hf.modeling_omnifusion import AUTO_MAP  # noqa: E402
 from omnifusion_hf.processing_omnifusion import CHAT_TEMPLATE  # noqa: E402
 
@@ -57,6 +57,21 @@ GENERATION = {
     "pad_token_id": 2,
     "bos_token_id": 1,
 }
+
+
+FACTS = CardFacts(
+    base_model=["AIRI-Institute/OmniFusion", VISION, "mistralai/Mistral-7B-v0.1"],
+    datasets=["Lin-Chen/ShareGPT4V", "liuhaotian/LLaVA-Pretrain", "liuhaotian/LLaVA-Instruct-150K"],
+    language=["en", "ru"],
+    description="The authors' OmniFusion v1.1 (CLIP ViT-L/14-336, transformer adapter, Mistral-7B), converted exactly.",
+    notes=[
+        "Answers are those of the authors' code in evaluation mode; their README leaves dropout on.",
+        "The first token of an answer is kept, and prompts without a picture work; both fail in the original code.",
+        "Several pictures per prompt are accepted, but the model was trained with one.",
+        "EXIF orientation is applied and transparency lies on white, as a viewer shows it; the original ignores both.",
+        "Training did not teach an end of answer: generation ends at a newline ban, 50 tokens or a spontaneous EOS.",
+    ],
+)
 
 
 @dataclass
@@ -236,6 +251,7 @@ def convert(source: str, vision: str, output: str, dtype: torch.dtype | None = N
         unused_rows = list(range(len(tokenizer), config.text_config.vocab_size))
         GenerationConfig(**GENERATION, suppress_tokens=unused_rows).save_pretrained(folder)
         processor_for(config, tokenizer).save_pretrained(folder)
+        render_card(folder, FACTS, repo_id=str(output)).save(folder / "README.md")
     return Path(output)
 
 

@@ -53,6 +53,12 @@ def trim_encoder(encoder: PreTrainedModel, layer: int) -> PreTrainedModel:
     return encoder
 
 
+def needs_graph(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> bool:
+    """False for a frozen encoder. Activation checkpointing makes the output of every embedding require gradients, and
+    the encoder would keep its whole graph for nothing."""
+    return pixel_values.requires_grad or any(parameter.requires_grad for parameter in encoder.parameters())
+
+
 def encode(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
     """The output of the last block that a trimmed encoder has, prefix tokens included."""
     parts = ENCODER_PARTS[encoder.config.model_type]
@@ -132,7 +138,8 @@ class OmniFusionVisionModel(PreTrainedModel):
         """
         features = []
         for index, encoder in enumerate(self.encoders):
-            hidden_states = encode(encoder, self._views_for(index, pixel_values))
+            with torch.set_grad_enabled(torch.is_grad_enabled() and needs_graph(encoder, pixel_values)):
+                hidden_states = encode(encoder, self._views_for(index, pixel_values))
             if not self.keep_prefix:
                 hidden_states = hidden_states[:, ENCODER_FAMILIES[encoder.config.model_type].prefix_tokens :]
             features.append(hidden_states)  # (ΣV, P_e, d_e)

@@ -145,9 +145,11 @@ class OmniFusionModel(OmniFusionPreTrainedModel):
             mask = input_ids == self.config.image_token_id
         torch_compilable_check(
             mask.sum() == image_features.shape[0],
-            lambda: f"Image features and image tokens do not match: <image> tokens per sample {mask.sum(-1).tolist()}, image "
-            f"features {image_features.shape[0]}; make both with one OmniFusionProcessor, and with a kept cache pass "
-            "new pictures only.",
+            lambda: (
+                f"Image features and image tokens do not match: <image> tokens per sample {mask.sum(-1).tolist()}, "
+                f"image features {image_features.shape[0]}; make both with one OmniFusionProcessor, and with a kept "
+                "cache pass new pictures only."
+            ),
         )
         return mask.unsqueeze(-1).to(inputs_embeds.device)
 

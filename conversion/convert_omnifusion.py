@@ -43,33 +43,17 @@ from omnifusion_hf.processing_omnifusion import CHAT_TEMPLATE  # noqa: E402
 
 VISION = "openai/clip-vit-large-patch14-336"
 
-# The README of the release; [2] in its list of bad words is ignored by transformers because it is EOS.
-GENERATION = {
-    "do_sample": False,
-    "num_beams": 3,
-    "early_stopping": True,
-    "max_new_tokens": 50,
-    "no_repeat_ngram_size": 4,
-    "no_repeat_ngram_in_prompt": False,
-    "bad_words_ids": [[28705, 13], [714], [13]],
-    "forced_eos_token_id": 2,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-    "bos_token_id": 1,
-}
-
-
 FACTS = CardFacts(
     base_model=["AIRI-Institute/OmniFusion", VISION, "mistralai/Mistral-7B-v0.1"],
     datasets=["Lin-Chen/ShareGPT4V", "liuhaotian/LLaVA-Pretrain", "liuhaotian/LLaVA-Instruct-150K"],
     language=["en", "ru"],
-    description="The authors' OmniFusion v1.1 (CLIP ViT-L/14-336, transformer adapter, Mistral-7B), converted exactly.",
+    description="The authors' OmniFusion v1.1 (CLIP ViT-L/14-336, transformer adapter, Mistral-7B), converted.",
     notes=[
         "Answers are those of the authors' code in evaluation mode; their README leaves dropout on.",
         "The first token of an answer is kept, and prompts without a picture work; both fail in the original code.",
         "Several pictures per prompt are accepted, but the model was trained with one.",
         "EXIF orientation is applied and transparency lies on white, as a viewer shows it; the original ignores both.",
-        "Training did not teach an end of answer: generation ends at a newline ban, 50 tokens or a spontaneous EOS.",
+        "Training taught no end of answer: answers end after 50 tokens or at an EOS that the LLM gives of itself.",
     ],
 )
 
@@ -248,11 +232,30 @@ def convert(source: str, vision: str, output: str, dtype: torch.dtype | None = N
         custom_object_save(model, folder)
         config.auto_map = dict(AUTO_MAP)
         config.save_pretrained(folder)
-        unused_rows = list(range(len(tokenizer), config.text_config.vocab_size))
-        GenerationConfig(**GENERATION, suppress_tokens=unused_rows).save_pretrained(folder)
+        generation_config(tokenizer, config.text_config.vocab_size).save_pretrained(folder)
         processor_for(config, tokenizer).save_pretrained(folder)
         render_card(folder, FACTS, repo_id=str(output)).save(folder / "README.md")
     return Path(output)
+
+
+def generation_config(tokenizer, vocab_size: int) -> GenerationConfig:
+    """The settings of the release's README. Its ban of EOS is left out: transformers ignores that one."""
+    eos = tokenizer.eos_token_id
+    words = [tokenizer.encode(word, add_special_tokens=False) for word in ("\n", ":")]
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=3,
+        early_stopping=True,
+        max_new_tokens=50,
+        no_repeat_ngram_size=4,
+        no_repeat_ngram_in_prompt=False,
+        bad_words_ids=[*words, words[0][-1:]],
+        forced_eos_token_id=eos,
+        eos_token_id=eos,
+        pad_token_id=eos,
+        bos_token_id=tokenizer.bos_token_id,
+        suppress_tokens=list(range(len(tokenizer), vocab_size)),  # rows without a token
+    )
 
 
 def processor_for(config: OmniFusionConfig, tokenizer) -> OmniFusionProcessor:

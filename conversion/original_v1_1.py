@@ -22,7 +22,7 @@ from .release_v1_1 import Release
 PROMPT = "This is a dialog with AI assistant.\n"
 README = {"do_sample": False, "max_new_tokens": 50, "early_stopping": True, "num_beams": 3, "no_repeat_ngram_size": 4}
 README |= {"repetition_penalty": 1.0, "remove_invalid_values": True, "forced_eos_token_id": 2, "use_cache": True}
-README |= {"eos_token_id": 2, "pad_token_id": 2, "bad_words_ids": [[28705, 13], [2], [714], [13]]}
+README |= {"eos_token_id": 2, "pad_token_id": 2}
 
 
 @dataclass
@@ -102,8 +102,10 @@ class Original:
         embeddings = self.embeddings(picture, question)
         output = self.llm(inputs_embeds=embeddings, output_hidden_states=True)
         mask = torch.ones(embeddings.shape[:2], dtype=torch.long)
+        newline, colon = self.tokenizer.encode(["\n", ":"])
+        bad_words = {"bad_words_ids": [newline, [2], colon, newline[-1:]]}
         beam, greedy = (
-            self.llm.generate(inputs_embeds=embeddings, attention_mask=mask, **(README | change))[0]
+            self.llm.generate(inputs_embeds=embeddings, attention_mask=mask, **(README | bad_words | change))[0]
             for change in ({}, {"num_beams": 1, "early_stopping": False})
         )
         stages = {"embeddings": embeddings[0], "last hidden state": output.hidden_states[-1][0]}

@@ -1,0 +1,61 @@
+"""LLaVA-format training data from tiny pictures, and recipes over it: what the training tests run on."""
+
+import json
+from pathlib import Path
+
+import tiny
+import yaml
+
+
+ANSWERS = ("The sky is blue.", "The grass is green and the sky is blue.", "Green.", "A red square above two circles.")
+
+
+def sample(index: int, **changes) -> dict:
+    """A sample with one picture and one question; answers differ in length from sample to sample."""
+    turns = [turn("human", "<image>\nWhat colour is the sky?"), turn("gpt", ANSWERS[index % len(ANSWERS)])]
+    return {"id": f"s{index}", "image": f"{index}.png", "conversations": turns} | changes
+
+
+def turn(role: str, text: str) -> dict:
+    return {"from": role, "value": text}
+
+
+def write(folder: Path, samples: list) -> Path:
+    """Writes the samples' pictures and their JSON file; returns the latter's path."""
+    for index in range(len(samples)):
+        tiny.picture(index).save(folder / f"{index}.png")
+    path = folder / "samples.json"
+    path.write_text(json.dumps(samples), encoding="utf-8")
+    return path
+
+
+def write_model(folder: Path, dtype=None, **changes) -> Path:
+    """Saves a tiny model with its processor; `changes` are fields of its configuration."""
+    config = tiny.config(**changes)
+    tiny.model(config).to(dtype).save_pretrained(folder)
+    tiny.processor(config).save_pretrained(folder)
+    return folder
+
+
+def write_recipe(folder: Path, model: Path, **changes) -> Path:
+    """A recipe of four steps on eight samples, constant learning rate, CPU."""
+    data = folder / "data"
+    data.mkdir()
+    fields = {
+        "model_name_or_path": str(model),
+        "stage": "pretrain",
+        "data_path": str(write(data, [sample(index) for index in range(8)])),
+        "output_dir": str(folder / "out"),
+        "learning_rate": 0.01,
+        "lr_scheduler_type": "constant",
+        "per_device_train_batch_size": 2,
+        "max_steps": 4,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(fields | changes), encoding="utf-8")
+    return path

@@ -1,0 +1,107 @@
+"""LLaVA-format data: where pictures go, what is refused and how it is named, that pictures open late."""
+
+import conversations
+import pytest
+import tiny
+from conversations import sample, turn
+from PIL import Image
+
+from omnifusion_hf.training.data import ConversationDataset, to_messages
+
+
+def flat(messages: list[dict]) -> list[tuple]:
+    """Messages as (role, part, part, …), a picture as its file name in brackets."""
+    return [
+        (m["role"], *(f"[{p['image']}]" if p["type"] == "image" else p["text"] for p in m["content"]))
+        for m in messages
+    ]
+
+
+@pytest.mark.parametrize(
+    ("question", "image", "content"),
+    [
+        ("<image>\nWhat?", "a", ("[a]", "What?")),
+        ("What?\n<image>", "a", ("What?", "[a]")),
+        ("<image><image>\nWhich?", ["a", "b"], ("[a]", "[b]", "Which?")),
+        ("Is <image> or\n<image>\nbigger?\nSay.", ["a", "b"], ("Is ", "[a]", " or", "[b]", "bigger?\nSay.")),
+        ("<image>", "a", ("[a]",)),
+        ("What?", ["a", "b"], ("[a]", "[b]", "What?")),
+        ("What is <image>?", None, ("What is <image>?",)),
+        ("What?", [], ("What?",)),
+    ],
+)
+def test_marks_become_pictures_in_their_place(question, image, content):
+    turns = [turn("human", question), turn("gpt", "It is <image>\n.")]
+    expected = [("user", *content), ("assistant", "It is <image>\n.")]
+    assert flat(to_messages({"image": image, "conversations": turns})) == expected
+
+
+def test_pictures_of_later_turns_follow_the_order_of_the_list():
+    turns = [
+        turn("system", "Be brief."),
+        turn("user", "<image>A?"),
+        turn("assistant", "x"),
+        turn("human", "B? <image>"),
+    ]
+    messages = to_messages({"image": ["a", "b"], "conversations": [*turns, turn("gpt", "y")]})
+    assert flat(messages) == [
+        ("system", "Be brief."), ("user", "[a]", "A?"), ("assistant", "x"), ("user", "B? ", "[b]"), ("assistant", "y"),
+    ]  # fmt: skip
+
+
+QUESTION, ANSWER = sample(1)["conversations"]
+BROKEN = {
+    "1 `<image>` marks in human turns for 2 pictures": {"image": ["0.png", "1.png"]},
+    "2 `<image>` marks in human turns for 1 pictures": {"conversations": [turn("human", "<image><image>A?"), ANSWER]},
+    "unknown role 'bot'": {"conversations": [QUESTION, turn("bot", "x")]},
+    "unknown role None": {"conversations": [QUESTION, "x"]},
+    "must be text, got 3": {"conversations": [QUESTION, turn("gpt", 3)]},
+    "an empty assistant turn": {"conversations": [QUESTION, turn("gpt", " \n")]},
+    "an empty user turn": {"conversations": [QUESTION, ANSWER, turn("human", ""), ANSWER]},
+    "turns must alternate": {"conversations": [QUESTION, ANSWER, ANSWER]},
+    "human first and gpt last": {"conversations": [QUESTION]},
+    "got []": {"conversations": []},
+    'a list "conversations"': {"conversations": None},
+    "no picture file": {"image": "absent.png"},
+}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_broken_sample_is_refused_at_load_with_file_index_and_id(tmp_path, message):
+    whole = conversations.write(tmp_path, [sample(0), sample(1)])
+    assert len(ConversationDataset(whole)) == 2
+    path = conversations.write(tmp_path, [sample(0), sample(1, **BROKEN[message])])
+    with pytest.raises(ValueError) as error:
+        ConversationDataset(path)
+    assert str(error.value).startswith(f"{path}, sample 1 (id s1): ")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "[1,"])
+def test_file_that_is_not_a_list_of_samples_is_refused(tmp_path, text):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"x\.json"):
+        ConversationDataset(path)
+
+
+def test_pictures_open_when_asked_for_and_errors_name_the_sample(tmp_path):
+    path = conversations.write(tmp_path, [sample(0), sample(1)])
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:200])
+    dataset = ConversationDataset(path)
+    picture = dataset[0]["messages"][0]["content"][0]["image"]
+    assert isinstance(picture, Image.Image) and picture.tobytes() == tiny.picture(0).tobytes()
+    with pytest.raises(ValueError, match=r"sample 1 \(id s1\): cannot read .*1\.png"):
+        dataset[1]
+    with pytest.raises(ValueError, match=r"sample 0 \(id s0\): .*max_image_pixels"):
+        ConversationDataset(path, max_image_pixels=100)[0]
+
+
+def test_image_folder_is_the_jsons_own_unless_given(tmp_path):
+    path = conversations.write(tmp_path, [sample(0)])
+    moved = tmp_path / "elsewhere" / "samples.json"
+    moved.parent.mkdir()
+    path.rename(moved)
+    with pytest.raises(ValueError, match="set image_folder"):
+        ConversationDataset(moved)
+    assert len(ConversationDataset(moved, image_folder=tmp_path)) == 1

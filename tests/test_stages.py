@@ -1,0 +1,203 @@
+"""Stages: what trains, that nothing else changes, and that special-token rows in training equal rows of the table."""
+
+import copy
+
+import pytest
+import tiny
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny import assistant, user
+
+from omnifusion_hf.training.collator import ConversationCollator
+from omnifusion_hf.training.stages import STAGES, apply_stage, format_plan, part_of
+
+
+def untied(**changes):
+    return tiny.model(tiny.config(**changes))
+
+
+def tied():
+    return tiny.model(tiny.config(text=tiny.text_config(tie_word_embeddings=True)))
+
+
+def batch(model, pictures: bool = True) -> dict:
+    question = user(tiny.picture(0), "What colour is the sky?") if pictures else user("What colour is the sky?")
+    messages = [question, assistant("The sky is blue.")]
+    return ConversationCollator(tiny.processor(model.config))([{"messages": messages, "name": "sample"}])
+
+
+def step(model, inputs: dict) -> torch.optim.AdamW:
+    """One AdamW step with weight decay, which would move every parameter it knows of."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.01, weight_decay=0.5)
+    model.train()
+    model(**inputs).loss.backward()
+    optimizer.step()
+    return optimizer
+
+
+def changed(before: dict, after: dict) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_trains_exactly_its_parts(stage):
+    model = untied()
+    apply_stage(model, stage)
+    trained = {part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    frozen = {part_of(name) for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert trained == set(STAGES[stage])
+    assert "vision_tower" in frozen and not trained & frozen
+
+
+def test_unknown_stage_is_refused():
+    with pytest.raises(ValueError, match="`sft` is unknown; use one of .*finetune"):
+        apply_stage(untied(), "sft")
+
+
+def test_plan_counts_what_the_optimizer_will_hold():
+    model = untied()
+    plans = {plan.part: plan for plan in apply_stage(model, "pretrain")}
+    optimizer = step(model, batch(model))
+    moments = [state[key] for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
+    assert sum(plan.optimizer_bytes for plan in plans.values()) == sum(m.numel() * m.element_size() for m in moments)
+    assert sum(plan.tensors for plan in plans.values()) == len(optimizer.state)
+    assert plans["special_token_rows"].trained == 5 * model.config.text_config.hidden_size
+    assert plans["language_model"].trained == plans["vision_tower"].trained == 0
+    assert f"{plans['multi_modal_projector'].trained:,}" in format_plan(list(plans.values()))
+
+
+@pytest.mark.parametrize("make", [untied, tied])
+def test_pretrain_step_changes_adapter_and_special_rows_only(make):
+    model = make()
+    before = copy.deepcopy(model.state_dict())
+    inputs = batch(model)
+    apply_stage(model, "pretrain")
+    step(model, inputs)
+    after = model.state_dict()
+    assert set(after) == set(before)
+    table = "model.language_model.embed_tokens.weight"
+    moved = changed(before, after)
+    assert {part_of(name) for name in moved - {table, "lm_head.weight"}} == {"multi_modal_projector"}
+    rows = (before[table] != after[table]).any(-1).nonzero().flatten().tolist()
+    seen = set(inputs["input_ids"].unique().tolist()) & set(model.config.special_token_ids)
+    assert set(rows) <= set(model.config.special_token_ids)
+    assert set(rows) >= seen - {model.config.image_token_id} and len(seen) == 5
+    assert torch.equal(after["lm_head.weight"], after[table] if make is tied else before["lm_head.weight"])
+
+
+@pytest.mark.parametrize("make", [untied, tied])
+def test_split_rows_give_the_logits_and_gradients_of_the_table(make):
+    whole, split = make(), make()
+    inputs = batch(whole)
+    apply_stage(split, "pretrain")
+    rows = split.get_input_embeddings().special_token_rows
+    ids = split.config.special_token_ids
+    with torch.no_grad():
+        rows.add_(torch.randn_like(rows))
+        assert not torch.allclose(whole(**inputs).logits, split(**inputs).logits)
+        whole.get_input_embeddings().weight[ids] = rows
+    if make is untied:
+        whole.lm_head.requires_grad_(False)
+    results = [model(**inputs) for model in (whole, split)]
+    torch.testing.assert_close(results[0].logits, results[1].logits)
+    for result in results:
+        result.loss.backward()
+    torch.testing.assert_close(whole.get_input_embeddings().weight.grad[ids], rows.grad)
+
+
+@pytest.mark.parametrize("make", [untied, tied])
+def test_state_dict_of_a_split_model_is_a_plain_models_and_loads_into_both(make):
+    split, plain, again = make(), make(), make()
+    inputs = batch(split)
+    apply_stage(split, "pretrain")
+    step(split, inputs)
+    apply_stage(again, "pretrain")
+    logits = split.eval()(**inputs).logits
+    for model in (plain, again):
+        assert not torch.allclose(model.eval()(**inputs).logits, logits)
+        model.load_state_dict(split.state_dict())
+        torch.testing.assert_close(model.eval()(**inputs).logits, logits)
+
+
+def test_trained_parts_are_float32_in_a_bfloat16_model_and_small_steps_count():
+    model = untied().to(torch.bfloat16)
+    inputs = batch(model)
+    apply_stage(model, "pretrain")
+    dtypes = {(parameter.dtype, parameter.requires_grad) for parameter in model.parameters()}
+    assert dtypes == {(torch.float32, True), (torch.bfloat16, False)}
+    weight = model.model.multi_modal_projector.linear_2.weight
+    before = weight.detach().clone()
+    optimizer = torch.optim.AdamW([weight], lr=1e-6, weight_decay=0.0)
+    model(**inputs).loss.backward()
+    optimizer.step()
+    assert not torch.equal(weight, before)
+    assert model.state_dict()["model.language_model.embed_tokens.weight"].dtype == torch.bfloat16
+
+
+def test_frozen_encoder_drops_no_paths_in_training_mode():
+    vision = tiny.encoder_config("swin")
+    vision.drop_path_rate = 0.9
+    config = tiny.config(encoders=["swin"])
+    config.vision_config.encoder_configs = [vision]
+    model = tiny.model(config)
+    pixels = batch(model)["pixel_values"]
+
+    def differ() -> bool:
+        model.train()
+        first, second = (model.model.vision_tower(pixels).features[0] for _ in range(2))
+        return not torch.equal(first, second)
+
+    assert differ()
+    apply_stage(model, "pretrain")
+    assert not differ()
+
+
+def with_lora(model):
+    """LoRA on the LLM with the adapter beside it; both of LoRA's factors start away from zero, to have gradients."""
+    config = LoraConfig(
+        target_modules=r".*language_model\..*\.(q|k|v|o|gate|up|down)_proj",
+        modules_to_save=["multi_modal_projector"],
+        init_lora_weights=False,
+    )
+    return get_peft_model(model, config)
+
+
+def projector_only(model):
+    apply_stage(model, "pretrain")
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21 reads it
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("prepare", [with_lora, projector_only])
+def test_case_07_checkpointing_keeps_gradients_of_the_trained_and_the_frozen_frozen(prepare, use_reentrant):
+    model = untied()
+    inputs = batch(model)
+    model = prepare(model)
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    features = []
+    tower = next(module for name, module in model.named_modules() if name.endswith("vision_tower"))
+    tower.register_forward_hook(lambda module, args, output: features.extend(output.features))
+    step(model, inputs)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in trained.values())
+    after = dict(model.named_parameters())
+    assert changed(before, after) == set(trained)
+    assert features and all(feature.grad_fn is None for feature in features)
+
+
+def test_case_07_checkpointing_gives_the_gradients_of_the_plain_run():
+    gradients = []
+    for options in ({"use_reentrant": True}, {"use_reentrant": False}, None):
+        model = untied()
+        inputs = batch(model, pictures=False)
+        apply_stage(model, "pretrain")
+        if options:
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        step(model, inputs)
+        gradients.append(model.get_input_embeddings().special_token_rows.grad)
+    assert gradients[0].any()
+    torch.testing.assert_close(gradients[0], gradients[2])
+    torch.testing.assert_close(gradients[1], gradients[2])

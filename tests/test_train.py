@@ -1,0 +1,183 @@
+"""`omnifusion train` end to end on tiny models: what a recipe may say, what is saved, resuming, equal losses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import conversations
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from tiny import user
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import omnifusion_hf
+from omnifusion_hf.training.stages import STAGES, part_of
+from omnifusion_hf.training.train import checkpoint_to_resume, parse_recipe, train
+
+
+RECIPES = Path(omnifusion_hf.__file__).parent.parent / "recipes"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return conversations.write_model(tmp_path_factory.mktemp("base"))
+
+
+def run(folder: Path, base: Path, **changes) -> dict:
+    """Trains in `folder` and returns the summary."""
+    folder.mkdir(exist_ok=True)
+    return train(*parse_recipe(conversations.write_recipe(folder, base, **changes)))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def changed(before: dict, after: dict) -> set[str]:
+    assert set(before) == set(after)
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_run_leaves_one_folder_that_answers_and_changed_only_its_stages_parts(tmp_path, base, stage):
+    summary = run(tmp_path, base, stage=stage, weight_decay=0.1)
+    before, after = weights(base), weights(tmp_path / "out")
+    names = changed(before, after)
+    table = "model.language_model.embed_tokens.weight"
+    if stage == "pretrain":
+        names.remove(table)
+        rows = (before[table] != after[table]).any(-1).nonzero().flatten().tolist()
+        assert 0 < len(rows) <= 5
+        assert {part_of(name) for name in names} == {"multi_modal_projector"}
+    else:
+        assert {part_of(name) for name in names} == set(STAGES[stage])
+
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    inputs = tiny.prompt(processor, [user(tiny.picture(0), "What colour is the sky?")])
+    assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[1] == inputs["input_ids"].shape[1] + 2
+    assert summary == json.loads((tmp_path / "out" / "training_summary.json").read_text())
+    assert (summary["stage"], summary["steps"], summary["samples"]) == (stage, 4, 8)
+    assert set(summary["trained_parameters"]) == set(STAGES[stage])
+    assert summary["final_loss"] > 0 and summary["seconds"] > 0
+
+
+def test_training_learns_the_answers(tmp_path, base):
+    run(tmp_path, base, stage="finetune", max_steps=40, save_steps=40)
+    state = json.loads((tmp_path / "out/checkpoint-40/trainer_state.json").read_text())
+    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    assert len(losses) == 40
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+def test_table_is_printed_before_training(tmp_path, base, capsys):
+    run(tmp_path, base, max_steps=1)
+    printed = capsys.readouterr().out
+    assert printed.startswith("stage pretrain, 8 samples\n")
+    rows = {line.split()[0]: line.split()[2] for line in printed.splitlines()[1:7]}
+    assert rows["language_model"] == rows["vision_tower"] == "0" and rows["special_token_rows"] == "160"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_checkpoint_on_the_way_is_the_whole_model_of_that_step(tmp_path, base, stage):
+    run(tmp_path / "long", base, stage=stage)
+    run(tmp_path / "short", base, stage=stage, max_steps=2)
+    checkpoint = tmp_path / "long/out/checkpoint-2"
+    assert not changed(weights(checkpoint), weights(tmp_path / "short/out"))
+    assert changed(weights(checkpoint), weights(tmp_path / "long/out"))
+    assert AutoModelForImageTextToText.from_pretrained(checkpoint) and AutoProcessor.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, base, stage):
+    run(tmp_path, base, stage=stage)
+    whole = weights(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out/checkpoint-4")
+    (tmp_path / "out/model.safetensors").unlink()
+    summary = train(*parse_recipe(tmp_path / "recipe.yaml", ["resume_from_checkpoint=true"]))
+    assert summary["steps"] == 4
+    assert not changed(whole, weights(tmp_path / "out"))
+
+
+def test_resuming_takes_the_last_whole_checkpoint_or_starts_anew(tmp_path, base):
+    recipe = conversations.write_recipe(tmp_path, base)
+    _, args = parse_recipe(recipe, ["resume_from_checkpoint=true"])
+    assert checkpoint_to_resume(args) is None
+    for step in (2, 10, 12):
+        (tmp_path / f"out/checkpoint-{step}").mkdir(parents=True)
+    for step in (2, 10):
+        (tmp_path / f"out/checkpoint-{step}/trainer_state.json").touch()
+    assert checkpoint_to_resume(args) == str(tmp_path / "out/checkpoint-10")
+    assert checkpoint_to_resume(parse_recipe(recipe)[1]) is None
+    assert checkpoint_to_resume(parse_recipe(recipe, ["resume_from_checkpoint=false"])[1]) is None
+    assert checkpoint_to_resume(parse_recipe(recipe, ["resume_from_checkpoint=a/b"])[1]) == "a/b"
+
+
+def first_log(folder: Path) -> dict:
+    state = json.loads((folder / "out/checkpoint-2/trainer_state.json").read_text())
+    return state["log_history"][0]
+
+
+def test_case_10_batch_of_four_equals_four_accumulated_batches_of_one(tmp_path, base):
+    logs = []
+    for size, steps in ((4, 1), (1, 4), (1, 1)):
+        sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
+        run(tmp_path / f"{size}x{steps}", base, stage="finetune", max_steps=2, **sizes)
+        logs.append(first_log(tmp_path / f"{size}x{steps}"))
+    whole, accumulated, one = logs
+    for figure in ("loss", "grad_norm"):
+        assert whole[figure] == pytest.approx(accumulated[figure], rel=1e-5)
+        assert whole[figure] != pytest.approx(one[figure], rel=1e-3)
+
+
+def test_bfloat16_data_workers_checkpointing_and_eager_attention_run(tmp_path, base):
+    options = {"bf16": True, "dataloader_num_workers": 1, "activation_checkpointing": True}
+    summary = run(tmp_path, base, stage="finetune", attn_implementation="eager", **options)
+    assert summary["steps"] == 4
+
+
+def test_folder_keeps_the_checkpoints_dtype(tmp_path):
+    base = conversations.write_model(tmp_path, dtype=torch.bfloat16)
+    run(tmp_path / "run", base, bf16=True)
+    assert {tensor.dtype for tensor in weights(tmp_path / "run/out").values()} == {torch.bfloat16}
+    on_the_way = weights(tmp_path / "run/out/checkpoint-4")["model.multi_modal_projector.linear_1.weight"]
+    assert on_the_way.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lerning_rate=1", "unknown key `lerning_rate`; did you mean `learning_rate`?"),
+        ("learning=1", "unknown key `learning`"),
+        ("learning_rate=fast", "learning_rate.*'fast'"),
+        ("stage=sft", "stage.*'sft'.*pretrain"),
+        ("data_path=null", "required: data_path"),
+        ("bf16", "`bf16` is not an override; write key=value"),
+        ("seed=[1", r"seed=\[1 is not YAML"),
+    ],
+)
+def test_mistaken_fields_are_named(tmp_path, override, message):
+    recipe = conversations.write_recipe(tmp_path, tmp_path)
+    assert parse_recipe(recipe)
+    with pytest.raises(ValueError, match=message):
+        parse_recipe(recipe, [override])
+
+
+def test_fields_have_the_types_that_their_classes_say(tmp_path):
+    recipe = conversations.write_recipe(tmp_path, tmp_path)
+    overrides = ["learning_rate=1e-3", "seed=-1", "bf16=yes", "max_length=64", "label_names=[labels]", "run_name=a b"]
+    model_data, args = parse_recipe(recipe, [*overrides, "lr_scheduler_kwargs={num_cycles: 2}"])
+    assert (args.learning_rate, args.seed, args.bf16, args.run_name) == (1e-3, -1, True, "a b")
+    assert (args.label_names, args.lr_scheduler_kwargs, model_data.max_length) == (["labels"], {"num_cycles": 2}, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "rate", "batch"), [("pretrain", "pretrain", 1e-3, 256), ("sft", "finetune", 2e-5, 128)]
+)
+def test_shipped_recipes_say_what_the_paper_says(name, stage, rate, batch):
+    model_data, args = parse_recipe(RECIPES / f"{name}.yaml", ["use_cpu=true"])
+    assert (model_data.stage, args.learning_rate, args.weight_decay, args.bf16) == (stage, rate, 0.0, True)
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps == batch
+    assert model_data.max_length == 2048

@@ -1,7 +1,7 @@
 """The miniature world from seeds to the demo checkpoint: `python -m lab`.
 
-Every stage is skipped when its finished output exists and goes on where it stopped, so the command may be interrupted at
-any time and given again. `--only STAGE` runs one of them.
+Every stage is skipped when its finished output exists and goes on where it stopped, so the command may be
+interrupted at any time and given again. `--only STAGE` runs one of them.
 """
 
 import argparse

@@ -1,7 +1,8 @@
-"""What every picture of the miniature world shares: its size, its colours, its label map and the list of label classes.
+"""What every picture of the miniature world shares: its size, its colours, its label map and the list of label
+classes.
 
-A picture is 192 x 192 RGB. Beside it the renderer knows a label map of 24 x 24 cells (8 x 8 pixels each): the class of what is
-drawn there. Only encoder pretraining reads the map; everything after it sees pictures and words alone.
+A picture is 192 x 192 RGB. Beside it the renderer knows a label map of 24 x 24 cells (8 x 8 pixels each): the class
+of what is drawn there. Only encoder pretraining reads the map; everything after it sees pictures and words alone.
 """
 
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ WORLD_SEED = {"train": 1, "validation": 2, "test": 3}
 
 
 def sample_rng(split: str, kind: str, index: int) -> Random:
-    """The one place a picture's randomness comes from: splits never share a seed. `ValueError` for an unknown split."""
+    """The one place a picture's randomness comes from; splits never share a seed. `ValueError` for an unknown one."""
     if split not in WORLD_SEED:
         raise ValueError(f"split must be one of {sorted(WORLD_SEED)}, got {split!r}")
     return Random(f"{WORLD_SEED[split]}/{kind}/{index}")
@@ -78,7 +79,7 @@ def paper(colour: tuple[int, int, int]) -> Image.Image:
 
 
 def label_box(labels: np.ndarray, box: tuple[float, float, float, float], name: str) -> None:
-    """Marks the cells whose centre lies in `box` (left, top, right, bottom in pixels); a thin box marks its middle row or column."""
+    """Marks the cells whose centre lies in `box` (left, top, right, bottom in pixels), at least the middle one."""
     left, top, right, bottom = (v / CELL - 0.5 for v in box)
     rows = _inside(top, bottom)
     columns = _inside(left, right)

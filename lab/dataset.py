@@ -54,12 +54,12 @@ def write_shard(folder: Path, shard: int) -> None:
 
 
 def write_dataset(folder: Path, name: str, shards: range, passes: int, processes: int = 1) -> None:
-    """The shards and `NAME.json`: all conversations of the passes in a random order of batches of similar length."""
+    """The shards and `NAME.json`: the conversations of all passes, batches of similar length in random order."""
     missing = [(folder, shard) for shard in shards if not (folder / f"{shard:04d}").exists()]
     with Pool(processes) as pool:
         for _ in tqdm(pool.imap_unordered(_write_shard, missing), total=len(missing), desc=name, unit="shard"):
             pass
-    drawn = [json.loads((folder / f"{shard:04d}/passes.json").read_text()) for shard in shards]
+    drawn = [json.loads((folder / f"{s:04d}/passes.json").read_text()) for s in shards]
     rng = sample_rng("train", f"order of {name}", 0)
     ordered = []
     for number in range(passes):
@@ -68,7 +68,7 @@ def write_dataset(folder: Path, name: str, shards: range, passes: int, processes
 
 
 def in_batches(samples: list[dict], rng: Random) -> list[dict]:
-    """A random order in which each `BATCH` neighbours are about as long as each other: half of the padding is saved."""
+    """A random order in which `BATCH` neighbours are about as long as each other: half of the padding is saved."""
     tokenizer = build_tokenizer()
     rng.shuffle(samples)
     texts = ["".join(turn["value"] for turn in sample["conversations"]) for sample in samples]

@@ -1,5 +1,5 @@
-"""Right answers on fresh pictures, a topic at a time, beside a picture-blind baseline: the same questions with the pictures
-exchanged among them. What the baseline scores is what the question alone gives away.
+"""Right answers on fresh pictures, a topic at a time, beside a picture-blind baseline: the same questions with the
+pictures exchanged among them. What the baseline scores is what the question alone gives away.
 
     python -m lab.evaluate omnifusion_hf/tiny --split test --count 500
 """

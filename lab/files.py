@@ -21,7 +21,7 @@ def finish_folder(path: Path):
 
 
 def save_state(path: Path, step: int, *parts) -> None:
-    """Saves the `state_dict` of every part (model, optimisers, schedules, in a fixed order) and the step they stand at."""
+    """Saves the `state_dict` of every part (model, optimisers, schedules; the order counts) and their step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"step": step, "parts": [p.state_dict() for p in parts]}, path.with_suffix(".part"))
     os.replace(path.with_suffix(".part"), path)

@@ -1,7 +1,7 @@
 """Things to read: handwritten digits (scikit-learn's, split by index), printed words and numbers, small formulas.
 
-Formulas are laid out by matplotlib's mathtext; their LaTeX is the answer. A formula whose checksum falls into the held-out tenth
-is never drawn for training.
+Formulas are laid out by matplotlib's mathtext; their LaTeX is the answer. A formula whose checksum falls into the
+held-out tenth is never drawn for training.
 """
 
 from dataclasses import dataclass
@@ -34,9 +34,10 @@ FONTS = (
     "cmr10",
 )
 WORDS = (
-    "CAT DOG SUN SKY SEA CAR BUS MAP KEY CUP HAT BOX PEN RED INK JAM OAK OWL FOX BEE ANT COW HEN PIG EGG ICE TEA PIE ZOO GYM "
-    "UP GO NO ME WE IT IN ON AT BY MY OX TREE FISH BIRD LION WOLF BEAR FROG DUCK GOAT BOOK LAMP DOOR ROOF WALL ROAD SHIP BOAT "
-    "MOON STAR SNOW RAIN WIND FIRE GOLD IRON SALT MILK CAKE RICE CORN KIWI PLUM PEAR JAZZ QUIZ EXIT STOP OPEN HELP LOVE HOME"
+    "CAT DOG SUN SKY SEA CAR BUS MAP KEY CUP HAT BOX PEN RED INK JAM OAK OWL FOX BEE ANT COW HEN PIG EGG ICE "
+    "TEA PIE ZOO GYM UP GO NO ME WE IT IN ON AT BY MY OX TREE FISH BIRD LION WOLF BEAR FROG DUCK GOAT BOOK "
+    "LAMP DOOR ROOF WALL ROAD SHIP BOAT MOON STAR SNOW RAIN WIND FIRE GOLD IRON SALT MILK CAKE RICE CORN KIWI "
+    "PLUM PEAR JAZZ QUIZ EXIT STOP OPEN HELP LOVE HOME "
 ).split()
 FORMULA_MARGIN = 12
 
@@ -46,7 +47,7 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(FONT_FOLDER / f"{name}.ttf"), size)
 
 
-# --- handwritten digits -------------------------------------------------------------------------------------------------------
+# --- handwritten digits ----------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=1)
@@ -88,7 +89,7 @@ def render_digit(rng: Random, split: str) -> Picture:
     return Picture("digit", image, labels, {"digit": digit, "index": index}, [(digit, cx, cy)])
 
 
-# --- printed words and numbers ------------------------------------------------------------------------------------------------
+# --- printed words and numbers ---------------------------------------------------------------------------
 
 
 def sample_text(rng: Random, length: int) -> str:
@@ -123,7 +124,7 @@ def render_text(rng: Random, length: int) -> Picture:
     return Picture("text", np.asarray(image), labels, {"text": text, "what": kind}, marks)
 
 
-# --- formulas -----------------------------------------------------------------------------------------------------------------
+# --- formulas --------------------------------------------------------------------------------------------
 
 
 def _atom(rng: Random) -> str:
@@ -167,7 +168,7 @@ def is_held_out(latex: str) -> bool:
 
 @dataclass(frozen=True)
 class Layout:
-    """A formula laid out at 100 pixels: glyphs as (font file, size, character, x, baseline y), rules as boxes; y downwards."""
+    """A formula at 100 pixels: glyphs (font file, size, character, x, baseline y), rules as boxes; y downwards."""
 
     width: float
     height: float
@@ -216,9 +217,9 @@ def render_formula(rng: Random, latex: str) -> Picture:
         at = (left + x * scale, top + y * scale)
         draw.text(at, character, ink, font, anchor="ls")
         name = _COMMANDS.get(character, character)
-        l, t, r, b = font.getbbox(character, anchor="ls")
-        label_box(labels, (at[0] + l, at[1] + t, at[0] + r, at[1] + b), f"formula {name}")
-        marks.append((name, at[0] + (l + r) / 2, at[1] + (t + b) / 2))
+        box = draw.textbbox(at, character, font, anchor="ls")
+        label_box(labels, box, f"formula {name}")
+        marks.append((name, (box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
     return Picture("formula", np.asarray(image), labels, {"latex": latex}, marks)
 
 

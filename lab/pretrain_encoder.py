@@ -1,25 +1,22 @@
 """Pretrains the vision encoder on dense labels: every final token names the class of each label cell it covers.
 
-The supervision comes from the renderer (canvas.CLASSES). The head is thrown away; the encoder is saved as an ordinary
-transformers folder with its image processor.
+The supervision comes from the renderer (canvas.CLASSES). The head is thrown away; the encoder is saved as an
+ordinary transformers folder with its image processor.
 """
 
 import argparse
-import json
-import math
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from tqdm import tqdm
+from torch.utils.data import IterableDataset, get_worker_info
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, DonutSwinConfig, DonutSwinModel
 
 from .canvas import CLASSES, GRID
-from .files import finish_folder, load_state, save_state
-from .optimizer import optimizer_for
+from .files import finish_folder
+from .pretraining import fit
 from .world import KINDS, render
 
 
@@ -140,32 +137,15 @@ def _pictures_named(named: torch.Tensor, labels: torch.Tensor) -> float:
     return right / total
 
 
-def train(out: Path, architecture: str, steps: int, batch_size: int, lr: float, seconds: float | None = None) -> None:
+def train(out: Path, architecture: str = "swin", steps: int = 4000, batch_size: int = 48, lr: float = 2e-3) -> None:
+    """Pretrains to `out`/encoder; `out`/state.pt lets it go on after an interruption."""
     torch.manual_seed(0)
     model = DenseReader(ARCHITECTURES[architecture]())
-    optimizer, schedule = optimizer_for(model, lr, steps)
-    done = load_state(out / "state.pt", model, *optimizer, *schedule)
-    batches = iter(DataLoader(Pictures(batch_size, done), batch_size=None, num_workers=1, prefetch_factor=8))
-    bar = tqdm(range(done, steps), initial=done, total=steps, desc="encoder", mininterval=5)
-    begun, mean = time.time(), math.nan
-    for step in bar:
-        pixels, labels = next(batches)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(pixels)
-        loss = dense_loss(logits, labels)
-        model.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for part in (*optimizer, *schedule):
-            part.step()
-        mean = loss.item() if math.isnan(mean) else 0.98 * mean + 0.02 * loss.item()
-        bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
-        over = seconds is not None and time.time() - begun > seconds
-        if (step + 1) % 500 == 0 or step + 1 == steps or over:
-            save_state(out / "state.pt", step + 1, model, *optimizer, *schedule)
-            tqdm.write(json.dumps({"step": step + 1, "loss": round(mean, 3), **validate(model)}))
-        if over:
-            return
+
+    def loss_of(batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return dense_loss(model(batch[0]), batch[1])
+
+    fit(model, loss_of, partial(Pictures, batch_size), out, steps, lr, partial(validate, model))
     with finish_folder(out / "encoder") as folder:
         model.encoder.save_pretrained(folder)
         image_processor().save_pretrained(folder)
@@ -183,6 +163,5 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch-size", type=int, default=48)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seconds", type=float, help="stop after this long (to be resumed)")
     args = parser.parse_args()
-    train(args.out, args.architecture, args.steps, args.batch_size, args.lr, args.seconds)
+    train(args.out, args.architecture, args.steps, args.batch_size, args.lr)

@@ -1,22 +1,23 @@
-"""Pretrains the tiny Mistral on text: what is where in a picture, written as rows of cells, then questions and answers about it.
+"""Pretrains the tiny Mistral on text: what is where in a picture, written as rows of cells, then questions and
+answers about it.
 
-Cells follow the order in which an encoder's tokens will arrive later (row by row, two slots a token), so counting, comparing
-places and spelling out are learnt before the first picture is seen. Wording and chat format are those of the later dialogs.
+Cells follow the order in which an encoder's tokens will arrive later (row by row, two slots a token), so counting,
+comparing places and spelling out are learnt before the first picture is seen. Wording and chat format are those of
+the later dialogs.
 """
 
 import argparse
-import math
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from tqdm import tqdm
-from transformers import MistralConfig, MistralForCausalLM
+from torch.utils.data import IterableDataset, get_worker_info
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from .canvas import SIDE, Picture
-from .files import finish_folder, load_state, save_state
-from .optimizer import optimizer_for
+from .files import finish_folder
+from .pretraining import fit
 from .questions import conversation
 from .tokenizer import build_tokenizer
 from .world import render
@@ -48,7 +49,7 @@ def tiny_mistral(vocab_size: int, width: int = 192, layers: int = 5) -> MistralF
 
 
 def rows_of_cells(picture: Picture) -> str | None:
-    """The marks as rows of slots, "." for an empty one; empty rows are left out except in scenes. None when two marks collide."""
+    """The marks as rows of slots, "." for an empty one; None when two marks collide. Only scenes keep empty rows."""
     tall = 12 if picture.kind == "formula" else 6
     rows = [["."] * SLOTS for _ in range(tall)]
     for words, x, y in picture.marks:
@@ -65,9 +66,8 @@ def rows_of_cells(picture: Picture) -> str | None:
 class Dialogs(IterableDataset):
     """Endless (input_ids, labels), padded to the longest of the batch; only answers and their end count."""
 
-    def __init__(self, batch_size: int, start: int):
-        self.batch_size, self.start = batch_size, start
-        self.tokenizer = build_tokenizer()
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, batch_size: int, start: int):
+        self.tokenizer, self.batch_size, self.start = tokenizer, batch_size, start
 
     def __iter__(self):
         worker = get_worker_info()
@@ -110,36 +110,21 @@ def collate(samples: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tenso
     }
 
 
-def train(out: Path, steps: int, batch_size: int, lr: float) -> None:
+def train(out: Path, steps: int = 1300, batch_size: int = 32, lr: float = 2e-3) -> None:
+    """Pretrains to `out`/llm, model and tokenizer; `out`/state.pt lets it go on after an interruption."""
     torch.manual_seed(0)
-    data = Dialogs(batch_size, 0)
-    model = tiny_mistral(len(data.tokenizer))
-    optimizers, schedules = optimizer_for(model, lr, steps)
-    data.start = done = load_state(out / "state.pt", model, *optimizers, *schedules)
-    batches = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=8))
-    bar = tqdm(range(done, steps), initial=done, total=steps, desc="language model", mininterval=5)
-    mean = math.nan
-    for step in bar:
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(**next(batches)).loss
-        model.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for part in (*optimizers, *schedules):
-            part.step()
-        mean = loss.item() if math.isnan(mean) else 0.98 * mean + 0.02 * loss.item()
-        bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
-        if (step + 1) % 500 == 0 or step + 1 == steps:
-            save_state(out / "state.pt", step + 1, model, *optimizers, *schedules)
+    tokenizer = build_tokenizer()
+    model = tiny_mistral(len(tokenizer))
+    fit(model, lambda batch: model(**batch).loss, partial(Dialogs, tokenizer, batch_size), out, steps, lr)
     with finish_folder(out / "llm") as folder:
         model.save_pretrained(folder)
-        data.tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("lab/out/llm"))
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1300)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
     args = parser.parse_args()

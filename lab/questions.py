@@ -1,4 +1,6 @@
-"""Questions and answers about a picture, from its facts. One wording serves text pretraining, training and evaluation."""
+"""Questions and answers about a picture, from its facts. One wording serves text pretraining, training and
+evaluation.
+"""
 
 from collections import Counter
 from dataclasses import dataclass

@@ -61,7 +61,7 @@ def _mask(shape: str, radius: int, tilt: int) -> Image.Image:
 
 
 def sample_things(rng: Random) -> list[Thing]:
-    """One to five things; half of the scenes draw from few shapes or colours, so that some share one and counts above 1 occur."""
+    """One to five things. Half of the scenes draw from few shapes or colours, so that counts above 1 occur."""
     wanted = rng.randint(1, 5)
     few = rng.random() < 0.5
     shapes = rng.sample(SHAPES, rng.randint(1, 2) if few else len(SHAPES))

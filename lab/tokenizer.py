@@ -1,8 +1,8 @@
 """The miniature world's tokenizer: byte-level BPE whose merges come from the questions' wording alone.
 
-Capitals and digits never merge, so that a written word is a sequence of characters; each LaTeX command is one token; any text
-encodes (bytes). The dialog's fixed first line and the words that open a question are one token each, because every sample
-pays for them. Nothing is added at the beginning or the end.
+Capitals and digits never merge, so that a written word is a sequence of characters; each LaTeX command is one
+token; any text encodes (bytes). The dialog's fixed first line and the words that open a question are one token
+each, because every sample pays for them. Nothing is added at the beginning or the end.
 """
 
 from pathlib import Path

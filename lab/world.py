@@ -14,7 +14,7 @@ FORMULA_POOL = 30_000  # distinct draws for training; laying out a formula costs
 
 
 def render(split: str, kind: str, index: int, length: int | None = None) -> Picture:
-    """The picture. `length` (1-4) fixes the number of characters of a text. `ValueError` for an unknown kind or split."""
+    """The picture; `length` (1-4) fixes the characters of a text. `ValueError` for an unknown kind or split."""
     rng = sample_rng(split, kind, index)
     if kind == "scene":
         return render_scene(rng)

@@ -1,0 +1,56 @@
+"""lab/questions.py: every answer is right, asked unambiguously and not given away by an earlier turn."""
+
+from random import Random
+
+import pytest
+
+from lab import questions
+from lab.scenes import Thing, render_scene
+
+
+RED_CIRCLE = Thing("circle", "red", 40, 100, 20)
+BLUE_CIRCLE = Thing("circle", "blue", 150, 90, 20)
+RED_STAR = Thing("star", "red", 100, 30, 20)
+SCENE = [RED_CIRCLE, RED_STAR, BLUE_CIRCLE]
+
+
+def test_attributes_are_asked_only_where_the_answer_is_unique():
+    asked = {(t.topic, t.answer, t.about) for t in questions.attribute_turns(Random(0), SCENE)}
+    assert asked == {("colour", "red", ("red star",)), ("shape", "circle", ("blue circle",))}
+
+
+def test_counts_count():
+    turns = questions.count_turns(Random(0), SCENE)
+    words = ("circles", "stars", "red", "blue", "objects")
+    answers = {next(w for w in words if w in t.question): t.answer for t in turns if t.answer != "0"}
+    assert answers == {"circles": "2", "stars": "1", "red": "2", "blue": "1", "objects": "3"}
+    assert any(t.answer == "0" for t in turns)
+
+
+@pytest.mark.parametrize(
+    "offset, answer",
+    [((-50, 0), "left"), ((50, 10), "right"), ((5, -50), "above"), ((0, 50), "below"), ((50, 50), None)],
+)
+def test_a_side_is_named_only_when_it_is_clear(offset, answer):
+    a = Thing("circle", "red", 100 + offset[0], 100 + offset[1], 20)
+    assert questions.side(a, Thing("star", "blue", 100, 100, 20)) == answer
+
+
+def test_a_caption_names_everything_from_left_to_right():
+    assert questions.caption(SCENE[::-1]) == "a red circle, a red star and a blue circle"
+    assert questions.caption([Thing("star", "orange", 9, 9, 5)]) == "an orange star"
+
+
+def test_no_turn_repeats_what_an_earlier_one_gave_away():
+    for seed in range(100):
+        rng = Random(seed)
+        turns, known = questions.conversation(rng, render_scene(rng)), set()
+        assert turns
+        for turn in turns:
+            if turn.topic in ("colour", "shape"):
+                assert not known & set(turn.about)
+            known |= set(turn.about)
+
+
+def test_plural():
+    assert questions.plural("cross") == "crosses" and questions.plural("star") == "stars"

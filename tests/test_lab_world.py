@@ -1,0 +1,72 @@
+"""lab/world.py, canvas.py, scenes.py, glyphs.py: pictures follow from seeds alone and the splits share nothing."""
+
+import numpy as np
+import pytest
+
+from lab import canvas, glyphs, scenes, world
+
+
+@pytest.mark.parametrize("kind", world.KINDS)
+def test_a_picture_follows_from_its_seed(kind):
+    first, again, other = (world.render("train", kind, index) for index in (5, 5, 6))
+    assert (first.image == again.image).all() and (first.labels == again.labels).all()
+    assert first.facts == again.facts and first.marks == again.marks
+    assert (first.image != other.image).any()  # control: the comparison can fail
+
+
+@pytest.mark.parametrize("kind", world.KINDS)
+def test_splits_show_different_pictures(kind):
+    shown = {s: {world.render(s, kind, i).image.tobytes() for i in range(20)} for s in canvas.WORLD_SEED}
+    for split, pictures in shown.items():
+        assert len(pictures) == 20  # control: pictures within a split differ, so equality would be noticed
+        for other in set(shown) - {split}:
+            assert not pictures & shown[other]
+
+
+def test_handwritten_digits_are_split_by_index():
+    train, validation, test = (set(glyphs.digit_indices(split)) for split in ("train", "validation", "test"))
+    assert not train & validation and not train & test and not validation & test
+    assert len(train | validation | test) == 1797 and len(test) >= 500
+    assert {
+        glyphs.render_digit(canvas.sample_rng("test", "digit", i), "test").facts["index"] for i in range(60)
+    } <= test
+
+
+def test_formulas_asked_in_the_test_are_never_drawn_for_training():
+    for split, held_out in (("train", False), ("validation", True), ("test", True)):
+        drawn = [world.render(split, "formula", i).facts["latex"] for i in range(15)]
+        assert {glyphs.is_held_out(latex) for latex in drawn} == {held_out}
+    free = {glyphs.is_held_out(glyphs.sample_formula(canvas.sample_rng("train", "free", i))) for i in range(200)}
+    assert free == {True, False}  # control: without the rule both kinds come up
+
+
+def test_labels_name_what_stands_there():
+    picture = world.render("train", "scene", 3)
+    for name, x, y in picture.marks:
+        cell = picture.labels[int(y) // canvas.CELL, int(x) // canvas.CELL]
+        assert canvas.CLASSES[cell] == name
+
+
+def test_things_in_a_scene_do_not_overlap():
+    for index in range(50):
+        things = scenes.sample_things(canvas.sample_rng("train", "scene", index))
+        assert 1 <= len(things) <= 5
+        for i, a in enumerate(things):
+            for b in things[:i]:
+                assert np.hypot(a.x - b.x, a.y - b.y) > a.radius + b.radius
+
+
+def test_everything_drawn_lies_inside_the_picture():
+    """Ink that leaves the picture would make a question unanswerable: the outermost pixels stay background."""
+    for kind in ("text", "formula"):
+        for index in range(40):
+            image = world.render("train", kind, index).image
+            edge = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+            assert (edge == edge[0]).all(), (kind, index)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="kind must be one of"):
+        world.render("train", "photo", 0)
+    with pytest.raises(ValueError, match="split must be one of"):
+        world.render("holdout", "scene", 0)

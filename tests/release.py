@@ -1,0 +1,135 @@
+"""Makes a checkpoint in the layout of the authors' release at tiny size, with a SentencePiece tokenizer of its own."""
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import sentencepiece
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, MistralConfig, MistralForCausalLM
+
+
+WIDTH, SIZE = 32, 28
+TEXT = ["This is a dialog with AI assistant.", "What is the sky color on this image?", "Какого цвета небо?"]
+TEXT += ["The sky is blue: two birds fly above a green hill.", "Describe the picture, please!", "Небо синее."]
+
+
+def write_tokenizer(folder: Path) -> int:
+    """A Llama-style BPE model with byte fallback; returns its size."""
+    folder.mkdir(parents=True)
+    corpus = folder.parent / "corpus.txt"
+    corpus.write_text("\n".join(TEXT * 20), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=340,
+        model_type="bpe",
+        byte_fallback=True,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        minloglevel=2,
+    )
+    corpus.unlink()
+    (folder / "tokenizer.vocab").unlink()
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).get_piece_size()
+
+
+def write_projection(path: Path, width: int):
+    """A pickled module of a class `models.VisualToGPTMapping`, in training mode, as the release has it."""
+
+    class VisualToGPTMapping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(width, 4, 2048, batch_first=True, norm_first=False)
+            self.transformer_layer, self.linear = layer, nn.Linear(width, WIDTH)
+            self.n_embeddings, self.embedding_dim = 4, width
+
+    VisualToGPTMapping.__module__, VisualToGPTMapping.__qualname__ = "models", "VisualToGPTMapping"
+    module = types.ModuleType("models")
+    module.VisualToGPTMapping = VisualToGPTMapping
+    sys.modules["models"] = module
+    try:
+        torch.save(VisualToGPTMapping().to(torch.bfloat16).train(), path)
+    finally:
+        del sys.modules["models"]
+
+
+def write_release(folder: Path, shards: int = 1, seed: int = 0) -> Path:
+    """The release's layout below `folder`; returns `folder`."""
+    torch.manual_seed(seed)
+    root = folder / "OmniMistral-v1_1"
+    vocab_size = write_tokenizer(root / "tokenizer")
+    write_projection(root / "projection.pt", WIDTH)
+    vectors = {
+        name: torch.randn(WIDTH, dtype=torch.bfloat16).requires_grad_() for name in ("USER", "BOT", "SOI", "EOI")
+    }
+    torch.save(vectors, root / "special_embeddings.pt")
+    config = MistralConfig(
+        vocab_size=vocab_size,
+        hidden_size=WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+    )
+    MistralForCausalLM(config).to(torch.bfloat16).save_pretrained(root / "tuned-model")
+    if shards > 1:
+        shard(root / "tuned-model", shards)
+    return folder
+
+
+def shard(folder: Path, shards: int):
+    """Splits model.safetensors into files with an index, as large checkpoints come."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    weight_map = {}
+    for number in range(shards):
+        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        part = {name: tensors[name] for name in sorted(tensors)[number::shards]}
+        save_file(part, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def vision_config() -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=SIZE,
+        patch_size=14,
+        projection_dim=16,
+    )
+
+
+def write_vision_tower(folder: Path, kind: str = "vision", seed: int = 1) -> Path:
+    """A CLIP tower: `vision` alone, `clip` with its text half, or `bin` (vision alone as a pickled state dict)."""
+    torch.manual_seed(seed)
+    vision = CLIPVisionModel(vision_config())
+    if kind == "clip":
+        text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        whole = CLIPModel(CLIPConfig(text_config=text, vision_config=vision_config().to_dict(), projection_dim=16))
+        whole.vision_model.load_state_dict(vision.state_dict())
+        whole.save_pretrained(folder)
+    else:
+        vision.save_pretrained(folder)
+    if kind == "bin":
+        weights = folder / "model.safetensors"
+        torch.save(load_file(weights), folder / "pytorch_model.bin")
+        weights.unlink()
+    preprocessing = {"crop_size": SIZE, "size": SIZE, "do_center_crop": True, "do_resize": True, "resample": 3}
+    preprocessing |= {"image_mean": [0.48145466, 0.4578275, 0.40821073], "do_normalize": True}
+    preprocessing |= {
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "feature_extractor_type": "CLIPFeatureExtractor",
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+    return folder

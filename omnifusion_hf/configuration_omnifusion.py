@@ -1,4 +1,16 @@
-# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The omnifusion_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Configuration of OmniFusion (arXiv 2404.06212): 1-N frozen vision encoders, a trainable adapter, a decoder-only LLM.
 
 Everything that follows from the encoders alone (how many visual tokens a view gives, how wide they are) is computed
@@ -67,7 +79,7 @@ def _side(size: int | list[int] | tuple[int, int], name: str) -> int:
 
 
 @strict
-class OmniFusionVisionConfig(PreTrainedConfig):
+class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     r"""
     The vision encoders, in the order in which the adapter sees them (paper section 3.1 and the encoder table).
 
@@ -191,7 +203,7 @@ class OmniFusionVisionConfig(PreTrainedConfig):
 
 
 @strict
-class OmniFusionConfig(PreTrainedConfig):
+class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     r"""
     Configuration of [`OmniFusionForConditionalGeneration`].
 

@@ -1,4 +1,16 @@
-# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The omnifusion_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Pictures to `pixel_values`: decode safely, show as a viewer would, cut the views, normalise for the first encoder.
 
 One backend, Pillow, on every machine: its resampling (antialiased) is what the published checkpoints were measured
@@ -93,7 +105,7 @@ def open_image(source: str | bytes | os.PathLike, max_pixels: int) -> Image.Imag
 
 def _read(source: str) -> bytes:
     if source.startswith(("http://", "https://")):
-        import httpx
+        from huggingface_hub.utils import httpx
 
         response = httpx.get(source, follow_redirects=True, timeout=30)
         response.raise_for_status()
@@ -177,7 +189,7 @@ def cut_views(image: Image.Image, boxes: list[Box], side: int, resample: int, ba
     return views
 
 
-class OmniFusionImageProcessor(PilBackend):
+class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
     r"""
     Turns pictures into views: `pixel_values` (ΣV, 3, S, S) float32, flat over the batch, and `view_index` (ΣV,), which
     counts from 0 within each picture (so it stays right when views of several requests are sliced or put together).
@@ -193,7 +205,7 @@ class OmniFusionImageProcessor(PilBackend):
     image_mean = OPENAI_CLIP_MEAN
     image_std = OPENAI_CLIP_STD
     size = {"height": 336, "width": 336}
-    do_resize = True
+    do_resize = True  # trf-ignore: TRF016 (always done; False is refused)
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True

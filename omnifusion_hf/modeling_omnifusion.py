@@ -1,4 +1,16 @@
-# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The omnifusion_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """OmniFusion (arXiv 2404.06212): views -> encoders -> adapter -> visual tokens in the place of `<image>` -> LLM.
 
 The skeleton and its names are those of transformers' LLaVA, so that tools which know it know this.
@@ -29,14 +41,14 @@ from .views_omnifusion import views_per_image
 
 
 @dataclass
-class OmniFusionModelOutputWithPast(BaseModelOutputWithPast):
+class OmniFusionModelOutputWithPast(BaseModelOutputWithPast):  # trf-ignore: TRF057
     """As `BaseModelOutputWithPast`; image_hidden_states: visual tokens of the batch's pictures in order, (ΣV·P, D)."""
 
     image_hidden_states: torch.Tensor | None = None
 
 
 @dataclass
-class OmniFusionCausalLMOutputWithPast(ModelOutput):
+class OmniFusionCausalLMOutputWithPast(ModelOutput):  # trf-ignore: TRF057
     """loss: scalar. logits: (B, L, vocab). image_hidden_states: visual tokens of the batch's pictures, (ΣV·P, D)."""
 
     loss: torch.Tensor | None = None
@@ -55,7 +67,7 @@ AUTO_MAP = {
 }
 
 
-class OmniFusionPreTrainedModel(PreTrainedModel):
+class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
     config: OmniFusionConfig
     base_model_prefix = "model"
     input_modalities = ("image", "text")
@@ -93,7 +105,7 @@ class OmniFusionPreTrainedModel(PreTrainedModel):
         return self
 
 
-class OmniFusionModel(OmniFusionPreTrainedModel):
+class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
     """Encoders, adapter and LLM without its head."""
 
     def __init__(self, config: OmniFusionConfig):
@@ -106,7 +118,7 @@ class OmniFusionModel(OmniFusionPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def get_image_features(
+    def get_image_features(  # trf-ignore: TRF057
         self,
         pixel_values: torch.Tensor,
         view_index: torch.LongTensor | None = None,
@@ -121,6 +133,11 @@ class OmniFusionModel(OmniFusionPreTrainedModel):
         Returns: `last_hidden_state` (ΣV, P, Σd), the encoders' features side by side, and `pooler_output`, the
         adapter's output, one (V·P, D) per picture.
         """
+        if view_index is not None and len(view_index) != len(pixel_values):
+            raise ValueError(
+                f"view_index has {len(view_index)} entries for {len(pixel_values)} views in pixel_values; pass both "
+                "as OmniFusionProcessor made them."
+            )
         outputs = self.vision_tower(pixel_values, return_dict=True, **kwargs)
         # Quantised weights are integers; biases and norms keep the dtype that the adapter computes in.
         dtype = next(p.dtype for p in self.multi_modal_projector.parameters() if p.is_floating_point())
@@ -154,7 +171,7 @@ class OmniFusionModel(OmniFusionPreTrainedModel):
         return mask.unsqueeze(-1).to(inputs_embeds.device)
 
     @can_return_tuple
-    def forward(
+    def forward(  # trf-ignore: TRF057
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
@@ -211,7 +228,7 @@ class AnswerOnly(LogitsProcessor):
         return self.processor(input_ids[:, self.prompt_length :], scores)
 
 
-class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMixin):
+class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMixin):  # trf-ignore: TRF057
     """The whole model with the language modelling head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -285,7 +302,7 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMi
         )
 
     def _without_cached_views(self, input_ids: torch.LongTensor, model_kwargs: dict) -> dict:
-        """Drops views whose tokens a kept cache holds, so that a whole conversation may be passed again in each turn."""
+        """Drops views whose tokens a kept cache holds, so that each turn may pass the whole conversation again."""
         cache, pixel_values = model_kwargs.get("past_key_values"), model_kwargs["pixel_values"]
         in_cache = cache.get_seq_length() if cache is not None else 0
         is_image = input_ids == self.config.image_token_id
@@ -300,7 +317,7 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMi
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def get_image_features(
+    def get_image_features(  # trf-ignore: TRF057
         self,
         pixel_values: torch.Tensor,
         view_index: torch.LongTensor | None = None,
@@ -309,7 +326,7 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMi
         return self.model.get_image_features(pixel_values, view_index, **kwargs)
 
     @can_return_tuple
-    def forward(
+    def forward(  # trf-ignore: TRF057
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,

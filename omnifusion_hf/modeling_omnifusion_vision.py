@@ -1,4 +1,16 @@
-# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The omnifusion_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """The frozen encoders: one set of views in, patch features of the layer asked for out, per encoder.
 
 Encoders are transformers' own vision models under their own names, so their weights load unchanged. Their blocks are
@@ -85,7 +97,7 @@ def _encode_stages(encoder: PreTrainedModel, hidden_states: torch.Tensor, grid: 
 
 
 @dataclass
-class OmniFusionVisionOutput(ModelOutput):
+class OmniFusionVisionOutput(ModelOutput):  # trf-ignore: TRF057
     """features: one (ΣV, P_e, d_e) per encoder. hidden_states, attentions: of the blocks that are computed, encoder by
     encoder, behind the first encoder's embeddings; where asked for."""
 
@@ -94,7 +106,7 @@ class OmniFusionVisionOutput(ModelOutput):
     attentions: tuple[torch.Tensor] | None = None
 
 
-class OmniFusionVisionModel(PreTrainedModel):
+class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
     r"""
     1-N vision encoders over the same views.
 
@@ -122,13 +134,14 @@ class OmniFusionVisionModel(PreTrainedModel):
             trim_encoder(AutoModel.from_config(encoder_config), layer)
             for encoder_config, layer in zip(config.encoder_configs, feature_layers)
         )
-        # device_map must not split a block; post_init gathers this from direct children only, not through a ModuleList.
+        # device_map must not split a block; post_init gathers this from direct children, not through a ModuleList.
         self._no_split_modules = set().union(*(encoder._no_split_modules for encoder in self.encoders))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoders[0].get_input_embeddings()
 
+    # trf-ignore: TRF057
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> OmniFusionVisionOutput:
         """Patch features per encoder.

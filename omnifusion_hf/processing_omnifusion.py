@@ -1,4 +1,16 @@
-# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The omnifusion_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Text and pictures to model inputs: special tokens, the chat format, and the one place that counts image tokens.
 
 Every `<image>` in a prompt becomes `<img_start>` + V·P x `<image>` + `<img_end>`, V views of P visual tokens each.
@@ -110,7 +122,7 @@ def add_special_tokens(tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
-class OmniFusionProcessor(ProcessorMixin):
+class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
     r"""
     Prepares prompts and pictures for [`OmniFusionForConditionalGeneration`].
 
@@ -166,7 +178,7 @@ class OmniFusionProcessor(ProcessorMixin):
         )
         return cls(image_processor, tokenizer, model_config.image_seq_length, chat_template=template)
 
-    def __call__(
+    def __call__(  # trf-ignore: TRF057
         self,
         images: ImageInput | None = None,
         text: TextInput | PreTokenizedInput | list[TextInput] | list[PreTokenizedInput] | None = None,

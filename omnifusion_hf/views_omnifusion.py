@@ -1,4 +1,16 @@
-# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The omnifusion_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Views of a picture: from its size to boxes, as pure functions (paper section 3.3, image strategies).
 
 A view is what an encoder sees at once: the whole picture or a tile of it, always a square of S pixels. A box is

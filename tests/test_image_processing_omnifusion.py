@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from huggingface_hub.utils import httpx
 from PIL import Image, ImageFile
 from transformers import AutoImageProcessor, CLIPImageProcessorPil
 
@@ -130,6 +131,19 @@ def test_case_14_every_container_gives_the_same_pixels(tmp_path):
     for name, container in containers(image, tmp_path).items():
         np.testing.assert_array_equal(levels(container), expected, err_msg=name)
     assert (levels(tiny.picture(1)) != expected).any()
+
+
+def test_case_14_a_url_gives_the_same_pixels(monkeypatch):
+    image = tiny.picture()
+    asked = []
+
+    def get(url, **options):
+        asked.append(url)
+        return httpx.Response(200, content=encoded(image, "PNG"), request=httpx.Request("GET", url))
+
+    monkeypatch.setattr(httpx, "get", get)
+    np.testing.assert_array_equal(levels("https://example.org/picture.png"), levels(image))
+    assert asked == ["https://example.org/picture.png"]
 
 
 @pytest.mark.parametrize("mode, tolerance", [("L", 0), ("LA", 0), ("I;16", 1), ("I", 1), ("1", 0), ("P", 0)])

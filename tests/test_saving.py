@@ -1,0 +1,189 @@
+"""Saved folders: bit-equal round trips, dtypes, buffers, and a folder that needs nothing else, not even a network."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, GenerationConfig, pipeline
+
+from omnifusion_hf import AutoModelForVision2Seq, OmniFusionForConditionalGeneration, OmniFusionModel
+
+
+def assert_equal_states(first: torch.nn.Module, second: torch.nn.Module):
+    ours, theirs = first.state_dict(), second.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert ours[name].dtype is theirs[name].dtype and torch.equal(ours[name], theirs[name]), name
+
+
+@pytest.mark.parametrize(
+    "encoders, text, projector_type, tied",
+    [
+        (("clip",), "mistral", "mlp", False),
+        (("siglip", "internvl"), "llama", "transformer", True),
+        (("dinov2",), "llama", "mlp", False),
+        (("swin",), "mistral", "transformer", False),
+    ],
+)
+def test_saving_and_loading_is_bit_equal(encoders, text, projector_type, tied, tmp_path):
+    text = tiny.text_config(text, tie_word_embeddings=tied)
+    model = tiny.model(tiny.config(encoders, text=text, projector_type=projector_type))
+    model.save_pretrained(tmp_path)
+    loaded, info = OmniFusionForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert_equal_states(loaded, model)
+    inputs = tiny.prompt(tiny.processor(model.config), [tiny.user(tiny.picture(), "What?")])
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+
+
+def test_every_auto_class_opens_the_folder(model, model_folder):
+    for auto in (AutoModelForImageTextToText, AutoModelForVision2Seq):
+        assert_equal_states(auto.from_pretrained(model_folder), model)
+    base = AutoModel.from_pretrained(model_folder)
+    assert type(base) is OmniFusionModel
+    assert_equal_states(base, model.model)
+
+
+def test_shards_are_the_same_weights(model, tmp_path):
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert_equal_states(OmniFusionForConditionalGeneration.from_pretrained(tmp_path), model)
+
+
+def test_the_folder_holds_no_layer_that_is_not_used(model_folder):
+    names = set(load_file(model_folder / "model.safetensors"))
+    assert any("vision_tower.encoders.0.encoder.layers.1." in name for name in names)
+    assert not any("layers.2." in name and "vision_tower" in name or "post_layernorm" in name for name in names)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_case_12_loading_in_float16_leaves_encoders_and_adapter_in_float32(dtype, model_folder):
+    loaded = OmniFusionForConditionalGeneration.from_pretrained(model_folder, dtype=dtype)
+    asked = getattr(torch, dtype)
+    for name, parameter in loaded.named_parameters():
+        wide = dtype == "float16" and ("vision_tower" in name or "multi_modal_projector" in name)
+        assert parameter.dtype is (torch.float32 if wide else asked), name
+    processor = AutoProcessor.from_pretrained(model_folder)
+    inputs = tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")])
+    assert torch.isfinite(loaded(**inputs).logits).all()
+
+
+def test_the_map_of_remote_code_names_every_auto_class(model, model_folder, tmp_path):
+    model.model.save_pretrained(tmp_path)  # a headless folder as well
+    for folder in (model_folder, tmp_path):
+        auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
+        assert auto_map == {
+            "AutoConfig": "configuration_omnifusion.OmniFusionConfig",
+            "AutoModel": "modeling_omnifusion.OmniFusionModel",
+            "AutoModelForImageTextToText": "modeling_omnifusion.OmniFusionForConditionalGeneration",
+            "AutoProcessor": "processing_omnifusion.OmniFusionProcessor",
+        }
+        files = {path.name for path in folder.glob("*.py")}
+        assert {name.split(".")[0] + ".py" for name in auto_map.values()} <= files
+
+
+def test_generation_settings_survive(tmp_path):
+    model = tiny.model()
+    model.generation_config = GenerationConfig(num_beams=3, no_repeat_ngram_size=4, suppress_tokens=[9])
+    model.save_pretrained(tmp_path)
+    loaded = OmniFusionForConditionalGeneration.from_pretrained(tmp_path).generation_config
+    assert (loaded.num_beams, loaded.no_repeat_ngram_size, loaded.suppress_tokens) == (3, 4, [9])
+
+
+def dirty_memory():
+    """Leaves freed memory full of NaN, which a tensor made without values then inherits."""
+    blocks = [torch.full((size,), torch.nan) for size in (64, 256, 1024, 4096, 65536) for _ in range(50)]
+    del blocks
+
+
+class Planted(OmniFusionForConditionalGeneration):
+    """With the mistake: a buffer that is neither saved nor refilled."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer("planted", torch.arange(4096.0), persistent=False)
+
+
+def test_case_24_buffers_are_right_after_loading(tmp_path):
+    model = Planted(
+        tiny.config(("clip", "dinov2", "internvl"), image_sizes=[32, 32, 32], projector_type="transformer")
+    )
+    model.save_pretrained(tmp_path)
+    buffers = dict(model.named_buffers())
+    planted_is_wrong = []
+    for _ in range(5):
+        dirty_memory()
+        loaded = dict(Planted.from_pretrained(tmp_path).named_buffers())
+        assert loaded.keys() == buffers.keys() and len(buffers) > 2
+        planted_is_wrong.append(not torch.equal(loaded.pop("planted"), buffers["planted"]))
+        assert all(torch.equal(loaded[name], buffers[name]) for name in loaded)
+    assert any(planted_is_wrong)  # control
+
+
+OFFLINE = """
+import json, socket, sys
+
+def refuse(*args, **kwargs):
+    raise RuntimeError("the network was used")
+
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+try:
+    socket.create_connection(("huggingface.co", 443))
+except RuntimeError:
+    pass
+else:
+    sys.exit("sockets are not blocked")
+
+import omnifusion_hf
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+folder, picture = sys.argv[1:]
+processor, model = AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder)
+content = [{"type": "image", "image": Image.open(picture)}, {"type": "text", "text": "What?"}]
+options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+inputs = processor.apply_chat_template([{"role": "user", "content": content}], **options)
+print(json.dumps(model.generate(**inputs, max_new_tokens=6, do_sample=False)[0].tolist()))
+"""
+
+
+def test_case_25_the_folder_alone_answers_without_a_network(model, processor, model_folder, tmp_path):
+    picture = tmp_path / "picture.png"
+    tiny.picture().save(picture)
+    moved = shutil.copytree(model_folder, tmp_path / "moved")
+    hidden = {"HF_HOME", "HF_HUB_CACHE", "TRANSFORMERS_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment |= {"HF_HOME": str(tmp_path / "empty"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, "-c", OFFLINE, str(moved), str(picture)],
+        env=environment, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    inputs = tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")])
+    expected = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0].tolist()
+    assert json.loads(run.stdout.splitlines()[-1]) == expected
+
+
+def test_case_25_a_folder_that_lacks_a_file_is_refused(model_folder, tmp_path):
+    """Control: the test above does depend on what lies in the folder."""
+    folder = shutil.copytree(model_folder, tmp_path / "broken")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(OSError, match="model.safetensors"):
+        AutoModelForImageTextToText.from_pretrained(folder)
+
+
+def test_the_pipeline_answers_from_the_folder(model, processor, model_folder):
+    answer = pipeline("image-text-to-text", model=str(model_folder))
+    message = tiny.user(tiny.picture(), "What?")
+    options = {"max_new_tokens": 6, "do_sample": False}
+    [output] = answer(text=[message], return_full_text=False, generate_kwargs=options)
+    inputs = tiny.prompt(processor, [message])
+    expected = model.generate(**inputs, **options)[0, inputs.input_ids.shape[1] :]
+    assert output["generated_text"].strip() == processor.decode(expected, skip_special_tokens=True).strip() != ""

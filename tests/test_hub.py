@@ -1,0 +1,161 @@
+"""Cards and pushing: folders complete or absent, cards that say what is there, a stand-in for the Hub's HTTP API."""
+
+import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+from huggingface_hub import ModelCard
+from tiny import picture
+
+from omnifusion_hf import hub
+from omnifusion_hf.cli import main
+
+
+@pytest.fixture
+def folder(model_folder, tmp_path) -> Path:
+    """A saved model with its card."""
+    copy = copytree(model_folder, tmp_path / "model")
+    hub.render_card(copy, hub.CardFacts()).save(copy / "README.md")
+    return copy
+
+
+def test_staged_folder_appears_when_complete(tmp_path):
+    with hub.staged_folder(tmp_path / "out") as part:
+        (part / "file").write_text("new")
+        assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_staged_folder_goes_when_interrupted_and_keeps_the_old_one(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").write_text("old")
+    with pytest.raises(KeyboardInterrupt), hub.staged_folder(tmp_path / "out") as part:
+        (part / "file").write_text("new")
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "file").read_text() == "old"
+
+
+def test_card_counts_the_parameters_of_every_part(model, model_folder):
+    rows = {row["part"]: row["parameters"] for row in hub.describe_parts(model.config)}
+    adapter = sum(p.numel() for p in model.model.multi_modal_projector.parameters())
+    assert rows["adapter"] == f"{adapter:,}"
+    total = sum(int(count.replace(",", "")) for count in rows.values())
+    assert total == sum(p.numel() for p in model.parameters())
+
+
+def test_card_reads_training_and_results(folder, tmp_path):
+    (folder / "training_summary.json").write_text(json.dumps({"stage": "finetune", "steps": 7}))
+    scores = {"pope": {"alias": "pope", "pope_f1_score,none": 0.781_83, "pope_f1_score_stderr,none": 0.01}}
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"results": scores}))
+    card = hub.render_card(folder, hub.CardFacts(base_model=["a/b"]), repo_id="me/omni", results=results)
+    assert "| steps | 7 |" in card.text and "| pope | pope_f1_score | 0.7818 |" in card.text
+    assert [result.metric_value for result in card.data.eval_results] == [0.7818]
+    assert card.data.base_model == ["a/b"] and card.data.pipeline_tag == "image-text-to-text"
+    assert card.data.library_name == "transformers" and card.data.model_name == "omni"
+
+
+def test_card_without_training_or_results_has_no_such_sections(folder):
+    card = hub.render_card(folder, hub.CardFacts())
+    assert "## Training" not in card.text and "## Evaluation" not in card.text
+
+
+def test_results_of_another_kind_are_refused(tmp_path):
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match="lmms-eval"):
+        hub.read_results(tmp_path / "other.json")
+
+
+def test_usage_code_of_the_card_runs_as_rendered(folder, tmp_path, monkeypatch, capsys):
+    card = hub.render_card(folder, hub.CardFacts(), repo_id=str(folder))
+    code = card.text.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    picture(0).save("picture.png")
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_check_refuses_stray_pickles(folder):
+    hub.check_folder(folder)
+    (folder / "training_args.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match="training_args.bin"):
+        hub.check_folder(folder)
+
+
+def test_check_refuses_a_folder_without_card(folder):
+    (folder / "README.md").unlink()
+    with pytest.raises(ValueError, match="no model card"):
+        hub.check_folder(folder)
+
+
+class StandIn(BaseHTTPRequestHandler):
+    """As much of the Hub's API as creating a repository, validating a card and one commit need."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.seen[self.path] = body
+        if self.path == "/api/validate-yaml":
+            bad = "no-such-licence" in json.loads(body)["content"]
+            errors = [{"message": "license is not known"}] if bad else []
+            return self.reply({"errors": errors, "warnings": []}, 400 if bad else 200)
+        if self.path == "/api/repos/create":
+            return self.reply({"url": f"{self.server.url}/me/omni", "id": "me/omni", "name": "me/omni"})
+        if self.path.endswith("/preupload/main"):
+            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            return self.reply({"files": [file | {"shouldIgnore": False} for file in files]})
+        url = f"{self.server.url}/me/omni/commit/1"
+        return self.reply({"commitUrl": url, "commitOid": "1", "success": True, "hookOutput": ""})
+
+    def do_GET(self):
+        self.reply({"id": "me/omni", "sha": "0", "siblings": [], "tags": []})
+
+    def reply(self, content: dict, status: int = 200):
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """The stand-in, listening, with huggingface_hub turned to it."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
+    server.seen, server.url = {}, f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+    monkeypatch.setattr("huggingface_hub.repocard.constants.ENDPOINT", server.url, raising=False)
+    monkeypatch.setattr("omnifusion_hf.hub.HfApi", lambda: hub_api(server.url))
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def hub_api(url: str):
+    from huggingface_hub import HfApi
+
+    return HfApi(endpoint=url, token="hf_token")
+
+
+def test_push_uploads_every_file_after_the_checks(folder, server, capsys):
+    assert main(["push", str(folder), "me/omni", "--private"]) == 0
+    created = json.loads(server.seen["/api/repos/create"])
+    assert created["name"] == "omni" and created["visibility"] == "private"
+    commit = [json.loads(line) for line in server.seen["/api/models/me/omni/commit/main"].splitlines()]
+    files = {line["value"]["path"]: line["value"] for line in commit if line["key"] == "file"}
+    assert files.keys() == {path.name for path in folder.iterdir()}
+    card = base64.b64decode(files["README.md"]["content"]).decode()
+    assert card == (folder / "README.md").read_text()
+
+
+def test_push_stops_at_an_invalid_card(folder, server):
+    ModelCard("---\nlicense: no-such-licence\n---\n# x\n").save(folder / "README.md")
+    assert main(["push", str(folder), "me/omni"]) == 2
+    assert not any("commit" in path for path in server.seen)

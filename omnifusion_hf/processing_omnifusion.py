@@ -31,8 +31,8 @@ from .views_omnifusion import views_per_image
 # that the tokenizer does not see the token; the tokenizer's normalizer then removes it, and plain text is left.
 ESCAPE = "\ue0f5"
 
-# The format of the release (paper.md section 2; pictures that open a message stand before its role mark), with EOS
-# after every answer. BOS, where the LLM wants one, is put in front by `chat_template_for`, never by the tokenizer.
+# The format of the release v1.1 (pictures that open a message stand before its role mark), with EOS after every answer
+# unless `append_eos=False` is passed. BOS, where the LLM wants one, is put in front by `chat_template_for`, never by the tokenizer.
 CHAT_TEMPLATE = """\
 {%- macro typed(text) -%}
 {%- set ns = namespace(text=text) -%}
@@ -73,7 +73,7 @@ CHAT_TEMPLATE = """\
 {%- endfor -%}
 {%- if not ns.opened -%}{{- '<user>' -}}{%- endif -%}
 {%- elif message.role == 'assistant' -%}
-{{- '<bot>' -}}{%- generation -%}{{- plain(message.content) + eos_token -}}{%- endgeneration -%}
+{{- '<bot>' -}}{%- generation -%}{{- plain(message.content) + ('' if append_eos is false else eos_token) -}}{%- endgeneration -%}
 {%- elif message.role != 'system' or not loop.first -%}
 {{- raise_exception('Roles are user, assistant and (first only) system, got ' + message.role) -}}
 {%- endif -%}
@@ -145,6 +145,9 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
                 )
             setattr(self, name, token)
             setattr(self, f"{name}_id", token_id)
+        tokenizer.padding_side = (
+            "left"  # on the right, generation answers short prompts wrongly; trainers ask per call
+        )
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
         # Saving sets it and loading drops it; set here, a loaded processor equals the saved one.
         self.auto_map = {"AutoProcessor": "processing_omnifusion.OmniFusionProcessor"}

@@ -18,10 +18,8 @@ TINY = HERE.parent / "omnifusion_hf" / "tiny"
 
 
 def pictures(options: argparse.Namespace) -> None:
-    folder = OUT / "train"
-    dataset.write_dataset(folder, "stage1", range(dataset.STAGE1_SHARDS), 1, options.processes)
-    last = dataset.STAGE1_SHARDS + dataset.STAGE2_SHARDS
-    dataset.write_dataset(folder, "stage2", range(dataset.STAGE1_SHARDS, last), dataset.PASSES, options.processes)
+    for name in dataset.PLANS:
+        dataset.write_dataset(OUT / "train", name, options.processes)
 
 
 def encoder(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ A shard appears when it is complete, so an interrupted run goes on where it stop
 """
 
 import json
+from dataclasses import dataclass
 from multiprocessing import Pool
 from pathlib import Path
 from random import Random
@@ -19,10 +20,26 @@ from .world import render
 
 
 SHARD = 1000
-STAGE1_SHARDS, STAGE2_SHARDS = 8, 60
 PASSES = 4  # conversations drawn about each picture
 BATCH, POOL = 32, 32
-MIXTURE = {"scene": 0.36, "digit": 0.12, "text": 0.3, "formula": 0.22}
+EVENLY = {"scene": 0.36, "digit": 0.12, "text": 0.3, "formula": 0.22}
+MOSTLY_SCENES = {"scene": 0.68, "digit": 0.06, "text": 0.12, "formula": 0.14}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Shards of one mixture, and how many of the `PASSES` conversations about each picture are used."""
+
+    mixture: dict[str, float]
+    shards: range
+    passes: int
+
+
+# Stage 2 begins evenly; then scenes, which are learnt last, get most of the time (docs/lab.md).
+PLANS = {
+    "stage1": [Part(EVENLY, range(0, 8), 1)],
+    "stage2": [Part(EVENLY, range(8, 20), 4), Part(MOSTLY_SCENES, range(100, 164), 4)],
+}
 
 
 def llava_sample(name: str, turns: list[Turn]) -> dict:
@@ -38,9 +55,9 @@ def ask_about(split: str, picture: Picture, index: int) -> list[Turn]:
     return conversation(sample_rng(split, f"{picture.kind} questions", index), picture)
 
 
-def write_shard(folder: Path, shard: int) -> None:
+def write_shard(folder: Path, shard: int, mixture: dict[str, float]) -> None:
     """`SHARD` training pictures, the kinds in the mixture's proportions, and `PASSES` conversations about each."""
-    counts = {kind: round(share * SHARD) for kind, share in MIXTURE.items()}
+    counts = {kind: round(share * SHARD) for kind, share in mixture.items()}
     with finish_folder(folder / f"{shard:04d}") as part:
         passes = [[] for _ in range(PASSES)]
         for kind, count in counts.items():
@@ -53,17 +70,18 @@ def write_shard(folder: Path, shard: int) -> None:
         write_json(part / "passes.json", passes)
 
 
-def write_dataset(folder: Path, name: str, shards: range, passes: int, processes: int = 1) -> None:
-    """The shards and `NAME.json`: the conversations of all passes, batches of similar length in random order."""
-    missing = [(folder, shard) for shard in shards if not (folder / f"{shard:04d}").exists()]
-    with Pool(processes) as pool:
-        for _ in tqdm(pool.imap_unordered(_write_shard, missing), total=len(missing), desc=name, unit="shard"):
-            pass
-    drawn = [json.loads((folder / f"{s:04d}/passes.json").read_text()) for s in shards]
-    rng = sample_rng("train", f"order of {name}", 0)
+def write_dataset(folder: Path, name: str, processes: int = 1) -> None:
+    """The shards and `NAME.json`: the parts one after the other, each in random order of batches of similar length."""
     ordered = []
-    for number in range(passes):
-        ordered += in_batches([sample for shard in drawn for sample in shard[number]], rng)
+    for part in PLANS[name]:
+        missing = [(folder, shard, part.mixture) for shard in part.shards if not (folder / f"{shard:04d}").exists()]
+        with Pool(processes) as pool:
+            for _ in tqdm(pool.imap_unordered(_write_shard, missing), total=len(missing), desc=name, unit="shard"):
+                pass
+        drawn = [json.loads((folder / f"{s:04d}/passes.json").read_text()) for s in part.shards]
+        rng = sample_rng("train", f"order of {name}", part.shards.start)
+        for number in range(part.passes):
+            ordered += in_batches([sample for shard in drawn for sample in shard[number]], rng)
     write_json(folder / f"{name}.json", ordered)
 
 
@@ -82,5 +100,5 @@ def in_batches(samples: list[dict], rng: Random) -> list[dict]:
     return ordered
 
 
-def _write_shard(arguments: tuple[Path, int]) -> None:
+def _write_shard(arguments: tuple[Path, int, dict[str, float]]) -> None:
     write_shard(*arguments)

@@ -93,20 +93,31 @@ class DenseReader(torch.nn.Module):
         self.side = SIZE // reduction
         self.sub = GRID // self.side
         self.head = torch.nn.Linear(encoder.config.hidden_size, self.sub**2 * len(CLASSES))
+        self.place = torch.nn.Linear(encoder.config.hidden_size, 2 * self.side)
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of the cells' classes (B, 24, 24, classes), and of each token's row and column (B, T, 2, side)."""
         hidden = self.encoder(pixel_values=pixels / 127.5 - 1).last_hidden_state
         hidden = (
             hidden if self.swin else hidden[:, 1:]
         )  # (B, T, d), read without a norm: the adapter will read it so too
         logits = self.head(hidden).view(-1, self.side, self.side, self.sub, self.sub, len(CLASSES))
-        return logits.transpose(2, 3).reshape(-1, GRID, GRID, len(CLASSES))
+        cells = logits.transpose(2, 3).reshape(-1, GRID, GRID, len(CLASSES))
+        return cells, self.place(hidden).unflatten(-1, (2, self.side))
 
 
 def dense_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     weight = torch.ones(len(CLASSES))
     weight[0] = BACKGROUND_WEIGHT
     return F.cross_entropy(logits.reshape(-1, len(CLASSES)).float(), labels.reshape(-1).long(), weight)
+
+
+def place_loss(logits: torch.Tensor) -> torch.Tensor:
+    """Swin has relative positions only; without this its tokens hardly say where they stand, and the LLM must know."""
+    batch, tokens, _, side = logits.shape
+    number = torch.arange(tokens)
+    places = torch.stack([number // side, number % side], dim=-1).expand(batch, -1, -1)  # (B, T, 2)
+    return F.cross_entropy(logits.reshape(-1, side).float(), places.reshape(-1))
 
 
 @torch.no_grad()
@@ -117,7 +128,7 @@ def validate(model: DenseReader, count: int = 192) -> dict[str, float]:
     for kind in KINDS:
         pixels, labels = batch_of([render("validation", kind, i) for i in range(count)])
         with torch.autocast("cpu", torch.bfloat16):
-            named = torch.cat([model(p).argmax(-1) for p in pixels.split(64)])
+            named = torch.cat([model(p)[0].argmax(-1) for p in pixels.split(64)])
         drawn = labels != 0
         scores[kind] = (named == labels)[drawn].float().mean().item()
         scores[f"{kind}, picture"] = _pictures_named(named, labels)
@@ -143,7 +154,9 @@ def train(out: Path, architecture: str = "swin", steps: int = 4000, batch_size: 
     model = DenseReader(ARCHITECTURES[architecture]())
 
     def loss_of(batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        return dense_loss(model(batch[0]), batch[1])
+        pixels, labels = batch
+        cells, places = model(pixels)
+        return dense_loss(cells, labels) + place_loss(places)
 
     fit(model, loss_of, partial(Pictures, batch_size), out, steps, lr, partial(validate, model))
     with finish_folder(out / "encoder") as folder:

@@ -149,6 +149,7 @@ def model_config(release: Release, tower: VisionTower, tokenizer) -> OmniFusionC
     return OmniFusionConfig(
         vision_config=vision,
         text_config=text_config,
+        predicted_vocab_size=tokenizer.image_token_id,
         projector_type="transformer",
         projector_num_attention_heads=layer.self_attn.num_heads,
         projector_intermediate_size=adapter.tensors()["transformer_layer.linear1.bias"].shape[0],
@@ -232,13 +233,13 @@ def convert(source: str, vision: str, output: str, dtype: torch.dtype | None = N
         custom_object_save(model, folder)
         config.auto_map = dict(AUTO_MAP)
         config.save_pretrained(folder)
-        generation_config(tokenizer, config.text_config.vocab_size).save_pretrained(folder)
+        generation_config(tokenizer).save_pretrained(folder)
         processor_for(config, tokenizer).save_pretrained(folder)
         render_card(folder, FACTS, repo_id=str(output)).save(folder / "README.md")
     return Path(output)
 
 
-def generation_config(tokenizer, vocab_size: int) -> GenerationConfig:
+def generation_config(tokenizer) -> GenerationConfig:
     """The settings of the release's README. Its ban of EOS is left out: transformers ignores that one."""
     eos = tokenizer.eos_token_id
     words = [tokenizer.encode(word, add_special_tokens=False) for word in ("\n", ":")]
@@ -254,7 +255,6 @@ def generation_config(tokenizer, vocab_size: int) -> GenerationConfig:
         eos_token_id=eos,
         pad_token_id=eos,
         bos_token_id=tokenizer.bos_token_id,
-        suppress_tokens=list(range(len(tokenizer), vocab_size)),  # rows without a token
     )
 
 

@@ -217,6 +217,9 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         `"default"` drops the CLS token (the paper always does), `"full"` keeps it.
     image_token_id, image_start_token_id, image_end_token_id, user_token_id, bot_token_id (`int`):
         Vocabulary rows of the special tokens. They are trained in both stages and never generated.
+    predicted_vocab_size (`int`, *optional*):
+        Rows from here on (special tokens, padding of the vocabulary) get no probability, so that the LLM keeps its own
+        distribution exactly; by default every row is predicted.
     """
 
     model_type = "omnifusion"
@@ -238,6 +241,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     image_end_token_id: int = 32002
     user_token_id: int = 32003
     bot_token_id: int = 32004
+    predicted_vocab_size: int | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
@@ -267,6 +271,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         return cls(
             vision_config=OmniFusionVisionConfig.from_encoders_pretrained(vision, **vision_fields),
             text_config=text_config,
+            predicted_vocab_size=min(ids.values()),
             **ids,
             **kwargs,
         )

@@ -270,8 +270,6 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMi
             model_config.vision_config.encoder_configs[index] = encoder.config
         model.model.multi_modal_projector = PROJECTORS[model_config.projector_type](model_config).to(llm.dtype)
         model.generation_config = llm.generation_config
-        unused_rows = range(len(tokenizer), model_config.text_config.vocab_size)
-        model.generation_config.suppress_tokens = [*(llm.generation_config.suppress_tokens or ()), *unused_rows]
         model.tie_weights()
         return model.eval()
 
@@ -363,6 +361,8 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMi
         )
         hidden_states = slice_logits_to_keep(outputs[0], logits_to_keep)
         logits = self.lm_head(hidden_states)  # (B, L, vocab)
+        if self.config.predicted_vocab_size is not None:
+            logits[..., self.config.predicted_vocab_size :] = torch.finfo(logits.dtype).min
         loss = None
         if labels is not None:
             vocab_size = self.config.text_config.vocab_size

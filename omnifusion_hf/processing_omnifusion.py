@@ -32,7 +32,7 @@ from .views_omnifusion import views_per_image
 ESCAPE = "\ue0f5"
 
 # The format of the release v1.1 (pictures that open a message stand before its role mark), with EOS after every answer
-# unless `append_eos=False` is passed. BOS, where the LLM wants one, is put in front by `chat_template_for`, never by the tokenizer.
+# unless `append_eos=False` is passed. BOS, where the LLM wants one, is put in by `chat_template_for` alone.
 CHAT_TEMPLATE = """\
 {%- macro typed(text) -%}
 {%- set ns = namespace(text=text) -%}
@@ -73,7 +73,10 @@ CHAT_TEMPLATE = """\
 {%- endfor -%}
 {%- if not ns.opened -%}{{- '<user>' -}}{%- endif -%}
 {%- elif message.role == 'assistant' -%}
-{{- '<bot>' -}}{%- generation -%}{{- plain(message.content) + ('' if append_eos is false else eos_token) -}}{%- endgeneration -%}
+{{- '<bot>' -}}
+{%- generation -%}
+{{- plain(message.content) + ('' if append_eos is false else eos_token) -}}
+{%- endgeneration -%}
 {%- elif message.role != 'system' or not loop.first -%}
 {{- raise_exception('Roles are user, assistant and (first only) system, got ' + message.role) -}}
 {%- endif -%}

@@ -16,6 +16,8 @@ class ConversationCollator:
 
     max_length: the most tokens a sample may have, image tokens included; `None` for no limit.
 
+    append_eos: whether answers end with EOS, as they should; the authors' v1.1 was trained without.
+
     Returns `input_ids`, `attention_mask`, `labels` (B, L) and, where there is a picture, `pixel_values`
     (ΣV, 3, S, S) and `view_index` (ΣV,). Labels are -100 outside the assistant's turns.
     Raises `ValueError` that names the sample which is too long (nothing is ever cut) or has nothing to learn.
@@ -23,6 +25,7 @@ class ConversationCollator:
 
     processor: OmniFusionProcessor
     max_length: int | None = None
+    append_eos: bool = True
 
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
         batch = self.processor.apply_chat_template(
@@ -31,6 +34,7 @@ class ConversationCollator:
             return_dict=True,
             return_assistant_tokens_mask=True,
             processor_kwargs={"padding": True, "padding_side": "right"},
+            append_eos=self.append_eos,
         )  # lists: the mask is made token by token, six times slower over tensors
         batch.convert_to_tensors("pt")
         answers = batch.pop("assistant_masks").bool()

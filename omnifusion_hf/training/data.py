@@ -8,6 +8,7 @@ not a night's run.
 import json
 import re
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 from torch.utils.data import Dataset
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from ..image_processing_omnifusion import open_image
 
 
+ConversationFormat = Literal["llava", "v1.1"]
 IMAGE_MARK = "<image>"
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
@@ -28,6 +30,8 @@ class ConversationDataset(Dataset):
 
     Args:
         data_path: a JSON file that holds a list of samples.
+        conversation_format: `"llava"` as above; `"v1.1"` as the authors' release trained: `<image>` is always text and
+            pictures stand in front of the first human turn.
         image_folder: where the pictures are; by default the folder of the JSON file.
         max_image_pixels: pictures that declare more are refused, as in the image processor.
 
@@ -35,10 +39,17 @@ class ConversationDataset(Dataset):
     Raises `ValueError` that names file, index and id of the first broken sample, or of a picture that cannot be read.
     """
 
-    def __init__(self, data_path: str, image_folder: str | None = None, max_image_pixels: int = 2**27):
+    def __init__(
+        self,
+        data_path: str,
+        image_folder: str | None = None,
+        max_image_pixels: int = 2**27,
+        conversation_format: ConversationFormat = "llava",
+    ):
         self.data_path = Path(data_path)
         self.image_folder = Path(image_folder or self.data_path.parent)
         self.max_image_pixels = max_image_pixels
+        self.conversation_format = conversation_format
         self.samples = read_samples(self.data_path)
         for index in tqdm(range(len(self)), desc=f"checking {self.data_path.name}", leave=False, disable=None):
             self._checked_messages(index)
@@ -61,7 +72,7 @@ class ConversationDataset(Dataset):
 
     def _checked_messages(self, index: int) -> list[dict]:
         try:
-            messages = to_messages(self.samples[index])
+            messages = to_messages(self.samples[index], self.conversation_format)
             self._check_files(messages)
         except ValueError as error:
             raise ValueError(f"{self._name(index)}: {error}") from None
@@ -95,7 +106,7 @@ def read_samples(path: Path) -> list[dict]:
     return samples
 
 
-def to_messages(sample: dict) -> list[dict]:
+def to_messages(sample: dict, conversation_format: ConversationFormat = "llava") -> list[dict]:
     """One sample as chat messages; image parts hold the picture's file name. Errors do not name the sample."""
     if not isinstance(sample, dict) or not isinstance(sample.get("conversations"), list):
         raise ValueError('a sample is an object with a list "conversations".')
@@ -103,7 +114,8 @@ def to_messages(sample: dict) -> list[dict]:
     pictures = [pictures] if isinstance(pictures, str) else list(pictures)
     turns = [_role_and_text(turn) for turn in sample["conversations"]]
     _check_order([role for role, _ in turns])
-    pieces = [_pieces(text) if role == "user" and pictures else [text] for role, text in turns]
+    marked = pictures and conversation_format == "llava"
+    pieces = [_pieces(text) if role == "user" and marked else [text] for role, text in turns]
     marks = sum(len(piece) - 1 for piece in pieces)
     if pictures and not marks:
         first = next(i for i, (role, _) in enumerate(turns) if role == "user")

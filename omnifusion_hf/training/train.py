@@ -14,7 +14,7 @@ import yaml
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments
 
 from .collator import ConversationCollator
-from .data import ConversationDataset
+from .data import ConversationDataset, ConversationFormat
 from .stages import PartPlan, apply_stage, format_plan
 
 
@@ -27,6 +27,9 @@ class ModelDataArguments:
     data_path: str = field(metadata={"help": "JSON file of LLaVA-format conversations."})
     image_folder: str | None = field(default=None, metadata={"help": "Folder of the pictures; default: data_path's."})
     max_length: int | None = field(default=None, metadata={"help": "Most tokens per sample, pictures included."})
+    conversation_format: ConversationFormat = field(
+        default="llava", metadata={"help": "v1.1 trains as the authors' release did: <image> is text, no EOS."}
+    )
     attn_implementation: str | None = field(default=None, metadata={"help": "As in from_pretrained: sdpa, eager, …"})
 
 
@@ -85,7 +88,10 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     """Trains one stage; leaves model and processor in `args.output_dir`, returns what training_summary.json says."""
     processor = AutoProcessor.from_pretrained(model_data.model_name_or_path)
     dataset = ConversationDataset(
-        model_data.data_path, model_data.image_folder, processor.image_processor.max_image_pixels
+        model_data.data_path,
+        model_data.image_folder,
+        processor.image_processor.max_image_pixels,
+        model_data.conversation_format,
     )
     model = AutoModelForImageTextToText.from_pretrained(
         model_data.model_name_or_path, attn_implementation=model_data.attn_implementation
@@ -100,7 +106,9 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
         model=model,
         args=args,
         train_dataset=dataset,
-        data_collator=ConversationCollator(processor, model_data.max_length),
+        data_collator=ConversationCollator(
+            processor, model_data.max_length, append_eos=model_data.conversation_format != "v1.1"
+        ),
         processing_class=processor,  # saved beside every checkpoint
     )
     start = time.monotonic()

@@ -218,8 +218,9 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     image_token_id, image_start_token_id, image_end_token_id, user_token_id, bot_token_id (`int`):
         Vocabulary rows of the special tokens. They are trained in both stages and never generated.
     predicted_vocab_size (`int`, *optional*):
-        Rows from here on (special tokens, padding of the vocabulary) get no probability, so that the LLM keeps its own
-        distribution exactly; by default every row is predicted.
+        Rows from here on get no probability, in loss and generation; by default every row is predicted. Converted v1.1
+        sets it, so that the rows added to its vocabulary leave its distribution exactly as it was. Unset it before
+        adding tokens that the model is to answer with.
     """
 
     model_type = "omnifusion"
@@ -271,7 +272,6 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         return cls(
             vision_config=OmniFusionVisionConfig.from_encoders_pretrained(vision, **vision_fields),
             text_config=text_config,
-            predicted_vocab_size=min(ids.values()),
             **ids,
             **kwargs,
         )

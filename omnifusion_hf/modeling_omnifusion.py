@@ -270,6 +270,8 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMi
             model_config.vision_config.encoder_configs[index] = encoder.config
         model.model.multi_modal_projector = PROJECTORS[model_config.projector_type](model_config).to(llm.dtype)
         model.generation_config = llm.generation_config
+        unused_rows = range(len(tokenizer), model_config.text_config.vocab_size)
+        model.generation_config.suppress_tokens = [*(llm.generation_config.suppress_tokens or ()), *unused_rows]
         model.tie_weights()
         return model.eval()
 

@@ -17,6 +17,8 @@ from conversion.convert_omnifusion import convert, main
 from conversion.original_v1_1 import Original
 from conversion.release_v1_1 import Release
 from conversion.verify_conversion import Row, verify
+from omnifusion_hf.training.collator import ConversationCollator
+from omnifusion_hf.training.data import ConversationDataset
 
 
 FIXTURE = Path(__file__).parent.parent.parent / "shared" / "airi"
@@ -245,3 +247,93 @@ def test_original_restatement_is_deterministic(release, tower):
     original = Original.load(release, tower)
     pixels = original.pixels(picture(0))
     assert torch.equal(original.visual_tokens(pixels), original.visual_tokens(pixels))
+
+
+@pytest.fixture(scope="module")
+def golden_model(tmp_path_factory):
+    """The fixture, converted, as a user loads it, and its folder."""
+    folder = tmp_path_factory.mktemp("golden") / "model"
+    convert(str(FIXTURE / "fixture"), str(FIXTURE / "fixture/vision_tower"), str(folder))
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoProcessor.from_pretrained(folder)
+
+
+def golden_cases() -> list[tuple[str, dict]]:
+    """Name and description of each case that the authors' code was run on."""
+    if not FIXTURE.is_dir():
+        return []
+    golden = json.loads((FIXTURE / "fixture/golden.json").read_text(encoding="utf-8"))
+    named = [(f"case{case['case']}", case) for case in golden["cases"]]
+    return named + [(f"text{case['case']}", case) for case in golden["text_only"]]
+
+
+@needs_fixture
+@pytest.mark.parametrize("name, case", golden_cases(), ids=[name for name, _ in golden_cases()])
+def test_goldens_of_the_authors_code(golden_model, name, case):
+    model, processor = golden_model
+    golden = load_file(FIXTURE / "fixture/golden.safetensors")
+    content = [{"type": "text", "text": case["question"]}]
+    if "image" in case:
+        content.insert(0, {"type": "image", "image": str(FIXTURE / f"fixture/images/{case['image']}.png")})
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    found = {}
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: found.setdefault("embeddings", kwargs["inputs_embeds"][0]), with_kwargs=True
+    )
+    with torch.no_grad():
+        hidden = model.model(**inputs).last_hidden_state[0]
+        logits = model.lm_head(hidden)
+    hook.remove()
+    close(found["embeddings"], golden[f"{name}.inputs_embeds"], 2e-5)
+    close(hidden, golden[f"{name}.last_hidden_state"], 1e-4)
+    close(logits[:, golden["logits_columns"].long()], golden[f"{name}.logits_cols"], 1e-4)
+    close(logits[-1, :32000], golden[f"{name}.logits_last"], 1e-4)
+    if "image" in case:
+        close(inputs["pixel_values"][0], golden[f"image.{case['image']}.pixel_values"], 2e-5)
+        tokens = model.get_image_features(inputs["pixel_values"]).pooler_output[0]
+        close(tokens, golden[f"image.{case['image']}.visual_tokens"], 2e-5)
+    length = inputs["input_ids"].shape[1]
+    assert model.generate(**inputs)[0, length:].tolist() == case["beam_readme_ids"]
+    if "greedy_readme_ids" in case:
+        greedy = model.generate(**inputs, num_beams=1, early_stopping=False)
+        assert greedy[0, length:].tolist() == case["greedy_readme_ids"]
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, atol: float):
+    torch.testing.assert_close(found, expected.reshape(found.shape), atol=atol, rtol=0)
+
+
+@needs_fixture
+def test_golden_training_loss_in_the_format_of_the_release(golden_model):
+    model, processor = golden_model
+    golden = json.loads((FIXTURE / "fixture/golden.json").read_text(encoding="utf-8"))["train"]
+    data = ConversationDataset(FIXTURE / "fixture/train.json", FIXTURE / "fixture/images", conversation_format="v1.1")
+    samples = [data[index] for index in range(len(data))]
+    batch = ConversationCollator(processor, append_eos=False)(samples)
+    assert int((batch["labels"] != -100).sum()) == golden["n_loss_tokens"]
+    with torch.no_grad():
+        assert model(**batch).loss.item() == pytest.approx(golden["loss"], abs=1e-5)
+        assert model(**ConversationCollator(processor)(samples)).loss.item() != pytest.approx(golden["loss"], abs=0.01)
+
+
+@needs_fixture
+@pytest.mark.parametrize("name", ["gray_L", "tiny_7x5"])
+def test_golden_pixels_of_grey_and_tiny_pictures(golden_model, name):
+    _, processor = golden_model
+    golden = load_file(FIXTURE / "fixture/golden.safetensors")[f"extra.{name}.pixels_uint8"]
+    raw = processor.image_processor(str(FIXTURE / f"fixture/images/{name}.png"), do_rescale=False, do_normalize=False)
+    assert (raw["pixel_values"][0] == golden.numpy()).all()
+
+
+@needs_fixture
+def test_golden_tokenisation(golden_model):
+    _, processor = golden_model
+    golden = json.loads((FIXTURE / "fixture/golden.json").read_text(encoding="utf-8"))
+    for sample in golden["tokenization"]:
+        assert processor.tokenizer.encode(sample["text"]) == sample["ids"], sample["text"]

@@ -1,0 +1,96 @@
+"""The converted tokenizer equals the SentencePiece model it was made from."""
+
+import random
+from pathlib import Path
+
+import pytest
+from release import write_tokenizer
+from sentencepiece import SentencePieceProcessor
+
+from conversion.tokenizers_llama import fast_tokenizer
+from omnifusion_hf import add_special_tokens
+
+
+RELEASE = Path(__file__).parent.parent.parent / "shared/airi/release_files/tokenizer/tokenizer.model"
+CHARACTERS = "abcdefghijklmnop ABC  \n\n\tпривет мир как дела небо.,!?:()[]{}0123456789éüñ中文字🙂🚀'\"-_/\\<>"
+PIECES = [
+    "What",
+    "is",
+    "the",
+    "sky",
+    "color",
+    "?",
+    "Какого",
+    "цвета",
+    "небо",
+    " ",
+    "  ",
+    "\n",
+    "<s",
+    "unk>",
+    "\\frac{a}",
+]
+
+
+def strings(count: int) -> list[str]:
+    """Half random characters, half random words; English, Russian, leading spaces, newlines, emoji."""
+    rng = random.Random(0)
+    half = ["".join(rng.choices(CHARACTERS, k=rng.randint(0, 40))) for _ in range(count // 2)]
+    return half + [" ".join(rng.choices(PIECES, k=rng.randint(1, 12))) for _ in range(count // 2)]
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
+    write_tokenizer(folder)
+    return folder / "tokenizer.model"
+
+
+def both(model_file: Path):
+    return fast_tokenizer(model_file), SentencePieceProcessor(model_file=str(model_file))
+
+
+def different(tokenizer, reference, texts: list[str]) -> list[str]:
+    return [text for text in texts if tokenizer.encode(text, add_special_tokens=False) != reference.encode(text)]
+
+
+def test_equal_to_sentencepiece_on_generated_strings(tiny_model):
+    assert different(*both(tiny_model), strings(3000)) == []
+
+
+@pytest.mark.skipif(not RELEASE.is_file(), reason="../shared/airi is absent: the release's own tokenizer is not tried")
+def test_equal_to_the_releases_sentencepiece_on_generated_strings():
+    assert different(*both(RELEASE), strings(3000)) == []
+
+
+def test_comparison_sees_a_tokenizer_without_its_leading_space(tiny_model):
+    from tokenizers import normalizers
+
+    tokenizer, reference = both(tiny_model)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    assert len(different(tokenizer, reference, strings(100))) > 50
+
+
+def test_text_after_a_special_token_is_tokenised_by_itself(tiny_model):
+    tokenizer, reference = both(tiny_model)
+    tokenizer = add_special_tokens(tokenizer)
+    ids = tokenizer.encode("<user>What is it?<bot>  two\nlines", add_special_tokens=False)
+    question, answer = reference.encode("What is it?"), reference.encode("  two\nlines")
+    assert ids == [tokenizer.user_token_id, *question, tokenizer.bot_token_id, *answer]
+
+
+def test_decoding_gives_the_text_back(tiny_model):
+    tokenizer, _ = both(tiny_model)
+    for text in ("What is the sky color?", "Небо синее.", "two\nlines 🙂"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_another_kind_of_model_is_refused(tmp_path):
+    import sentencepiece
+
+    (tmp_path / "corpus.txt").write_text("What is the sky color? The sky is blue.\n" * 50)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "corpus.txt"), model_prefix=str(tmp_path / "m"), vocab_size=30, model_type="unigram"
+    )
+    with pytest.raises(ValueError, match="no Llama-style BPE"):
+        fast_tokenizer(tmp_path / "m.model")

@@ -39,11 +39,12 @@ def assemble(encoder: Path, llm: Path, out: Path) -> None:
 
 def export(trained: Path, out: Path) -> None:
     """bfloat16 weights, processor and demo pictures. Raises `ValueError` when the checkpoint is larger than 10 MB."""
-    model = AutoModelForImageTextToText.from_pretrained(trained, dtype=torch.bfloat16)
+    model = AutoModelForImageTextToText.from_pretrained(trained).to(torch.bfloat16)
     processor = AutoProcessor.from_pretrained(trained)
     with finish_folder(out) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
+        (folder / "model.safetensors").chmod(0o644)
         drop_remote_code(folder)
         size = sum(file.stat().st_size for file in folder.iterdir())
         if size > MOST_BYTES:
@@ -52,22 +53,28 @@ def export(trained: Path, out: Path) -> None:
 
 
 def drop_remote_code(folder: Path) -> None:
-    """Inside the package the code is one folder up: copies of it here would only grow old."""
+    """Inside the package the code is one folder up: copies would grow old. Paths of the parts go too."""
     for copy in folder.glob("*.py"):
         copy.unlink()
-    for path in folder.glob("*.json"):
-        content = json.loads(path.read_text())
-        if content.pop("auto_map", None):
-            write_json(path, content)
+    for path in folder.glob("*config.json"):
+        write_json(path, without(json.loads(path.read_text()), {"auto_map", "_name_or_path"}))
+
+
+def without(content, names: set[str]):
+    """JSON content without the keys `names`, at any depth."""
+    if isinstance(content, dict):
+        return {key: without(value, names) for key, value in content.items() if key not in names}
+    return [without(value, names) for value in content] if isinstance(content, list) else content
 
 
 def write_demo_pictures(folder: Path) -> None:
-    """The first test pictures of each topic, right or wrong, with question and truth."""
+    """Test pictures of each topic, right or wrong, with question and truth; topics take turns, so none comes twice."""
     folder.mkdir()
-    questions = []
+    questions, skip = [], 0
     for topic, count in DEMO.items():
-        for i, example in enumerate(examples("test", topic, count)):
-            name = f"{topic.replace(', ', '-').replace(' ', '-')}-{i + 1}.png"
+        for i, example in enumerate(examples("test", topic, skip + count)[skip:], 1):
+            name = f"{topic.replace(', ', '-').replace(' ', '-')}-{i}.png"
             Image.fromarray(example.picture.image).save(folder / name, optimize=True)
             questions.append({"picture": name, "question": example.question, "truth": example.answer})
+        skip += count
     write_json(folder / "questions.json", questions)

@@ -34,7 +34,7 @@ setup(
     extras_require={
         "train": ["peft>=0.21"],
         "convert": ["open_clip_torch"],
-        "lab": ["scikit-learn", "matplotlib"],
+        "lab": ["scikit-learn", "matplotlib", "torch>=2.9"],  # torch.optim.Muon
         "test": [
             "pytest",
             "pytest-timeout",

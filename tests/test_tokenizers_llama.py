@@ -90,7 +90,7 @@ def test_another_kind_of_model_is_refused(tmp_path):
 
     (tmp_path / "corpus.txt").write_text("What is the sky color? The sky is blue.\n" * 50)
     sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "corpus.txt"), model_prefix=str(tmp_path / "m"), vocab_size=30, model_type="unigram"
+        input=str(tmp_path / "corpus.txt"), model_prefix=str(tmp_path / "m"), vocab_size=22, model_type="unigram"
     )
     with pytest.raises(ValueError, match="no Llama-style BPE"):
         fast_tokenizer(tmp_path / "m.model")

@@ -47,6 +47,14 @@ def test_skips_are_those_of_the_table():
     )
 
 
+def test_without_an_index_nothing_is_left_in_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setattr(sdist, "CACHE", tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(sdist.NoSourceDistribution, match="pip download transformers=="):
+        sdist.common_tests()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_skip_for_a_new_reason_is_an_error():
     with pytest.raises(ValueError, match="new reason"):
         skips.reason("ModelTest.test_save_load", "not today")

@@ -36,7 +36,8 @@ from omnifusion_hf import (  # noqa: E402
     add_special_tokens,
 )
 from omnifusion_hf.configuration_omnifusion import SPECIAL_TOKENS  # noqa: E402
-from omnifusion_hf.hub import CardFacts, render_card, staged_folder  # noqa: E402
+from omnifusion_hf.files import staged_folder  # noqa: E402
+from omnifusion_hf.hub import CardFacts, render_card  # noqa: E402
 from omnifusion_hf.modeling_omnifusion import AUTO_MAP  # noqa: E402
 from omnifusion_hf.processing_omnifusion import CHAT_TEMPLATE  # noqa: E402
 

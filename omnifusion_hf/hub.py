@@ -1,9 +1,7 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Folders for the Hub: complete or absent, with a model card, checked before they are pushed."""
+"""Folders for the Hub: with a model card, checked before they are pushed."""
 
 import json
-import shutil
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,21 +14,6 @@ from .configuration_omnifusion import OmniFusionConfig
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-
-
-@contextmanager
-def staged_folder(path: str | Path):
-    """Yields a temporary folder beside `path` that takes its name if the block ends well, else goes."""
-    path = Path(path)
-    part = path.with_name(path.name + ".incomplete")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        shutil.rmtree(path, ignore_errors=True)
-        part.rename(path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 @dataclass

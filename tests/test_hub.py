@@ -1,4 +1,4 @@
-"""Cards and pushing: folders complete or absent, cards that say what is there, a stand-in for the Hub's HTTP API."""
+"""Cards and pushing: cards that say what is there, a stand-in for the Hub's HTTP API."""
 
 import base64
 import json
@@ -21,23 +21,6 @@ def folder(model_folder, tmp_path) -> Path:
     copy = copytree(model_folder, tmp_path / "model")
     hub.render_card(copy, hub.CardFacts()).save(copy / "README.md")
     return copy
-
-
-def test_staged_folder_appears_when_complete(tmp_path):
-    with hub.staged_folder(tmp_path / "out") as part:
-        (part / "file").write_text("new")
-        assert not (tmp_path / "out").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_staged_folder_goes_when_interrupted_and_keeps_the_old_one(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "file").write_text("old")
-    with pytest.raises(KeyboardInterrupt), hub.staged_folder(tmp_path / "out") as part:
-        (part / "file").write_text("new")
-        raise KeyboardInterrupt
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (tmp_path / "out" / "file").read_text() == "old"
 
 
 def test_card_counts_the_parameters_of_every_part(model, model_folder):

@@ -2,7 +2,6 @@
 """`omnifusion train`: a recipe to a trained model folder, by transformers' own Trainer."""
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -13,6 +12,7 @@ from typing import Literal
 import yaml
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments
 
+from ..files import write_whole
 from .collator import ConversationCollator
 from .data import ConversationDataset, ConversationFormat
 from .stages import PartPlan, apply_stage, format_plan
@@ -119,7 +119,7 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     trainer.save_model()
     summary = summarise(model_data.stage, trainer, plans, len(dataset), seconds)
     if trainer.is_world_process_zero():
-        _write_whole(Path(args.output_dir) / "training_summary.json", json.dumps(summary, indent=2))
+        write_whole(Path(args.output_dir) / "training_summary.json", json.dumps(summary, indent=2))
     return summary
 
 
@@ -146,9 +146,3 @@ def summarise(stage: str, trainer: Trainer, plans: list[PartPlan], samples: int,
         "seconds": round(seconds, 1),
         "trained_parameters": {plan.part: plan.trained for plan in plans if plan.trained},
     }
-
-
-def _write_whole(path: Path, text: str):
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -191,15 +191,15 @@ def cut_views(image: Image.Image, boxes: list[Box], side: int, resample: int, ba
 
 class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
     r"""
-    Turns pictures into views: `pixel_values` (ΣV, 3, S, S) float32, flat over the batch, and `view_index` (ΣV,), which
-    counts from 0 within each picture (so it stays right when views of several requests are sliced or put together).
+    Turns pictures into views: `pixel_values` (ΣV, 3, S, S) float32, flat over the batch, and `image_view_index` (ΣV,),
+    which counts from 0 within each picture (and stays right when views of several requests are sliced or joined).
 
     Pictures may be PIL images, numpy arrays, torch tensors, paths, URLs, base64 strings or the bytes of a file.
     Source: paper section 3.3; v1.1 uses `image_fit="crop"`, bicubic, S=336.
     """
 
     valid_kwargs = OmniFusionImageProcessorKwargs
-    model_input_names = ["pixel_values", "view_index"]
+    model_input_names = ["pixel_values", "image_view_index"]
 
     resample = PILImageResampling.BICUBIC
     image_mean = OPENAI_CLIP_MEAN
@@ -267,7 +267,7 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
         **kwargs,
     ) -> BatchFeature:
         background = tuple(round(255 * mean) for mean in image_mean)
-        views, view_index = [], []
+        views, image_view_index = [], []
         for image in images:
             if len(image.getbands()) != len(image_mean):  # possible with do_convert_rgb=False alone
                 raise ValueError(
@@ -276,14 +276,14 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
                 )
             boxes = picture_views((image.height, image.width), view_strategy, image_fit, grid_canvases, size.height)
             views += cut_views(image, boxes, size.height, resample, background)
-            view_index += range(len(boxes))
+            image_view_index += range(len(boxes))
         pixels = np.stack([np.asarray(view) for view in views]).astype(np.float32)  # (ΣV, S, S, 3)
         if do_rescale:
             pixels *= rescale_factor
         if do_normalize:
             pixels = (pixels - np.float32(image_mean)) / np.float32(image_std)
         pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))  # (ΣV, 3, S, S)
-        data = {"pixel_values": pixels, "view_index": np.asarray(view_index, dtype=np.int64)}
+        data = {"pixel_values": pixels, "image_view_index": np.asarray(image_view_index, dtype=np.int64)}
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> int:

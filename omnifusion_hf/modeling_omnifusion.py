@@ -121,28 +121,28 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
     def get_image_features(  # trf-ignore: TRF057
         self,
         pixel_values: torch.Tensor,
-        view_index: torch.LongTensor | None = None,
+        image_view_index: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
         """Visual tokens of the pictures.
 
         Args:
             pixel_values: (ΣV, 3, S, S).
-            view_index: (ΣV,), 0 at the first view of each picture; without it every view is a picture.
+            image_view_index: (ΣV,), 0 at the first view of each picture; without it every view is a picture.
 
         Returns: `last_hidden_state` (ΣV, P, Σd), the encoders' features side by side, and `pooler_output`, the
         adapter's output, one (V·P, D) per picture.
         """
-        if view_index is not None and len(view_index) != len(pixel_values):
+        if image_view_index is not None and len(image_view_index) != len(pixel_values):
             raise ValueError(
-                f"view_index has {len(view_index)} entries for {len(pixel_values)} views in pixel_values; pass both "
-                "as OmniFusionProcessor made them."
+                f"image_view_index has {len(image_view_index)} entries for {len(pixel_values)} views in pixel_values; "
+                "pass both as OmniFusionProcessor made them."
             )
         outputs = self.vision_tower(pixel_values, return_dict=True, **kwargs)
         # Quantised weights are integers; biases and norms keep the dtype that the adapter computes in.
         dtype = next(p.dtype for p in self.multi_modal_projector.parameters() if p.is_floating_point())
         tokens = self.multi_modal_projector([feature.to(dtype) for feature in outputs.features])  # (ΣV, P, D)
-        num_views = [1] * len(tokens) if view_index is None else views_per_image(view_index.cpu())
+        num_views = [1] * len(tokens) if image_view_index is None else views_per_image(image_view_index.cpu())
         per_image = [views.flatten(0, 1) for views in tokens.split(num_views)]  # (V·P, D) each
         return BaseModelOutputWithPooling(
             last_hidden_state=torch.cat(outputs.features, dim=-1),
@@ -175,7 +175,7 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
-        view_index: torch.LongTensor | None = None,
+        image_view_index: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
@@ -193,7 +193,7 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
 
         image_outputs = (mm_encoder_outputs or {}).get("image")
         if pixel_values is not None:
-            image_outputs = self.get_image_features(pixel_values, view_index, return_dict=True)
+            image_outputs = self.get_image_features(pixel_values, image_view_index, return_dict=True)
         image_features = None
         if image_outputs is not None:
             image_features = torch.cat(image_outputs.pooler_output).to(
@@ -311,7 +311,9 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMi
         if not cached.any() or len(pixel_values) != views.sum():
             return model_kwargs
         new = torch.cat([torch.arange(total) >= known for total, known in zip(views.tolist(), cached.tolist())])
-        per_view = {name: model_kwargs.pop(name) for name in ("pixel_values", "view_index") if name in model_kwargs}
+        per_view = {
+            name: model_kwargs.pop(name) for name in ("pixel_values", "image_view_index") if name in model_kwargs
+        }
         return model_kwargs | ({name: values[new] for name, values in per_view.items()} if new.any() else {})
 
     def get_output_embeddings(self) -> nn.Module:
@@ -320,17 +322,17 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMi
     def get_image_features(  # trf-ignore: TRF057
         self,
         pixel_values: torch.Tensor,
-        view_index: torch.LongTensor | None = None,
+        image_view_index: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
-        return self.model.get_image_features(pixel_values, view_index, **kwargs)
+        return self.model.get_image_features(pixel_values, image_view_index, **kwargs)
 
     @can_return_tuple
     def forward(  # trf-ignore: TRF057
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
-        view_index: torch.LongTensor | None = None,
+        image_view_index: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
@@ -343,7 +345,7 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMi
         r"""
         pixel_values (`torch.Tensor` of shape `(ΣV, 3, S, S)`):
             Views of all pictures of the batch, in the order of their placeholders.
-        view_index (`torch.LongTensor` of shape `(ΣV,)`):
+        image_view_index (`torch.LongTensor` of shape `(ΣV,)`):
             0 at each picture's first view, then counting up.
         labels (`torch.LongTensor` of shape `(B, L)`):
             Ids to predict, -100 where none; shifted inside.
@@ -353,7 +355,7 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMi
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
-            view_index=view_index,
+            image_view_index=image_view_index,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
@@ -363,6 +365,7 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMi
         )
         hidden_states = slice_logits_to_keep(outputs[0], logits_to_keep)
         logits = self.lm_head(hidden_states)  # (B, L, vocab)
+        # CODEPATH: set in conversions of the authors' v1.1, whose vocabulary had no special tokens; else None
         if self.config.predicted_vocab_size is not None:
             logits[..., self.config.predicted_vocab_size :] = torch.finfo(logits.dtype).min
         loss = None

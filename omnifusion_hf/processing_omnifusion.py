@@ -216,7 +216,7 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         super()._check_special_mm_tokens(text, text_inputs, [*modalities, "image_start", "image_end"])
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        num_views = views_per_image(image_inputs["view_index"])[image_idx]
+        num_views = views_per_image(image_inputs["image_view_index"])[image_idx]
         return self.image_start_token + self.image_token * (num_views * self.image_seq_length) + self.image_end_token
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:

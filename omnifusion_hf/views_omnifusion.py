@@ -124,12 +124,12 @@ def picture_views(
     return views
 
 
-def views_per_image(view_index) -> list[int]:
-    """How many views each picture has, from `view_index` (ΣV,): 0 for a picture's first view, then counting up.
+def views_per_image(image_view_index) -> list[int]:
+    """How many views each picture has, from `image_view_index` (ΣV,): 0 for a picture's first view, then counting up.
 
     >>> views_per_image([0, 1, 2, 0, 0, 1])
     [3, 1, 2]
     """
-    view_index = np.asarray(view_index)
-    starts = np.flatnonzero(view_index == 0)
-    return np.diff(starts, append=len(view_index)).tolist()
+    image_view_index = np.asarray(image_view_index)
+    starts = np.flatnonzero(image_view_index == 0)
+    return np.diff(starts, append=len(image_view_index)).tolist()

@@ -56,7 +56,7 @@ def test_samples_are_the_same_alone_and_in_a_batch():
 
 def test_batch_without_pictures_has_no_picture_fields():
     assert set(COLLATE([NONE, NONE])) == {"input_ids", "attention_mask", "labels"}
-    assert set(COLLATE([NONE, ONE])) == {"input_ids", "attention_mask", "labels", "pixel_values", "view_index"}
+    assert set(COLLATE([NONE, ONE])) == {"input_ids", "attention_mask", "labels", "pixel_values", "image_view_index"}
 
 
 def test_case_03_special_tokens_in_text_are_text():

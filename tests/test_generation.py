@@ -145,7 +145,7 @@ def test_without_a_cache_the_answers_are_the_same(model, grid_processor, convers
 @torch.no_grad()
 def test_features_computed_before_give_the_same_answers(model, grid_processor, conversations, singles):
     inputs = tiny.prompt(grid_processor, *conversations)
-    pixels = {"pixel_values": inputs.pop("pixel_values"), "view_index": inputs.pop("view_index")}
+    pixels = {"pixel_values": inputs.pop("pixel_values"), "image_view_index": inputs.pop("image_view_index")}
     for options in ({}, {"num_beams": 3}):
         features = {"image": model.get_image_features(**pixels)}
         given = answers(model, inputs, mm_encoder_outputs=features, **options)

@@ -127,7 +127,7 @@ def test_view_index_starts_again_at_every_picture():
     grid = processor(view_strategy="grid")
     output = grid(images, return_tensors="pt")
     views = [grid.get_number_of_image_patches(image.height, image.width) for image in images]
-    assert output.view_index.tolist() == [*range(views[0]), *range(views[1])]
+    assert output.image_view_index.tolist() == [*range(views[0]), *range(views[1])]
     assert len(output.pixel_values) == sum(views)
 
 

@@ -1,4 +1,4 @@
-"""lab/pretraining.py, files.py, pretrain_encoder.py, pretrain_llm.py: stop and go on, whole files only, right targets."""
+"""lab/pretraining.py, files.py and both pretrainings: stop and go on, whole files only, right targets."""
 
 import pytest
 import torch

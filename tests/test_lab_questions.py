@@ -36,8 +36,17 @@ def test_a_side_is_named_only_when_it_is_clear(offset, answer):
     assert questions.side(a, Thing("star", "blue", 100, 100, 20)) == answer
 
 
+@pytest.mark.parametrize(
+    "centre, answer",
+    [((20, 20), "top left"), ((96, 30), "top"), ((96, 96), "middle"), ((170, 90), "right"), ((60, 96), None)],
+)
+def test_a_place_is_asked_only_where_it_is_clear(centre, answer):
+    assert questions.place(Thing("circle", "red", *centre, 20)) == answer
+
+
 def test_a_caption_names_everything_from_left_to_right():
     assert questions.caption(SCENE[::-1]) == "a red circle, a red star and a blue circle"
+    assert questions.caption(SCENE, axis="y") == "a red star, a blue circle and a red circle"
     assert questions.caption([Thing("star", "orange", 9, 9, 5)]) == "an orange star"
 
 

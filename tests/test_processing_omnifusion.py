@@ -50,7 +50,7 @@ def test_case_01_tokens_are_counted_alike_by_processor_engine_hook_and_model(enc
         pictures = [tiny.picture(size=size) for size in SIZES]
         inputs = tiny.prompt(processor, *([tiny.user(picture, "What?")] for picture in pictures))
         planned = processor._get_num_multimodal_tokens(image_sizes=SIZES)
-        features = model.get_image_features(inputs.pixel_values, inputs.view_index).pooler_output
+        features = model.get_image_features(inputs.pixel_values, inputs.image_view_index).pooler_output
         assert image_tokens(inputs, processor) == planned.num_image_tokens == [len(tokens) for tokens in features]
         assert sum(planned.num_image_patches) == len(inputs.pixel_values)
 

@@ -19,7 +19,7 @@ class ConversationCollator:
     append_eos: whether answers end with EOS, as they should; the authors' v1.1 was trained without.
 
     Returns `input_ids`, `attention_mask`, `labels` (B, L) and, where there is a picture, `pixel_values`
-    (ΣV, 3, S, S) and `view_index` (ΣV,). Labels are -100 outside the assistant's turns.
+    (ΣV, 3, S, S) and `image_view_index` (ΣV,). Labels are -100 outside the assistant's turns.
     Raises `ValueError` that names the sample which is too long (nothing is ever cut) or has nothing to learn.
     """
 

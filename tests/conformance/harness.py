@@ -87,7 +87,7 @@ class ModelTests(ModelTesterMixin, GenerationTesterMixin, PipelineTesterMixin, T
         for model_class in self.all_model_classes:
             model = model_class(config).eval()
             model(**inputs)
-            views = {name: inputs[name] for name in ("pixel_values", "view_index") if name in inputs}
+            views = {name: inputs[name] for name in ("pixel_values", "image_view_index") if name in inputs}
             fewer = {name: value[: -self.model_tester.num_views] for name, value in views.items()}
             with self.assertRaises(ValueError):
                 model(**inputs | fewer)

@@ -33,7 +33,7 @@ class OmniFusionModelTester(ModelTester):
 
     def prepare_config_and_inputs_for_common(self):
         config, inputs = super().prepare_config_and_inputs_for_common()
-        return config, inputs | {"view_index": torch.arange(self.num_views).repeat(self.batch_size)}
+        return config, inputs | {"image_view_index": torch.arange(self.num_views).repeat(self.batch_size)}
 
 
 class OmniFusionModelTests(ModelTests):
@@ -44,11 +44,6 @@ class OmniFusionModelTests(ModelTests):
         config = self.model_tester.get_config()
         tiny.model(config).save_pretrained(folder)
         tiny.processor(config, **self.image_options).save_pretrained(folder)
-
-    def _image_features_prepare_config_and_inputs(self):
-        # The common helper keeps what has "pixel" or "image" in its name, and so would make each view a picture.
-        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
-        return config, {name: inputs[name] for name in ("pixel_values", "view_index")}
 
     def _image_features_get_expected_num_attentions(self, model_tester=None):
         return 2 * len(self.model_tester.get_config().vision_config.encoder_configs)  # layer -2 of 3 needs 2 blocks

@@ -46,7 +46,7 @@ Left out as a whole:
   TRF016, of `do_resize`: views are always resized; False is refused before the place that the rule reads.
 
 Adapted: `test_can_init_all_missing_weights` runs as if our classes lay inside transformers, which initialises custom
-code in another way; the tests of image features get `view_index`, which their helper does not know.
+code in another way.
 
 The image processor has one class, on Pillow, registered under both backend names. The tests that compare backends thus
 compare it with itself; exact pixels are tested in `tests/test_image_processing_omnifusion.py`.

@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from .canvas import Picture, sample_rng
 from .files import write_json
-from .questions import Turn, ask, attribute_turns, caption, conversation, count_turns, position_turns
+from .questions import Turn, ask, attribute_turns, caption, conversation, count_turns, place_turns, position_turns
 from .world import TEXT_LENGTHS, render
 
 
 TEXT_TOPICS = {f"text, {n} character{'s' if n > 1 else ''}": n for n in TEXT_LENGTHS}
-TOPICS = ("colour", "shape", "count", "position", "caption", "digit", *TEXT_TOPICS, "formula")
+TOPICS = ("colour", "shape", "count", "position", "place", "caption", "digit", *TEXT_TOPICS, "formula")
 
 
 @dataclass
@@ -60,8 +60,8 @@ def _turns(split: str, topic: str, picture: Picture, index: int) -> list[Turn]:
         return [ask(rng, "caption", caption(things))]
     if topic == "count":
         return balanced(rng, count_turns(rng, things))
-    turns = position_turns(rng, things) if topic == "position" else attribute_turns(rng, things)
-    return [t for t in turns if t.topic == topic]
+    turns_of = {"position": position_turns, "place": place_turns}.get(topic, attribute_turns)
+    return [t for t in turns_of(rng, things) if t.topic == topic]
 
 
 def balanced(rng, turns: list[Turn]) -> list[Turn]:

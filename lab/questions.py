@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import permutations
 from random import Random
 
-from .canvas import COLOURS, SHAPES, Picture
+from .canvas import COLOURS, SHAPES, SIDE, Picture
 from .scenes import Thing
 
 
@@ -15,14 +15,17 @@ TEMPLATES = {
     "colour": ("What colour is the {0}?", "What color is the {0}?", "Which colour does the {0} have?"),
     "shape": ("What shape is {0}?", "Which shape is {0}?", "What is the shape of the {0} object?"),
     "count": ("How many {0} are there?", "How many {0} do you see?", "Count the {0}."),
+    "place": ("Where is the {0}?", "In which part of the picture is the {0}?"),
     "position": ("Where is the {0} relative to the {1}?", "On which side of the {1} is the {0}?"),
     "caption": ("Describe the picture.", "What is in the picture?", "What do you see?"),
+    "caption downwards": ("Describe the picture from top to bottom.",),
     "digit": ("Which digit is shown?", "What digit is this?", "Which handwritten digit do you see?"),
     "word": ("What word is written?", "Which word do you see?", "Read the word."),
     "number": ("What number is written?", "Which number do you see?", "Read the number."),
     "formula": ("What is the formula in LaTeX?", "Write the formula in LaTeX.", "Read the formula."),
 }
 SIDES = ("left", "right", "above", "below")
+_UNCLEAR = 6  # pixels on either side of a border within which a place is not asked for
 _CLEARLY = 1.4  # how many times the larger offset must exceed the smaller before one side is the answer
 
 
@@ -50,9 +53,17 @@ def side(a: Thing, b: Thing) -> str | None:
     return None
 
 
-def caption(things: list[Thing]) -> str:
-    """From left to right: "a red square, a blue circle and a green star"."""
-    names = [f"{'an' if t.name[0] == 'o' else 'a'} {t.name}" for t in sorted(things, key=lambda t: t.x)]
+def place(thing: Thing) -> str | None:
+    """In which ninth of the picture it is: "top left", "middle", "bottom"; None near a border between two of them."""
+    if any(min(abs(v - SIDE / 3), abs(v - 2 * SIDE / 3)) < _UNCLEAR for v in (thing.x, thing.y)):
+        return None
+    row, column = (("top", "", "bottom")[thing.y * 3 // SIDE], ("left", "", "right")[thing.x * 3 // SIDE])
+    return " ".join(filter(None, (row, column))) or "middle"
+
+
+def caption(things: list[Thing], axis: str = "x") -> str:
+    """From left to right, or from top to bottom (`axis` "y"): "a red square, a blue circle and a green star"."""
+    names = [f"{'an' if t.name[0] == 'o' else 'a'} {t.name}" for t in sorted(things, key=lambda t: getattr(t, axis))]
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
@@ -76,30 +87,46 @@ def count_turns(rng: Random, things: list[Thing]) -> list[Turn]:
     return [ask(rng, "count", str(counts[name]), name) for name in asked]
 
 
+def unique_things(things: list[Thing]) -> list[Thing]:
+    return [t for t in things if [u.name for u in things].count(t.name) == 1]
+
+
+def place_turns(rng: Random, things: list[Thing]) -> list[Turn]:
+    places = [(t, place(t)) for t in unique_things(things)]
+    return [ask(rng, "place", where, t.name, about=(t.name,)) for t, where in places if where]
+
+
 def position_turns(rng: Random, things: list[Thing]) -> list[Turn]:
-    unique = [t for t in things if [u.name for u in things].count(t.name) == 1]
-    pairs = [(a, b, side(a, b)) for a, b in permutations(unique, 2)]
+    pairs = [(a, b, side(a, b)) for a, b in permutations(unique_things(things), 2)]
     return [ask(rng, "position", s, a.name, b.name, about=(a.name, b.name)) for a, b, s in pairs if s]
 
 
-def scene_turns(rng: Random, things: list[Thing], most: int = 5) -> list[Turn]:
+def caption_turn(rng: Random, things: list[Thing]) -> Turn:
+    topic, axis = rng.choice((("caption", "x"), ("caption downwards", "y")))
+    return ask(rng, topic, caption(things, axis))
+
+
+def scene_turns(rng: Random, things: list[Thing], most: int = 7) -> list[Turn]:
     """Up to `most` turns, none of which an earlier one has answered; a caption closes a quarter of them."""
     if rng.random() < 0.12:
-        return [ask(rng, "caption", caption(things))]
-    attributes, counts, positions = (f(rng, things) for f in (attribute_turns, count_turns, position_turns))
-    counts.sort(
-        key=lambda t: rng.random() - 0.3 * (t.answer not in "01")
-    )  # counts above 1 are rare: ask them more often
-    chosen = (
-        rng.sample(attributes, min(3, len(attributes))) + counts[:2] + rng.sample(positions, min(3, len(positions)))
+        return [caption_turn(rng, things)]
+    attributes, counts, places, positions = (
+        few(rng, turns(rng, things), most)
+        for turns, most in ((attribute_turns, 3), (count_turns, 2), (place_turns, 2), (position_turns, 3))
     )
+    chosen = attributes + counts + places + positions
     rng.shuffle(chosen)
     turns, known = [], set()
     for turn in chosen[:most]:
-        if turn.topic in ("position", "count") or not known & set(turn.about):
+        if turn.topic not in ("colour", "shape") or not known & set(turn.about):
             turns.append(turn)
             known |= set(turn.about)
-    return [*turns, ask(rng, "caption", caption(things))] if rng.random() < 0.25 else turns
+    return [*turns, caption_turn(rng, things)] if rng.random() < 0.25 else turns
+
+
+def few(rng: Random, turns: list[Turn], most: int) -> list[Turn]:
+    """At most `most` of them; counts above 1 are rare and come first more often."""
+    return sorted(turns, key=lambda turn: rng.random() - 0.3 * (turn.answer in "2345"))[:most]
 
 
 def conversation(rng: Random, picture: Picture) -> list[Turn]:

@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentP
 from ..files import write_whole
 from .collator import ConversationCollator
 from .data import ConversationDataset, ConversationFormat
+from .muon import MuonWithAdamW
 from .stages import PartPlan, apply_stage, format_plan
 
 
@@ -29,6 +30,9 @@ class ModelDataArguments:
     max_length: int | None = field(default=None, metadata={"help": "Most tokens per sample, pictures included."})
     conversation_format: ConversationFormat = field(
         default="llava", metadata={"help": "v1.1 trains as the authors' release did: <image> is text, no EOS."}
+    )
+    optimizer: Literal["muon"] | None = field(
+        default=None, metadata={"help": "muon: training/muon.py; default: TrainingArguments' own `optim`."}
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "As in from_pretrained: sdpa, eager, …"})
 
@@ -102,6 +106,7 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
         print(f"stage {model_data.stage}, {len(dataset)} samples\n{format_plan(plans)}", flush=True)
 
     args.remove_unused_columns = False  # the collator makes the model's inputs from messages
+    muon = (lambda: MuonWithAdamW, {"lr": args.learning_rate, "weight_decay": args.weight_decay})
     trainer = Trainer(
         model=model,
         args=args,
@@ -110,6 +115,7 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
             processor, model_data.max_length, append_eos=model_data.conversation_format != "v1.1"
         ),
         processing_class=processor,  # saved beside every checkpoint
+        optimizer_cls_and_kwargs=muon if model_data.optimizer == "muon" else None,
     )
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM
 from transformers.cache_utils import Cache
 from transformers.generation import (
     GenerationMixin,
@@ -36,7 +36,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, torch_compi
 from .configuration_omnifusion import OmniFusionConfig
 from .modeling_omnifusion_projector import PROJECTORS
 from .modeling_omnifusion_vision import OmniFusionVisionModel, trim_encoder
-from .processing_omnifusion import add_special_tokens
+from .processing_omnifusion import add_special_tokens, load_tokenizer
 from .views_omnifusion import views_per_image
 
 
@@ -255,7 +255,7 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMi
         Weights of the parts stay bit-identical; special tokens get new vocabulary rows (padded to a multiple of 64).
         Its processor: [`OmniFusionProcessor.from_vision_text_pretrained`] with the same arguments.
         """
-        tokenizer = add_special_tokens(AutoTokenizer.from_pretrained(text))
+        tokenizer = add_special_tokens(load_tokenizer(text))
         model_config = cls.config_class.from_vision_text_pretrained(vision, text, tokenizer=tokenizer, **config)
         llm = AutoModelForCausalLM.from_pretrained(text, dtype=dtype)
         llm.resize_token_embeddings(model_config.text_config.vocab_size)

@@ -85,6 +85,18 @@ CHAT_TEMPLATE = """\
 """.replace("ESCAPE", ESCAPE)
 
 
+def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """An LLM's tokenizer exactly as its tokenizer.json says.
+
+    The class that AutoTokenizer picks by name rebuilds the pipeline and mis-encodes leading spaces and text after
+    special tokens for Mistral v0.1 and its kin; it is the last resort, where there is no tokenizer.json.
+    """
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(name)
+    except (OSError, ValueError):
+        return AutoTokenizer.from_pretrained(name)
+
+
 def adds_bos(tokenizer) -> bool:
     """Whether the tokenizer puts a BOS in front of every text by itself."""
     return tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
@@ -148,9 +160,8 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
                 )
             setattr(self, name, token)
             setattr(self, f"{name}_id", token_id)
-        tokenizer.padding_side = (
-            "left"  # on the right, generation answers short prompts wrongly; trainers ask per call
-        )
+        # On the right, generation answers short prompts wrongly; trainers ask for it per call.
+        tokenizer.padding_side = "left"
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
         # Saving sets it and loading drops it; set here, a loaded processor equals the saved one.
         self.auto_map = {"AutoProcessor": "processing_omnifusion.OmniFusionProcessor"}
@@ -173,7 +184,7 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
             image_options: fields of [`OmniFusionImageProcessor`] to set, such as `view_strategy` or `image_fit`.
             config: fields of [`OmniFusionConfig`], the same as given to the model.
         """
-        tokenizer = AutoTokenizer.from_pretrained(text)
+        tokenizer = load_tokenizer(text)
         template = chat_template or chat_template_for(tokenizer)
         tokenizer = add_special_tokens(tokenizer)
         model_config = OmniFusionConfig.from_vision_text_pretrained(vision, text, tokenizer=tokenizer, **config)

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from release import write_tokenizer
 from sentencepiece import SentencePieceProcessor
+from transformers import AutoTokenizer
 
 from conversion.tokenizers_llama import fast_tokenizer
 from omnifusion_hf import add_special_tokens
+from omnifusion_hf.processing_omnifusion import load_tokenizer
 
 
 RELEASE = Path(__file__).parent.parent.parent / "shared/airi/release_files/tokenizer/tokenizer.model"
@@ -61,6 +63,15 @@ def test_equal_to_sentencepiece_on_generated_strings(tiny_model):
 @pytest.mark.skipif(not RELEASE.is_file(), reason="../shared/airi is absent: the release's own tokenizer is not tried")
 def test_equal_to_the_releases_sentencepiece_on_generated_strings():
     assert different(*both(RELEASE), strings(3000)) == []
+
+
+@pytest.mark.skipif(not RELEASE.is_file(), reason="../shared/airi is absent: no folder of Mistral's kind to load")
+def test_tokenizer_of_an_llm_folder_is_loaded_as_it_is():
+    """AutoTokenizer would pick a class that rebuilds Mistral's pipeline wrongly."""
+    reference = SentencePieceProcessor(model_file=str(RELEASE))
+    texts = strings(200)
+    assert different(load_tokenizer(RELEASE.parent), reference, texts) == []
+    assert different(AutoTokenizer.from_pretrained(RELEASE.parent), reference, texts)  # control
 
 
 def test_comparison_sees_a_tokenizer_without_its_leading_space(tiny_model):

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from . import assemble, dataset, evaluate, pretrain_encoder, pretrain_llm
+from .files import write_json
 
 
 HERE = Path(__file__).parent
@@ -42,12 +43,13 @@ def stage2(options: argparse.Namespace) -> None:
     _omnifusion_train("stage2", options.processes)
 
 
-def evaluation(options: argparse.Namespace) -> None:
-    evaluate.evaluate_folder(OUT / "stage2", "test", 500, OUT / "evaluation.json")
-
-
 def export(options: argparse.Namespace) -> None:
-    assemble.export(OUT / "stage2", TINY)
+    size = assemble.export(OUT / "stage2", TINY)
+    write_json(OUT / "exported.json", {"folder": str(TINY), "bytes": size})
+
+
+def evaluation(options: argparse.Namespace) -> None:
+    evaluate.evaluate_folder(TINY, "test", 500, OUT / "evaluation.json")
 
 
 def _omnifusion_train(stage: str, processes: int) -> None:
@@ -68,8 +70,8 @@ STAGES = {
     "assembled": (assembled, OUT / "assembled"),
     "stage1": (stage1, OUT / "stage1" / "training_summary.json"),
     "stage2": (stage2, OUT / "stage2" / "training_summary.json"),
+    "export": (export, OUT / "exported.json"),
     "evaluation": (evaluation, OUT / "evaluation.json"),
-    "export": (export, OUT / "exported"),
 }
 
 

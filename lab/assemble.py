@@ -37,8 +37,8 @@ def assemble(encoder: Path, llm: Path, out: Path) -> None:
         )
 
 
-def export(trained: Path, out: Path) -> None:
-    """bfloat16 weights, processor and demo pictures. Raises `ValueError` when the checkpoint is larger than 10 MB."""
+def export(trained: Path, out: Path) -> int:
+    """Writes bfloat16 weights, processor, demo pictures; returns the checkpoint's bytes, `ValueError` above 10 MB."""
     model = AutoModelForImageTextToText.from_pretrained(trained).to(torch.bfloat16)
     processor = AutoProcessor.from_pretrained(trained)
     with finish_folder(out) as folder:
@@ -50,6 +50,7 @@ def export(trained: Path, out: Path) -> None:
         if size > MOST_BYTES:
             raise ValueError(f"the checkpoint has {size} bytes, at most {MOST_BYTES} are allowed; make a part smaller")
         write_demo_pictures(folder / "pictures")
+    return size
 
 
 def drop_remote_code(folder: Path) -> None:

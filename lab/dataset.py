@@ -20,7 +20,7 @@ from .world import render
 
 
 SHARD = 1000
-PASSES = 4  # conversations drawn about each picture
+PASSES = 6  # conversations drawn about each picture
 BATCH, POOL = 32, 32
 EVENLY = {"scene": 0.36, "digit": 0.12, "text": 0.3, "formula": 0.22}
 MOSTLY_SCENES = {"scene": 0.68, "digit": 0.06, "text": 0.12, "formula": 0.14}
@@ -38,7 +38,7 @@ class Part:
 # Stage 2 begins evenly; then scenes, which are learnt last, get most of the time (docs/lab.md).
 PLANS = {
     "stage1": [Part(EVENLY, range(0, 8), 1)],
-    "stage2": [Part(EVENLY, range(8, 20), 4), Part(MOSTLY_SCENES, range(100, 164), 4)],
+    "stage2": [Part(EVENLY, range(8, 20), 4), Part(MOSTLY_SCENES, range(100, 164), 6)],
 }
 
 

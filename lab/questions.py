@@ -26,6 +26,7 @@ TEMPLATES = {
 }
 SIDES = ("left", "right", "above", "below")
 _UNCLEAR = 6  # pixels on either side of a border within which a place is not asked for
+MOST_OF = {"colour": 3, "shape": 1, "count": 2, "place": 2, "position": 2}
 _CLEARLY = 1.4  # how many times the larger offset must exceed the smaller before one side is the answer
 
 
@@ -92,8 +93,11 @@ def unique_things(things: list[Thing]) -> list[Thing]:
 
 
 def place_turns(rng: Random, things: list[Thing]) -> list[Turn]:
-    places = [(t, place(t)) for t in unique_things(things)]
-    return [ask(rng, "place", where, t.name, about=(t.name,)) for t, where in places if where]
+    """Of things named in full, and of things that their shape alone tells apart."""
+    full = [(t.name, (t.name,), place(t)) for t in unique_things(things)]
+    shapes = Counter(t.shape for t in things)
+    by_shape = [(t.shape, (), place(t)) for t in things if shapes[t.shape] == 1]
+    return [ask(rng, "place", where, name, about=about) for name, about, where in full + by_shape if where]
 
 
 def position_turns(rng: Random, things: list[Thing]) -> list[Turn]:
@@ -110,11 +114,11 @@ def scene_turns(rng: Random, things: list[Thing], most: int = 7) -> list[Turn]:
     """Up to `most` turns, none of which an earlier one has answered; a caption closes a quarter of them."""
     if rng.random() < 0.12:
         return [caption_turn(rng, things)]
-    attributes, counts, places, positions = (
-        few(rng, turns(rng, things), most)
-        for turns, most in ((attribute_turns, 3), (count_turns, 2), (place_turns, 2), (position_turns, 3))
-    )
-    chosen = attributes + counts + places + positions
+    turns = [f(rng, things) for f in (attribute_turns, count_turns, place_turns, position_turns)]
+    by_shape = rng.random() < 0.5  # finding a thing by its shape is learnt last and needs most examples
+    most_of = {"colour": 5, "position": 2} if by_shape else MOST_OF
+    chosen = [t for topic, n in most_of.items() for t in few(rng, [t for t in sum(turns, []) if t.topic == topic], n)]
+    chosen = chosen or few(rng, count_turns(rng, things), 2)
     rng.shuffle(chosen)
     turns, known = [], set()
     for turn in chosen[:most]:

@@ -3,11 +3,10 @@
     python benchmarks/conversion.py [--gigabytes 2.5] [--shards 2]
 
 The conversion runs in a process of its own; what importing torch and transformers takes (measured first) is printed
-beside its peak and subtracted from neither.
+beside its peak and subtracted from neither. Linux only.
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -36,10 +35,11 @@ def grow(folder: Path, gigabytes: float, shards: int):
 
 def peak_gigabytes(code: str) -> float:
     """Peak resident memory of a Python process that runs `code`."""
-    report = "import resource; print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    # not getrusage: its peak survives exec, and would be this process's own
+    report = "print('peak', next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
     command = [sys.executable, "-c", f"{code}\n{report}"]
     output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return int(output.split("peak")[-1]) * (1 if sys.platform == "darwin" else 1024) / 1e9
+    return int(output.split("peak")[-1]) * 1024 / 1e9
 
 
 def main():
@@ -47,7 +47,6 @@ def main():
     parser.add_argument("--gigabytes", type=float, default=2.5)
     parser.add_argument("--shards", type=int, default=2)
     args = parser.parse_args()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         write_release(folder / "release")

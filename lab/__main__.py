@@ -5,12 +5,14 @@ interrupted at any time and given again. `--only STAGE` runs one of them.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+from omnifusion_hf.files import write_whole
+
 from . import assemble, dataset, evaluate, pretrain_encoder, pretrain_llm
-from .files import write_json
 
 
 HERE = Path(__file__).parent
@@ -45,7 +47,7 @@ def stage2(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     size = assemble.export(OUT / "stage2", TINY)
-    write_json(OUT / "exported.json", {"folder": str(TINY), "bytes": size})
+    write_whole(OUT / "exported.json", json.dumps({"folder": str(TINY), "bytes": size}))
 
 
 def evaluation(options: argparse.Namespace) -> None:

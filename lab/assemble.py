@@ -8,9 +8,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from omnifusion_hf import OmniFusionForConditionalGeneration, OmniFusionProcessor
+from omnifusion_hf.files import staged_folder, write_whole
 
 from .evaluate import examples
-from .files import finish_folder, write_json
 
 
 MOST_BYTES = 10_000_000
@@ -30,7 +30,7 @@ DEMO |= {"formula": 2}
 def assemble(encoder: Path, llm: Path, out: Path) -> None:
     parts = {"vision": [str(encoder)], "text": str(llm), "projector_type": "mlp", "vision_feature_layer": -1}
     torch.manual_seed(0)
-    with finish_folder(out) as folder:
+    with staged_folder(out) as folder:
         OmniFusionForConditionalGeneration.from_vision_text_pretrained(**parts).save_pretrained(folder)
         OmniFusionProcessor.from_vision_text_pretrained(**parts, image_options={"image_fit": "pad"}).save_pretrained(
             folder
@@ -41,7 +41,7 @@ def export(trained: Path, out: Path) -> int:
     """Writes bfloat16 weights, processor, demo pictures; returns the checkpoint's bytes, `ValueError` above 10 MB."""
     model = AutoModelForImageTextToText.from_pretrained(trained).to(torch.bfloat16)
     processor = AutoProcessor.from_pretrained(trained)
-    with finish_folder(out) as folder:
+    with staged_folder(out) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         (folder / "model.safetensors").chmod(0o644)
@@ -58,7 +58,8 @@ def drop_remote_code(folder: Path) -> None:
     for copy in folder.glob("*.py"):
         copy.unlink()
     for path in folder.glob("*config.json"):
-        write_json(path, without(json.loads(path.read_text()), {"auto_map", "_name_or_path"}))
+        content = without(json.loads(path.read_text()), {"auto_map", "_name_or_path"})
+        write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def without(content, names: set[str]):
@@ -78,4 +79,4 @@ def write_demo_pictures(folder: Path) -> None:
             Image.fromarray(example.picture.image).save(folder / name, optimize=True)
             questions.append({"picture": name, "question": example.question, "truth": example.answer})
         skip += count
-    write_json(folder / "questions.json", questions)
+    write_whole(folder / "questions.json", json.dumps(questions, indent=1) + "\n")

@@ -12,8 +12,9 @@ from random import Random
 from PIL import Image
 from tqdm import tqdm
 
+from omnifusion_hf.files import staged_folder, write_whole
+
 from .canvas import Picture, sample_rng
-from .files import finish_folder, write_json
 from .questions import Turn, conversation
 from .tokenizer import build_tokenizer
 from .world import render
@@ -58,7 +59,7 @@ def ask_about(split: str, picture: Picture, index: int) -> list[Turn]:
 def write_shard(folder: Path, shard: int, mixture: dict[str, float]) -> None:
     """`SHARD` training pictures, the kinds in the mixture's proportions, and `PASSES` conversations about each."""
     counts = {kind: round(share * SHARD) for kind, share in mixture.items()}
-    with finish_folder(folder / f"{shard:04d}") as part:
+    with staged_folder(folder / f"{shard:04d}") as part:
         passes = [[] for _ in range(PASSES)]
         for kind, count in counts.items():
             for index in range(shard * count, (shard + 1) * count):
@@ -67,7 +68,7 @@ def write_shard(folder: Path, shard: int, mixture: dict[str, float]) -> None:
                 for number, samples in enumerate(passes):
                     turns = ask_about("train", picture, index * PASSES + number)
                     samples.append(llava_sample(f"{shard:04d}/{kind}{index}", turns))
-        write_json(part / "passes.json", passes)
+        write_whole(part / "passes.json", json.dumps(passes, indent=1))
 
 
 def write_dataset(folder: Path, name: str, processes: int = 1) -> None:
@@ -82,7 +83,7 @@ def write_dataset(folder: Path, name: str, processes: int = 1) -> None:
         rng = sample_rng("train", f"order of {name}", part.shards.start)
         for number in range(part.passes):
             ordered += in_batches([sample for shard in drawn for sample in shard[number]], rng)
-    write_json(folder / f"{name}.json", ordered)
+    write_whole(folder / f"{name}.json", json.dumps(ordered, indent=1))
 
 
 def in_batches(samples: list[dict], rng: Random) -> list[dict]:

@@ -5,6 +5,7 @@ pictures exchanged among them. What the baseline scores is what the question alo
 """
 
 import argparse
+import json
 from dataclasses import dataclass
 from itertools import count as numbers
 from pathlib import Path
@@ -13,8 +14,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from omnifusion_hf.files import write_whole
+
 from .canvas import Picture, sample_rng
-from .files import write_json
 from .questions import Turn, ask, attribute_turns, caption, conversation, count_turns, place_turns, position_turns
 from .world import TEXT_LENGTHS, render
 
@@ -145,7 +147,7 @@ def evaluate_folder(folder: Path, split: str, count: int, json_path: Path | None
     table = evaluate(model, AutoProcessor.from_pretrained(folder), split, count, blind=blind)
     print(as_markdown(table))
     if json_path:
-        write_json(json_path, {"split": split, "topics": table})
+        write_whole(json_path, json.dumps({"split": split, "topics": table}, indent=1))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, DonutSwinConfig, DonutSwinModel
 
+from omnifusion_hf.files import staged_folder
+
 from .canvas import CLASSES, GRID
-from .files import finish_folder
 from .pretraining import fit
 from .world import KINDS, render
 
@@ -149,7 +150,7 @@ def _pictures_named(named: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def train(out: Path, architecture: str = "swin", steps: int = 4000, batch_size: int = 48, lr: float = 2e-3) -> None:
-    """Pretrains to `out`/encoder; `out`/state.pt lets it go on after an interruption."""
+    """Pretrains to `out`/encoder; `out`/state lets it go on after an interruption."""
     torch.manual_seed(0)
     model = DenseReader(ARCHITECTURES[architecture]())
 
@@ -159,7 +160,7 @@ def train(out: Path, architecture: str = "swin", steps: int = 4000, batch_size: 
         return dense_loss(cells, labels) + place_loss(places)
 
     fit(model, loss_of, partial(Pictures, batch_size), out, steps, lr, partial(validate, model))
-    with finish_folder(out / "encoder") as folder:
+    with staged_folder(out / "encoder") as folder:
         model.encoder.save_pretrained(folder)
         image_processor().save_pretrained(folder)
 

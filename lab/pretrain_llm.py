@@ -15,8 +15,9 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
+from omnifusion_hf.files import staged_folder
+
 from .canvas import SIDE, Picture
-from .files import finish_folder
 from .pretraining import fit
 from .questions import conversation
 from .tokenizer import build_tokenizer
@@ -111,12 +112,12 @@ def collate(samples: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tenso
 
 
 def train(out: Path, steps: int = 1300, batch_size: int = 32, lr: float = 2e-3) -> None:
-    """Pretrains to `out`/llm, model and tokenizer; `out`/state.pt lets it go on after an interruption."""
+    """Pretrains to `out`/llm, model and tokenizer; `out`/state lets it go on after an interruption."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     model = tiny_mistral(len(tokenizer))
     fit(model, lambda batch: model(**batch).loss, partial(Dialogs, tokenizer, batch_size), out, steps, lr)
-    with finish_folder(out / "llm") as folder:
+    with staged_folder(out / "llm") as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 

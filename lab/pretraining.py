@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
+from omnifusion_hf.files import staged_folder
 from omnifusion_hf.training.muon import MuonWithAdamW
-
-from .files import load_state, save_state
 
 
 SAVE_EVERY, WARMUP_STEPS = 500, 100
@@ -29,7 +29,7 @@ def fit(
     lr: float,
     report: Callable[[], dict] = dict,
 ) -> None:
-    """Trains in bfloat16 autocast; goes on from `out`/state.pt where there is one.
+    """Trains in bfloat16 autocast; goes on from `out`/state where there is one.
 
     Args:
         loss_of: the loss of one batch.
@@ -39,7 +39,7 @@ def fit(
     optimizer = MuonWithAdamW(model, lr, weight_decay=0.02)
     schedule = get_cosine_schedule_with_warmup(optimizer, WARMUP_STEPS, steps)
     parts = (model, optimizer, schedule)
-    done, mean = load_state(out / "state.pt", *parts), math.nan
+    done, mean = load_state(out / "state", *parts), math.nan
     batches = iter(DataLoader(batches_from(done), batch_size=None, num_workers=1, prefetch_factor=8))
     bar = tqdm(range(done + 1, steps + 1), initial=done, total=steps, desc=out.name, mininterval=5)
     for step in bar:
@@ -53,5 +53,39 @@ def fit(
         mean = loss.item() if math.isnan(mean) else 0.98 * mean + 0.02 * loss.item()
         bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
         if step % SAVE_EVERY == 0 or step == steps:
-            save_state(out / "state.pt", step, *parts)
+            save_state(out / "state", step, *parts)
             tqdm.write(str({"step": step, "loss": round(mean, 3), **report()}))
+
+
+class Counter:
+    """The step, in the form in which accelerate saves things."""
+
+    def __init__(self, step: int = 0):
+        self.step = step
+
+    def state_dict(self) -> dict:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict):
+        self.step = state["step"]
+
+
+def training_state(*parts) -> Accelerator:
+    """accelerate as the keeper of everything with a `state_dict`, and of the random numbers' state."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.register_for_checkpointing(*parts)
+    return accelerator
+
+
+def save_state(path: Path, step: int, *parts):
+    """Saves model, optimiser, schedule (their order counts) and the step they stand at."""
+    with staged_folder(path) as folder:
+        training_state(Counter(step), *parts).save_state(str(folder))
+
+
+def load_state(path: Path, *parts) -> int:
+    """Fills the parts from a saved state and returns its step; 0 and nothing touched when there is none."""
+    counter = Counter()
+    if path.exists():
+        training_state(counter, *parts).load_state(str(path))
+    return counter.step

@@ -23,8 +23,9 @@ def staged_folder(path: str | Path):
 
 
 def write_whole(path: str | Path, text: str):
-    """Writes a text file that nobody ever sees half written."""
+    """Writes a text file, and the folders above it, that nobody ever sees half written."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".incomplete")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)

@@ -1,9 +1,8 @@
-"""lab/pretraining.py, files.py and both pretrainings: stop and go on, whole files only, right targets."""
+"""lab/pretraining.py and both pretrainings: stop and go on, right targets."""
 
-import pytest
 import torch
 
-from lab import files, pretrain_encoder, pretrain_llm, pretraining
+from lab import pretrain_encoder, pretrain_llm, pretraining
 from lab.canvas import CLASSES, GRID, Picture
 from lab.tokenizer import build_tokenizer
 from lab.world import render
@@ -38,16 +37,6 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, monke
     resumed = fitted(tmp_path / "resumed", 3, 6, monkeypatch=monkeypatch)
     assert torch.equal(whole, resumed)
     assert not torch.equal(whole, fitted(tmp_path / "short", 3, monkeypatch=monkeypatch))  # control
-
-
-def test_an_interrupted_folder_does_not_appear(tmp_path):
-    with pytest.raises(KeyboardInterrupt), files.finish_folder(tmp_path / "a") as folder:
-        (folder / "half").touch()
-        raise KeyboardInterrupt
-    assert not (tmp_path / "a").exists()
-    with files.finish_folder(tmp_path / "a") as folder:
-        (folder / "whole").touch()
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["whole"]
 
 
 def test_each_token_names_the_cells_that_it_covers():

@@ -2,7 +2,7 @@
 
 SentencePiece, Pillow, transformers' CLIP and Mistral, torch's TransformerEncoderLayer: the oracle of
 verify_conversion.py and of the tests. Differences that are on purpose: eval mode, compared ids, text-only prompts
-(docs/conversion.md, quirks 2, 3 and 5).
+(docs/conversion.md, "What differs, and why").
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """The authors' release `OmniMistral-v1_1`: where its files lie and what each of its tensors is called here.
 
-Layout and tensor names: paper.md section 5 in prose; the code that wrote them is AIRI-Institute/OmniFusion.
+The code that wrote them is https://github.com/AIRI-Institute/OmniFusion.
 """
 
 import re

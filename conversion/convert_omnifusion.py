@@ -2,7 +2,7 @@
 
     python conversion/convert_omnifusion.py --source AIRI-Institute/OmniFusion --output omnifusion-v1_1
 
-Weights stream shard by shard; every tensor of the source is mapped, split or dropped by a table (release_v1_1.py),
+Weights stream piece by piece; every tensor of the source is mapped, split or dropped by a table (release_v1_1.py),
 every tensor of the model is written exactly once; the output appears under its name only when it is complete.
 """
 
@@ -36,7 +36,7 @@ from omnifusion_hf import (  # noqa: E402
     add_special_tokens,
 )
 from omnifusion_hf.configuration_omnifusion import SPECIAL_TOKENS  # noqa: E402
-from omnifusion_hf.files import staged_folder  # noqa: E402
+from omnifusion_hf.files import staged_folder, write_whole  # noqa: E402
 from omnifusion_hf.hub import CardFacts, render_card  # noqa: E402
 from omnifusion_hf.modeling_omnifusion import AUTO_MAP  # noqa: E402
 from omnifusion_hf.processing_omnifusion import CHAT_TEMPLATE  # noqa: E402
@@ -108,12 +108,14 @@ class VisionTower:
 
 
 def shard_tensors(path: Path):
-    """(name, tensor) one by one; safetensors are read from the mapped file, nothing else stays in memory."""
+    """(name, tensor) one by one, from the mapped file."""
     if path.suffix == ".bin":
         yield from read(path).items()
         return
     with safe_open(path, framework="pt") as shard:
-        for name in shard.keys():
+        names = list(shard.keys())
+    for name in names:
+        with safe_open(path, framework="pt") as shard:  # a mapping of its own, whose pages go with the tensor
             yield name, shard.get_tensor(name)
 
 
@@ -185,30 +187,48 @@ def llm_tensors(shard: Path, rows: int, vectors: dict[int, torch.Tensor]):
             yield target, tensor
 
 
-def weight_groups(release: Release, tower: VisionTower, config: OmniFusionConfig):
-    """The model's tensors in groups that fit into memory: adapter and vision tower, then the LLM shard by shard."""
-    needed_layers = config.vision_config.encoder_configs[0].num_hidden_layers - 1  # for hidden state -2
-    adapter = projection_tensors(release.read_projection(), str(release.projection))
-    yield adapter | dict(tower.tensors(needed_layers))
+def all_tensors(release: Release, tower: VisionTower, config: OmniFusionConfig):
+    """(name here, tensor) of the whole model, one by one: adapter, vision tower, LLM."""
+    yield from projection_tensors(release.read_projection(), str(release.projection)).items()
+    yield from tower.tensors(config.vision_config.encoder_configs[0].num_hidden_layers - 1)  # for hidden state -2
     vectors = release.read_special_vectors(config.text_config.hidden_size)
     rows = {getattr(config, release_keys.SPECIAL_VECTORS[name]): vector for name, vector in vectors.items()}
     for shard in release.llm_shards:
-        yield dict(llm_tensors(shard, config.text_config.vocab_size, rows))
+        yield from llm_tensors(shard, config.text_config.vocab_size, rows)
 
 
-def write_weights(folder: Path, groups, num_groups: int, model: torch.nn.Module, dtype: torch.dtype | None):
-    """Writes one safetensors file a group and the index; memory holds one group at a time."""
+def in_pieces(tensors, most_bytes: int):
+    """Groups of tensors of at most this size together (a larger one by itself)."""
+    piece, size = {}, 0
+    for name, tensor in tensors:
+        if piece and size + tensor.nbytes > most_bytes:
+            yield piece
+            piece, size = {}, 0
+        if name in piece:
+            raise ValueError(f"`{name}` comes twice; is this the right source?")
+        piece[name] = tensor
+        size += tensor.nbytes
+    yield piece
+
+
+def write_weights(folder: Path, pieces, model: torch.nn.Module, dtype: torch.dtype | None, progress: tqdm):
+    """Writes one safetensors file a piece, and the index; memory holds one piece at a time."""
     ledger = Ledger({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
-    total = 0
-    for number, group in enumerate(tqdm(groups, total=num_groups, desc="weights", unit="file"), start=1):
-        file = f"model-{number:05d}-of-{num_groups:05d}.safetensors"
-        ledger.enter(group, file)
-        group = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in group.items()}
-        total += sum(tensor.nbytes for tensor in group.values())
-        save_file(group, folder / file, metadata={"format": "pt"})
+    files, total = [], 0
+    for piece in pieces:
+        files.append(folder / f"{len(files) + 1:05d}.safetensors")
+        ledger.enter(piece, files[-1].name)
+        progress.update(sum(tensor.nbytes for tensor in piece.values()))
+        piece = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in piece.items()}
+        total += sum(tensor.nbytes for tensor in piece.values())
+        save_file(piece, files[-1], metadata={"format": "pt"})
     ledger.close()
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(ledger.written.items()))}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    names = {file.name: f"model-{file.stem}-of-{len(files):05d}.safetensors" for file in files}
+    for file in files:
+        file.rename(folder / names[file.name])
+    weight_map = {name: names[file] for name, file in sorted(ledger.written.items())}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_whole(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
 
 
 def convert(source: str, vision: str, output: str, dtype: torch.dtype | None = None) -> Path:
@@ -228,7 +248,10 @@ def convert(source: str, vision: str, output: str, dtype: torch.dtype | None = N
     with torch.device("meta"):
         model = OmniFusionForConditionalGeneration(config)
     with staged_folder(output) as folder:
-        write_weights(folder, weight_groups(release, tower, config), 1 + len(release.llm_shards), model, dtype)
+        sizes = [shard.stat().st_size for shard in release.llm_shards]
+        pieces = in_pieces(all_tensors(release, tower, config), max(sizes) // 4)
+        with tqdm(total=sum(sizes), desc="weights", unit="B", unit_scale=True) as progress:
+            write_weights(folder, pieces, model, dtype, progress)
         config.dtype = dtype or next(iter(release.read_special_vectors(config.text_config.hidden_size).values())).dtype
         config.architectures = [type(model).__name__]
         custom_object_save(model, folder)

@@ -27,13 +27,11 @@ setup(
         "safetensors",
         "huggingface-hub",
         "sentencepiece",
-        "pillow",
+        "pillow>=10.1",
         "pyyaml",
         "tqdm",
     ],
     extras_require={
-        "train": ["peft>=0.21"],
-        "convert": ["open_clip_torch"],
         "lab": ["scikit-learn", "matplotlib", "torch>=2.9"],  # torch.optim.Muon
         "test": [
             "pytest",

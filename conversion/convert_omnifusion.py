@@ -39,7 +39,7 @@ from omnifusion_hf.configuration_omnifusion import SPECIAL_TOKENS  # noqa: E402
 from omnifusion_hf.files import staged_folder, write_whole  # noqa: E402
 from omnifusion_hf.hub import CardFacts, render_card  # noqa: E402
 from omnifusion_hf.modeling_omnifusion import AUTO_MAP  # noqa: E402
-from omnifusion_hf.processing_omnifusion import CHAT_TEMPLATE  # noqa: E402
+from omnifusion_hf.processing_omnifusion import chat_template_for  # noqa: E402
 
 
 VISION = "openai/clip-vit-large-patch14-336"
@@ -290,7 +290,9 @@ def processor_for(config: OmniFusionConfig, tokenizer) -> OmniFusionProcessor:
         image_fit="crop",
         **vision.image_normalizations[0],
     )
-    return OmniFusionProcessor(image_processor, tokenizer, config.image_seq_length, chat_template=CHAT_TEMPLATE)
+    return OmniFusionProcessor(
+        image_processor, tokenizer, config.image_seq_length, chat_template=chat_template_for(tokenizer)
+    )
 
 
 def main(argv=None) -> int:

@@ -1,6 +1,6 @@
 """The loop that both pretrainings share; stages 1 and 2 are the stock Trainer's.
 
-Muon needed about half of AdamW's samples for the same dense loss (docs/lab.md).
+Why Muon: docs/lab.md, what was measured on the way.
 """
 
 import math

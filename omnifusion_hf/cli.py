@@ -2,6 +2,7 @@
 """The `omnifusion` command: one function a sub-command, each a thin call of the package (imported when it is used)."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,8 @@ def ask(options: argparse.Namespace):
 
     if not options.examples and not options.pictures_and_question:
         raise ValueError('nothing to ask; write omnifusion ask PICTURE "question", or --examples.')
+    if options.pictures_and_question and os.path.isfile(options.pictures_and_question[-1]):
+        raise ValueError(f"the question is missing behind {options.pictures_and_question[-1]}.")
     model, processor = load(options.model or TINY)
     if options.examples:
         answer_examples(model, processor)

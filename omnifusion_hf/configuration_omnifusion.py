@@ -152,8 +152,9 @@ class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
                     "give one per encoder, in the same order."
                 )
         for size, config in zip(self.image_sizes, self.encoder_configs):
+            # An encoder's own size may leave pixels over at the edge, as SigLIP so400m's 384 / 14 does.
             patch = _side(config.patch_size, "patch_size")
-            if size % patch:
+            if size % patch and size != _side(config.image_size, "image_size"):
                 raise ValueError(
                     f"image size {size} of `{config.model_type}` is not a multiple of its patch size {patch}; "
                     f"use {size // patch * patch} or {(size // patch + 1) * patch}."

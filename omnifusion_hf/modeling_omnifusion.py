@@ -89,6 +89,11 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, *args, **kwargs)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The LLM's: encoders and adapter may be kept in float32."""
+        return self.get_input_embeddings().weight.dtype
+
     def half(self) -> "OmniFusionPreTrainedModel":
         return self.to(torch.float16)
 
@@ -273,7 +278,7 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMi
         unused_rows = range(len(tokenizer), model_config.text_config.vocab_size)
         model.generation_config.suppress_tokens = [*(llm.generation_config.suppress_tokens or ()), *unused_rows]
         model.tie_weights()
-        return model.eval()
+        return (model.half() if llm.dtype == torch.float16 else model).eval()
 
     def _prepare_generation_config(self, generation_config, **kwargs):
         # Special tokens are places and marks, never an answer, whatever else a caller suppresses.

@@ -22,13 +22,25 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import AutoModel
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, logging
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_omnifusion import ENCODER_FAMILIES, OmniFusionVisionConfig
+
+
+logger = logging.get_logger(__name__)
+
+# Attention implementation -> the attribute by which a model says that it has it.
+ATTENTION_FLAGS = {
+    "sdpa": "_supports_sdpa",
+    "flash_attention_2": "_supports_flash_attn",
+    "flash_attention_3": "_supports_flash_attn",
+    "flex_attention": "_supports_flex_attn",
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,15 @@ def trim_encoder(encoder: PreTrainedModel, layer: int) -> PreTrainedModel:
             setattr(encoder, name, nn.Identity())
     encoder.embeddings.mask_token = None  # masks patches while an encoder is pretrained
     return encoder
+
+
+def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
+    """The family's model; with eager attention, and a notice, where it has not the implementation asked for (Swin)."""
+    flag = ATTENTION_FLAGS.get(config._attn_implementation)
+    if flag is not None and not getattr(AutoModel._model_mapping[type(config)], flag):
+        logger.warning_once(f"`{config.model_type}` has no {config._attn_implementation} attention; it uses eager.")
+        config._attn_implementation = "eager"
+    return AutoModel.from_config(config)
 
 
 def needs_graph(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> bool:
@@ -131,7 +152,7 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
         super().__init__(config)
         self.keep_prefix = keep_prefix
         self.encoders = nn.ModuleList(
-            trim_encoder(AutoModel.from_config(encoder_config), layer)
+            trim_encoder(build_encoder(encoder_config), layer)
             for encoder_config, layer in zip(config.encoder_configs, feature_layers)
         )
         # device_map must not split a block; post_init gathers this from direct children, not through a ModuleList.

@@ -16,6 +16,8 @@
 Every `<image>` in a prompt becomes `<img_start>` + V·P x `<image>` + `<img_end>`, V views of P visual tokens each.
 """
 
+import json
+
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
@@ -36,7 +38,7 @@ ESCAPE = "\ue0f5"
 CHAT_TEMPLATE = """\
 {%- macro typed(text) -%}
 {%- set ns = namespace(text=text) -%}
-{%- for token in ['<image>', '<img_start>', '<img_end>', '<user>', '<bot>', bos_token, eos_token] | select -%}
+{%- for token in TYPED_TOKENS -%}
 {%- set ns.text = ns.text | replace(token, token[0] + 'ESCAPE' + token[1:]) -%}
 {%- endfor -%}
 {{- ns.text -}}
@@ -103,8 +105,14 @@ def adds_bos(tokenizer) -> bool:
 
 
 def chat_template_for(tokenizer) -> str:
-    """The chat format for an LLM: with its BOS in front where it was trained with one."""
-    return ("{{- bos_token -}}" if adds_bos(tokenizer) else "") + CHAT_TEMPLATE
+    """The chat format for an LLM: with its BOS in front where it was trained with one.
+
+    Its own special tokens, typed by a user, stay text like ours.
+    """
+    own = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    tokens = sorted({*SPECIAL_TOKENS.values(), *own}, key=lambda token: (-len(token), token))
+    template = CHAT_TEMPLATE.replace("TYPED_TOKENS", json.dumps(tokens, ensure_ascii=False))
+    return ("{{- bos_token -}}" if adds_bos(tokenizer) else "") + template
 
 
 def add_special_tokens(tokenizer) -> PreTrainedTokenizerFast:

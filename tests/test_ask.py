@@ -42,7 +42,12 @@ def test_command_answers_about_a_picture_file(capsys):
 
 
 @pytest.mark.parametrize(
-    "words, message", [([], "nothing to ask"), (["nowhere.png", "What?"], "No picture at `nowhere.png`")]
+    "words, message",
+    [
+        ([], "nothing to ask"),
+        (["nowhere.png", "What?"], "No picture at `nowhere.png`"),
+        ([__file__], "the question is missing"),
+    ],
 )
 def test_mistakes_get_one_line(words, message, capsys):
     assert main(["ask", *words]) == 2

@@ -283,3 +283,18 @@ def test_the_headless_base_gives_states_of_the_prompts_length(model, processor):
     assert torch.equal(
         output.image_hidden_states, torch.cat(model.get_image_features(inputs.pixel_values).pooler_output)
     )
+
+
+def test_mixed_parts_reload_in_the_dtype_of_the_llm(parts, tmp_path):
+    """A float32 encoder must not make a bfloat16 LLM reload in float32."""
+    assembled(parts, text="llm_bf16").save_pretrained(tmp_path)
+    reloaded = OmniFusionForConditionalGeneration.from_pretrained(tmp_path)
+    assert reloaded.config.dtype == torch.bfloat16 == reloaded.get_input_embeddings().weight.dtype
+    assert assembled(parts).dtype == torch.float32  # control
+
+
+def test_assembling_a_float16_llm_keeps_encoders_and_adapter_in_float32(parts):
+    model = assembled(parts, dtype=torch.float16)
+    assert model.dtype == torch.float16
+    kept = [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()]
+    assert {parameter.dtype for parameter in kept} == {torch.float32}

@@ -190,3 +190,12 @@ def test_case_12_casting_to_float16_leaves_encoders_and_adapter_in_float32(cast)
         assert tensor.dtype is (torch.float32 if kept else torch.float16), name
         assert not kept or torch.equal(tensor, weights[name])
     assert {tensor.dtype for tensor in tiny.model().to(torch.bfloat16).state_dict().values()} == {torch.bfloat16}
+
+
+def test_case_21_encoder_without_the_attention_asked_for_uses_eager(caplog):
+    """Donut-Swin has eager attention alone; the other encoder and the LLM get what was asked for."""
+    config = tiny.config(("clip", "swin"), image_sizes=[32, 32])
+    config._attn_implementation = "sdpa"
+    model = tiny.model(config).model
+    used = [encoder.config._attn_implementation for encoder in model.vision_tower.encoders]
+    assert used == ["sdpa", "eager"] and model.language_model.config._attn_implementation == "sdpa"

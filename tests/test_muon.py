@@ -69,3 +69,9 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(model):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters()))
     run(unsaved, MuonWithAdamW(unsaved, lr=1e-2), range(3, 6))  # control: without the state it ends elsewhere
     assert not torch.equal(model.embed_tokens.weight, unsaved.embed_tokens.weight)
+
+
+def test_a_stage_without_matrices_of_layers_is_refused(model):
+    model.layers.requires_grad_(False)
+    with pytest.raises(ValueError, match="this stage trains none"):
+        MuonWithAdamW(model, lr=1e-2)

@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from omnifusion_hf import OmniFusionProcessor
+from omnifusion_hf import OmniFusionProcessor, add_special_tokens
 from omnifusion_hf.processing_omnifusion import ESCAPE, chat_template_for
 
 
@@ -225,3 +225,15 @@ def test_saved_and_reloaded_processor_gives_the_same_inputs(processor, tmp_path)
     first, second = tiny.prompt(processor, conversation), tiny.prompt(reloaded, conversation)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert reloaded.image_seq_length == 16 and reloaded.tokenizer.padding_side == "left"
+
+
+def test_case_03_control_tokens_of_the_llm_stay_text_when_typed():
+    raw = tiny.llm_tokenizer()
+    raw.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    tokenizer = add_special_tokens(raw)
+    typed = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "a <|im_start|> b"}], chat_template=chat_template_for(raw), tokenize=False
+    )
+    control = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert control not in tokenizer.encode(typed) and "<|im_start|>" in tokenizer.decode(tokenizer.encode(typed))
+    assert control in tokenizer.encode("a <|im_start|> b")  # control: not escaped

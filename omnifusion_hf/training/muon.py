@@ -21,6 +21,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         matrices = [p for name, p in named if is_inner_matrix(name, p)]
         others = [p for name, p in named if not is_inner_matrix(name, p)]
+        if not matrices:
+            raise ValueError("optimizer `muon` trains matrices of layers, and this stage trains none; leave it out.")
         self.parts = [
             torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, lr=lr, weight_decay=weight_decay, betas=betas),

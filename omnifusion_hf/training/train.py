@@ -105,6 +105,8 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     if args.process_index == 0:
         print(f"stage {model_data.stage}, {len(dataset)} samples\n{format_plan(plans)}", flush=True)
 
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = True  # a batch without pictures leaves the adapter out
     args.remove_unused_columns = False  # the collator makes the model's inputs from messages
     muon = (lambda: MuonWithAdamW, {"lr": args.learning_rate, "weight_decay": args.weight_decay})
     trainer = Trainer(

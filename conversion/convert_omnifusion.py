@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import AutoConfig, GenerationConfig
@@ -112,8 +112,11 @@ def shard_tensors(path: Path):
     if path.suffix == ".bin":
         yield from read(path).items()
         return
-    with safe_open(path, framework="pt") as shard:
-        names = list(shard.keys())
+    try:
+        with safe_open(path, framework="pt") as shard:
+            names = list(shard.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); download it again.") from error
     for name in names:
         with safe_open(path, framework="pt") as shard:  # a mapping of its own, whose pages go with the tensor
             yield name, shard.get_tensor(name)
@@ -221,7 +224,10 @@ def write_weights(folder: Path, pieces, model: torch.nn.Module, dtype: torch.dty
         progress.update(sum(tensor.nbytes for tensor in piece.values()))
         piece = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in piece.items()}
         total += sum(tensor.nbytes for tensor in piece.values())
-        save_file(piece, files[-1], metadata={"format": "pt"})
+        try:
+            save_file(piece, files[-1], metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{files[-1]} was not written: {error}") from error
     ledger.close()
     names = {file.name: f"model-{file.stem}-of-{len(files):05d}.safetensors" for file in files}
     for file in files:
@@ -241,6 +247,8 @@ def convert(source: str, vision: str, output: str, dtype: torch.dtype | None = N
 
     Raises `ValueError` (what was found, expected, to do) without leaving an output folder.
     """
+    if Path(output).exists():
+        raise ValueError(f"{output} exists and would be replaced; give a new name or remove it.")
     release = Release.find(locate(source, release_keys.HUB_PATTERNS))
     tower = VisionTower.find(locate(vision, ["*.json", "*.safetensors", "pytorch_model.bin"]))
     tokenizer = add_special_tokens(fast_tokenizer(release.tokenizer))

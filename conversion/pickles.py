@@ -4,6 +4,7 @@
 class it names is replaced by an inert stand-in that keeps the state and has no behaviour. Everything else is refused.
 """
 
+import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -48,7 +49,7 @@ def read(path: Path, classes: list[str] = ()):
     """
     try:
         with torch.serialization.safe_globals([(Inert, name) for name in classes]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (UnpicklingError, RuntimeError, TypeError, AttributeError, EOFError) as error:
         reason = str(error).split("\n")[0] if not isinstance(error, UnpicklingError) else _refused(path, classes)
         raise ValueError(
@@ -57,5 +58,7 @@ def read(path: Path, classes: list[str] = ()):
 
 
 def _refused(path: Path, classes: list[str]) -> str:
+    if not zipfile.is_zipfile(path):
+        return "it is not a weights file"
     named = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - set(classes)
     return f"it wants to load {sorted(named)}, which no release file contains" if named else "it is not a weights file"

@@ -93,6 +93,9 @@ class Release:
             raise ValueError(
                 f"{self.projection} holds no VisualToGPTMapping module; expected the release's projection.pt."
             )
+        missing = {"transformer_layer.linear1.bias", "linear.weight"} - set(module.tensors())
+        if missing or not hasattr(module.transformer_layer.self_attn, "num_heads"):
+            raise ValueError(f"{self.projection} lacks {sorted(missing) or 'num_heads'}; expected the release's file.")
         return module
 
     def read_special_vectors(self, width: int) -> dict[str, torch.Tensor]:
@@ -101,9 +104,9 @@ class Release:
             found = sorted(vectors) if isinstance(vectors, dict) else type(vectors).__name__
             raise ValueError(f"{self.special_embeddings} holds {found}; expected vectors {sorted(SPECIAL_VECTORS)}.")
         for name, vector in vectors.items():
-            if tuple(vector.shape) != (width,):
+            if not isinstance(vector, torch.Tensor) or tuple(vector.shape) != (width,):
                 raise ValueError(
-                    f"{self.special_embeddings}: {name} has shape {tuple(vector.shape)}, expected ({width},)."
+                    f"{self.special_embeddings}: {name} is {getattr(vector, 'shape', vector)}, expected ({width},)."
                 )
         return {name: vector.detach() for name, vector in vectors.items()}
 

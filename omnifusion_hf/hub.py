@@ -2,18 +2,23 @@
 """Folders for the Hub: with a model card, checked before they are pushed."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub.utils import filter_repo_objects
 from transformers import AutoConfig
 
 from .configuration_omnifusion import OmniFusionConfig
+from .files import write_whole
 
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+# What training leaves in a model folder and nobody needs to load it.
+LEFT_OUT = ["training_args.bin", "checkpoint-*"]
 
 
 @dataclass
@@ -132,18 +137,30 @@ def check_folder(folder: str | Path):
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no model folder: config.json is missing.")
-    if pickles := [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.suffix in PICKLES]:
+    files = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*"))]
+    files = list(filter_repo_objects(files, ignore_patterns=LEFT_OUT))
+    if pickles := [file for file in files if file.endswith(PICKLES)]:
         raise ValueError(f"{folder} holds pickles {pickles}; remove them, weights go as safetensors.")
     if not (folder / "README.md").is_file():
         raise ValueError(f"{folder} has no model card; write it with `omnifusion card {folder}`.")
+    auto_map = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map", {})
+    if not auto_map or any(f"{name.split('.')[0]}.py" not in files for name in auto_map.values()):
+        raise ValueError(f"{folder} lacks its code, which its card promises; write it with save_pretrained.")
     answer(*load(str(folder)), [], "Hello", max_new_tokens=1)
 
 
 def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
-    """Checks the folder and its card, then uploads it; returns the repository's URL."""
+    """Checks the folder and its card, whose usage code is set to `repo_id`, then uploads; returns the URL."""
     check_folder(folder)
-    ModelCard.load(Path(folder) / "README.md").validate()
+    path = Path(folder) / "README.md"
+    ModelCard.load(path).validate()
+    write_whole(path, re.sub(r'from_pretrained\("[^"]+"', f'from_pretrained("{repo_id}"', path.read_text("utf-8")))
     api = HfApi()
     url = api.create_repo(repo_id, private=private, exist_ok=True)
-    api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message="Upload OmniFusion model")
+    api.upload_folder(
+        repo_id=repo_id,
+        folder_path=str(folder),
+        commit_message="Upload OmniFusion model",
+        ignore_patterns=LEFT_OUT,
+    )
     return str(url)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from release import write_release, write_vision_tower
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny import picture
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -141,6 +142,10 @@ MISTAKES = {
         lambda root: sorted((root / "tuned-model").glob("*.safetensors"))[1].unlink(),
         "half a download",
     ),
+    "damaged": (
+        lambda root: sorted((root / "tuned-model").glob("*.safetensors"))[0].write_bytes(b"\0" * 20),
+        "is damaged",
+    ),
     "no weights": (lambda root: [p.unlink() for p in (root / "tuned-model").glob("model*")], "holds no weights"),
     "no pickle": (lambda root: (root / "projection.pt").write_bytes(b"nothing"), "projection.pt was not read"),
     "wrong vectors": (
@@ -173,12 +178,20 @@ def test_source_that_is_neither_folder_nor_hub_id(tower, tmp_path):
         convert(str(tmp_path / "nowhere"), str(tower), str(tmp_path / "model"))
 
 
+def test_an_existing_folder_is_not_replaced(release, tower, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.txt").write_text("keep")
+    with pytest.raises(ValueError, match="exists and would be replaced"):
+        convert(str(release), str(tower), str(tmp_path / "model"))
+    assert (tmp_path / "model" / "mine.txt").read_text() == "keep"
+
+
 def test_interruption_leaves_no_folder(release, tower, tmp_path, monkeypatch):
     def out_of_disk(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("No space left on device")  # what save_file raises
 
     monkeypatch.setattr("conversion.convert_omnifusion.save_file", out_of_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="was not written: No space left"):
         convert(str(release), str(tower), str(tmp_path / "model"))
     assert not any(tmp_path.iterdir())
 

@@ -63,10 +63,19 @@ def test_usage_code_of_the_card_runs_as_rendered(folder, tmp_path, monkeypatch, 
     assert capsys.readouterr().out.strip()
 
 
-def test_check_refuses_stray_pickles(folder):
-    hub.check_folder(folder)
+def test_check_refuses_stray_pickles_but_knows_what_training_leaves(folder):
+    (folder / "checkpoint-5").mkdir()
+    (folder / "checkpoint-5" / "optimizer.pt").write_bytes(b"")
     (folder / "training_args.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match="training_args.bin"):
+    hub.check_folder(folder)
+    (folder / "weights.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match="weights.bin"):
+        hub.check_folder(folder)
+
+
+def test_check_refuses_a_folder_without_its_code(folder):
+    (folder / "modeling_omnifusion.py").unlink()
+    with pytest.raises(ValueError, match="lacks its code"):
         hub.check_folder(folder)
 
 
@@ -128,14 +137,16 @@ def hub_api(url: str):
 
 
 def test_push_uploads_every_file_after_the_checks(folder, server, capsys):
+    kept = {path.name for path in folder.iterdir()}
+    (folder / "training_args.bin").write_bytes(b"")
     assert main(["push", str(folder), "me/omni", "--private"]) == 0
     created = json.loads(server.seen["/api/repos/create"])
     assert created["name"] == "omni" and created["visibility"] == "private"
     commit = [json.loads(line) for line in server.seen["/api/models/me/omni/commit/main"].splitlines()]
     files = {line["value"]["path"]: line["value"] for line in commit if line["key"] == "file"}
-    assert files.keys() == {path.name for path in folder.iterdir()}
+    assert files.keys() == kept
     card = base64.b64decode(files["README.md"]["content"]).decode()
-    assert card == (folder / "README.md").read_text()
+    assert 'from_pretrained("me/omni"' in card and str(folder) not in card.split("## Use")[1]
 
 
 def test_push_stops_at_an_invalid_card(folder, server):

@@ -16,8 +16,10 @@ from .evaluate import examples
 MOST_BYTES = 10_000_000
 # topic -> how many pictures of it the demo asks about; topics that the model is weak in are left out (docs/lab.md)
 DEMO = {
-    "shape": 2,
-    "count": 1,
+    "colour": 2,
+    "shape": 1,
+    "count": 2,
+    "position": 2,
     "digit": 2,
     "text, 2 characters": 1,
     "text, 3 characters": 1,

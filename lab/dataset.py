@@ -15,7 +15,7 @@ from tqdm import tqdm
 from omnifusion_hf.files import staged_folder, write_whole
 
 from .canvas import Picture, sample_rng
-from .questions import Turn, conversation
+from .questions import Turn, conversation, look_up_turns
 from .tokenizer import build_tokenizer
 from .world import render
 
@@ -34,12 +34,18 @@ class Part:
     mixture: dict[str, float]
     shards: range
     passes: int
+    look_ups: bool = False  # scenes ask for colours by shape (questions.look_up_turns)
 
 
-# Stage 2 begins evenly; then scenes, which are learnt last, get most of the time (docs/lab.md).
+# Stage 2 begins evenly; then scenes, which are learnt last, get most of the time, and look-ups by shape end it
+# (docs/lab.md).
 PLANS = {
     "stage1": [Part(EVENLY, range(0, 8), 1)],
-    "stage2": [Part(EVENLY, range(8, 20), 4), Part(MOSTLY_SCENES, range(100, 164), 6)],
+    "stage2": [
+        Part(EVENLY, range(8, 20), 4),
+        Part(MOSTLY_SCENES, range(100, 164), 6),
+        Part(MOSTLY_SCENES, range(164, 200), 2, True),
+    ],
 }
 
 
@@ -52,13 +58,16 @@ def llava_sample(name: str, turns: list[Turn]) -> dict:
     return {"id": name, "image": f"{name}.png", "conversations": said}
 
 
-def ask_about(split: str, picture: Picture, index: int) -> list[Turn]:
-    return conversation(sample_rng(split, f"{picture.kind} questions", index), picture)
+def ask_about(split: str, picture: Picture, index: int, look_ups: bool = False) -> list[Turn]:
+    rng = sample_rng(split, f"{picture.kind} questions", index)
+    if look_ups and picture.kind == "scene":
+        return look_up_turns(rng, picture.facts["things"])
+    return conversation(rng, picture)
 
 
-def write_shard(folder: Path, shard: int, mixture: dict[str, float]) -> None:
+def write_shard(folder: Path, shard: int, plan: Part) -> None:
     """`SHARD` training pictures, the kinds in the mixture's proportions, and `PASSES` conversations about each."""
-    counts = {kind: round(share * SHARD) for kind, share in mixture.items()}
+    counts = {kind: round(share * SHARD) for kind, share in plan.mixture.items()}
     with staged_folder(folder / f"{shard:04d}") as part:
         passes = [[] for _ in range(PASSES)]
         for kind, count in counts.items():
@@ -66,7 +75,7 @@ def write_shard(folder: Path, shard: int, mixture: dict[str, float]) -> None:
                 picture = render("train", kind, index)
                 Image.fromarray(picture.image).save(part / f"{kind}{index}.png", compress_level=1)
                 for number, samples in enumerate(passes):
-                    turns = ask_about("train", picture, index * PASSES + number)
+                    turns = ask_about("train", picture, index * PASSES + number, plan.look_ups)
                     samples.append(llava_sample(f"{shard:04d}/{kind}{index}", turns))
         write_whole(part / "passes.json", json.dumps(passes, indent=1))
 
@@ -75,7 +84,7 @@ def write_dataset(folder: Path, name: str, processes: int = 1) -> None:
     """The shards and `NAME.json`: the parts one after the other, each in random order of batches of similar length."""
     ordered = []
     for part in PLANS[name]:
-        missing = [(folder, shard, part.mixture) for shard in part.shards if not (folder / f"{shard:04d}").exists()]
+        missing = [(folder, shard, part) for shard in part.shards if not (folder / f"{shard:04d}").exists()]
         with Pool(processes) as pool:
             for _ in tqdm(pool.imap_unordered(_write_shard, missing), total=len(missing), desc=name, unit="shard"):
                 pass
@@ -101,5 +110,5 @@ def in_batches(samples: list[dict], rng: Random) -> list[dict]:
     return ordered
 
 
-def _write_shard(arguments: tuple[Path, int, dict[str, float]]) -> None:
+def _write_shard(arguments: tuple[Path, int, Part]) -> None:
     write_shard(*arguments)

@@ -128,6 +128,15 @@ def scene_turns(rng: Random, things: list[Thing], most: int = 7) -> list[Turn]:
     return [*turns, caption_turn(rng, things)] if rng.random() < 0.25 else turns
 
 
+def look_up_turns(rng: Random, things: list[Thing]) -> list[Turn]:
+    """First the colour of everything that its shape tells apart, then some of the rest: teaches finding by shape."""
+    colours = [turn for turn in attribute_turns(rng, things) if turn.topic == "colour"]
+    rng.shuffle(colours)
+    others = [turn for turns in (count_turns, place_turns, position_turns) for turn in few(rng, turns(rng, things), 2)]
+    rng.shuffle(others)
+    return colours[:5] + others
+
+
 def few(rng: Random, turns: list[Turn], most: int) -> list[Turn]:
     """At most `most` of them; counts above 1 are rare and come first more often."""
     return sorted(turns, key=lambda turn: rng.random() - 0.3 * (turn.answer in "2345"))[:most]

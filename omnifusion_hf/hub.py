@@ -114,7 +114,10 @@ def describe_views(preprocessing: dict) -> str:
 def read_training(folder: Path) -> dict:
     """What `omnifusion train` left beside the model, empty where it was made otherwise."""
     summary = folder / "training_summary.json"
-    return json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
+    settings = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
+    parts = settings.get("trained_parameters", {})
+    settings["trained_parameters"] = ", ".join(f"{part} {count:,}" for part, count in parts.items())
+    return {name.replace("_", " "): value for name, value in settings.items() if value not in (None, "")}
 
 
 def read_results(path: str | Path) -> list[EvalResult]:

@@ -32,12 +32,13 @@ def test_card_counts_the_parameters_of_every_part(model, model_folder):
 
 
 def test_card_reads_training_and_results(folder, tmp_path):
-    (folder / "training_summary.json").write_text(json.dumps({"stage": "finetune", "steps": 7}))
+    (folder / "training_summary.json").write_text(json.dumps({"steps": 7, "trained_parameters": {"lm_head": 1234}}))
     scores = {"pope": {"alias": "pope", "pope_f1_score,none": 0.781_83, "pope_f1_score_stderr,none": 0.01}}
     results = tmp_path / "results.json"
     results.write_text(json.dumps({"results": scores}))
     card = hub.render_card(folder, hub.CardFacts(base_model=["a/b"]), repo_id="me/omni", results=results)
-    assert "| steps | 7 |" in card.text and "| pope | pope_f1_score | 0.7818 |" in card.text
+    assert "| steps | 7 |" in card.text and "| trained parameters | lm_head 1,234 |" in card.text
+    assert "| pope | pope_f1_score | 0.7818 |" in card.text
     assert [result.metric_value for result in card.data.eval_results] == [0.7818]
     assert card.data.base_model == ["a/b"] and card.data.pipeline_tag == "image-text-to-text"
     assert card.data.library_name == "transformers" and card.data.model_name == "omni"

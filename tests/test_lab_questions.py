@@ -6,6 +6,7 @@ import pytest
 
 from lab import questions
 from lab.scenes import Thing, render_scene
+from lab.world import render
 
 
 RED_CIRCLE = Thing("circle", "red", 40, 100, 20)
@@ -63,3 +64,15 @@ def test_no_turn_repeats_what_an_earlier_one_gave_away():
 
 def test_plural():
     assert questions.plural("cross") == "crosses" and questions.plural("star") == "stars"
+
+
+def test_look_ups_ask_the_colour_of_everything_that_its_shape_tells_apart():
+    for index in range(50):
+        things = render("train", "scene", index).facts["things"]
+        shapes = [thing.shape for thing in things]
+        alone = {thing.shape: thing.colour for thing in things if shapes.count(thing.shape) == 1}
+        turns = questions.look_up_turns(Random(index), things)
+        asked = [turn for turn in turns if turn.topic == "colour"]
+        assert [turn.topic for turn in turns[: len(alone)]] == ["colour"] * len(alone)
+        assert sorted(turn.answer for turn in asked) == sorted(alone.values())
+        assert turns  # also where no shape is alone

@@ -61,6 +61,7 @@ def test_run_leaves_one_folder_that_answers_and_changed_only_its_stages_parts(tm
     assert summary == json.loads((tmp_path / "out" / "training_summary.json").read_text())
     assert (summary["stage"], summary["steps"], summary["samples"]) == (stage, 4, 8)
     assert set(summary["trained_parameters"]) == set(STAGES[stage])
+    assert summary["stage"] == stage and summary["learning_rate"] > 0 and summary["global_batch"] >= 1
     assert summary["final_loss"] > 0 and summary["seconds"] > 0
 
 

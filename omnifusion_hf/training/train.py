@@ -125,7 +125,7 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
     trainer.save_model()
-    summary = summarise(model_data.stage, trainer, plans, len(dataset), seconds)
+    summary = settings_of(model_data, args) | summarise(trainer, plans, len(dataset), seconds)
     if trainer.is_world_process_zero():
         write_whole(Path(args.output_dir) / "training_summary.json", json.dumps(summary, indent=2))
     return summary
@@ -143,11 +143,26 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     return str(max(whole, key=lambda path: int(path.name.split("-")[-1])))
 
 
-def summarise(stage: str, trainer: Trainer, plans: list[PartPlan], samples: int, seconds: float) -> dict:
+def settings_of(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
+    """What a reader of the model card asks first; paths are named by their last part alone."""
+    return {
+        "stage": model_data.stage,
+        "started_from": Path(model_data.model_name_or_path).name,
+        "data": Path(model_data.data_path).name,
+        "optimizer": model_data.optimizer or getattr(args.optim, "value", args.optim),
+        "learning_rate": args.learning_rate,
+        "lr_scheduler": getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type),
+        "weight_decay": args.weight_decay,
+        "global_batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+        "max_length": model_data.max_length,
+    }
+
+
+def summarise(trainer: Trainer, plans: list[PartPlan], samples: int, seconds: float) -> dict:
     """The figures of a finished run. `final_loss` is the last logged one, `seconds` are of this process alone."""
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {
-        "stage": stage,
         "steps": trainer.state.global_step,
         "final_loss": losses[-1] if losses else None,
         "samples": samples,

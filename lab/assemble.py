@@ -23,7 +23,6 @@ DEMO = {
     "digit": 2,
     "text, 2 characters": 1,
     "text, 3 characters": 1,
-    "text, 4 characters": 1,
     "formula": 2,
 }
 

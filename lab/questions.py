@@ -129,12 +129,18 @@ def scene_turns(rng: Random, things: list[Thing], most: int = 7) -> list[Turn]:
 
 
 def look_up_turns(rng: Random, things: list[Thing]) -> list[Turn]:
-    """First the colour of everything that its shape tells apart, then some of the rest: teaches finding by shape."""
+    """First the colour of everything that its shape tells apart, then some of the rest: teaches finding by shape.
+
+    Captions stand among them, alone or last: without them the model forgets to caption.
+    """
+    if rng.random() < 0.12:
+        return [caption_turn(rng, things)]
     colours = [turn for turn in attribute_turns(rng, things) if turn.topic == "colour"]
     rng.shuffle(colours)
     others = [turn for turns in (count_turns, place_turns, position_turns) for turn in few(rng, turns(rng, things), 2)]
     rng.shuffle(others)
-    return colours[:5] + others
+    captions = [caption_turn(rng, things)] if rng.random() < 0.5 else []
+    return colours[:5] + others + captions
 
 
 def few(rng: Random, turns: list[Turn], most: int) -> list[Turn]:

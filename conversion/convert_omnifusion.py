@@ -35,7 +35,7 @@ from omnifusion_hf import (  # noqa: E402
     OmniFusionProcessor,
     add_special_tokens,
 )
-from omnifusion_hf.configuration_omnifusion import SPECIAL_TOKENS  # noqa: E402
+from omnifusion_hf.configuration_omnifusion import SPECIAL_TOKENS, padded_vocab_size  # noqa: E402
 from omnifusion_hf.files import staged_folder, write_whole  # noqa: E402
 from omnifusion_hf.hub import CardFacts, render_card  # noqa: E402
 from omnifusion_hf.modeling_omnifusion import AUTO_MAP  # noqa: E402
@@ -146,7 +146,7 @@ def model_config(release: Release, tower: VisionTower, tokenizer) -> OmniFusionC
             raise ValueError(
                 f"The {part} is {found}, but projection.pt was made for {expected}; give the matching one."
             )
-    text_config.vocab_size = -(-len(tokenizer) // 64) * 64
+    text_config.vocab_size = padded_vocab_size(len(tokenizer))
     text_config.architectures = None
     preprocessing = tower.preprocessing
     vision = {"encoder_configs": [tower.config], "image_sizes": [crop_side(preprocessing, tower.config.image_size)]}

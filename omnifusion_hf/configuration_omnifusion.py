@@ -78,6 +78,11 @@ def _side(size: int | list[int] | tuple[int, int], name: str) -> int:
     return sides.pop()
 
 
+def padded_vocab_size(rows: int) -> int:
+    """The next multiple of 64, which matrix products and tensor parallelism like."""
+    return -(-rows // 64) * 64
+
+
 @strict
 class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     r"""
@@ -268,7 +273,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         """
         vision_fields = {name: kwargs.pop(name) for name in ("image_sizes", "image_normalizations") if name in kwargs}
         text_config = AutoConfig.from_pretrained(text)
-        text_config.vocab_size = -(-max(text_config.vocab_size, len(tokenizer)) // 64) * 64
+        text_config.vocab_size = padded_vocab_size(max(text_config.vocab_size, len(tokenizer)))
         ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(getattr(tokenizer, name)) for name in SPECIAL_TOKENS}
         return cls(
             vision_config=OmniFusionVisionConfig.from_encoders_pretrained(vision, **vision_fields),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from release import write_release, write_vision_tower
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,7 @@ from conversion import pickles
 from conversion.convert_omnifusion import convert, main
 from conversion.original_v1_1 import Original
 from conversion.release_v1_1 import Release
-from conversion.verify_conversion import Row, verify
+from conversion.verify_conversion import Row, converted_outputs, verify
 from omnifusion_hf.processing_omnifusion import ESCAPE
 from omnifusion_hf.training.collator import ConversationCollator
 from omnifusion_hf.training.data import ConversationDataset
@@ -289,37 +290,18 @@ def golden_cases() -> list[tuple[str, dict]]:
 def test_goldens_of_the_authors_code(golden_model, name, case):
     model, processor = golden_model
     golden = load_file(FIXTURE / "fixture/golden.safetensors")
-    content = [{"type": "text", "text": case["question"]}]
-    if "image" in case:
-        content.insert(0, {"type": "image", "image": str(FIXTURE / f"fixture/images/{case['image']}.png")})
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
-    found = {}
-    hook = model.model.language_model.register_forward_pre_hook(
-        lambda module, args, kwargs: found.update(embeddings=kwargs["inputs_embeds"][0]), with_kwargs=True
-    )
-    with torch.no_grad():
-        hidden = model.model(**inputs).last_hidden_state[0]
-        logits = model.lm_head(hidden)
-    hook.remove()
+    picture = Image.open(FIXTURE / f"fixture/images/{case['image']}.png") if "image" in case else None
+    found = converted_outputs(model, processor, picture, case["question"])
     close(found["embeddings"], golden[f"{name}.inputs_embeds"], 2e-5)
-    close(hidden, golden[f"{name}.last_hidden_state"], 1e-4)
-    close(logits[:, golden["logits_columns"].long()], golden[f"{name}.logits_cols"], 1e-4)
-    close(logits[-1, :32000], golden[f"{name}.logits_last"], 1e-4)
+    close(found["last hidden state"], golden[f"{name}.last_hidden_state"], 1e-4)
+    close(found["logits"][:, golden["logits_columns"].long()], golden[f"{name}.logits_cols"], 1e-4)
+    close(found["logits"][-1, :32000], golden[f"{name}.logits_last"], 1e-4)
     if "image" in case:
-        close(inputs["pixel_values"][0], golden[f"image.{case['image']}.pixel_values"], 2e-5)
-        tokens = model.get_image_features(inputs["pixel_values"]).pooler_output[0]
-        close(tokens, golden[f"image.{case['image']}.visual_tokens"], 2e-5)
-    length = inputs["input_ids"].shape[1]
-    assert model.generate(**inputs)[0, length:].tolist() == case["beam_readme_ids"]
+        close(found["pixels"], golden[f"image.{case['image']}.pixel_values"], 2e-5)
+        close(found["visual tokens"], golden[f"image.{case['image']}.visual_tokens"], 2e-5)
+    assert found["beam-3 ids"].tolist() == case["beam_readme_ids"]
     if "greedy_readme_ids" in case:
-        greedy = model.generate(**inputs, num_beams=1, early_stopping=False)
-        assert greedy[0, length:].tolist() == case["greedy_readme_ids"]
+        assert found["greedy ids"].tolist() == case["greedy_readme_ids"]
 
 
 def close(found: torch.Tensor, expected: torch.Tensor, atol: float):

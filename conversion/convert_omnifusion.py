@@ -7,15 +7,11 @@ every tensor of the model is written exactly once; the output appears under its 
 """
 
 import argparse
-import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from tqdm import tqdm
 from transformers import AutoConfig, GenerationConfig
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.models.auto.image_processing_auto import get_image_processor_config
@@ -25,9 +21,9 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from conversion import release_v1_1 as release_keys  # noqa: E402
-from conversion.pickles import read  # noqa: E402
-from conversion.release_v1_1 import Release, find_shards, projection_tensors, renamed  # noqa: E402
+from conversion.release_v1_1 import Release  # noqa: E402
 from conversion.tokenizers_llama import fast_tokenizer  # noqa: E402
+from conversion.weights import check_new, find_shards, in_pieces, locate, shard_tensors, write_weights  # noqa: E402
 from omnifusion_hf import (  # noqa: E402
     OmniFusionConfig,
     OmniFusionForConditionalGeneration,
@@ -36,7 +32,7 @@ from omnifusion_hf import (  # noqa: E402
     add_special_tokens,
 )
 from omnifusion_hf.configuration_omnifusion import SPECIAL_TOKENS, padded_vocab_size  # noqa: E402
-from omnifusion_hf.files import staged_folder, write_whole  # noqa: E402
+from omnifusion_hf.files import staged_folder  # noqa: E402
 from omnifusion_hf.hub import CardFacts, render_card  # noqa: E402
 from omnifusion_hf.modeling_omnifusion import AUTO_MAP  # noqa: E402
 from omnifusion_hf.processing_omnifusion import chat_template_for  # noqa: E402
@@ -57,26 +53,6 @@ FACTS = CardFacts(
         "Training taught no end of answer: answers end after 50 tokens or at an EOS that the LLM gives of itself.",
     ],
 )
-
-
-@dataclass
-class Ledger:
-    """Which tensors of the model are written, and where; each exactly once and in the right shape."""
-
-    expected: dict[str, tuple[int, ...]]
-    written: dict[str, str] = field(default_factory=dict)
-
-    def enter(self, tensors: dict[str, torch.Tensor], file: str):
-        for name, tensor in tensors.items():
-            if name not in self.expected or name in self.written:
-                raise ValueError(f"`{name}` has no place in the model (or came twice); is this the right source?")
-            if tuple(tensor.shape) != self.expected[name]:
-                raise ValueError(f"`{name}` has shape {tuple(tensor.shape)}, the model expects {self.expected[name]}.")
-            self.written[name] = file
-
-    def close(self):
-        if missing := sorted(set(self.expected) - set(self.written)):
-            raise ValueError(f"The source lacks {len(missing)} tensors, the first `{missing[0]}`; is it complete?")
 
 
 @dataclass(frozen=True)
@@ -101,36 +77,10 @@ class VisionTower:
         """Tensors of the first `num_layers` layers under their names here."""
         for shard in self.shards:
             for name, tensor in shard_tensors(shard):
-                target = renamed(name, release_keys.VISION_KEYS, release_keys.VISION_DROPPED, str(shard))
-                layer = target and target.startswith("encoder.layers.") and int(target.split(".")[2])
-                if target and (layer is False or layer < num_layers):
-                    yield f"model.vision_tower.encoders.0.{target}", tensor
-
-
-def shard_tensors(path: Path):
-    """(name, tensor) one by one, from the mapped file."""
-    if path.suffix == ".bin":
-        yield from read(path).items()
-        return
-    try:
-        with safe_open(path, framework="pt") as shard:
-            names = list(shard.keys())
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); download it again.") from error
-    for name in names:
-        with safe_open(path, framework="pt") as shard:  # a mapping of its own, whose pages go with the tensor
-            yield name, shard.get_tensor(name)
-
-
-def locate(source: str, patterns: list[str]) -> Path:
-    """A folder as it is, or the files of a Hub repository, downloaded with progress and resume."""
-    if Path(source).exists():
-        return Path(source)
-    if source.count("/") != 1 or source.startswith((".", "/")):
-        raise ValueError(f"`{source}` is neither a folder nor a Hub id (owner/name); check the path.")
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(source, allow_patterns=patterns))
+                for target, part in release_keys.VISION.place(name, tensor, shard):
+                    layer = int(target.split(".")[2]) if target.startswith("encoder.layers.") else 0
+                    if layer < num_layers:
+                        yield f"model.vision_tower.encoders.0.{target}", part
 
 
 def model_config(release: Release, tower: VisionTower, tokenizer) -> OmniFusionConfig:
@@ -183,58 +133,20 @@ def with_special_rows(name: str, tensor: torch.Tensor, rows: int, vectors: dict[
 def llm_tensors(shard: Path, rows: int, vectors: dict[int, torch.Tensor]):
     """The LLM's tensors of one shard under their names here."""
     for name, tensor in shard_tensors(shard):
-        target = renamed(name, release_keys.LLM_KEYS, release_keys.LLM_DROPPED, str(shard))
-        if target in ("lm_head.weight", "model.language_model.embed_tokens.weight"):
-            tensor = with_special_rows(target, tensor, rows, vectors)
-        if target:
-            yield target, tensor
+        for target, part in release_keys.LLM.place(name, tensor, shard):
+            padded = target in ("lm_head.weight", "model.language_model.embed_tokens.weight")
+            yield target, with_special_rows(target, part, rows, vectors) if padded else part
 
 
 def all_tensors(release: Release, tower: VisionTower, config: OmniFusionConfig):
     """(name here, tensor) of the whole model, one by one: adapter, vision tower, LLM."""
-    yield from projection_tensors(release.read_projection(), str(release.projection)).items()
+    for name, tensor in release.read_projection().tensors().items():
+        yield from release_keys.PROJECTION.place(name, tensor, release.projection)
     yield from tower.tensors(config.vision_config.encoder_configs[0].num_hidden_layers - 1)  # for hidden state -2
     vectors = release.read_special_vectors(config.text_config.hidden_size)
     rows = {getattr(config, release_keys.SPECIAL_VECTORS[name]): vector for name, vector in vectors.items()}
     for shard in release.llm_shards:
         yield from llm_tensors(shard, config.text_config.vocab_size, rows)
-
-
-def in_pieces(tensors, most_bytes: int):
-    """Groups of tensors of at most this size together (a larger one by itself)."""
-    piece, size = {}, 0
-    for name, tensor in tensors:
-        if piece and size + tensor.nbytes > most_bytes:
-            yield piece
-            piece, size = {}, 0
-        if name in piece:
-            raise ValueError(f"`{name}` comes twice; is this the right source?")
-        piece[name] = tensor
-        size += tensor.nbytes
-    yield piece
-
-
-def write_weights(folder: Path, pieces, model: torch.nn.Module, dtype: torch.dtype | None, progress: tqdm):
-    """Writes one safetensors file a piece, and the index; memory holds one piece at a time."""
-    ledger = Ledger({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
-    files, total = [], 0
-    for piece in pieces:
-        files.append(folder / f"{len(files) + 1:05d}.safetensors")
-        ledger.enter(piece, files[-1].name)
-        progress.update(sum(tensor.nbytes for tensor in piece.values()))
-        piece = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in piece.items()}
-        total += sum(tensor.nbytes for tensor in piece.values())
-        try:
-            save_file(piece, files[-1], metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(f"{files[-1]} was not written: {error}") from error
-    ledger.close()
-    names = {file.name: f"model-{file.stem}-of-{len(files):05d}.safetensors" for file in files}
-    for file in files:
-        file.rename(folder / names[file.name])
-    weight_map = {name: names[file] for name, file in sorted(ledger.written.items())}
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    write_whole(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
 
 
 def convert(source: str, vision: str, output: str, dtype: torch.dtype | None = None) -> Path:
@@ -247,8 +159,7 @@ def convert(source: str, vision: str, output: str, dtype: torch.dtype | None = N
 
     Raises `ValueError` (what was found, expected, to do) without leaving an output folder.
     """
-    if Path(output).exists():
-        raise ValueError(f"{output} exists and would be replaced; give a new name or remove it.")
+    check_new(output)
     release = Release.find(locate(source, release_keys.HUB_PATTERNS))
     tower = VisionTower.find(locate(vision, ["*.json", "*.safetensors", "pytorch_model.bin"]))
     tokenizer = add_special_tokens(fast_tokenizer(release.tokenizer))
@@ -258,8 +169,7 @@ def convert(source: str, vision: str, output: str, dtype: torch.dtype | None = N
     with staged_folder(output) as folder:
         sizes = [shard.stat().st_size for shard in release.llm_shards]
         pieces = in_pieces(all_tensors(release, tower, config), max(sizes) // 4)
-        with tqdm(total=sum(sizes), desc="weights", unit="B", unit_scale=True) as progress:
-            write_weights(folder, pieces, model, dtype, progress)
+        write_weights(folder, pieces, model, dtype)
         config.dtype = dtype or next(iter(release.read_special_vectors(config.text_config.hidden_size).values())).dtype
         config.architectures = [type(model).__name__]
         custom_object_save(model, folder)

@@ -3,13 +3,13 @@
 The code that wrote them is https://github.com/AIRI-Institute/OmniFusion.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from .pickles import RELEASE_CLASSES, Inert, read
+from .weights import KeyTable, find_shards
 
 
 SUBFOLDER = "OmniMistral-v1_1"
@@ -17,52 +17,46 @@ HUB_PATTERNS = [
     f"{SUBFOLDER}/{name}" for name in ("*.pt", "tokenizer/*", "tuned-model/*.json", "tuned-model/*.safetensors")
 ]
 
-# Source names are regular expressions for the whole name; a tensor that matches no row is an error.
-PROJECTION = "model.multi_modal_projector."
-PROJECTION_KEYS = {
-    r"transformer_layer\.self_attn\.out_proj\.(weight|bias)": PROJECTION + r"transformer_layer.self_attn.o_proj.\1",
-    r"transformer_layer\.(linear1|linear2|norm1|norm2)\.(weight|bias)": PROJECTION + r"transformer_layer.\1.\2",
-    r"linear\.(weight|bias)": PROJECTION + r"linear.\1",
-}
-# query, key and value stacked in one tensor
-PROJECTION_SPLIT = {
-    r"transformer_layer\.self_attn\.in_proj_(weight|bias)": [
-        PROJECTION + rf"transformer_layer.self_attn.{part}_proj.\1" for part in "qkv"
-    ],
-}
-LLM_KEYS = {
-    r"model\.(embed_tokens\.weight|norm\.weight|layers\..+)": r"model.language_model.\1",
-    r"lm_head\.weight": "lm_head.weight",
-}
-LLM_DROPPED = [r".+\.rotary_emb\.inv_freq"]
+_ADAPTER = "model.multi_modal_projector."
+PROJECTION = KeyTable(
+    keys={
+        r"transformer_layer\.self_attn\.out_proj\.(weight|bias)": _ADAPTER + r"transformer_layer.self_attn.o_proj.\1",
+        r"transformer_layer\.(linear1|linear2|norm1|norm2)\.(weight|bias)": _ADAPTER + r"transformer_layer.\1.\2",
+        r"linear\.(weight|bias)": _ADAPTER + r"linear.\1",
+    },
+    split={
+        r"transformer_layer\.self_attn\.in_proj_(weight|bias)": [
+            _ADAPTER + rf"transformer_layer.self_attn.{part}_proj.\1" for part in "qkv"
+        ],
+    },
+)
+LLM = KeyTable(
+    keys={
+        r"model\.(embed_tokens\.weight|norm\.weight|layers\..+)": r"model.language_model.\1",
+        r"lm_head\.weight": "lm_head.weight",
+    },
+    dropped=[r".+\.rotary_emb\.inv_freq"],
+)
 # Vision towers come as a vision model or inside a two-tower CLIP, by older (`vision_model.`) or newer names.
-VISION_KEYS = {
-    r"(?:vision_model\.)?(embeddings\.(?:class_embedding|(?:patch|position)_embedding\.weight))": r"\1",
-    r"(?:vision_model\.)?(pre_layrnorm\.(?:weight|bias))": r"\1",
-    r"(?:vision_model\.)?(encoder\.layers\.\d+\..+)": r"\1",
-}
-VISION_DROPPED = [
-    r"text_model\..+",
-    r"logit_scale|(?:text|visual)_projection\.weight",
-    r".+\.position_ids",
-    r"(?:vision_model\.)?post_layernorm\.(?:weight|bias)",
-]
+VISION = KeyTable(
+    keys={
+        r"(?:vision_model\.)?(embeddings\.(?:class_embedding|(?:patch|position)_embedding\.weight))": r"\1",
+        r"(?:vision_model\.)?(pre_layrnorm\.(?:weight|bias))": r"\1",
+        r"(?:vision_model\.)?(encoder\.layers\.\d+\..+)": r"\1",
+    },
+    dropped=[
+        r"text_model\..+",
+        r"logit_scale|(?:text|visual)_projection\.weight",
+        r".+\.position_ids",
+        r"(?:vision_model\.)?post_layernorm\.(?:weight|bias)",
+    ],
+)
 SPECIAL_VECTORS = {
     "SOI": "image_start_token_id",
     "EOI": "image_end_token_id",
     "USER": "user_token_id",
     "BOT": "bot_token_id",
 }
-
-
-def renamed(name: str, keys: dict[str, str], dropped: list[str], source: str) -> str | None:
-    """The name here, None for a tensor that is dropped on purpose; `ValueError` for an unknown one."""
-    for pattern, target in keys.items():
-        if match := re.fullmatch(pattern, name):
-            return match.expand(target)
-    if any(re.fullmatch(pattern, name) for pattern in dropped):
-        return None
-    raise ValueError(f"{source} holds the unknown tensor `{name}`; expected names like {sorted(keys)}.")
 
 
 @dataclass(frozen=True)
@@ -109,36 +103,3 @@ class Release:
                     f"{self.special_embeddings}: {name} is {getattr(vector, 'shape', vector)}, expected ({width},)."
                 )
         return {name: vector.detach() for name, vector in vectors.items()}
-
-
-def find_shards(folder: Path) -> list[Path]:
-    """The weight files of a model folder, each of the index present. `.bin` only where no safetensors are."""
-    import json
-
-    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-        index, single = folder / f"{stem}.{suffix}.index.json", folder / f"{stem}.{suffix}"
-        if index.is_file():
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            missing = [name for name in names if not (folder / name).is_file()]
-            if missing:
-                raise ValueError(f"{folder} is half a download: {missing} of {len(names)} weight files are missing.")
-            return [folder / name for name in names]
-        if single.is_file():
-            return [single]
-    raise ValueError(
-        f"{folder} holds no weights; expected model.safetensors, its shards with an index, or pytorch_model.bin."
-    )
-
-
-def projection_tensors(module: Inert, source: str) -> dict[str, torch.Tensor]:
-    """The adapter's tensors under their names here; the stacked attention projection is split in three."""
-    tensors = {}
-    for name, tensor in module.tensors().items():
-        split = next((t for p, t in PROJECTION_SPLIT.items() if re.fullmatch(p, name)), None)
-        if split is None:
-            tensors[renamed(name, PROJECTION_KEYS, [], source)] = tensor.clone()
-            continue
-        kind = name.rsplit("_", 1)[1]
-        for target, part in zip(split, tensor.chunk(3)):
-            tensors[target.replace(r"\1", kind)] = part.clone()
-    return tensors

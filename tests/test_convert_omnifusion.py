@@ -191,7 +191,7 @@ def test_interruption_leaves_no_folder(release, tower, tmp_path, monkeypatch):
     def out_of_disk(*args, **kwargs):
         raise SafetensorError("No space left on device")  # what save_file raises
 
-    monkeypatch.setattr("conversion.convert_omnifusion.save_file", out_of_disk)
+    monkeypatch.setattr("conversion.weights.save_file", out_of_disk)
     with pytest.raises(OSError, match="was not written: No space left"):
         convert(str(release), str(tower), str(tmp_path / "model"))
     assert not any(tmp_path.iterdir())

@@ -23,6 +23,7 @@ import os
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -35,10 +36,20 @@ from transformers.image_utils import (
     PILImageResampling,
     infer_channel_dimension_format,
     is_valid_image,
+    make_flat_list_of_images,
 )
 from transformers.processing_utils import ImagesKwargs
+from transformers.utils import is_torch_tensor
 
-from .views_omnifusion import Box, ImageFit, ViewStrategy, picture_views
+from .views_omnifusion import (
+    Box,
+    ImageFit,
+    PictureViews,
+    ViewStrategy,
+    picture_views,
+    region_views,
+    regions_per_image,
+)
 
 
 # Written into the saved file beside `resample`, so that a change of resampling between versions can be seen.
@@ -55,12 +66,23 @@ class OmniFusionImageProcessorKwargs(ImagesKwargs, total=False):
         Canvases of the grid strategy as [rows, columns] of tiles.
     max_image_pixels (`int`):
         Pictures that declare more pixels are refused before they are decoded.
+    regions (`list`, per call):
+        Boxes that become views of their own: one list per picture, nested as the pictures are, of
+        `[left, top, right, bottom]` or of what transformers' detection pipelines return. In pixels of the picture as a
+        viewer shows it, EXIF orientation applied.
+    region_context (`float`):
+        What a region shows around its box, both sides together, as a share of the box's longer side.
+    max_regions (`int`):
+        The most regions of one picture: the best scored ones or, without scores, the first in reading order.
     """
 
     view_strategy: ViewStrategy
     image_fit: ImageFit
     grid_canvases: list[list[int]]
     max_image_pixels: int
+    regions: Any
+    region_context: float | int
+    max_regions: int
 
 
 # A resized picture above this is never made: 4096 x 4096 pixels, 48 MB.
@@ -144,6 +166,9 @@ def viewer_rgb(image: Image.Image) -> Image.Image:
 
 def array_to_image(array, do_rescale: bool, input_data_format=None) -> Image.Image:
     """A picture from an array or tensor: (H, W), (H, W, C) or (C, H, W); 0..255, or 0..1 where rescaled already."""
+    if is_torch_tensor(array):
+        array = array.detach().cpu()
+        array = array.float() if array.is_floating_point() else array  # numpy has no bfloat16
     array = np.asarray(array)
     if array.ndim == 3:
         layout = input_data_format or infer_channel_dimension_format(array, num_channels=(1, 3, 4))
@@ -165,34 +190,44 @@ def cut_views(image: Image.Image, boxes: list[Box], side: int, resample: int, ba
     """The boxes resampled to `side` x `side`; what a box has outside the picture becomes background.
 
     "Resize to whole pixels, then crop" is done literally, since Pillow reads a box in float32 and would be off by one
-    level here and there. Only where the resized picture would be huge (a region of a scan, a long strip) the box is
-    resampled directly.
+    level here and there. Only where the resized picture would be huge (a long strip) the box is resampled directly.
     """
     resized = {image.size: image}
     views = []
-    for left, top, right, bottom in boxes:
-        x_scale, y_scale = side / (right - left), side / (bottom - top)
+    for box in boxes:
+        x_scale, y_scale = side / (box[2] - box[0]), side / (box[3] - box[1])
         size = (round(image.width * x_scale), round(image.height * y_scale))
-        corner = (round(-left * x_scale), round(-top * y_scale))
         if size[0] * size[1] > MAX_RESIZED_PIXELS:
-            inside = (max(left, 0.0), max(top, 0.0), min(right, image.width), min(bottom, image.height))
-            corner = (max(corner[0], 0), max(corner[1], 0))
-            size = (round((inside[2] - inside[0]) * x_scale), round((inside[3] - inside[1]) * y_scale))
-            source = image.resize(size, resample, box=inside)
-        else:
-            if size not in resized:
-                resized[size] = image.resize(size, resample)
-            source = resized[size]
+            views.append(cut_directly(image, box, side, resample, background))
+            continue
+        if size not in resized:
+            resized[size] = image.resize(size, resample)
         view = Image.new(image.mode, (side, side), background)
-        view.paste(source, corner)
+        view.paste(resized[size], (round(-box[0] * x_scale), round(-box[1] * y_scale)))
         views.append(view)
     return views
+
+
+def cut_directly(image: Image.Image, box: Box, side: int, resample: int, background: tuple) -> Image.Image:
+    """One box resampled to `side` x `side` at the cost of that view alone, however large the picture is."""
+    left, top, right, bottom = box
+    x_scale, y_scale = side / (right - left), side / (bottom - top)
+    inside = (max(left, 0.0), max(top, 0.0), min(right, image.width), min(bottom, image.height))
+    size = (round((inside[2] - inside[0]) * x_scale), round((inside[3] - inside[1]) * y_scale))
+    size = (max(size[0], 1), max(size[1], 1))
+    view = Image.new(image.mode, (side, side), background)
+    view.paste(
+        image.resize(size, resample, box=inside),
+        (round((inside[0] - left) * x_scale), round((inside[1] - top) * y_scale)),
+    )
+    return view
 
 
 class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
     r"""
     Turns pictures into views: `pixel_values` (ΣV, 3, S, S) float32, flat over the batch, and `image_view_index` (ΣV,),
     which counts from 0 within each picture (and stays right when views of several requests are sliced or joined).
+    A picture's views are the whole picture, then the tiles of `view_strategy="grid"`, then the `regions` of the call.
 
     Pictures may be PIL images, numpy arrays, torch tensors, paths, URLs, base64 strings or the bytes of a file.
     Source: paper section 3.3; v1.1 uses `image_fit="crop"`, bicubic, S=336.
@@ -213,6 +248,9 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
     image_fit = "crop"
     grid_canvases = [[1, 2], [2, 1], [2, 2], [1, 3], [3, 1]]
     max_image_pixels = 2**27
+    regions = None  # always given per call
+    region_context = 0.2
+    max_regions = 4
 
     def __init__(self, **kwargs):
         for name, value in RECORDED.items():
@@ -230,17 +268,23 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
         if not do_resize:
             raise ValueError("Views are always resized to S x S; do_resize must stay True.")
 
-    def fetch_images(self, image_url_or_urls):
+    def fetch_images(self, image_url_or_urls, max_image_pixels: int | None = None):
         """Opens whatever is not a picture object yet; nesting is kept."""
         if isinstance(image_url_or_urls, (list, tuple)):
-            return [self.fetch_images(item) for item in image_url_or_urls]
+            return [self.fetch_images(item, max_image_pixels) for item in image_url_or_urls]
         if isinstance(image_url_or_urls, (str, bytes, os.PathLike)):
-            return open_image(image_url_or_urls, self.max_image_pixels)
+            return open_image(image_url_or_urls, max_image_pixels or self.max_image_pixels)
         if not is_valid_image(image_url_or_urls):
             raise TypeError(
                 f"A picture must be a PIL image, array, tensor, path, URL or bytes, got {type(image_url_or_urls)}."
             )
         return image_url_or_urls
+
+    def _preprocess_image_like_inputs(self, images, *args, regions=None, **kwargs) -> BatchFeature:
+        images = self.fetch_images(images, kwargs["max_image_pixels"])
+        if regions is not None:
+            regions = regions_per_image(regions, _images_per_prompt(images))
+        return super()._preprocess_image_like_inputs(images, *args, regions=regions, **kwargs)
 
     def process_image(
         self, image, input_data_format=None, max_image_pixels=None, do_rescale=True, do_convert_rgb=True, **kwargs
@@ -260,22 +304,21 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
         do_normalize,
         image_mean,
         image_std,
-        view_strategy,
-        image_fit,
-        grid_canvases,
         return_tensors,
         **kwargs,
     ) -> BatchFeature:
         background = tuple(round(255 * mean) for mean in image_mean)
+        plan = self.plan_views([(image.height, image.width) for image in images], size=size, **kwargs)
         views, image_view_index = [], []
-        for image in images:
+        for image, boxes in zip(images, plan):
             if len(image.getbands()) != len(image_mean):  # possible with do_convert_rgb=False alone
                 raise ValueError(
                     f"A picture has the channels {image.getbands()} and image_mean {len(image_mean)} values; give one "
                     "value per channel or leave do_convert_rgb=True."
                 )
-            boxes = picture_views((image.height, image.width), view_strategy, image_fit, grid_canvases, size.height)
-            views += cut_views(image, boxes, size.height, resample, background)
+            cut = {"side": size.height, "resample": resample, "background": background}
+            views += cut_views(image, [boxes.whole, *boxes.tiles], **cut)
+            views += [cut_directly(image, box, **cut) for box in boxes.regions]
             image_view_index += range(len(boxes))
         pixels = np.stack([np.asarray(view) for view in views]).astype(np.float32)  # (ΣV, S, S, 3)
         if do_rescale:
@@ -286,13 +329,33 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
         data = {"pixel_values": pixels, "image_view_index": np.asarray(image_view_index, dtype=np.int64)}
         return BatchFeature(data=data, tensor_type=return_tensors)
 
+    def plan_views(self, image_sizes: list[tuple[int, int]], **options) -> list[PictureViews]:
+        """The views of pictures known by (height, width) alone; `options` are those of a call, `regions` included."""
+        options = {name: getattr(self, name) for name in self._valid_kwargs_names} | options
+        options = self._standardize_kwargs(**options)
+        regions = [[] for _ in image_sizes]
+        if options["regions"] is not None:
+            regions = regions_per_image(options["regions"], [len(image_sizes)])
+        chosen = [options[name] for name in ("view_strategy", "image_fit", "grid_canvases")]
+        plan = []
+        for index, (size, boxes) in enumerate(zip(image_sizes, regions)):
+            try:
+                boxes = region_views(size, boxes, options["region_context"], options["max_regions"])
+            except ValueError as error:
+                raise ValueError(f"Regions of picture {index}, {error}") from None
+            plan.append(picture_views(size, *chosen, options["size"].height, boxes))
+        return plan
+
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> int:
         """V, the number of views of a picture of this size (transformers' name for it); needs no pixels."""
-        chosen = {"view_strategy": self.view_strategy, "grid_canvases": self.grid_canvases} | (images_kwargs or {})
-        side = self.size["height"]
-        return len(
-            picture_views((height, width), chosen["view_strategy"], self.image_fit, chosen["grid_canvases"], side)
-        )
+        return len(self.plan_views([(height, width)], **images_kwargs or {})[0])
+
+
+def _images_per_prompt(images) -> list[int]:
+    """[3, 1] for [[a, b, c], [d]]; what is not nested counts as one prompt."""
+    if isinstance(images, (list, tuple)) and any(isinstance(sample, (list, tuple)) for sample in images):
+        return [len(sample) if isinstance(sample, (list, tuple)) else 1 for sample in images]
+    return [len(make_flat_list_of_images(images))]
 
 
 __all__ = ["OmniFusionImageProcessor"]

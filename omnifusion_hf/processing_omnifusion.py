@@ -17,7 +17,9 @@ Every `<image>` in a prompt becomes `<img_start>` + V·P x `<image>` + `<img_end
 """
 
 import json
+from dataclasses import dataclass
 
+import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
@@ -26,7 +28,7 @@ from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
 
 from .configuration_omnifusion import SPECIAL_TOKENS, OmniFusionConfig
 from .image_processing_omnifusion import OmniFusionImageProcessor
-from .views_omnifusion import views_per_image
+from .views_omnifusion import regions_per_image, views_per_image
 
 
 # User text is data. The chat template puts this private-use character inside any special token that a user typed, so
@@ -145,6 +147,53 @@ def add_special_tokens(tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
+@dataclass(frozen=True)
+class TokenCount:
+    """What pictures cost in an LLM's context.
+
+    views: V of each picture, the encoder passes it takes.
+    image_seq_length: P, visual tokens per view.
+    context_length: the tokens that the LLM has room for, if known.
+
+    >>> print(TokenCount([5, 1], 576, context_length=4096))
+    picture 1: 5 views x 576 + 2 marks = 2882 tokens
+    picture 2: 1 view x 576 + 2 marks = 578 tokens
+    total: 3460 tokens, 84.5% of a context of 4096
+    """
+
+    views: list[int]
+    image_seq_length: int
+    context_length: int | None = None
+
+    @property
+    def image_tokens(self) -> list[int]:
+        """`<image>` tokens of each picture, V·P: those that features go into."""
+        return [num_views * self.image_seq_length for num_views in self.views]
+
+    @property
+    def tokens(self) -> list[int]:
+        """Tokens of each picture in the prompt, the marks around it included."""
+        return [num_tokens + 2 for num_tokens in self.image_tokens]
+
+    @property
+    def total(self) -> int:
+        return sum(self.tokens)
+
+    @property
+    def share(self) -> float | None:
+        """The part of the context that the pictures take; above 1 they do not fit."""
+        return None if self.context_length is None else self.total / self.context_length
+
+    def __str__(self) -> str:
+        lines = [
+            f"picture {index}: {count} {'view' if count == 1 else 'views'} x {self.image_seq_length} + 2 marks = "
+            f"{tokens} tokens"
+            for index, (count, tokens) in enumerate(zip(self.views, self.tokens), start=1)
+        ]
+        share = "" if self.share is None else f", {self.share:.1%} of a context of {self.context_length}"
+        return "\n".join([*lines, f"total: {self.total} tokens{share}"])
+
+
 class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
     r"""
     Prepares prompts and pictures for [`OmniFusionForConditionalGeneration`].
@@ -153,7 +202,8 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         P, the visual tokens of one view; `OmniFusionConfig.image_seq_length`.
 
     Pictures go to a batch of prompts nested (`[[a, b], [c]]`, one list per prompt, checked per prompt) or flat (in the
-    order of the placeholders). `images=[]` means none.
+    order of the placeholders). `images=[]` means none. `regions=` are boxes in them that become views of their own,
+    nested or flat as the pictures are ([`OmniFusionImageProcessor`]); a picture without regions has `[]`.
     """
 
     def __init__(self, image_processor=None, tokenizer=None, image_seq_length=576, chat_template=None, **kwargs):
@@ -213,7 +263,14 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
             images = None
         return super().__call__(images=images, text=text, **kwargs)
 
+    def prepare_inputs_layout(self, images=None, text=None, **kwargs):
+        if images is not None:
+            images = self.image_processor.fetch_images(images, _image_option(kwargs, "max_image_pixels"))
+        return super().prepare_inputs_layout(images=images, text=text, **kwargs)
+
     def validate_inputs(self, images=None, text=None, **kwargs):
+        if images is None and (regions := _image_option(kwargs, "regions")) is not None:
+            regions_per_image(regions, [0])  # raises for boxes without pictures, which would be lost
         nested = isinstance(images, (list, tuple)) and any(isinstance(sample, (list, tuple)) for sample in images)
         if nested and text is not None:
             self._check_pictures_per_prompt(images, text)
@@ -236,16 +293,32 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         num_views = views_per_image(image_inputs["image_view_index"])[image_idx]
-        return self.image_start_token + self.image_token * (num_views * self.image_seq_length) + self.image_end_token
+        num_tokens = TokenCount([num_views], self.image_seq_length).image_tokens[0]
+        return self.image_start_token + self.image_token * num_tokens + self.image_end_token
+
+    def count_tokens(self, image_sizes, context_length: int | None = None, **image_options) -> TokenCount:
+        """What pictures will cost, from their sizes alone; the one place that counts.
+
+        Args:
+            image_sizes: (height, width) of one picture, or a list with that of each.
+            context_length: the LLM's room, `model.config.text_config.max_position_embeddings`.
+            image_options: as in a call, such as `regions=[[0, 0, 90, 90]]` or `view_strategy="grid"`.
+        """
+        sizes = np.reshape(image_sizes, (-1, 2)).tolist()
+        views = self.image_processor.plan_views(sizes, **self._merge_kwargs(**image_options)["images_kwargs"])
+        return TokenCount([len(boxes) for boxes in views], self.image_seq_length, context_length)
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
         """Image tokens and views of pictures known by (height, width) alone; serving engines plan memory with it."""
         if image_sizes is None:
             return MultiModalData()
-        options = self._merge_kwargs(**kwargs)["images_kwargs"]
-        views = [self.image_processor.get_number_of_image_patches(*size, options) for size in image_sizes]
-        tokens = [num_views * self.image_seq_length for num_views in views]
-        return MultiModalData(num_image_tokens=tokens, num_image_patches=views)
+        count = self.count_tokens(image_sizes, **kwargs)
+        return MultiModalData(num_image_tokens=count.image_tokens, num_image_patches=count.views)
+
+
+def _image_option(kwargs: dict, name: str):
+    """An option of a call, given by itself or inside `images_kwargs`."""
+    return kwargs.get(name, kwargs.get("images_kwargs", {}).get(name))
 
 
 def _flatten(images) -> list:

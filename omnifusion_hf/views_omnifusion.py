@@ -13,11 +13,15 @@
 # limitations under the License.
 """Views of a picture: from its size to boxes, as pure functions (paper section 3.3, image strategies).
 
-A view is what an encoder sees at once: the whole picture or a tile of it, always a square of S pixels. A box is
-`(left, top, right, bottom)` in pixels of the *original* picture, as floats; what lies outside the picture is padding.
-Boxes are those of "resize to whole pixels, then crop", whose whole-pixel sizes can be read back from them exactly.
+A view is what an encoder sees at once, always a square of S pixels: the whole picture, a tile of its grid, or a region
+that the caller or a detector asked for. A box is `(left, top, right, bottom)` in pixels of the *original* picture, as
+floats; what lies outside the picture is padding. The boxes of whole and tiles are those of "resize to whole pixels,
+then crop", whose whole-pixel sizes can be read back from them exactly; a region's box is whole pixels itself.
 """
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -26,6 +30,21 @@ import numpy as np
 Box = tuple[float, float, float, float]
 ImageFit = Literal["crop", "pad", "squash"]
 ViewStrategy = Literal["whole", "grid"]
+
+
+@dataclass(frozen=True)
+class PictureViews:
+    """The views of one picture; iterates over all boxes in the model's order: whole, tiles, regions. `len` is V."""
+
+    whole: Box
+    tiles: list[Box] = field(default_factory=list)
+    regions: list[Box] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Box]:
+        return iter([self.whole, *self.tiles, *self.regions])
+
+    def __len__(self) -> int:
+        return 1 + len(self.tiles) + len(self.regions)
 
 
 def _window(size: tuple[int, int], resized: tuple[int, int], corner: tuple[int, int], side: int) -> Box:
@@ -107,21 +126,169 @@ def grid_views(size: tuple[int, int], canvases: list[list[int]], side: int) -> l
     return [_window(size, resized, corner, side) for corner in corners]
 
 
+def read_region(region) -> tuple[Box, float | None]:
+    """Box and score of a region: `[left, top, right, bottom]`, or an entry of transformers' detection pipelines.
+
+    >>> read_region([10, 20, 30, 40])
+    ((10.0, 20.0, 30.0, 40.0), None)
+    >>> read_region({"score": 0.9, "label": "cat", "box": {"xmin": 10, "ymin": 20, "xmax": 30, "ymax": 40}})
+    ((10.0, 20.0, 30.0, 40.0), 0.9)
+    """
+    score, corners = None, region
+    try:
+        if isinstance(region, dict):
+            score, corners = region.get("score"), [region["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")]
+        left, top, right, bottom = map(float, corners)
+        score = None if score is None else float(score)
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"{region} is no box; give [left, top, right, bottom] in pixels or a detection pipeline's "
+            '{"score", "label", "box": {"xmin", "ymin", "xmax", "ymax"}}.'
+        ) from None
+    if not all(map(math.isfinite, (left, top, right, bottom, score or 0.0))):
+        raise ValueError(f"{region} is not finite; repair or remove it.")
+    return (left, top, right, bottom), score
+
+
+def clip_region(size: tuple[int, int], box: Box) -> Box:
+    """The whole pixels of the picture that a box touches. Raises `ValueError` where there is none.
+
+    >>> clip_region((100, 200), (-3.5, 10.2, 20.0, 30.0))
+    (0, 10, 20, 30)
+    """
+    height, width = size
+    left, top, right, bottom = box
+    if left >= right or top >= bottom:
+        raise ValueError(
+            f"{list(box)} is empty or reversed; boxes are [left, top, right, bottom] with left < right and top < bottom."
+        )
+    if left >= width or top >= height or right <= 0 or bottom <= 0:
+        raise ValueError(
+            f"{list(box)} lies outside the picture of {width} x {height} pixels (width x height); boxes are in pixels "
+            "of the picture as a viewer shows it."
+        )
+    right, bottom = min(width, math.ceil(right)), min(height, math.ceil(bottom))
+    return (max(0, math.floor(left)), max(0, math.floor(top)), right, bottom)
+
+
+def square_region(size: tuple[int, int], box: Box, context: float) -> Box:
+    """The square of whole pixels that shows a box of the picture, with half of `context` x its longer side around it.
+
+    The square is moved into the picture where it fits there; else it is centred on the picture, and padded.
+
+    >>> square_region((100, 200), (50, 40, 70, 50), context=0.2)
+    (48.0, 33.0, 72.0, 57.0)
+    >>> square_region((100, 200), (0, 0, 20, 10), context=0.2)
+    (0.0, 0.0, 24.0, 24.0)
+    >>> square_region((100, 200), (0, 20, 150, 40), context=0.0)
+    (0.0, -25.0, 150.0, 125.0)
+    """
+    left, top, right, bottom = box
+    side = round(max(right - left, bottom - top) * (1 + context))
+
+    def start(low: float, high: float, length: int) -> float:
+        if side > length:
+            return float((length - side) // 2)
+        return float(min(max(round((low + high - side) / 2), 0), length - side))
+
+    left, top = start(left, right, size[1]), start(top, bottom, size[0])
+    return (left, top, left + side, top + side)
+
+
+def region_views(size: tuple[int, int], regions: list, context: float, max_regions: int) -> list[Box]:
+    """Views of the regions of one picture: clipped, sorted, capped, squared.
+
+    Sorted by falling score where the regions have one, else in reading order: upper edge, then left edge. Of more than
+    `max_regions` the first are kept. Raises `ValueError` that names the first box which shows nothing of the picture.
+
+    >>> region_views((100, 200), [[80, 50, 90, 60], [10, 10, 30, 30]], context=0.0, max_regions=4)
+    [(10.0, 10.0, 30.0, 30.0), (80.0, 50.0, 90.0, 60.0)]
+    """
+    if not (context >= 0 and math.isfinite(context)) or max_regions < 0:
+        raise ValueError(f"region_context ({context}) and max_regions ({max_regions}) must be 0 or more.")
+    found = []
+    for index, region in enumerate(regions):
+        try:
+            box, score = read_region(region)
+            found.append((clip_region(size, box), score))
+        except ValueError as error:
+            raise ValueError(f"box {index}: {error}") from None
+    if len({score is None for _, score in found}) > 1:
+        raise ValueError("some boxes have a score and some have none; their order would be a guess.")
+    found.sort(key=lambda region: (region[0][1], region[0][0]) if region[1] is None else -region[1])
+    return [square_region(size, box, context) for box, _ in found[:max_regions]]
+
+
 def picture_views(
-    size: tuple[int, int], strategy: ViewStrategy, fit: ImageFit, canvases: list[list[int]], side: int
-) -> list[Box]:
-    """All views of a picture, the whole picture first; the length of this list is V, its number of views.
+    size: tuple[int, int],
+    strategy: ViewStrategy,
+    fit: ImageFit,
+    canvases: list[list[int]],
+    side: int,
+    regions: list[Box] | None = None,
+) -> PictureViews:
+    """All views of a picture; `regions` are views already ([`region_views`]) and go with either strategy.
 
     Raises `ValueError` for a picture without pixels or an unknown strategy.
     """
     if min(size) < 1:
         raise ValueError(f"A picture of {size[0]} x {size[1]} pixels has no content; remove it from the input.")
-    views = [whole_view(size, fit, side)]
-    if strategy == "grid":
-        views += grid_views(size, canvases, side)
-    elif strategy != "whole":
-        raise ValueError(f"view_strategy `{strategy}` is unknown; use 'whole' or 'grid'.")
-    return views
+    if strategy not in ("whole", "grid"):
+        raise ValueError(
+            f"view_strategy `{strategy}` is unknown; use 'whole' or 'grid'. Regions go with both: pass regions=[...] "
+            "beside the pictures."
+        )
+    tiles = grid_views(size, canvases, side) if strategy == "grid" else []
+    return PictureViews(whole_view(size, fit, side), tiles, regions or [])
+
+
+def regions_per_image(regions, images_per_prompt: list[int]) -> list[list]:
+    """One list of boxes per picture of a batch.
+
+    `regions` are the boxes of its only picture, one list of boxes per picture, or such lists nested per prompt; arrays
+    and tensors stand for lists. Raises `ValueError` where their number is not that of the pictures.
+
+    >>> regions_per_image([[0, 0, 9, 9]], [1])
+    [[[0, 0, 9, 9]]]
+    >>> regions_per_image([[[0, 0, 9, 9]], []], [1, 1])
+    [[[0, 0, 9, 9]], []]
+    >>> regions_per_image([[[[0, 0, 9, 9]], []], []], [2, 0])
+    [[[0, 0, 9, 9]], []]
+    """
+    regions, expected = _as_lists(regions), sum(images_per_prompt)
+    levels = _levels(regions)
+    if levels == -math.inf:
+        return [[] for _ in range(expected)]
+    if levels not in (1, 2, 3):
+        raise ValueError(
+            "regions are one list of boxes per picture, each box [left, top, right, bottom] or a detection pipeline's "
+            f"entry; got {str(regions)[:80]}."
+        )
+    given = 1 if levels == 1 else len(regions)
+    if levels == 3:
+        given, expected = [len(prompt) for prompt in regions], images_per_prompt
+    if given != expected:
+        raise ValueError(
+            f"There are {given} lists of regions for {expected} pictures; nest regions as the pictures are, with one "
+            "list of boxes per picture, [] for none."
+        )
+    if levels == 3:
+        return [boxes for prompt in regions for boxes in prompt]
+    return [regions] if levels == 1 else regions
+
+
+def _as_lists(regions):
+    """Arrays and tensors, alone or inside lists, as lists of numbers."""
+    if hasattr(regions, "tolist"):
+        return regions.tolist()
+    return [_as_lists(item) for item in regions] if isinstance(regions, (list, tuple)) else regions
+
+
+def _levels(regions) -> float:
+    """How many lists enclose a box: 0 for a box itself, -inf where there is none."""
+    if not isinstance(regions, list) or not all(isinstance(item, (list, dict)) for item in regions):
+        return 0
+    return 1 + max(map(_levels, regions), default=-math.inf)
 
 
 def views_per_image(image_view_index) -> list[int]:

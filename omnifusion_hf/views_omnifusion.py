@@ -160,7 +160,7 @@ def clip_region(size: tuple[int, int], box: Box) -> Box:
     left, top, right, bottom = box
     if left >= right or top >= bottom:
         raise ValueError(
-            f"{list(box)} is empty or reversed; boxes are [left, top, right, bottom] with left < right and top < bottom."
+            f"{list(box)} is empty or reversed; boxes are [left, top, right, bottom] with left < right, top < bottom."
         )
     if left >= width or top >= height or right <= 0 or bottom <= 0:
         raise ValueError(

@@ -35,7 +35,7 @@ from omnifusion_hf.configuration_omnifusion import SPECIAL_TOKENS, padded_vocab_
 from omnifusion_hf.files import staged_folder  # noqa: E402
 from omnifusion_hf.hub import CardFacts, render_card  # noqa: E402
 from omnifusion_hf.modeling_omnifusion import AUTO_MAP  # noqa: E402
-from omnifusion_hf.processing_omnifusion import chat_template_for  # noqa: E402
+from omnifusion_hf.chat_template_omnifusion import chat_template_for  # noqa: E402
 
 
 VISION = "openai/clip-vit-large-patch14-336"

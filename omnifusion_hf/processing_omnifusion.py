@@ -16,7 +16,6 @@
 Every `<image>` in a prompt becomes `<img_start>` + V·P x `<image>` + `<img_end>`, V views of P visual tokens each.
 """
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,67 +25,10 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
 
+from .chat_template_omnifusion import ESCAPE, chat_template_for
 from .configuration_omnifusion import SPECIAL_TOKENS, OmniFusionConfig
 from .image_processing_omnifusion import OmniFusionImageProcessor
 from .views_omnifusion import regions_per_image, views_per_image
-
-
-# User text is data. The chat template puts this private-use character inside any special token that a user typed, so
-# that the tokenizer does not see the token; the tokenizer's normalizer then removes it, and plain text is left.
-ESCAPE = "\ue0f5"
-
-# The format of the release v1.1 (pictures that open a message stand before its role mark), with EOS after every answer
-# unless `append_eos=False` is passed. BOS, where the LLM wants one, is put in by `chat_template_for` alone.
-CHAT_TEMPLATE = """\
-{%- macro typed(text) -%}
-{%- set ns = namespace(text=text) -%}
-{%- for token in TYPED_TOKENS -%}
-{%- set ns.text = ns.text | replace(token, token[0] + 'ESCAPE' + token[1:]) -%}
-{%- endfor -%}
-{{- ns.text -}}
-{%- endmacro -%}
-{%- macro plain(content) -%}
-{%- if content is string -%}{{- typed(content) -}}
-{%- else -%}
-{%- for part in content -%}
-{%- if part.type != 'text' -%}
-{{- raise_exception('Only user messages hold pictures, got a part of type ' + part.type) -}}
-{%- endif -%}
-{{- typed(part.text) -}}
-{%- endfor -%}
-{%- endif -%}
-{%- endmacro -%}
-{%- if messages[0].role == 'system' -%}
-{{- plain(messages[0].content) + '\\n' -}}
-{%- else -%}
-{{- 'This is a dialog with AI assistant.\\n' -}}
-{%- endif -%}
-{%- for message in messages -%}
-{%- if message.role == 'user' -%}
-{%- set ns = namespace(opened=false) -%}
-{%- set parts = [{'type': 'text', 'text': message.content}] if message.content is string else message.content -%}
-{%- for part in parts -%}
-{%- if part.type == 'image' -%}
-{{- '<image>' -}}
-{%- elif part.type == 'text' -%}
-{%- if not ns.opened -%}{{- '<user>' -}}{%- set ns.opened = true -%}{%- endif -%}
-{{- typed(part.text) -}}
-{%- else -%}
-{{- raise_exception('A user message holds parts of type text and image, got ' + part.type) -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if not ns.opened -%}{{- '<user>' -}}{%- endif -%}
-{%- elif message.role == 'assistant' -%}
-{{- '<bot>' -}}
-{%- generation -%}
-{{- plain(message.content) + ('' if append_eos is false else eos_token) -}}
-{%- endgeneration -%}
-{%- elif message.role != 'system' or not loop.first -%}
-{{- raise_exception('Roles are user, assistant and (first only) system, got ' + message.role) -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<bot>' -}}{%- endif -%}
-""".replace("ESCAPE", ESCAPE)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
@@ -101,29 +43,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         return AutoTokenizer.from_pretrained(name)
 
 
-def adds_bos(tokenizer) -> bool:
-    """Whether the tokenizer puts a BOS in front of every text by itself."""
-    return tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
-
-
-def chat_template_for(tokenizer) -> str:
-    """The chat format for an LLM: with its BOS in front where it was trained with one.
-
-    Its own special tokens, typed by a user, stay text like ours.
-    """
-    own = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    tokens = sorted({*SPECIAL_TOKENS.values(), *own}, key=lambda token: (-len(token), token))
-    template = CHAT_TEMPLATE.replace("TYPED_TOKENS", json.dumps(tokens, ensure_ascii=False))
-    return ("{{- bos_token -}}" if adds_bos(tokenizer) else "") + template
-
-
 def add_special_tokens(tokenizer) -> PreTrainedTokenizerFast:
     """The LLM's tokenizer with OmniFusion's special tokens, as a plain fast tokenizer (tokenizer.json says all).
 
     It adds no BOS or EOS by itself (the chat template does) and pads on the left, as generation needs. Without a
     padding token EOS pads: the attention mask, not the id, tells padding apart.
 
-    Raises `ValueError` for a tokenizer without a fast backend.
+    Raises `ValueError` for a tokenizer without a fast backend, or without an EOS, by which answers end.
     """
     from tokenizers import Tokenizer, normalizers, processors
 
@@ -132,6 +58,8 @@ def add_special_tokens(tokenizer) -> PreTrainedTokenizerFast:
             f"{type(tokenizer).__name__} has no fast backend; give a folder with a tokenizer.json (save the tokenizer "
             "with transformers once to make it)."
         )
+    if tokenizer.eos_token is None:
+        raise ValueError(f"The tokenizer of {tokenizer.name_or_path} has no EOS token; set its eos_token and save it.")
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.post_processor = processors.Sequence([])
     escape = normalizers.Replace(ESCAPE, "")
@@ -229,7 +157,7 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         cls,
         vision: list[str],
         text: str,
-        chat_template: str | None = None,
+        chat_template: str = "release",
         image_options: dict | None = None,
         **config,
     ) -> "OmniFusionProcessor":
@@ -238,12 +166,12 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         Args:
             vision: names or folders of the vision encoders; the first one's image processor gives normalisation.
             text: name or folder of the LLM, whose tokenizer is used.
-            chat_template: a template of your own; by default the format of the release.
+            chat_template: `"release"`, the release's format, or `"own"`, that of a chat-tuned LLM.
             image_options: fields of [`OmniFusionImageProcessor`] to set, such as `view_strategy` or `image_fit`.
             config: fields of [`OmniFusionConfig`], the same as given to the model.
         """
         tokenizer = load_tokenizer(text)
-        template = chat_template or chat_template_for(tokenizer)
+        template = chat_template_for(tokenizer, chat_template)
         tokenizer = add_special_tokens(tokenizer)
         model_config = OmniFusionConfig.from_vision_text_pretrained(vision, text, tokenizer=tokenizer, **config)
         vision_config = model_config.vision_config

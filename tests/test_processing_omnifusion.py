@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from omnifusion_hf import OmniFusionProcessor, add_special_tokens
-from omnifusion_hf.processing_omnifusion import ESCAPE, chat_template_for
+from omnifusion_hf.chat_template_omnifusion import ESCAPE, chat_template_for
 
 
 SPECIALS = ["<image>", "<img_start>", "<img_end>", "<user>", "<bot>", "</s>", "<s>"]

@@ -29,11 +29,16 @@ DEMO = {
 
 def assemble(encoder: Path, llm: Path, out: Path) -> None:
     parts = {"vision": [str(encoder)], "text": str(llm), "projector_type": "mlp", "vision_feature_layer": -1}
-    torch.manual_seed(0)
     with staged_folder(out) as folder:
-        OmniFusionForConditionalGeneration.from_vision_text_pretrained(**parts).save_pretrained(folder)
-        processor = OmniFusionProcessor.from_vision_text_pretrained(**parts, image_options={"image_fit": "pad"})
-        processor.save_pretrained(folder)
+        put_together(parts, folder)
+
+
+def put_together(parts: dict, folder: Path, seed: int = 0, **image_options) -> None:
+    """A model and its processor from `parts`, arguments of `from_vision_text_pretrained`; `seed` draws the adapter."""
+    torch.manual_seed(seed)
+    OmniFusionForConditionalGeneration.from_vision_text_pretrained(**parts).save_pretrained(folder)
+    image_options = {"image_fit": "pad"} | image_options
+    OmniFusionProcessor.from_vision_text_pretrained(**parts, image_options=image_options).save_pretrained(folder)
 
 
 def export(trained: Path, out: Path) -> int:

@@ -6,6 +6,7 @@ pictures exchanged among them. What the baseline scores is what the question alo
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count as numbers
 from pathlib import Path
@@ -112,11 +113,19 @@ def answers(model, processor, pictures: list[Picture], questions: list[str], bat
     return said
 
 
-def evaluate(model, processor, split: str, count: int, topics: tuple[str, ...] = TOPICS, blind: bool = True) -> dict:
+def evaluate(
+    model,
+    processor,
+    split: str,
+    count: int,
+    topics: tuple[str, ...] = TOPICS,
+    blind: bool = True,
+    examples_of: Callable[[str, str, int], list[Example]] = examples,
+) -> dict:
     """topic -> {"n", "accuracy", "edit_distance", "blind_accuracy", "blind_edit_distance"}."""
     table = {}
-    for topic in tqdm(topics, desc=f"evaluate {split}"):
-        asked = examples(split, topic, count)
+    for topic in tqdm(topics, desc=f"evaluate {split}", disable=None):
+        asked = examples_of(split, topic, count)
         pictures, questions = [e.picture for e in asked], [e.question for e in asked]
         truths = [e.answer for e in asked]
         table[topic] = {"n": count, **scores(answers(model, processor, pictures, questions), truths)}

@@ -43,7 +43,7 @@ FORMULA_MARGIN = 12
 
 
 @lru_cache(maxsize=2048)
-def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
+def font_of(name: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(FONT_FOLDER / f"{name}.ttf"), size)
 
 
@@ -106,9 +106,9 @@ def sample_text(rng: Random, length: int) -> str:
 def render_text(rng: Random, length: int) -> Picture:
     text = sample_text(rng, length)
     name = rng.choice(FONTS)
-    widest = _font(name, 100).getlength(text)
+    widest = font_of(name, 100).getlength(text)
     largest = min(120, int(100 * 176 / widest))
-    font = _font(name, rng.randint(min(44, largest), largest))
+    font = font_of(name, rng.randint(min(44, largest), largest))
     left, top, right, bottom = font.getbbox(text, anchor="ls")
     x = rng.uniform(4 - left, SIDE - 4 - right)
     y = rng.uniform(4 - top, SIDE - 4 - bottom)

@@ -45,7 +45,7 @@ def _polygon(shape: str) -> list[tuple[float, float]]:
 
 
 @lru_cache(maxsize=4096)
-def _mask(shape: str, radius: int, tilt: int) -> Image.Image:
+def mask_of(shape: str, radius: int, tilt: int) -> Image.Image:
     """The anti-aliased coverage of a shape, (2r + 5) pixels wide."""
     size = 2 * radius + 5
     big = Image.new("L", (size * _SUPERSAMPLE,) * 2)
@@ -60,17 +60,19 @@ def _mask(shape: str, radius: int, tilt: int) -> Image.Image:
     return big.reduce(_SUPERSAMPLE)
 
 
-def sample_things(rng: Random) -> list[Thing]:
-    """One to five things. Half of the scenes draw from few shapes or colours, so that counts above 1 occur."""
-    wanted = rng.randint(1, 5)
+def sample_things(
+    rng: Random, most: int = 5, side: int = SIDE, smallest: int = MIN_RADIUS, largest: int = MAX_RADIUS
+) -> list[Thing]:
+    """One to `most` things. Half of the scenes draw from few shapes or colours, so that counts above 1 occur."""
+    wanted = rng.randint(1, most)
     few = rng.random() < 0.5
     shapes = rng.sample(SHAPES, rng.randint(1, 2) if few else len(SHAPES))
     colours = rng.sample(list(COLOURS), rng.randint(1, 3) if rng.random() < 0.3 else len(COLOURS))
     things: list[Thing] = []
-    largest = MAX_RADIUS if wanted <= 3 else 29
+    largest = largest if wanted <= 3 else min(largest, 29)
     while len(things) < wanted:
-        radius = rng.randint(MIN_RADIUS, largest)
-        x, y = (rng.randint(radius + 2, SIDE - radius - 3) for _ in range(2))
+        radius = rng.randint(smallest, largest)
+        x, y = (rng.randint(radius + 2, side - radius - 3) for _ in range(2))
         if all((x - t.x) ** 2 + (y - t.y) ** 2 > (radius + t.radius + 4) ** 2 for t in things):
             things.append(Thing(rng.choice(shapes), rng.choice(colours), x, y, radius))
     return sorted(things, key=lambda t: t.x)
@@ -81,7 +83,7 @@ def draw_scene(rng: Random, things: list[Thing]) -> Picture:
     image = paper(jitter(rng, (pale, pale, pale), 12))
     labels = np.zeros((GRID, GRID), np.uint8)
     for thing in things:
-        mask = _mask(thing.shape, thing.radius, rng.randrange(-10, 11, 2))
+        mask = mask_of(thing.shape, thing.radius, rng.randrange(-10, 11, 2))
         corner = (thing.x - mask.width // 2, thing.y - mask.height // 2)
         image.paste(jitter(rng, COLOURS[thing.colour], 14), corner, mask)
         _label(labels, thing, mask, corner)

@@ -1,0 +1,218 @@
+"""The paper's questions (arXiv 2404.06212, section 4) asked again in the miniature world: `python -m lab.ablations`.
+
+Every run is one experiment with one seed, which draws the adapter's weights and the data's order. It goes through
+the package's own path: assemble, `train` with a recipe a stage, save, load, evaluate. A finished run is one JSON file;
+runs that have theirs are skipped, so the command may be interrupted and given again. Table and figure in docs/ are
+made from the files that there are (lab.ablation_report).
+"""
+
+import argparse
+import json
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+
+from tqdm import tqdm
+
+from omnifusion_hf.files import staged_folder, write_whole
+
+
+HERE = Path(__file__).parent
+OUT = HERE / "out"
+RESULTS = OUT / "ablations" / "results"
+SMALL = OUT / "ablations" / "small"
+LLM = OUT / "ablations" / "llm"
+DEMO = HERE.parent / "omnifusion_hf" / "tiny"
+ENCODERS = {
+    "clip": OUT / "ablations" / "clip" / "encoder",
+    "dinov2": OUT / "ablations" / "dinov2" / "encoder",
+    "swin": OUT / "encoder" / "encoder",
+}
+SEEDS = (0, 1, 2)
+BATCH = 32
+STEPS = {"stage1": 100, "stage2": 400}
+SAMPLES_PER_TOPIC = 200
+PLAIN_TOPICS = ("colour", "shape", "count", "digit", "text, 1 character", "text, 2 characters", "text, 3 characters")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One row of the table.
+
+    encoders: keys of ENCODERS. config: fields of OmniFusionConfig. views: "whole", "grid" or "regions" (of a perfect
+    detector). world: "plain", or "small" for lab.small's pictures. stages: without stage 1, stage 2 has its steps too.
+    """
+
+    name: str
+    encoders: tuple[str, ...] = ("clip",)
+    config: dict = field(default_factory=lambda: {"projector_type": "mlp"})
+    views: str = "whole"
+    world: str = "plain"
+    stages: tuple[str, ...] = ("stage1", "stage2")
+
+
+MIX = ("clip", "dinov2")
+EXPERIMENTS = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment("mlp"),
+        Experiment("transformer", config={"projector_type": "transformer", "projector_intermediate_size": 512}),
+        Experiment("mlp, stage 2 alone", stages=("stage2",)),
+        Experiment("concatenation", MIX, {"projector_type": "concatenation", "projector_intermediate_size": 512}),
+        Experiment("summation", MIX, {"projector_type": "summation"}),
+        Experiment("attention", MIX, {"projector_type": "attention", "projector_num_queries": 64}),
+        Experiment("whole", ("swin",), world="small"),
+        Experiment("grid", ("swin",), views="grid", world="small"),
+        Experiment("regions", ("swin",), views="regions", world="small"),
+    )
+}
+
+
+def prepare() -> None:
+    """What all runs share, where it is missing; `ValueError` without the outputs of `python -m lab`."""
+    from . import ablation_data, pretrain_encoder, pretrain_painter
+
+    for path in (OUT / "train" / "stage2.json", ENCODERS["swin"], DEMO):
+        if not path.exists():
+            raise ValueError(f"{path} is missing; `python -m lab` makes it.")
+    makers = {
+        ENCODERS["clip"]: lambda path: pretrain_encoder.train(path.parent, "clip", steps=2400, batch_size=32),
+        ENCODERS["dinov2"]: lambda path: pretrain_painter.train(path.parent),
+        SMALL: ablation_data.write_small_pictures,
+        LLM: take_llm,
+    }
+    for path, make in makers.items():
+        if not path.exists():
+            make(path)
+
+
+def take_llm(path: Path) -> None:
+    """The demo checkpoint's LLM with its tokenizer, as an ordinary causal language model."""
+    from transformers import AutoModelForImageTextToText, AutoTokenizer, MistralForCausalLM
+
+    import omnifusion_hf  # noqa: F401  registers the classes
+
+    demo = AutoModelForImageTextToText.from_pretrained(DEMO)
+    llm = MistralForCausalLM(demo.config.text_config).float()
+    llm.model.load_state_dict(demo.model.language_model.state_dict())
+    llm.lm_head.load_state_dict(demo.lm_head.state_dict())
+    with staged_folder(path) as folder:
+        llm.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(DEMO).save_pretrained(folder)
+
+
+def result_path(results: Path, name: str, seed: int) -> Path:
+    return results / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}.json"
+
+
+def missing_runs(results: Path, names: list[str], seeds=SEEDS) -> list[tuple[str, int]]:
+    """(experiment, seed) without a finished file; seed by seed, so that all rows of the table grow together."""
+    return [(name, seed) for seed in seeds for name in names if not result_path(results, name, seed).exists()]
+
+
+def assemble(experiment: Experiment, seed: int, folder: Path) -> None:
+    from .assemble import put_together
+
+    parts = {"vision": [str(ENCODERS[name]) for name in experiment.encoders], "text": str(LLM)}
+    layer = {"vision_feature_layer": -1} if "swin" in experiment.encoders else {}
+    grid = {"view_strategy": "grid", "grid_canvases": [[2, 2]]} if experiment.views == "grid" else {}
+    put_together(parts | layer | experiment.config, folder, seed, **grid)
+
+
+def write_data(experiment: Experiment, seed: int, steps: dict[str, int], folder: Path) -> Path:
+    """The stages' JSON files in `folder`; returns the folder of their pictures."""
+    from .ablation_data import plain_samples, small_samples, write_stage
+
+    plain, regions = experiment.world == "plain", experiment.views == "regions"
+    pictures = OUT / "train" if plain else SMALL
+    for stage, count in steps.items():
+        # without the experiment's name: with one seed, all adapters read the same data in the same order
+        rng = Random(f"{experiment.world}/{stage}/{seed}")
+        count *= BATCH
+        samples = plain_samples(pictures, rng, count) if plain else small_samples(pictures, rng, count, regions)
+        write_stage(folder / f"{stage}.json", samples, rng)
+    return pictures
+
+
+def steps_of(experiment: Experiment, steps: dict[str, int]) -> dict[str, int]:
+    """Without stage 1, stage 2 gets its steps: every run reads as many samples."""
+    return steps if len(experiment.stages) > 1 else {"stage2": sum(steps.values())}
+
+
+def train_stages(experiment: Experiment, seed: int, steps: dict[str, int], folder: Path) -> dict:
+    """Trains in `folder` from its `assembled`; returns each stage's summary. The model ends in `stage2`."""
+    from omnifusion_hf.training.train import parse_recipe, train
+
+    pictures, start, summaries = write_data(experiment, seed, steps, folder), folder / "assembled", {}
+    for stage in experiment.stages:
+        given = {
+            "model_name_or_path": start,
+            "data_path": folder / f"{stage}.json",
+            "image_folder": pictures,
+            "output_dir": folder / stage,
+            "seed": seed,
+        }
+        recipe = HERE / "recipes" / f"ablation_{stage}.yaml"
+        summaries[stage] = train(*parse_recipe(str(recipe), [f"{key}={value}" for key, value in given.items()]))
+        start = folder / stage
+    return summaries
+
+
+def evaluate_run(experiment: Experiment, folder: Path, split: str, count: int) -> dict:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from .evaluate import evaluate, examples
+    from .small import TOPICS, small_examples
+
+    model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager").eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    if experiment.world == "plain":
+        return evaluate(model, processor, split, count, PLAIN_TOPICS, examples_of=examples)
+    return evaluate(model, processor, split, count, TOPICS, examples_of=small_examples)
+
+
+def run(name: str, seed: int, results: Path, steps: dict[str, int], split: str, count: int) -> None:
+    """One run from pretrained parts to its JSON file."""
+    import torch
+    from transformers import logging
+
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    experiment, start = EXPERIMENTS[name], time.process_time()
+    with TemporaryDirectory() as folder:
+        folder = Path(folder)
+        assemble(experiment, seed, folder / "assembled")
+        stages = train_stages(experiment, seed, steps_of(experiment, steps), folder)
+        trained = time.process_time()
+        topics = evaluate_run(experiment, folder / "stage2", split, count)
+    seconds = {"training": trained - start, "evaluation": time.process_time() - trained}
+    result = {"experiment": name, "seed": seed, "split": split, "cpu_seconds": seconds, "stages": stages}
+    write_whole(result_path(results, name, seed), json.dumps(result | {"topics": topics}, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=EXPERIMENTS, action="append", help="these experiments alone")
+    parser.add_argument("--seed", type=int, action="append", help=f"these seeds alone; default: {SEEDS}")
+    parser.add_argument("--processes", type=int, default=1, help="runs at a time, one thread each")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the finished runs' files")
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--steps", type=int, nargs=2, default=list(STEPS.values()), metavar=("STAGE1", "STAGE2"))
+    parser.add_argument("--count", type=int, default=SAMPLES_PER_TOPIC, help="samples a topic")
+    options = parser.parse_args()
+    prepare()
+    runs = missing_runs(options.results, options.only or list(EXPERIMENTS), options.seed or SEEDS)
+    steps = dict(zip(STEPS, options.steps, strict=True))
+    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
+        rest = (options.results, steps, options.split, options.count)
+        jobs = {pool.submit(run, name, seed, *rest): (name, seed) for name, seed in runs}
+        for job in tqdm(as_completed(jobs), total=len(jobs), desc="runs", unit="run"):
+            job.result()
+
+
+if __name__ == "__main__":
+    main()

@@ -50,11 +50,13 @@ class EncoderFamily:
 
     prefix_tokens: tokens in front of the patches (CLS), dropped by `vision_feature_select_strategy="default"`.
     image_mean, image_std: the published normalisation, used where a checkpoint brings no image processor.
+    feature_layer: the hidden state that is used where none is asked for (paper, encoder table).
     """
 
     prefix_tokens: int
     image_mean: list[float]
     image_std: list[float]
+    feature_layer: int = -2
 
     @property
     def normalization(self) -> dict[str, list[float]]:
@@ -66,8 +68,12 @@ ENCODER_FAMILIES = {
     "siglip_vision_model": EncoderFamily(0, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
     "dinov2": EncoderFamily(1, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
     "internvl_vision": EncoderFamily(1, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
-    "donut-swin": EncoderFamily(0, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
+    "donut-swin": EncoderFamily(0, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, feature_layer=-1),
 }
+
+
+# Adapters that read every layer of every encoder; the others read one of each.
+ALL_LAYERS = ("summation", "attention")
 
 
 def _side(size: int | list[int] | tuple[int, int], name: str) -> int:
@@ -213,12 +219,19 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     r"""
     Configuration of [`OmniFusionForConditionalGeneration`].
 
-    projector_type (`"mlp"` or `"transformer"`, defaults to `"mlp"`):
-        The adapter (paper section 3.2). Several encoders are put side by side, channel by channel.
+    projector_type (`"mlp"`, `"transformer"`, `"concatenation"`, `"summation"` or `"attention"`, defaults to `"mlp"`):
+        The adapter (paper section 3.2). `mlp` and `transformer` put several encoders side by side, channel by channel,
+        and need equal token counts; `concatenation` puts them one after another; `summation` adds up all layers of
+        all encoders; `attention` reads all layers with trained queries.
     projector_num_attention_heads, projector_intermediate_size, projector_dropout:
-        Of the transformer adapter: heads, feed-forward width, dropout in training (v1.1: 4, 2048, 0.1).
-    vision_feature_layer (`int` or `list[int]`, defaults to -2):
-        Which hidden state of each encoder is used; 0 is the embeddings' output, -1 the last layer's.
+        Heads, feed-forward width and dropout in training (v1.1: 4, 2048, 0.1) of `transformer` and `concatenation`;
+        heads and dropout of `attention`.
+    projector_num_queries (`int`, defaults to 576):
+        Rows of the trained matrix of `attention`: the visual tokens that it gives for a view.
+    vision_feature_layer (`int`, `list[int]` or `"all"`, *optional*):
+        Which hidden state of each encoder is used; 0 is the embeddings' output, -1 the last layer's. By default
+        `"all"` for `summation` and `attention`, for which nothing else is possible, and for the others -2 as in the
+        paper (-1 of a Swin encoder).
     vision_feature_select_strategy (`"default"` or `"full"`, defaults to `"default"`):
         `"default"` drops the CLS token (the paper always does), `"full"` keeps it.
     image_token_id, image_start_token_id, image_end_token_id, user_token_id, bot_token_id (`int`):
@@ -237,11 +250,12 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
-    projector_type: Literal["mlp", "transformer"] = "mlp"
+    projector_type: Literal["mlp", "transformer", "concatenation", "summation", "attention"] = "mlp"
     projector_num_attention_heads: int = 4
     projector_intermediate_size: int = 2048
     projector_dropout: float | int = 0.1
-    vision_feature_layer: int | list[int] = -2
+    projector_num_queries: int = 576
+    vision_feature_layer: int | list[int] | Literal["all"] | None = None
     vision_feature_select_strategy: Literal["default", "full"] = "default"
     image_token_id: int = 32000
     image_start_token_id: int = 32001
@@ -253,8 +267,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        if isinstance(self.vision_feature_layer, int):
-            self.vision_feature_layer = [self.vision_feature_layer] * len(self.vision_config.encoder_configs)
+        self._resolve_feature_layers()
         # Text configurations carry the flag for their own class; the head is ours.
         self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
         self._check_feature_layers()
@@ -273,6 +286,10 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         """
         vision_fields = {name: kwargs.pop(name) for name in ("image_sizes", "image_normalizations") if name in kwargs}
         text_config = AutoConfig.from_pretrained(text)
+        if text_config.get_text_config() is not text_config:
+            raise ValueError(
+                f"{text} is a `{text_config.model_type}`, which has encoders itself; give an LLM of text."
+            )
         text_config.vocab_size = padded_vocab_size(max(text_config.vocab_size, len(tokenizer)))
         ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(getattr(tokenizer, name)) for name in SPECIAL_TOKENS}
         return cls(
@@ -282,8 +299,25 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
             **kwargs,
         )
 
+    def _resolve_feature_layers(self):
+        encoders = self.vision_config.encoder_configs
+        if self.vision_feature_layer is None and self.projector_type in ALL_LAYERS:
+            self.vision_feature_layer = "all"
+        elif self.vision_feature_layer is None:
+            self.vision_feature_layer = [ENCODER_FAMILIES[config.model_type].feature_layer for config in encoders]
+        elif isinstance(self.vision_feature_layer, int):
+            self.vision_feature_layer = [self.vision_feature_layer] * len(encoders)
+
     def _check_feature_layers(self):
         encoders = self.vision_config.encoder_configs
+        if (self.vision_feature_layer == "all") != (self.projector_type in ALL_LAYERS):
+            raise ValueError(
+                f"vision_feature_layer {self.vision_feature_layer} with projector_type `{self.projector_type}`: the "
+                f"adapters {' and '.join(ALL_LAYERS)} read all layers, the others one of each encoder; leave "
+                "vision_feature_layer out, or choose another adapter."
+            )
+        if self.vision_feature_layer == "all":
+            return
         if len(self.vision_feature_layer) != len(encoders):
             raise ValueError(
                 f"vision_feature_layer has {len(self.vision_feature_layer)} entries for {len(encoders)} encoders; "
@@ -304,16 +338,25 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
 
     def _check_projector(self):
         counts = self.num_encoder_tokens
-        if len(set(counts)) > 1:
+        if self.projector_type in ("mlp", "transformer") and len(set(counts)) > 1:
             raise ValueError(
                 f"projector_type `{self.projector_type}` puts the encoders' features side by side and needs one token "
                 f"count, but the encoders give {counts} tokens per view; change image_sizes (now "
-                f"{self.vision_config.image_sizes}) so that image size / patch size is equal."
+                f"{self.vision_config.image_sizes}) so that image size / patch size is equal, or use concatenation, "
+                "summation or attention."
             )
-        width, heads = self.vision_config.hidden_size, self.projector_num_attention_heads
-        if self.projector_type == "transformer" and width % heads:
+        families = [config.model_type for config in self.vision_config.encoder_configs]
+        if self.projector_type in ALL_LAYERS and "donut-swin" in families:
             raise ValueError(
-                f"The transformer adapter's width {width} (the encoders' widths together) is not a multiple of "
+                f"projector_type `{self.projector_type}` reads all layers on one grid, but a Swin encoder changes its "
+                f"grid from stage to stage (encoders: {families}); use mlp, transformer or concatenation."
+            )
+        if self.projector_num_queries < 1:
+            raise ValueError(f"projector_num_queries must be 1 or more, got {self.projector_num_queries}.")
+        width, heads = self.projector_attention_width, self.projector_num_attention_heads
+        if width is not None and width % heads:
+            raise ValueError(
+                f"The {self.projector_type} adapter's attention has width {width}, which is not a multiple of "
                 f"projector_num_attention_heads {heads}; choose a divisor of {width}."
             )
 
@@ -340,9 +383,20 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         return [vision.num_patches(i) + keep_prefix * prefix for i, prefix in enumerate(prefixes)]
 
     @property
+    def projector_attention_width(self) -> int | None:
+        """Width in which the adapter attends: that of the features it gets, of the first encoder, or of the LLM."""
+        return {
+            "transformer": self.vision_config.hidden_size,
+            "concatenation": self.vision_config.hidden_sizes[0],
+            "attention": self.text_config.hidden_size,
+        }.get(self.projector_type)
+
+    @property
     def image_seq_length(self) -> int:
-        """Visual tokens per view that enter the LLM."""
-        return self.num_encoder_tokens[0]
+        """P, visual tokens per view that enter the LLM."""
+        if self.projector_type == "attention":
+            return self.projector_num_queries
+        return sum(self.num_encoder_tokens) if self.projector_type == "concatenation" else max(self.num_encoder_tokens)
 
 
 __all__ = ["OmniFusionConfig", "OmniFusionVisionConfig"]

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel
 from transformers.cache_utils import Cache
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import (
     GenerationMixin,
     LogitsProcessor,
@@ -33,10 +34,10 @@ from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 
+from .assembling_omnifusion import assemble
 from .configuration_omnifusion import OmniFusionConfig
 from .modeling_omnifusion_projector import PROJECTORS
-from .modeling_omnifusion_vision import OmniFusionVisionModel, trim_encoder
-from .processing_omnifusion import add_special_tokens, load_tokenizer
+from .modeling_omnifusion_vision import OmniFusionVisionModel, side_by_side
 from .views_omnifusion import views_per_image
 
 
@@ -73,7 +74,7 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     # Attention and residuals of a view must stay on one device.
-    _no_split_modules = ["ProjectorLayer"]
+    _no_split_modules = ["ProjectorLayer", "SummationProjector", "AttentionProjector"]
     _skip_keys_device_placement = ["past_key_values"]
     # Activations of large encoders leave float16's range (InternViT-6B does); bfloat16 is not touched by this.
     _keep_in_fp32_modules = ["vision_tower", "multi_modal_projector"]
@@ -83,6 +84,12 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        # Adapters fill what they hold beside layers and norms (by name: remote code loads a class twice).
+        if hasattr(module, "init_parameters"):
+            module.init_parameters()
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         # A class adds its own name alone, but serving engines look for the headless AutoModel in any saved folder.
@@ -135,22 +142,27 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
             pixel_values: (ΣV, 3, S, S).
             image_view_index: (ΣV,), 0 at the first view of each picture; without it every view is a picture.
 
-        Returns: `last_hidden_state` (ΣV, P, Σd), the encoders' features side by side, and `pooler_output`, the
-        adapter's output, one (V·P, D) per picture.
+        Returns: `last_hidden_state` (ΣV, max P_e, Σd), the encoders' last features side by side, and `pooler_output`,
+        the adapter's output, one (V·P, D) per picture.
         """
         if image_view_index is not None and len(image_view_index) != len(pixel_values):
             raise ValueError(
                 f"image_view_index has {len(image_view_index)} entries for {len(pixel_values)} views in pixel_values; "
                 "pass both as OmniFusionProcessor made them."
             )
-        outputs = self.vision_tower(pixel_values, return_dict=True, **kwargs)
         # Quantised weights are integers; biases and norms keep the dtype that the adapter computes in.
         dtype = next(p.dtype for p in self.multi_modal_projector.parameters() if p.is_floating_point())
-        tokens = self.multi_modal_projector([feature.to(dtype) for feature in outputs.features])  # (ΣV, P, D)
+        outputs = self.vision_tower(
+            pixel_values,
+            read=lambda features: self.multi_modal_projector(feature.to(dtype) for feature in features),
+            return_dict=True,
+            **kwargs,
+        )
+        tokens = outputs.features  # (ΣV, P, D)
         num_views = [1] * len(tokens) if image_view_index is None else views_per_image(image_view_index.cpu())
         per_image = [views.flatten(0, 1) for views in tokens.split(num_views)]  # (V·P, D) each
         return BaseModelOutputWithPooling(
-            last_hidden_state=torch.cat(outputs.features, dim=-1),
+            last_hidden_state=side_by_side(outputs.last_features),
             pooler_output=per_image,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -223,6 +235,16 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         )
 
 
+def scale_logits(logits: torch.Tensor, text_config: PreTrainedConfig) -> torch.Tensor:
+    """What some LLMs do behind their head: Cohere multiplies, Granite divides, Gemma 2 caps softly; (B, L, vocab)."""
+    if getattr(text_config, "logit_scale", None) is not None:
+        logits = logits * text_config.logit_scale
+    if getattr(text_config, "logits_scaling", None) is not None:
+        logits = logits / text_config.logits_scaling
+    cap = getattr(text_config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
 class AnswerOnly(LogitsProcessor):
     """Hides the prompt from another logits processor."""
 
@@ -236,13 +258,15 @@ class AnswerOnly(LogitsProcessor):
 class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMixin):  # trf-ignore: TRF057
     """The whole model with the language modelling head."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: OmniFusionConfig):
         super().__init__(config)
         self.model = OmniFusionModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        embeddings = self.get_input_embeddings()  # `embed_tokens`, `embed_in`, `wte`, …
+        name = next(name for name, module in self.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
 
     @classmethod
@@ -258,27 +282,10 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMi
             config: fields of [`OmniFusionConfig`]: `projector_type`, `vision_feature_layer`, `image_sizes`, …
 
         Weights of the parts stay bit-identical; special tokens get new vocabulary rows (padded to a multiple of 64).
+        Raises `ValueError` for an LLM whose answers to text would change.
         Its processor: [`OmniFusionProcessor.from_vision_text_pretrained`] with the same arguments.
         """
-        tokenizer = add_special_tokens(load_tokenizer(text))
-        model_config = cls.config_class.from_vision_text_pretrained(vision, text, tokenizer=tokenizer, **config)
-        llm = AutoModelForCausalLM.from_pretrained(text, dtype=dtype)
-        llm.resize_token_embeddings(model_config.text_config.vocab_size)
-        model_config.text_config = llm.config  # one object, so that later changes reach the modules
-        with torch.device("meta"):
-            model = cls(model_config)
-        model.model.language_model, model.lm_head = llm.base_model, llm.get_output_embeddings()
-        encoders = zip(vision, model_config.vision_config.encoder_configs, model_config.vision_feature_layer)
-        for index, (name, encoder_config, layer) in enumerate(encoders):
-            encoder = AutoModel.from_pretrained(name, config=encoder_config, dtype=dtype)
-            model.model.vision_tower.encoders[index] = trim_encoder(encoder, layer)
-            model_config.vision_config.encoder_configs[index] = encoder.config
-        model.model.multi_modal_projector = PROJECTORS[model_config.projector_type](model_config).to(llm.dtype)
-        model.generation_config = llm.generation_config
-        unused_rows = range(len(tokenizer), model_config.text_config.vocab_size)
-        model.generation_config.suppress_tokens = [*(llm.generation_config.suppress_tokens or ()), *unused_rows]
-        model.tie_weights()
-        return (model.half() if llm.dtype == torch.float16 else model).eval()
+        return assemble(cls, vision, text, dtype, **config)
 
     def _prepare_generation_config(self, generation_config, **kwargs):
         # Special tokens are places and marks, never an answer, whatever else a caller suppresses.
@@ -369,7 +376,7 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMi
             **kwargs,
         )
         hidden_states = slice_logits_to_keep(outputs[0], logits_to_keep)
-        logits = self.lm_head(hidden_states)  # (B, L, vocab)
+        logits = scale_logits(self.lm_head(hidden_states), self.config.text_config)  # (B, L, vocab)
         # CODEPATH: set in conversions of the authors' v1.1, whose vocabulary had no special tokens; else None
         if self.config.predicted_vocab_size is not None:
             logits[..., self.config.predicted_vocab_size :] = torch.finfo(logits.dtype).min

@@ -11,13 +11,18 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The adapters of paper section 3.2: patch features per encoder to visual tokens of the LLM's width.
+"""The adapters of paper section 3.2: features of the encoders to visual tokens of the LLM's width.
 
-Every adapter is built from a configuration and maps a list of (views, P, d_e), one per encoder, to (views, P, D).
+Every adapter is built from a configuration and reads features (views, P_e, d_e) in the order in which the encoders
+yield them: one per encoder, or (summation, attention) every layer of the first encoder, then of the next. It gives
+(views, P, D).
 """
+
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_omnifusion import OmniFusionConfig
@@ -33,8 +38,8 @@ class MlpProjector(nn.Module):
         self.act = nn.GELU()
         self.linear_2 = nn.Linear(width, width)
 
-    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        hidden_states = torch.cat(features, dim=-1)  # (views, P, Σd)
+    def forward(self, features: Iterable[torch.Tensor]) -> torch.Tensor:
+        hidden_states = torch.cat(list(features), dim=-1)  # (views, P, Σd)
         return self.linear_2(self.act(self.linear_1(hidden_states)))  # (views, P, D)
 
 
@@ -47,7 +52,7 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 
 class ProjectorAttention(nn.Module):
-    """Multi-head self-attention from Linear layers: serving engines replace those, not nn.MultiheadAttention."""
+    """Multi-head attention from Linear layers: serving engines replace those, not nn.MultiheadAttention."""
 
     def __init__(self, config: OmniFusionConfig, width: int):
         super().__init__()
@@ -61,16 +66,16 @@ class ProjectorAttention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.o_proj = nn.Linear(width, width)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+    def forward(self, queries: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:
+        """queries (views, Q, d) attend to a sequence (views, P, d); gives (views, Q, d)."""
         query, key, value = (
-            projection(hidden_states).view(shape).transpose(1, 2)  # (views, heads, P, head_dim)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            projection(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (views, heads, Q or P, head_dim)
+            for projection, states in ((self.q_proj, queries), (self.k_proj, sequence), (self.v_proj, sequence))
         )
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.dropout if self.training else 0.0
         output, _ = attend(self, query, key, value, None, scaling=self.scaling, dropout=dropout, is_causal=False)
-        return self.o_proj(output.reshape(*hidden_states.shape))  # (views, P, d)
+        return self.o_proj(output.flatten(-2))  # (views, Q, d)
 
 
 class ProjectorLayer(nn.Module):
@@ -86,7 +91,7 @@ class ProjectorLayer(nn.Module):
         self.dropout = nn.Dropout(config.projector_dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.norm1(hidden_states + self.dropout(self.self_attn(hidden_states)))
+        hidden_states = self.norm1(hidden_states + self.dropout(self.self_attn(hidden_states, hidden_states)))
         feed_forward = self.linear2(self.dropout(nn.functional.relu(self.linear1(hidden_states))))
         return self.norm2(hidden_states + self.dropout(feed_forward))  # (views, P, d)
 
@@ -99,9 +104,131 @@ class TransformerProjector(nn.Module):
         self.transformer_layer = ProjectorLayer(config, config.vision_config.hidden_size)
         self.linear = nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size)
 
-    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        hidden_states = torch.cat(features, dim=-1)  # (views, P, Σd)
+    def forward(self, features: Iterable[torch.Tensor]) -> torch.Tensor:
+        hidden_states = torch.cat(list(features), dim=-1)  # (views, P, Σd)
         return self.linear(self.transformer_layer(hidden_states))  # (views, P, D)
 
 
-PROJECTORS = {"mlp": MlpProjector, "transformer": TransformerProjector}
+class ConcatenationProjector(nn.Module):
+    """`W layer([A_1 x_1 | … | A_N x_N]) + b`: each encoder's features through a linear map of their own, the sequences
+    one after another, then as in the transformer adapter, at the first encoder's width. P = ΣP_e."""
+
+    def __init__(self, config: OmniFusionConfig):
+        super().__init__()
+        width = config.projector_attention_width
+        self.encoder_linears = nn.ModuleList(nn.Linear(size, width) for size in config.vision_config.hidden_sizes)
+        self.transformer_layer = ProjectorLayer(config, width)
+        self.linear = nn.Linear(width, config.text_config.hidden_size)
+
+    def forward(self, features: Iterable[torch.Tensor]) -> torch.Tensor:
+        sequences = [linear(sequence) for linear, sequence in zip(self.encoder_linears, features)]
+        hidden_states = torch.cat(sequences, dim=1)  # (views, ΣP_e, d_1)
+        return self.linear(self.transformer_layer(hidden_states))  # (views, ΣP_e, D)
+
+
+class ScaledLayerNorm(nn.Module):
+    """`c LN(x)`. The scale enters through the norm's own weight and bias, which costs no second copy of the features,
+    forward or backward."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, features: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return nn.functional.layer_norm(features, features.shape[-1:], scale * self.weight, scale * self.bias)
+
+
+class LayerMerge(nn.Module):
+    """`Σ_l c_l W_l LN_l(x_l)` over the layers of one encoder; `c` is trained (COMM, arXiv 2310.08825).
+
+    The coefficients start equal. The maps have no bias, so that a token that is not there adds nothing. Layers go into
+    one accumulator as they come: neither the features of the layers nor a projected copy of each is kept.
+    """
+
+    def __init__(self, num_layers: int, width: int, output_width: int):
+        super().__init__()
+        self.coefficients = nn.Parameter(torch.empty(num_layers))
+        self.norms = nn.ModuleList(ScaledLayerNorm(width) for _ in range(num_layers))
+        self.linears = nn.ModuleList(nn.Linear(width, output_width, bias=False) for _ in range(num_layers))
+        self.init_parameters()
+
+    def init_parameters(self):
+        init.constant_(self.coefficients, 1 / len(self.coefficients))
+
+    def forward(self, features: Iterator[torch.Tensor], merged: torch.Tensor | None = None) -> torch.Tensor:
+        """Takes this encoder's layers (views, P_e, d_e) off the iterator and adds them to `merged` (views, P, D),
+        the shorter sequence padded with zero vectors; returns it, (views, max(P, P_e), D)."""
+        for coefficient, norm, linear in zip(self.coefficients, self.norms, self.linears):
+            layer = next(features).to(coefficient.device)
+            projected = linear(norm(layer, coefficient))  # (views, P_e, D)
+            merged = projected if merged is None else add_sequences(merged, projected)
+        return merged
+
+
+def add_sequences(total: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:
+    """Adds (views, P_e, D) to (views, P, D), in place unless `total` is the shorter one."""
+    missing = sequence.shape[1] - total.shape[1]
+    if missing > 0:
+        total = nn.functional.pad(total, (0, 0, 0, missing))  # (views, P_e, D)
+    total[:, : sequence.shape[1]] += sequence
+    return total
+
+
+def layer_merges(config: OmniFusionConfig) -> nn.ModuleList:
+    width = config.text_config.hidden_size
+    encoders = config.vision_config.encoder_configs
+    return nn.ModuleList(LayerMerge(encoder.num_hidden_layers, encoder.hidden_size, width) for encoder in encoders)
+
+
+class SummationProjector(nn.Module):
+    """`W gelu(Σ_e Σ_l c_el W_el LN_el(x_el)) + b` over all layers l of all encoders e; a shorter sequence is continued
+    with zero vectors. The paper's best mix. P = max P_e."""
+
+    def __init__(self, config: OmniFusionConfig):
+        super().__init__()
+        self.merges = layer_merges(config)
+        self.act = nn.GELU()
+        self.linear = nn.Linear(config.text_config.hidden_size, config.text_config.hidden_size)
+
+    def forward(self, features: Iterable[torch.Tensor]) -> torch.Tensor:
+        features, merged = iter(features), None
+        for merge in self.merges:
+            merged = merge(features, merged)  # (views, P, D)
+        return self.linear(self.act(merged))  # (views, P, D)
+
+
+class AttentionProjector(nn.Module):
+    """`W gelu(attention(query=Q, key=value=[gelu(m_1) | … | gelu(m_N)])) + b` with `m_e = Σ_l c_el W_el LN_el(x_el)`.
+
+    Q is a trained matrix and its rows are the visual tokens: the reading of the paper that gives its 576 tokens. (The
+    text also calls Q key and value, which would give as many tokens as the encoders have.)
+    """
+
+    def __init__(self, config: OmniFusionConfig):
+        super().__init__()
+        width = config.projector_attention_width
+        self.merges = layer_merges(config)
+        self.act = nn.GELU()
+        self.queries = nn.Parameter(torch.empty(config.projector_num_queries, width))
+        self.attention = ProjectorAttention(config, width)
+        self.linear = nn.Linear(width, width)
+        self.init_parameters()
+
+    def init_parameters(self):
+        init.normal_(self.queries, std=0.02)
+
+    def forward(self, features: Iterable[torch.Tensor]) -> torch.Tensor:
+        features = iter(features)
+        sequence = torch.cat([self.act(merge(features)) for merge in self.merges], dim=1)  # (views, ΣP_e, D)
+        queries = self.queries.expand(len(sequence), -1, -1)  # (views, Q, D)
+        return self.linear(self.act(self.attention(queries, sequence)))  # (views, Q, D)
+
+
+PROJECTORS = {
+    "mlp": MlpProjector,
+    "transformer": TransformerProjector,
+    "concatenation": ConcatenationProjector,
+    "summation": SummationProjector,
+    "attention": AttentionProjector,
+}

@@ -11,13 +11,17 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The frozen encoders: one set of views in, patch features of the layer asked for out, per encoder.
+"""The frozen encoders: one set of views in, patch features of one layer or of all layers out, encoder by encoder.
 
 Encoders are transformers' own vision models under their own names, so their weights load unchanged. Their blocks are
-called directly: layers above the one asked for, final norms and pooling heads are neither built nor computed.
+called directly: layers above the one asked for, final norms and pooling heads are neither built nor computed, and the
+adapter reads each layer as it is computed, so that no two need be in memory.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -66,6 +70,11 @@ def needed_blocks(layer: int, num_layers: int) -> int:
     return layer if layer >= 0 else num_layers + 1 + layer
 
 
+def last_layers(config: OmniFusionVisionConfig, feature_layers: list[int] | Literal["all"]) -> list[int]:
+    """The topmost hidden state that is needed of each encoder."""
+    return [-1] * len(config.encoder_configs) if feature_layers == "all" else feature_layers
+
+
 def trim_encoder(encoder: PreTrainedModel, layer: int) -> PreTrainedModel:
     """Removes, in place, what hidden state `layer` does not need."""
     parts = ENCODER_PARTS[encoder.config.model_type]
@@ -92,37 +101,59 @@ def needs_graph(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> bool:
     return pixel_values.requires_grad or any(parameter.requires_grad for parameter in encoder.parameters())
 
 
-def encode(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """The output of the last block that a trimmed encoder has, prefix tokens included."""
-    parts = ENCODER_PARTS[encoder.config.model_type]
-    pixel_values = pixel_values.to(encoder.dtype)  # (ΣV, 3, S_e, S_e)
-    options = {"interpolate_pos_encoding": True} if parts.interpolates_on_request else {}
-    hidden_states = encoder.embeddings(pixel_values, **options)
-    if encoder.config.model_type == "donut-swin":
-        return _encode_stages(encoder, *hidden_states)
-    if hasattr(encoder, "pre_layrnorm"):  # CLIP, spelled so in its weights
-        hidden_states = encoder.pre_layrnorm(hidden_states)
-    for block in encoder.get_submodule(parts.blocks):
-        # CLIP and SigLIP require the mask argument, InternVL has none
-        masks = () if encoder.config.model_type == "internvl_vision" else (None,)
-        hidden_states = block(hidden_states, *masks)
-    return hidden_states  # (ΣV, prefix + P_e, d_e)
+def hidden_states_of(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The embeddings' output, then that of each block that a trimmed encoder has: (ΣV, prefix + P_e, d_e)."""
+    blocks = encoder.get_submodule(ENCODER_PARTS[encoder.config.model_type].blocks)
+    with_graph = torch.is_grad_enabled() and needs_graph(encoder, pixel_values)
+    # The reader runs while this generator waits at a `yield`: no grad mode may be left set there.
+    with torch.set_grad_enabled(with_graph):
+        hidden_states, grid = _embed(encoder, pixel_values)
+    yield hidden_states
+    for block in blocks:
+        with torch.set_grad_enabled(with_graph):
+            hidden_states, grid = _run_block(encoder.config.model_type, block, hidden_states, grid)
+        yield hidden_states
 
 
-def _encode_stages(encoder: PreTrainedModel, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Swin stages hand on their grid, halved, beside the features."""
-    for stage in encoder.encoder.layers:
-        hidden_states, _, sizes = stage(hidden_states, grid)[:3]
-        grid = sizes[-2:]
-    return hidden_states  # (ΣV, P_e, d_e)
+def _embed(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int] | None]:
+    """Patch embeddings, and of Swin their grid."""
+    family = encoder.config.model_type
+    options = {"interpolate_pos_encoding": True} if ENCODER_PARTS[family].interpolates_on_request else {}
+    hidden_states = encoder.embeddings(pixel_values.to(encoder.dtype), **options)
+    if family == "donut-swin":
+        return hidden_states
+    if family == "clip_vision_model":
+        hidden_states = encoder.pre_layrnorm(hidden_states)  # spelled so in its weights
+    return hidden_states, None
+
+
+def _run_block(
+    family: str, block: nn.Module, hidden_states: torch.Tensor, grid: tuple[int, int] | None
+) -> tuple[torch.Tensor, tuple[int, int] | None]:
+    """One block, or one stage of Swin, which hands on its grid, halved."""
+    if family == "donut-swin":
+        hidden_states, _, sizes = block(hidden_states, grid)[:3]
+        return hidden_states, sizes[-2:]
+    # CLIP and SigLIP require the mask argument, InternVL has none
+    masks = () if family == "internvl_vision" else (None,)
+    return block(hidden_states, *masks), None
+
+
+def side_by_side(features: list[torch.Tensor]) -> torch.Tensor:
+    """(ΣV, max P_e, Σd): channel by channel, shorter sequences continued with zero vectors."""
+    longest = max(feature.shape[1] for feature in features)
+    padded = [nn.functional.pad(feature, (0, 0, 0, longest - feature.shape[1])) for feature in features]
+    return torch.cat(padded, dim=-1)
 
 
 @dataclass
 class OmniFusionVisionOutput(ModelOutput):  # trf-ignore: TRF057
-    """features: one (ΣV, P_e, d_e) per encoder. hidden_states, attentions: of the blocks that are computed, encoder by
-    encoder, behind the first encoder's embeddings; where asked for."""
+    """features: what `read` made of the features. last_features: the last of each encoder, (ΣV, P_e, d_e) each.
+    hidden_states, attentions: of the blocks that are computed, encoder by encoder, behind the first encoder's
+    embeddings; where asked for."""
 
-    features: list[torch.Tensor] | None = None
+    features: list[torch.Tensor] | torch.Tensor | None = None
+    last_features: list[torch.Tensor] | None = None
     hidden_states: tuple[torch.Tensor] | None = None
     attentions: tuple[torch.Tensor] | None = None
 
@@ -133,7 +164,7 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
 
     Args:
         config: the encoders, their sizes and normalisations.
-        feature_layers: the hidden state wanted of each encoder.
+        feature_layers: the hidden state wanted of each encoder, or "all".
         keep_prefix: whether CLS tokens stay in front of the patches (`vision_feature_select_strategy="full"`).
     """
 
@@ -148,12 +179,15 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
     # Nothing of its own; each encoder says which of its modules give these.
     _can_record_outputs = {"hidden_states": [], "attentions": []}
 
-    def __init__(self, config: OmniFusionVisionConfig, feature_layers: list[int], keep_prefix: bool = False):
+    def __init__(
+        self, config: OmniFusionVisionConfig, feature_layers: list[int] | Literal["all"], keep_prefix: bool = False
+    ):
         super().__init__(config)
         self.keep_prefix = keep_prefix
+        self.every_layer = feature_layers == "all"
         self.encoders = nn.ModuleList(
             trim_encoder(build_encoder(encoder_config), layer)
-            for encoder_config, layer in zip(config.encoder_configs, feature_layers)
+            for encoder_config, layer in zip(config.encoder_configs, last_layers(config, feature_layers))
         )
         # device_map must not split a block; post_init gathers this from direct children, not through a ModuleList.
         self._no_split_modules = set().union(*(encoder._no_split_modules for encoder in self.encoders))
@@ -164,20 +198,32 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
 
     # trf-ignore: TRF057
     @capture_outputs(tie_last_hidden_states=False)
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> OmniFusionVisionOutput:
-        """Patch features per encoder.
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        read: Callable[[Iterable[torch.Tensor]], Any] = list,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> OmniFusionVisionOutput:
+        """Features of the views.
 
         Args:
             pixel_values: (ΣV, 3, S, S), normalised for the first encoder; any float dtype.
+            read: gets the features (ΣV, P_e, d_e) one after another, each as soon as it is computed: one per encoder,
+                or all layers of the first encoder, then of the next. By default they are listed.
         """
-        features = []
+        last_features = [None] * len(self.encoders)
+        features = read(self._features(pixel_values, last_features))
+        return OmniFusionVisionOutput(features=features, last_features=last_features)
+
+    def _features(self, pixel_values: torch.Tensor, last_features: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """What `forward` hands to its reader; notes the last features of each encoder in `last_features`."""
         for index, encoder in enumerate(self.encoders):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and needs_graph(encoder, pixel_values)):
-                hidden_states = encode(encoder, self._views_for(index, pixel_values))
-            if not self.keep_prefix:
-                hidden_states = hidden_states[:, ENCODER_FAMILIES[encoder.config.model_type].prefix_tokens :]
-            features.append(hidden_states)  # (ΣV, P_e, d_e)
-        return OmniFusionVisionOutput(features=features)
+            num_blocks = len(encoder.get_submodule(ENCODER_PARTS[encoder.config.model_type].blocks))
+            prefix = 0 if self.keep_prefix else ENCODER_FAMILIES[encoder.config.model_type].prefix_tokens
+            states = hidden_states_of(encoder, self._views_for(index, pixel_values))
+            for hidden_states in islice(states, 1 if self.every_layer else num_blocks, None):
+                last_features[index] = hidden_states[:, prefix:]  # (ΣV, P_e, d_e)
+                yield last_features[index]
 
     def _views_for(self, index: int, pixel_values: torch.Tensor) -> torch.Tensor:
         """The views at encoder `index`'s size and normalisation; float32 where these differ from the first's."""

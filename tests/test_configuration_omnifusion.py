@@ -33,7 +33,14 @@ def vision(*families, sizes=None, **fields) -> OmniFusionVisionConfig:
         (lambda: tiny.config(vision_feature_layer=4), "has 3 layers; use -4 to 3"),
         (lambda: tiny.config(("swin",), vision_feature_layer=-2), "use -1"),
         (lambda: tiny.config(("clip", "dinov2"), encoder_sizes=[32, 48]), r"give \[16, 36\] tokens per view"),
-        (lambda: tiny.config(projector_type="transformer", projector_num_attention_heads=5), "choose a divisor of 32"),
+        *(
+            (lambda kind=kind: tiny.config(projector_type=kind, projector_num_attention_heads=5), "a divisor of 32")
+            for kind in ("transformer", "concatenation", "attention")
+        ),
+        (lambda: tiny.config(projector_type="summation", vision_feature_layer=-2), "read all layers.*leave"),
+        (lambda: tiny.config(vision_feature_layer="all"), "the others one of each encoder"),
+        (lambda: tiny.config(("clip", "swin"), projector_type="attention"), "Swin encoder changes its grid.*use mlp"),
+        (lambda: tiny.config(projector_type="attention", projector_num_queries=0), "must be 1 or more, got 0"),
         (lambda: tiny.config(text=tiny.text_config(vocab_size=402)), "different rows of the vocabulary of 402"),
         (lambda: OmniFusionConfig(**tiny.config().to_dict() | {"user_token_id": 400}), "must be 5 different rows"),
         (lambda: tiny.config(projector_type="linear"), "projector_type"),
@@ -55,6 +62,19 @@ def test_one_feature_layer_is_meant_for_every_encoder():
 def test_visual_tokens_follow_from_size_and_patch(family, patches):
     assert tiny.config((family,)).image_seq_length == patches
     assert tiny.config((family,), image_sizes=[64]).image_seq_length == 4 * patches
+
+
+@pytest.mark.parametrize(
+    "projector_type, tokens", [("concatenation", 16 + 36 + 16), ("summation", 36), ("attention", 576)]
+)
+def test_encoders_of_different_length_mix_where_the_formula_allows_it(projector_type, tokens):
+    mix = {"encoders": ("clip", "dinov2", "siglip"), "encoder_sizes": [32, 48, 32]}
+    config = tiny.config(**mix, projector_type=projector_type)
+    assert config.image_seq_length == tokens
+    assert config.vision_feature_layer == ([-2] * 3 if projector_type == "concatenation" else "all")
+    for needs_equal in ("mlp", "transformer"):
+        with pytest.raises(ValueError, match=r"\[16, 36, 16\] tokens per view.*or use concatenation"):
+            tiny.config(**mix, projector_type=needs_equal)
 
 
 def test_the_published_sizes_give_the_papers_token_counts():

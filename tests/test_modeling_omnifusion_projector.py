@@ -1,10 +1,13 @@
 """The adapters: each equals the formula or the PyTorch module that the paper names."""
 
+import weakref
+
 import pytest
 import tiny
 import torch
 from torch import nn
 
+from omnifusion_hf import OmniFusionForConditionalGeneration
 from omnifusion_hf.modeling_omnifusion_projector import PROJECTORS
 
 
@@ -15,9 +18,10 @@ def adapter(projector_type: str, encoders=("clip",), attention: str = "eager", *
     return PROJECTORS[projector_type](config).eval()
 
 
-def features(encoders: int = 1, patches: int = 16, width: int = 32) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(3, patches, width, generator=generator) for _ in range(encoders)]
+def features(count: int = 1, patches: int = 16, width: int = 32, seed: int = 1) -> list[torch.Tensor]:
+    """One per encoder, or one per layer."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(3, patches, width, generator=generator) for _ in range(count)]
 
 
 def pytorch_layer(layer: nn.Module, norm_first: bool = False) -> nn.TransformerEncoderLayer:
@@ -72,12 +76,125 @@ def test_the_mlp_adapter_is_two_linear_layers_with_gelu():
 
 @torch.no_grad()
 @pytest.mark.parametrize("projector_type", sorted(PROJECTORS))
-def test_several_encoders_enter_side_by_side_in_order(projector_type):
-    projector = adapter(projector_type, encoders=("clip", "dinov2"))
-    first, second = features(encoders=2)
-    output = projector([first, second])
-    assert output.shape == (3, 16, 32)
-    assert not torch.allclose(output, projector([second, first]), atol=1e-3)
+def test_several_encoders_enter_in_order_and_give_the_tokens_of_the_configuration(projector_type):
+    config = tiny.config(("clip", "dinov2"), projector_type=projector_type)
+    projector = PROJECTORS[projector_type](config).eval()
+    layers = 3 if config.vision_feature_layer == "all" else 1
+    first, second = features(layers), features(layers, seed=2)
+    output = projector([*first, *second])
+    assert output.shape == (3, config.image_seq_length, 32)
+    assert not torch.allclose(output, projector([*second, *first]), atol=1e-3)
+
+
+def randomised(projector: nn.Module) -> nn.Module:
+    """Inits at zero, one and 1 / L would hide a missing norm, bias or coefficient."""
+    for parameter in projector.parameters():
+        parameter.data += torch.randn_like(parameter) * 0.3
+    return projector
+
+
+@torch.no_grad()
+def test_the_concatenation_adapter_is_linear_maps_then_the_transformer_adapter_over_both_sequences():
+    projector = randomised(adapter("concatenation", ("clip", "dinov2"), encoder_sizes=[32, 48]))
+    first, second = features(patches=16) + features(patches=36)
+    one, two = projector.encoder_linears
+    sequence = torch.cat([first @ one.weight.T + one.bias, second @ two.weight.T + two.bias], dim=1)
+    layer = pytorch_layer(projector.transformer_layer)
+    expected = projector.linear(layer(sequence))
+    assert expected.shape == (3, 16 + 36, 32)
+    torch.testing.assert_close(projector(iter([first, second])), expected, rtol=0, atol=1e-5)
+    apart = [
+        projector.linear(pytorch_layer(projector.transformer_layer)(part)) for part in sequence.split([16, 36], 1)
+    ]
+    assert not torch.allclose(expected, torch.cat(apart, dim=1), atol=1e-2)  # control: they see one another
+
+
+def merged_literally(merge: nn.Module, layers: list[torch.Tensor]) -> torch.Tensor:
+    normed = [nn.functional.layer_norm(x, (32,), norm.weight, norm.bias) for x, norm in zip(layers, merge.norms)]
+    return sum(c * (x @ linear.weight.T) for c, x, linear in zip(merge.coefficients, normed, merge.linears))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lengths", [(16, 36), (36, 16), (16, 16), (16,), (16, 36, 16)])
+def test_the_summation_adapter_is_the_papers_formula_with_short_sequences_continued_by_zeros(lengths):
+    sizes = [{16: 32, 36: 48}[length] for length in lengths]
+    projector = randomised(adapter("summation", ("clip", "dinov2", "siglip")[: len(sizes)], encoder_sizes=sizes))
+    layers = [features(3, length, seed=seed) for seed, length in enumerate(lengths)]
+    merges = [merged_literally(*pair) for pair in zip(projector.merges, layers)]
+    padded = [torch.cat([m, torch.zeros(3, max(lengths) - m.shape[1], 32)], dim=1) for m in merges]
+    expected = projector.linear(nn.functional.gelu(sum(padded)))
+    output = projector(feature for encoder in layers for feature in encoder)
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+    if len(set(lengths)) > 1:  # control: padding at the front would be another sum
+        ahead = [torch.cat([torch.zeros(3, max(lengths) - m.shape[1], 32), m], dim=1) for m in merges]
+        assert not torch.allclose(expected, projector.linear(nn.functional.gelu(sum(ahead))), atol=1e-2)
+
+
+def test_the_summation_adapter_has_the_gradients_of_the_formula():
+    projector = randomised(adapter("summation"))
+    layers = features(3)
+    literal = projector.linear(nn.functional.gelu(merged_literally(projector.merges[0], layers)))
+    parameters = dict(projector.named_parameters())
+    expected = torch.autograd.grad(literal.square().sum(), parameters.values())
+    found = torch.autograd.grad(projector(layers).square().sum(), parameters.values())
+    for name, ours, theirs in zip(parameters, found, expected):
+        assert theirs.abs().max() > 1e-3, name
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3, msg=name)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_attention_adapter_reads_both_sequences_with_trained_queries(attention):
+    fields = {"encoder_sizes": [32, 48], "projector_num_queries": 7, "attention": attention}
+    projector = randomised(adapter("attention", ("clip", "dinov2"), **fields))
+    layers = features(3, 16), features(3, 36, seed=2)
+    merges = [nn.functional.gelu(merged_literally(*pair)) for pair in zip(projector.merges, layers)]
+    sequence, queries = torch.cat(merges, dim=1), projector.queries.expand(3, -1, -1)
+    reference = nn.MultiheadAttention(32, 4, batch_first=True)
+    own = projector.attention
+    for kind in ("weight", "bias"):
+        stacked = torch.cat([getattr(part, kind) for part in (own.q_proj, own.k_proj, own.v_proj)])
+        getattr(reference, f"in_proj_{kind}").copy_(stacked)
+        getattr(reference.out_proj, kind).copy_(getattr(own.o_proj, kind))
+    expected = projector.linear(nn.functional.gelu(reference(queries, sequence, sequence)[0]))
+    assert expected.shape == (3, 7, 32)
+    torch.testing.assert_close(projector([*layers[0], *layers[1]]), expected, rtol=1e-4, atol=1e-5)
+    swapped = projector.linear(nn.functional.gelu(reference(sequence, queries, queries)[0]))
+    assert swapped.shape == (3, 16 + 36, 32)  # the paper's other reading gives another number of tokens
+
+
+def test_layers_are_taken_one_at_a_time_and_let_go():
+    alive = []
+
+    def layers():
+        for feature in features(6):
+            alive.append(weakref.ref(feature := feature.clone()))
+            yield feature
+            del feature
+            held.append(sum(reference() is not None for reference in alive))
+
+    held = []
+    with torch.no_grad():
+        adapter("summation", ("clip", "dinov2"))(layers())
+    assert max(held) <= 1
+    alive.clear(), held.clear()
+    kept = list(layers())
+    assert max(held) == len(kept) == 6  # control: a reader that keeps them is seen
+
+
+@pytest.mark.parametrize("projector_type", ["summation", "attention"])
+def test_weights_missing_from_a_checkpoint_start_as_in_a_new_model(projector_type, tmp_path):
+    model = tiny.model(tiny.config(projector_type=projector_type))
+    own = {"coefficients", "queries"}
+    state = {name: value for name, value in model.state_dict().items() if name.rsplit(".")[-1] not in own}
+    model.save_pretrained(tmp_path, state_dict=state)
+    for _ in range(3):
+        dirt = [torch.full((1000,), 7.0) for _ in range(100)]
+        del dirt
+        loaded = OmniFusionForConditionalGeneration.from_pretrained(tmp_path).model.multi_modal_projector
+        torch.testing.assert_close(loaded.merges[0].coefficients, torch.full((3,), 1 / 3))
+        if projector_type == "attention":
+            assert 0.015 < loaded.queries.std() < 0.025
 
 
 @pytest.mark.parametrize("projector_type", sorted(PROJECTORS))

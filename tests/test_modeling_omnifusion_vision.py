@@ -53,6 +53,33 @@ def test_features_equal_hidden_states_of_the_full_encoder(family, layer):
         assert not torch.allclose(features, other, atol=1e-3)  # control: the neighbouring layer is another one
 
 
+@torch.no_grad()
+def test_all_layers_of_all_encoders_come_in_order_as_they_are_computed():
+    encoders = [full_encoder("clip"), full_encoder("dinov2", seed=1)]
+    tower = tower_of(encoders, "all", image_normalizations=[{"image_mean": [0.5] * 3, "image_std": [0.5] * 3}] * 2)
+    expected = [state[:, 1:] for e in encoders for state in e(views(), output_hidden_states=True).hidden_states[1:]]
+    computed = []
+    for encoder in tower.encoders:
+        for block in getattr(encoder.encoder, "layer", None) or encoder.encoder.layers:
+            block.register_forward_hook(lambda *_: computed.append(None))
+    counts = []
+    output = tower(views(), read=lambda features: [(feature, counts.append(len(computed)))[0] for feature in features])
+    assert counts == [1, 2, 3, 4, 5, 6]  # each is read before the next one is computed
+    for ours, theirs in zip(output.features, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert [feature is output.features[index] for feature, index in zip(output.last_features, (2, 5))] == [True, True]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_reader_has_gradients_whether_or_not_the_encoder_has(frozen):
+    model = tiny.model(tiny.config(projector_type="summation"))
+    tower, projector = model.model.vision_tower.requires_grad_(not frozen), model.model.multi_modal_projector
+    model.get_image_features(views()).pooler_output[0].square().sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in projector.parameters())
+    assert torch.is_grad_enabled()
+    assert [parameter.grad is None for parameter in tower.encoders[0].encoder.parameters()] == [frozen] * 48
+
+
 @pytest.mark.parametrize(
     "family, layer, blocks", [("clip", -1, 3), ("siglip", -2, 2), ("dinov2", 1, 1), ("internvl", 0, 0)]
 )

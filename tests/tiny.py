@@ -22,7 +22,7 @@ from omnifusion_hf import (
     OmniFusionProcessor,
     add_special_tokens,
 )
-from omnifusion_hf.processing_omnifusion import chat_template_for
+from omnifusion_hf.chat_template_omnifusion import chat_template_for
 
 
 VIT = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3, "patch_size": 8}
@@ -79,7 +79,6 @@ def config(encoders=("clip",), text="mistral", image_sizes=None, encoder_sizes=N
     tokenizer = tokenizer_with_special_tokens()
     ids = {f"{name}_id": getattr(tokenizer, f"{name}_id") for name in tokenizer.init_kwargs["extra_special_tokens"]}
     text = text_config(text) if isinstance(text, str) else text
-    changes.setdefault("vision_feature_layer", [-1 if family == "swin" else -2 for family in encoders])
     return OmniFusionConfig(vision_config=vision | {"image_sizes": image_sizes}, text_config=text, **ids, **changes)
 
 

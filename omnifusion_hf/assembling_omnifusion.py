@@ -1,0 +1,94 @@
+# Copyright 2026 The omnifusion_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Pretrained encoders and a pretrained LLM to one model whose adapter and special tokens are untrained.
+
+The parts keep their weights bit for bit, and the model answers text exactly as its LLM does; what cannot be kept is
+refused with its reason.
+"""
+
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
+from transformers.modeling_utils import PreTrainedModel
+
+from .modeling_omnifusion_projector import PROJECTORS
+from .modeling_omnifusion_vision import last_layers, trim_encoder
+from .processing_omnifusion import add_special_tokens, load_tokenizer
+
+
+def assemble(cls: type, vision: list[str], text: str, dtype: torch.dtype | str, **config) -> PreTrainedModel:
+    """A `cls` from pretrained parts; arguments and result are those of `cls.from_vision_text_pretrained`."""
+    tokenizer = add_special_tokens(load_tokenizer(text))
+    model_config = cls.config_class.from_vision_text_pretrained(vision, text, tokenizer=tokenizer, **config)
+    llm = load_llm(text, model_config.text_config.vocab_size, dtype)
+    model_config.text_config = llm.config  # one object, so that later changes reach the modules
+    with torch.device("meta"):
+        model = cls(model_config)
+    model.model.language_model, model.lm_head = llm.base_model, llm.get_output_embeddings()
+    fill_tower(model, vision, dtype)
+    model.model.multi_modal_projector = PROJECTORS[model_config.projector_type](model_config).to(llm.dtype)
+    model.generation_config = generation_config_for(llm.generation_config, tokenizer)
+    model.tie_weights()
+    model.eval()
+    check_head(model, llm)
+    return model.half() if llm.dtype == torch.float16 else model
+
+
+def load_llm(text: str, vocab_size: int, dtype: torch.dtype | str) -> PreTrainedModel:
+    """A causal LLM with that many vocabulary rows.
+
+    New rows are the mean of the old ones: such a row's logit is never the largest, so that rows which are no token
+    need not be suppressed, and tokens that a user adds to the vocabulary later can be learnt.
+    Raises `ValueError` for a head with a bias, which neither this model nor serving engines have.
+    """
+    llm = AutoModelForCausalLM.from_pretrained(text, dtype=dtype)
+    if llm.get_output_embeddings().bias is not None:
+        raise ValueError(
+            f"{text} ({llm.config.model_type}): its head adds a bias to the logits, and OmniFusion's head has none; "
+            "use an LLM whose head is a plain matrix (Mistral, Llama, Qwen, Gemma, GPT-NeoX, Cohere, Granite, …)."
+        )
+    llm.resize_token_embeddings(vocab_size)
+    return llm.eval()
+
+
+def fill_tower(model: PreTrainedModel, vision: list[str], dtype: torch.dtype | str):
+    """Puts the pretrained encoders, cut above the layer in use, where the model has its places for them."""
+    tower, vision_config = model.model.vision_tower, model.config.vision_config
+    layers = last_layers(vision_config, model.config.vision_feature_layer)
+    for index, (name, layer) in enumerate(zip(vision, layers)):
+        encoder = AutoModel.from_pretrained(name, config=vision_config.encoder_configs[index], dtype=dtype)
+        tower.encoders[index] = trim_encoder(encoder, layer)
+        vision_config.encoder_configs[index] = encoder.config
+
+
+def generation_config_for(llm_config: GenerationConfig, tokenizer) -> GenerationConfig:
+    """The LLM's settings; the tokenizer's EOS, which ends trained answers, stops as well, and something pads."""
+    ends = llm_config.eos_token_id if llm_config.eos_token_id is not None else []
+    ends = [*ends] if isinstance(ends, list) else [ends]
+    llm_config.eos_token_id = list(dict.fromkeys([*ends, tokenizer.eos_token_id]))
+    if llm_config.pad_token_id is None:
+        llm_config.pad_token_id = tokenizer.pad_token_id
+    return llm_config
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel, llm: PreTrainedModel):
+    """Raises `ValueError` where the model's logits of a text are not its LLM's: the LLM's head does something more."""
+    ids = torch.arange(8).unsqueeze(0)  # (1, 8)
+    ours, theirs = (part(input_ids=ids).logits.float() for part in (model, llm))  # (1, 8, vocab)
+    if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-5):
+        raise ValueError(
+            f"`{llm.config.model_type}` does more between its last layer and its logits than a matrix, logit_scale, "
+            f"logits_scaling and final_logit_softcapping: logits differ by {(ours - theirs).abs().max():.3g}; use "
+            "another LLM (Mistral, Llama, Qwen, Gemma, GPT-NeoX, Cohere, Granite, …)."
+        )

@@ -1,0 +1,137 @@
+"""lab/ablations.py and lab/ablation_report.py: finished runs are skipped and counted right; lab/small.py's boxes."""
+
+import json
+from random import Random
+
+import numpy as np
+import pytest
+
+from lab import ablation_data, ablation_report, ablations, small
+
+
+def result(name: str, seed: int, accuracy: float, samples: int = 64) -> dict:
+    row = {"n": 10, "accuracy": accuracy, "edit_distance": 1 - accuracy, "blind_accuracy": 0.1}
+    stage = {"samples": samples, "final_loss": 0.5, "trained_parameters": {"multi_modal_projector": 1234}}
+    return {
+        "experiment": name,
+        "seed": seed,
+        "split": "test",
+        "cpu_seconds": {"training": 10.0},
+        "stages": {"stage2": stage},
+        "topics": {"colour": row, "text, 1 character": row},
+    }
+
+
+def finish(folder, *runs: dict):
+    for run in runs:
+        ablations.result_path(folder, run["experiment"], run["seed"]).write_text(json.dumps(run))
+
+
+def test_finished_runs_are_skipped_and_half_written_ones_are_not(tmp_path):
+    finish(tmp_path, result("mlp", 0, 0.5))
+    half = ablations.result_path(tmp_path, "mlp", 1)
+    half.with_name(half.name + ".incomplete").write_text('{"experiment": "mlp"')
+    assert ablations.missing_runs(tmp_path, ["mlp", "grid"], (0, 1)) == [("grid", 0), ("mlp", 1), ("grid", 1)]
+    assert {name: set(seeds) for name, seeds in ablation_report.read_results(tmp_path).items()} == {"mlp": {0}}
+
+
+def test_a_run_that_fails_leaves_no_result(tmp_path, monkeypatch):
+    def fails(*unused):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(ablations, "assemble", fails)
+    with pytest.raises(RuntimeError):
+        ablations.run("mlp", 0, tmp_path, ablations.STEPS, "test", 10)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_result_files_are_unique():
+    paths = {ablations.result_path(ablations.RESULTS, n, s) for n in ablations.EXPERIMENTS for s in ablations.SEEDS}
+    assert len(paths) == len(ablations.EXPERIMENTS) * len(ablations.SEEDS)
+
+
+def test_every_run_reads_as_many_samples():
+    steps = {"stage1": 3, "stage2": 5}
+    totals = {sum(ablations.steps_of(e, steps).values()) for e in ablations.EXPERIMENTS.values()}
+    assert totals == {8}
+
+
+def test_mean_and_sample_standard_deviation():
+    assert ablation_report.cell([0.8, 0.9, 1.0]) == "0.900 ± 0.100"  # the population's would be 0.082
+    assert ablation_report.cell([0.8]) == "0.800"
+    assert ablation_report.cell([]) == "–"
+    # Student's t with 2 degrees of freedom: 4.3027 * 0.1 / sqrt(3)
+    assert ablation_report.interval([0.8, 0.9, 1.0]) == pytest.approx(0.24841, abs=1e-4)
+
+
+def test_differences_pair_equal_seeds(tmp_path):
+    runs = [result("mlp", 0, 0.5), result("mlp", 1, 0.7), result("transformer", 1, 0.6), result("transformer", 2, 0.9)]
+    finish(tmp_path, *runs)
+    comparison = next(c for c in ablation_report.COMPARISONS if c.name == "transformer")
+    found = ablation_report.differences(ablation_report.read_results(tmp_path), comparison, "all")
+    assert found == pytest.approx([-0.1])
+
+
+def test_report_writes_between_its_marks_and_twice_the_same(tmp_path):
+    results, document = tmp_path / "results", tmp_path / "ablations.md"
+    results.mkdir()
+    finish(results, *(result(n, s, 0.5 + s / 10 + len(n) / 100) for n in ("mlp", "transformer") for s in (0, 1)))
+    first, last = ablation_report.MARKS
+    document.write_text(f"above\n{first}\nold\n{last}\nbelow\n")
+    ablation_report.report(results, document, list(ablations.EXPERIMENTS))
+    once = document.read_text()
+    assert once.startswith("above\n") and once.endswith("\nbelow\n") and "old" not in once
+    assert "| mlp | 2 | 0.580 ± 0.071 |" in once and "+0.080 ± 0.000" in once
+    ablation_report.report(results, document, list(ablations.EXPERIMENTS))
+    assert document.read_text() == once
+    assert "<svg" in document.with_suffix(".svg").read_text()
+
+
+def test_runs_of_different_length_share_no_table(tmp_path):
+    finish(tmp_path, result("mlp", 0, 0.5), result("grid", 0, 0.5, samples=65))
+    with pytest.raises(ValueError, match="mixes runs"):
+        ablation_report.read_results(tmp_path)
+
+
+def test_every_comparison_names_an_experiment():
+    assert {n for c in ablation_report.COMPARISONS for n in (c.name, c.baseline)} == set(ablations.EXPERIMENTS)
+
+
+@pytest.mark.parametrize("kind", ["scene", "text"])
+def test_boxes_hold_everything_that_is_drawn(kind):
+    for index in range(5):
+        picture = small.render_small("validation", kind, index)
+        ground = picture.image[0, 0]
+        drawn = (picture.image != ground).any(-1)
+        assert drawn.any()
+        outside = drawn.copy()
+        for left, top, right, bottom in picture.facts["boxes"]:
+            outside[int(max(top - 2, 0)) : int(bottom + 3), int(max(left - 2, 0)) : int(right + 3)] = False
+        assert not outside.any()
+
+
+def test_small_examples_are_fixed_by_split_and_topic():
+    for topic in small.TOPICS:
+        first, again, other = (small.small_examples(split, topic, 3) for split in ("test", "test", "validation"))
+        said = [[(e.question, e.answer, e.picture.image.tobytes()) for e in part] for part in (first, again, other)]
+        assert said[0] == said[1] and not set(said[0]) & set(said[2])
+        if topic in small.TEXT_TOPICS:
+            assert {len(e.answer) for e in first} == {small.TEXT_TOPICS[topic]}
+
+
+def test_seeds_draw_data_and_order_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation_data, "SMALL_PICTURES", 40)
+    ablation_data.write_small_pictures(tmp_path / "small")
+
+    def drawn(seed: int, regions: bool = False) -> list[dict]:
+        rng = Random(seed)
+        ablation_data.write_stage(
+            tmp_path / "s.json", ablation_data.small_samples(tmp_path / "small", rng, 64, regions), rng
+        )
+        return json.loads((tmp_path / "s.json").read_text())
+
+    assert drawn(0) == drawn(0) != drawn(1)
+    assert [s["id"] for s in drawn(0)] == [s["id"] for s in drawn(0, regions=True)]
+    assert not any("regions" in s for s in drawn(0))
+    boxes = np.array(drawn(0, regions=True)[0]["regions"][0])
+    assert boxes.shape[1] == 4 and (boxes[:, 2:] > boxes[:, :2]).all()

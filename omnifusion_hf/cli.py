@@ -31,6 +31,18 @@ def ask(options: argparse.Namespace):
         print(answer(model, processor, pictures, question, options.max_new_tokens))
 
 
+def views(options: argparse.Namespace):
+    """Draws what a model sees of a picture and tells what that costs."""
+    from .draw_views import draw_file
+
+    chosen = {"view_strategy": options.strategy, "image_fit": options.fit, "max_regions": options.max_regions}
+    if options.side is not None:
+        chosen["size"] = {"height": options.side, "width": options.side}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    given = (options.picture, options.output, options.model, options.region, options.tokens, options.context_length)
+    print(f"{draw_file(*given, **chosen)}\nwrote {options.output}")
+
+
 def card(options: argparse.Namespace):
     """Writes README.md, the model card, into a model folder."""
     from .hub import CardFacts, render_card
@@ -46,6 +58,11 @@ def push(options: argparse.Namespace):
     from .hub import push
 
     print(push(options.folder, options.repo_id, options.private))
+
+
+def box(text: str) -> list[float]:
+    """A box of the command line, such as 10,20,300,400."""
+    return [float(number) for number in text.split(",")]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,6 +82,21 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--max-new-tokens", type=int, default=128)
     command.add_argument("--examples", action="store_true", help="answer the questions about the bundled pictures")
     command.set_defaults(run=ask)
+
+    command = commands.add_parser("views", help="draw what a model sees of a picture, with its token counts")
+    command.add_argument("picture")
+    command.add_argument("-o", "--output", required=True, metavar="OUT.png")
+    command.add_argument(
+        "--model", help="folder or Hub id whose settings count; default: CLIP ViT-L/14-336 of the paper"
+    )
+    command.add_argument("--strategy", choices=["whole", "grid"])
+    command.add_argument("--fit", choices=["crop", "pad", "squash"], help="how the whole picture becomes a square")
+    command.add_argument("--region", type=box, action="append", metavar="L,T,R,B", help="a box in pixels; repeatable")
+    command.add_argument("--max-regions", type=int, metavar="N")
+    command.add_argument("--side", type=int, metavar="S", help="pixels of a view's side")
+    command.add_argument("--tokens", type=int, metavar="P", help="visual tokens per view")
+    command.add_argument("--context-length", type=int, metavar="N", help="tokens that the LLM has room for")
+    command.set_defaults(run=views)
 
     command = commands.add_parser("card", help="write the model card of a folder")
     command.add_argument("folder")

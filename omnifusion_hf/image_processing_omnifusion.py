@@ -223,6 +223,15 @@ def cut_directly(image: Image.Image, box: Box, side: int, resample: int, backgro
     return view
 
 
+def cut_picture(
+    image: Image.Image, boxes: PictureViews, side: int, resample: int, background: tuple
+) -> list[Image.Image]:
+    """All views of a picture in their order. Regions are small parts of it, so that each is cut by itself."""
+    cut = {"side": side, "resample": resample, "background": background}
+    whole_and_tiles = cut_views(image, [boxes.whole, *boxes.tiles], **cut)
+    return whole_and_tiles + [cut_directly(image, box, **cut) for box in boxes.regions]
+
+
 class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
     r"""
     Turns pictures into views: `pixel_values` (ΣV, 3, S, S) float32, flat over the batch, and `image_view_index` (ΣV,),
@@ -316,9 +325,7 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
                     f"A picture has the channels {image.getbands()} and image_mean {len(image_mean)} values; give one "
                     "value per channel or leave do_convert_rgb=True."
                 )
-            cut = {"side": size.height, "resample": resample, "background": background}
-            views += cut_views(image, [boxes.whole, *boxes.tiles], **cut)
-            views += [cut_directly(image, box, **cut) for box in boxes.regions]
+            views += cut_picture(image, boxes, size.height, resample, background)
             image_view_index += range(len(boxes))
         pixels = np.stack([np.asarray(view) for view in views]).astype(np.float32)  # (ΣV, S, S, 3)
         if do_rescale:

@@ -83,10 +83,12 @@ class TokenCount:
     image_seq_length: P, visual tokens per view.
     context_length: the tokens that the LLM has room for, if known.
 
-    >>> print(TokenCount([5, 1], 576, context_length=4096))
+    >>> print(TokenCount([5], 576, context_length=4096))
+    5 views x 576 + 2 marks = 2882 tokens, 70.4% of a context of 4096
+    >>> print(TokenCount([5, 1], 576))
     picture 1: 5 views x 576 + 2 marks = 2882 tokens
     picture 2: 1 view x 576 + 2 marks = 578 tokens
-    total: 3460 tokens, 84.5% of a context of 4096
+    total: 3460 tokens
     """
 
     views: list[int]
@@ -114,12 +116,14 @@ class TokenCount:
 
     def __str__(self) -> str:
         lines = [
-            f"picture {index}: {count} {'view' if count == 1 else 'views'} x {self.image_seq_length} + 2 marks = "
-            f"{tokens} tokens"
-            for index, (count, tokens) in enumerate(zip(self.views, self.tokens), start=1)
+            f"{count} {'view' if count == 1 else 'views'} x {self.image_seq_length} + 2 marks = {tokens} tokens"
+            for count, tokens in zip(self.views, self.tokens)
         ]
+        if len(lines) != 1:
+            lines = [f"picture {number}: {line}" for number, line in enumerate(lines, start=1)]
+            lines.append(f"total: {self.total} tokens")
         share = "" if self.share is None else f", {self.share:.1%} of a context of {self.context_length}"
-        return "\n".join([*lines, f"total: {self.total} tokens{share}"])
+        return "\n".join(lines) + share
 
 
 class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057

@@ -58,7 +58,9 @@ def column_of(topic: str) -> str:
 
 def scores_of(result: dict, metric: str) -> dict[str, float]:
     """column or group -> score of one run; groups are averages over the topics that the run has."""
-    scores = {column_of(topic): row[metric] for topic, row in result["topics"].items()}
+    scores = {column_of(topic): row[metric] for topic, row in result["topics"].items() if metric in row}
+    if not scores:
+        return {}
     groups = {name: mean(scores[c] for c in columns if c in scores) for name, columns in GROUPS.items()}
     return scores | groups
 
@@ -82,7 +84,7 @@ def score_table(results: dict, metric: str, order: list[str]) -> str:
     for name in (n for n in order if n in results):
         scores = [scores_of(result, metric) for result in results[name].values()]
         cells = [cell([s[c] for s in scores if c in s]) for c in (*COLUMNS, "all")]
-        lines.append(f"| {name} | {len(scores)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | {sum(map(bool, scores))} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -171,7 +173,7 @@ def report(results_folder: Path, document: Path, order: list[str]) -> None:
         raise ValueError(f"{document} must hold the lines {MARKS[0]!r} and {MARKS[1]!r}; the tables go between them.")
     parts = {
         "Accuracy": score_table(results, "accuracy", order),
-        "Accuracy with the pictures exchanged (what the questions alone give away)": score_table(
+        "Accuracy with the pictures exchanged: what the questions alone give away": score_table(
             results, "blind_accuracy", order
         ),
         "Edit distance (lower is better)": score_table(results, "edit_distance", order),

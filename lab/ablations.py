@@ -11,6 +11,7 @@ import json
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
@@ -31,6 +32,12 @@ ENCODERS = {
     "clip": OUT / "ablations" / "clip" / "encoder",
     "dinov2": OUT / "ablations" / "dinov2" / "encoder",
     "swin": OUT / "encoder" / "encoder",
+}
+# a region is twice as wide as its box: things are then about as large as the encoders have learnt to see them
+IMAGE_OPTIONS = {
+    "whole": {},
+    "grid": {"view_strategy": "grid", "grid_canvases": [[2, 2]]},
+    "regions": {"region_context": 1.0},
 }
 SEEDS = (0, 1, 2)
 BATCH = 32
@@ -119,8 +126,7 @@ def assemble(experiment: Experiment, seed: int, folder: Path) -> None:
 
     parts = {"vision": [str(ENCODERS[name]) for name in experiment.encoders], "text": str(LLM)}
     layer = {"vision_feature_layer": -1} if "swin" in experiment.encoders else {}
-    grid = {"view_strategy": "grid", "grid_canvases": [[2, 2]]} if experiment.views == "grid" else {}
-    put_together(parts | layer | experiment.config, folder, seed, **grid)
+    put_together(parts | layer | experiment.config, folder, seed, **IMAGE_OPTIONS[experiment.views])
 
 
 def write_data(experiment: Experiment, seed: int, steps: dict[str, int], folder: Path) -> Path:
@@ -162,7 +168,7 @@ def train_stages(experiment: Experiment, seed: int, steps: dict[str, int], folde
     return summaries
 
 
-def evaluate_run(experiment: Experiment, folder: Path, split: str, count: int) -> dict:
+def evaluate_run(experiment: Experiment, folder: Path, split: str, count: int, blind: bool) -> dict:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from .evaluate import evaluate, examples
@@ -171,8 +177,9 @@ def evaluate_run(experiment: Experiment, folder: Path, split: str, count: int) -
     model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager").eval()
     processor = AutoProcessor.from_pretrained(folder)
     if experiment.world == "plain":
-        return evaluate(model, processor, split, count, PLAIN_TOPICS, examples_of=examples)
-    return evaluate(model, processor, split, count, TOPICS, examples_of=small_examples)
+        return evaluate(model, processor, split, count, PLAIN_TOPICS, blind, examples)
+    examples_of = partial(small_examples, regions=experiment.views == "regions")
+    return evaluate(model, processor, split, count, TOPICS, blind, examples_of)
 
 
 def run(name: str, seed: int, results: Path, steps: dict[str, int], split: str, count: int) -> None:
@@ -188,7 +195,7 @@ def run(name: str, seed: int, results: Path, steps: dict[str, int], split: str, 
         assemble(experiment, seed, folder / "assembled")
         stages = train_stages(experiment, seed, steps_of(experiment, steps), folder)
         trained = time.process_time()
-        topics = evaluate_run(experiment, folder / "stage2", split, count)
+        topics = evaluate_run(experiment, folder / "stage2", split, count, blind=seed == SEEDS[0])
     seconds = {"training": trained - start, "evaluation": time.process_time() - trained}
     result = {"experiment": name, "seed": seed, "split": split, "cpu_seconds": seconds, "stages": stages}
     write_whole(result_path(results, name, seed), json.dumps(result | {"topics": topics}, indent=1))
@@ -207,7 +214,8 @@ def main() -> None:
     prepare()
     runs = missing_runs(options.results, options.only or list(EXPERIMENTS), options.seed or SEEDS)
     steps = dict(zip(STEPS, options.steps, strict=True))
-    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
+    # a process a run: oneDNN keeps kernels and buffers for every length of a batch
+    with ProcessPoolExecutor(options.processes, get_context("spawn"), max_tasks_per_child=1) as pool:
         rest = (options.results, steps, options.split, options.count)
         jobs = {pool.submit(run, name, seed, *rest): (name, seed) for name, seed in runs}
         for job in tqdm(as_completed(jobs), total=len(jobs), desc="runs", unit="run"):

@@ -98,7 +98,7 @@ def scores(predictions: list[str], truths: list[str]) -> dict[str, float]:
 
 @torch.inference_mode()
 def answers(model, processor, pictures: list[Picture], questions: list[str], batch_size: int = 50) -> list[str]:
-    """Greedy answers of the saved model through its own processor and generate()."""
+    """Greedy answers of the saved model through its own processor and generate(); `facts["regions"]` become views."""
     said = []
     for start in range(0, len(questions), batch_size):
         part = slice(start, start + batch_size)
@@ -107,7 +107,8 @@ def answers(model, processor, pictures: list[Picture], questions: list[str], bat
         ]
         prompts = [processor.apply_chat_template(m, add_generation_prompt=True) for m in messages]
         images = [[Image.fromarray(p.image)] for p in pictures[part]]
-        inputs = processor(images=images, text=prompts, padding=True, return_tensors="pt")
+        regions = [[p.facts.get("regions", [])] for p in pictures[part]]
+        inputs = processor(images=images, text=prompts, regions=regions, padding=True, return_tensors="pt")
         output = model.generate(**inputs, do_sample=False, max_new_tokens=64)
         said += processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return said

@@ -80,14 +80,15 @@ def conversation_about(rng: Random, picture: Picture) -> list[Turn]:
     return turns + few(rng, count_turns(rng, facts["things"]), 2)
 
 
-def small_examples(split: str, topic: str, count: int) -> list[Example]:
-    """The first `count` examples of a topic, as lab.evaluate.examples."""
+def small_examples(split: str, topic: str, count: int, regions: bool = False) -> list[Example]:
+    """The first `count` examples of a topic, as lab.evaluate.examples; with `regions` their boxes become views."""
     found, index = [], 0
     while len(found) < count:
         kind = "text" if topic in TEXT_TOPICS else "scene"
         picture = render_small(split, kind, index, TEXT_TOPICS.get(topic))
         rng = sample_rng(split, f"questions about {topic}", index)
         turns = _turns(rng, picture, topic)
+        picture.facts["regions"] = picture.facts["boxes"] if regions else []
         if turns:
             turn = rng.choice(turns)
             found.append(Example(picture, turn.question, turn.answer))

@@ -77,3 +77,20 @@ def test_case_02_sample_over_max_length_is_refused_by_name_and_never_cut():
 def test_case_10_sample_with_nothing_to_learn_is_refused_by_name():
     with pytest.raises(ValueError, match="sample of 1 turns has no token to learn"):
         COLLATE([NONE, item(user("Hello?"))])
+
+
+def test_regions_become_views_of_their_own_sample():
+    width, height = tiny.picture(1).size
+    boxes = [[0, 0, width // 2, height // 2], [1, 1, width, height]]
+    plain = COLLATE([NONE, ONE, TWO])
+    regions = COLLATE([NONE, ONE | {"regions": [boxes]}, TWO | {"regions": [[], []]}])
+    assert plain["image_view_index"].tolist() == [0, 0, 0]
+    assert regions["image_view_index"].tolist() == [0, 1, 2, 0, 0]
+    pictures = (regions["input_ids"] == PROCESSOR.image_token_id).sum(-1) // PROCESSOR.image_seq_length
+    assert pictures.tolist() == [0, 3, 2]
+    assert trained_text(regions["labels"][1]) == trained_text(plain["labels"][1])
+
+
+def test_regions_of_another_number_of_pictures_are_refused():
+    with pytest.raises(ValueError, match="regions"):
+        COLLATE([TWO | {"regions": [[[0, 0, 2, 2]]]}])

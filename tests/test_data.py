@@ -63,6 +63,8 @@ BROKEN = {
     "got []": {"conversations": []},
     'a list "conversations"': {"conversations": None},
     "no picture file": {"image": "absent.png"},
+    "2 lists of regions for 1 pictures": {"regions": [[[0, 0, 9, 9]], []]},
+    "is no box": {"regions": [[[0, 0, 9]]]},
 }
 
 
@@ -105,3 +107,9 @@ def test_image_folder_is_the_jsons_own_unless_given(tmp_path):
     with pytest.raises(ValueError, match="set image_folder"):
         ConversationDataset(moved)
     assert len(ConversationDataset(moved, image_folder=tmp_path)) == 1
+
+
+def test_regions_come_with_their_picture(tmp_path):
+    path = conversations.write(tmp_path, [sample(0), sample(1, regions=[[[0, 0, 9, 9], [1, 2, 3, 4]]])])
+    dataset = ConversationDataset(path)
+    assert [item["regions"] for item in dataset] == [[[]], [[[0, 0, 9, 9], [1, 2, 3, 4]]]]

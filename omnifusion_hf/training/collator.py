@@ -28,12 +28,14 @@ class ConversationCollator:
     append_eos: bool = True
 
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
+        regions = [sample.get("regions", []) for sample in samples]  # of each sample, one list of boxes per picture
+        regions = {"regions": regions} if any(map(any, regions)) else {}
         batch = self.processor.apply_chat_template(
             [sample["messages"] for sample in samples],
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,
-            processor_kwargs={"padding": True, "padding_side": "right"},
+            processor_kwargs={"padding": True, "padding_side": "right"} | regions,
             append_eos=self.append_eos,
         )  # lists: the mask is made token by token, six times slower over tensors
         batch.convert_to_tensors("pt")

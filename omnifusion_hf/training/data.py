@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..image_processing_omnifusion import open_image
+from ..views_omnifusion import read_region, regions_per_image
 
 
 ConversationFormat = Literal["llava", "v1.1"]
@@ -26,7 +27,8 @@ class ConversationDataset(Dataset):
     """Samples `{"id", "image": "a.png" | ["a.png", …], "conversations": [{"from": "human" | "gpt", "value"}, …]}`.
 
     `<image>` in a human turn says where the next listed picture stands; without any mark, pictures stand in front of
-    the first human turn. In a sample without pictures, and in answers, `<image>` is text.
+    the first human turn. In a sample without pictures, and in answers, `<image>` is text. An optional `"regions"`
+    holds one list of boxes per picture, `[[[left, top, right, bottom], …], …]` in pixels, that become views.
 
     Args:
         data_path: a JSON file that holds a list of samples.
@@ -35,7 +37,8 @@ class ConversationDataset(Dataset):
         image_folder: where the pictures are; by default the folder of the JSON file.
         max_image_pixels: pictures that declare more are refused, as in the image processor.
 
-    An item is `{"messages": chat messages with PIL pictures, "name": where the sample comes from}`.
+    An item is `{"messages": chat messages with PIL pictures, "regions": one list of boxes for each of them, "name":
+    where the sample comes from}`.
     Raises `ValueError` that names file, index and id of the first broken sample, or of a picture that cannot be read.
     """
 
@@ -63,7 +66,7 @@ class ConversationDataset(Dataset):
             for part in message["content"]:
                 if part["type"] == "image":
                     part["image"] = self._open(index, part["image"])
-        return {"messages": messages, "name": self._name(index)}
+        return {"messages": messages, "regions": regions_of(self.samples[index]), "name": self._name(index)}
 
     def _name(self, index: int) -> str:
         sample = self.samples[index]
@@ -73,6 +76,7 @@ class ConversationDataset(Dataset):
     def _checked_messages(self, index: int) -> list[dict]:
         try:
             messages = to_messages(self.samples[index], self.conversation_format)
+            regions_of(self.samples[index])
             self._check_files(messages)
         except ValueError as error:
             raise ValueError(f"{self._name(index)}: {error}") from None
@@ -110,8 +114,7 @@ def to_messages(sample: dict, conversation_format: ConversationFormat = "llava")
     """One sample as chat messages; image parts hold the picture's file name. Errors do not name the sample."""
     if not isinstance(sample, dict) or not isinstance(sample.get("conversations"), list):
         raise ValueError('a sample is an object with a list "conversations".')
-    pictures = sample.get("image") or []
-    pictures = [pictures] if isinstance(pictures, str) else list(pictures)
+    pictures = pictures_of(sample)
     turns = [_role_and_text(turn) for turn in sample["conversations"]]
     _check_order([role for role, _ in turns])
     marked = pictures and conversation_format == "llava"
@@ -124,6 +127,19 @@ def to_messages(sample: dict, conversation_format: ConversationFormat = "llava")
         raise ValueError(f"{marks} `{IMAGE_MARK}` marks in human turns for {len(pictures)} pictures {pictures}.")
     names = iter(pictures)
     return [{"role": role, "content": _content(role, piece, names)} for (role, _), piece in zip(turns, pieces)]
+
+
+def pictures_of(sample: dict) -> list[str]:
+    pictures = sample.get("image") or []
+    return [pictures] if isinstance(pictures, str) else list(pictures)
+
+
+def regions_of(sample: dict) -> list[list]:
+    """One list of boxes per picture of a sample. `ValueError` for another number of lists or for what is no box."""
+    regions = regions_per_image(sample.get("regions") or [], [len(pictures_of(sample))])
+    for box in (box for boxes in regions for box in boxes):
+        read_region(box)
+    return regions
 
 
 def _role_and_text(turn: dict) -> tuple[str, str]:

@@ -51,7 +51,8 @@ def load_llm(text: str, vocab_size: int, dtype: torch.dtype | str) -> PreTrained
     need not be suppressed, and tokens that a user adds to the vocabulary later can be learnt.
     Raises `ValueError` for a head with a bias, which neither this model nor serving engines have.
     """
-    llm = AutoModelForCausalLM.from_pretrained(text, dtype=dtype)
+    llm, loading = AutoModelForCausalLM.from_pretrained(text, dtype=dtype, output_loading_info=True)
+    check_loaded(text, llm, loading)
     if llm.get_output_embeddings().bias is not None:
         raise ValueError(
             f"{text} ({llm.config.model_type}): its head adds a bias to the logits, and OmniFusion's head has none; "
@@ -66,9 +67,22 @@ def fill_tower(model: PreTrainedModel, vision: list[str], dtype: torch.dtype | s
     tower, vision_config = model.model.vision_tower, model.config.vision_config
     layers = last_layers(vision_config, model.config.vision_feature_layer)
     for index, (name, layer) in enumerate(zip(vision, layers)):
-        encoder = AutoModel.from_pretrained(name, config=vision_config.encoder_configs[index], dtype=dtype)
+        encoder, loading = AutoModel.from_pretrained(
+            name, config=vision_config.encoder_configs[index], dtype=dtype, output_loading_info=True
+        )
         tower.encoders[index] = trim_encoder(encoder, layer)
+        check_loaded(name, encoder, loading)
         vision_config.encoder_configs[index] = encoder.config
+
+
+def check_loaded(name: str, part: PreTrainedModel, loading: dict):
+    """Raises `ValueError` where a weight that is in use was not in the files; transformers fills it at random."""
+    absent = sorted(set(loading["missing_keys"]) & part.state_dict().keys())
+    if absent:
+        raise ValueError(
+            f"{name} lacks {len(absent)} weights of a `{part.config.model_type}` ({', '.join(absent[:3])}, …): it is "
+            "incomplete, or in a layout that has to be converted first (docs/conversion.md)."
+        )
 
 
 def generation_config_for(llm_config: GenerationConfig, tokenizer) -> GenerationConfig:

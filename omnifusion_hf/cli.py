@@ -7,6 +7,25 @@ import sys
 from collections.abc import Sequence
 
 
+def build(options: argparse.Namespace):
+    """Assembles pretrained parts to a folder that is ready to train."""
+    from transformers.utils import logging
+
+    from .build import Build, build
+    from .presets import MODELS
+
+    logging.set_verbosity_error()  # unused towers and new rows are no news here; missing weights raise
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    preset = given.pop("preset", None)
+    if preset not in (None, *MODELS):
+        raise ValueError(f"--preset {preset} is unknown; use one of {', '.join(MODELS)}.")
+    if preset is None and not {"vision", "text"} <= given.keys():
+        raise ValueError("give --vision (once per encoder) and --text, or --preset.")
+    for name in ("run", "output"):
+        given.pop(name)
+    build(Build(**(vars(MODELS[preset]) if preset else {}) | given), options.output)
+
+
 def train(options: argparse.Namespace):
     """Trains one stage as a recipe says."""
     from .training.train import parse_recipe, train
@@ -65,9 +84,31 @@ def box(text: str) -> list[float]:
     return [float(number) for number in text.split(",")]
 
 
+def count(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) == 0:
+        raise ValueError
+    return int(text)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="omnifusion", description="OmniFusion: pictures and questions in, text out.")
     commands = parser.add_subparsers(required=True, metavar="command")
+
+    command = commands.add_parser("build", help="assemble pretrained parts to a folder that is ready to train")
+    command.add_argument("--preset", help="a model of the paper's tables, such as clip-dinov2-summation")
+    command.add_argument("--vision", action="append", help="preset, PRESET=FOLDER, folder or Hub id; once per encoder")
+    command.add_argument("--text", help="the LLM: preset, folder or Hub id")
+    adapters = ["mlp", "transformer", "concatenation", "summation", "attention"]
+    command.add_argument("--projector", choices=adapters, help="the adapter, default: mlp")
+    command.add_argument("--views", choices=["whole", "grid"])
+    command.add_argument("--chat-template", choices=["release", "own"], help="own: that of a chat-tuned LLM")
+    command.add_argument("--image-size", type=int, action="append", dest="image_sizes", help="once per encoder")
+    command.add_argument("--layer", type=int, action="append", dest="layers", help="hidden state, once per encoder")
+    command.add_argument("--image-fit", choices=["crop", "pad", "squash"], help="default: the first encoder's")
+    command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as stored")
+    command.add_argument("-o", "--output", required=True, metavar="FOLDER")
+    command.set_defaults(run=build)
 
     command = commands.add_parser("train", help="train one stage as a recipe says")
     command.add_argument("recipe", help="YAML file, such as recipes/pretrain.yaml")
@@ -93,9 +134,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--fit", choices=["crop", "pad", "squash"], help="how the whole picture becomes a square")
     command.add_argument("--region", type=box, action="append", metavar="L,T,R,B", help="a box in pixels; repeatable")
     command.add_argument("--max-regions", type=int, metavar="N")
-    command.add_argument("--side", type=int, metavar="S", help="pixels of a view's side")
-    command.add_argument("--tokens", type=int, metavar="P", help="visual tokens per view")
-    command.add_argument("--context-length", type=int, metavar="N", help="tokens that the LLM has room for")
+    command.add_argument("--side", type=count, metavar="S", help="pixels of a view's side")
+    command.add_argument("--tokens", type=count, metavar="P", help="visual tokens per view")
+    command.add_argument("--context-length", type=count, metavar="N", help="tokens that the LLM has room for")
     command.set_defaults(run=views)
 
     command = commands.add_parser("card", help="write the model card of a folder")

@@ -114,7 +114,8 @@ def split_special_token_rows(model: OmniFusionForConditionalGeneration):
 def _embed_rows(table: nn.Embedding, args: tuple, embeddings: torch.Tensor) -> torch.Tensor:
     found = args[0].unsqueeze(-1) == table.special_token_ids  # (B, L, 5)
     rows = nn.functional.embedding(found.int().argmax(-1), table.special_token_rows)  # (B, L, D)
-    return torch.where(found.any(-1, keepdim=True), rows.to(embeddings.dtype), embeddings)
+    scale = torch.as_tensor(getattr(table, "embed_scale", 1.0)).to(embeddings)  # Gemma's table scales what it gives
+    return torch.where(found.any(-1, keepdim=True), rows.to(embeddings.dtype) * scale, embeddings)
 
 
 def _score_rows(table: nn.Embedding, head: nn.Linear, args: tuple, logits: torch.Tensor) -> torch.Tensor:

@@ -112,6 +112,7 @@ def check_pixels(image: Image.Image, max_pixels: int):
 
 def open_image(source: str | bytes | os.PathLike, max_pixels: int) -> Image.Image:
     """Opens (without decoding) a picture given as a path, URL, base64 / data URI or as the bytes of a file."""
+    name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)[:80]
     if isinstance(source, (str, os.PathLike)):
         source = _read(str(source))
     try:
@@ -120,7 +121,7 @@ def open_image(source: str | bytes | os.PathLike, max_pixels: int) -> Image.Imag
     except Image.DecompressionBombError as error:
         raise ValueError(f"{error} Raise max_image_pixels (now {max_pixels}) if you trust its source.") from error
     except OSError as error:
-        raise ValueError(f"Not a picture file that Pillow can read ({error}); convert it to PNG or JPEG.") from error
+        raise ValueError(f"Not a picture file that Pillow can read: {name}; convert it to PNG or JPEG.") from error
     check_pixels(image, max_pixels)
     return image
 
@@ -276,6 +277,9 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
             raise ValueError(f"size must be square, {{'height': S, 'width': S}}, got {dict(size)}.")
         if not do_resize:
             raise ValueError("Views are always resized to S x S; do_resize must stay True.")
+        for name in ("region_context", "max_regions"):
+            if not 0 <= kwargs[name] < float("inf"):
+                raise ValueError(f"{name} must be 0 or more, got {kwargs[name]}.")
 
     def fetch_images(self, image_url_or_urls, max_image_pixels: int | None = None):
         """Opens whatever is not a picture object yet; nesting is kept."""
@@ -340,6 +344,7 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
         """The views of pictures known by (height, width) alone; `options` are those of a call, `regions` included."""
         options = {name: getattr(self, name) for name in self._valid_kwargs_names} | options
         options = self._standardize_kwargs(**options)
+        self._validate_preprocess_kwargs(**options)
         regions = [[] for _ in image_sizes]
         if options["regions"] is not None:
             regions = regions_per_image(options["regions"], [len(image_sizes)])

@@ -86,8 +86,8 @@ class TokenCount:
     >>> print(TokenCount([5], 576, context_length=4096))
     5 views x 576 + 2 marks = 2882 tokens, 70.4% of a context of 4096
     >>> print(TokenCount([5, 1], 576))
-    picture 1: 5 views x 576 + 2 marks = 2882 tokens
-    picture 2: 1 view x 576 + 2 marks = 578 tokens
+    picture 0: 5 views x 576 + 2 marks = 2882 tokens
+    picture 1: 1 view x 576 + 2 marks = 578 tokens
     total: 3460 tokens
     """
 
@@ -120,7 +120,7 @@ class TokenCount:
             for count, tokens in zip(self.views, self.tokens)
         ]
         if len(lines) != 1:
-            lines = [f"picture {number}: {line}" for number, line in enumerate(lines, start=1)]
+            lines = [f"picture {index}: {line}" for index, line in enumerate(lines)]
             lines.append(f"total: {self.total} tokens")
         share = "" if self.share is None else f", {self.share:.1%} of a context of {self.context_length}"
         return "\n".join(lines) + share

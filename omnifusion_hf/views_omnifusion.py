@@ -204,8 +204,6 @@ def region_views(size: tuple[int, int], regions: list, context: float, max_regio
     >>> region_views((100, 200), [[80, 50, 90, 60], [10, 10, 30, 30]], context=0.0, max_regions=4)
     [(10.0, 10.0, 30.0, 30.0), (80.0, 50.0, 90.0, 60.0)]
     """
-    if not (context >= 0 and math.isfinite(context)) or max_regions < 0:
-        raise ValueError(f"region_context ({context}) and max_regions ({max_regions}) must be 0 or more.")
     found = []
     for index, region in enumerate(regions):
         try:

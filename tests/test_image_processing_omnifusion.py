@@ -13,31 +13,11 @@ import tiny
 import torch
 from huggingface_hub.utils import httpx
 from PIL import Image, ImageFile
+from pixels import BACKGROUND, MEAN, SIDE, channels_first, encoded, levels, noise, processor, stored_turned
 from transformers import AutoImageProcessor, CLIPImageProcessor, CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from omnifusion_hf import OmniFusionImageProcessor, image_processing_omnifusion
 from omnifusion_hf.views_omnifusion import best_canvas, fit_inside
-
-
-SIDE = 32
-MEAN = [0.48145466, 0.4578275, 0.40821073]
-BACKGROUND = tuple(round(255 * mean) for mean in MEAN)
-
-
-def processor(**options) -> OmniFusionImageProcessor:
-    return OmniFusionImageProcessor(size={"height": SIDE, "width": SIDE}, **options)
-
-
-def levels(images, **options) -> np.ndarray:
-    """Views as the 8-bit levels that normalisation starts from, (ΣV, 3, S, S)."""
-    return processor(do_rescale=False, do_normalize=False, **options)(images, return_tensors="np").pixel_values
-
-
-def noise(count: int, seed: int = 0) -> list[Image.Image]:
-    """Pictures of random levels, 1 to 300 pixels a side: any other resampling would differ somewhere."""
-    rng = np.random.default_rng(seed)
-    sizes = np.exp(rng.uniform(0, np.log(300), (count, 2))).astype(int)
-    return [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
 
 
 def on_canvas(image: Image.Image, height: int, width: int) -> Image.Image:
@@ -47,10 +27,6 @@ def on_canvas(image: Image.Image, height: int, width: int) -> Image.Image:
     corner = ((width - resized[1]) // 2, (height - resized[0]) // 2)
     canvas.paste(image.resize(resized[::-1], Image.Resampling.BICUBIC), corner)
     return canvas
-
-
-def channels_first(image: Image.Image) -> np.ndarray:
-    return np.asarray(image).transpose(2, 0, 1)
 
 
 def test_crop_equals_clips_own_preprocessing_in_every_pixel():
@@ -131,12 +107,6 @@ def test_view_index_starts_again_at_every_picture():
     assert len(output.pixel_values) == sum(views)
 
 
-def encoded(image: Image.Image, kind: str, **options) -> bytes:
-    stream = BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
 def containers(image: Image.Image, folder) -> dict:
     """The same colours as PIL image, file bytes, path, data URI, arrays and tensor."""
     png, array = encoded(image, "PNG"), np.asarray(image)
@@ -152,6 +122,7 @@ def containers(image: Image.Image, folder) -> dict:
         "channels first": array.transpose(2, 0, 1),
         "0..1": array.astype(np.float32) / 255,
         "tensor": torch.from_numpy(array.transpose(2, 0, 1).copy()),
+        "bfloat16 tensor": torch.from_numpy(array.transpose(2, 0, 1).copy()).bfloat16() / 255,
         "RGBA": image.convert("RGBA"),
         "CMYK-free TIFF": Image.open(BytesIO(encoded(image, "TIFF"))),
     }
@@ -204,19 +175,11 @@ def test_case_14_transparency_stands_on_white_as_in_a_viewer():
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_case_14_exif_orientation_is_applied_to_files_and_pil_images(orientation):
     upright = tiny.picture(size=(40, 40))
-    undo = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }  # fmt: skip
-    stored = upright.transpose(undo[orientation]) if orientation > 1 else upright
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encoded(stored, "PNG", exif=exif)
+    data = stored_turned(upright, orientation)
     np.testing.assert_array_equal(levels(data), levels(upright))
     np.testing.assert_array_equal(levels(Image.open(BytesIO(data))), levels(upright))
     if orientation > 1:
-        assert (levels(encoded(stored, "PNG")) != levels(upright)).any()
+        assert (levels(encoded(Image.open(BytesIO(data)), "PNG", exif=b"")) != levels(upright)).any()
 
 
 def test_case_14_what_cannot_be_read_is_refused_with_a_reason():
@@ -266,6 +229,16 @@ def test_case_15_a_large_scan_passes_when_the_cap_is_raised(tmp_path):
     with pytest.raises(ValueError, match="4000000 pixels"):
         processor(max_image_pixels=10**6)(path)
     assert len(processor(max_image_pixels=10**7)(path).pixel_values) == 1
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_case_15_the_cap_of_a_call_holds_for_files_and_bytes(tmp_path):
+    path = tmp_path / "scan.png"
+    path.write_bytes(declared_png(2000))
+    for source in (path, path.read_bytes(), [str(path)]):
+        assert len(processor(max_image_pixels=10**6)(source, max_image_pixels=10**7).pixel_values) == 1
+        with pytest.raises(ValueError, match="max_image_pixels"):
+            processor()(source, max_image_pixels=10**6)
 
 
 def test_case_15_a_long_strip_gives_bounded_views():

@@ -1,5 +1,6 @@
 """The processor: image tokens are counted in one place, user text is data, pictures stay with their prompts."""
 
+import doctest
 import time
 from itertools import product
 
@@ -7,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from omnifusion_hf import OmniFusionProcessor, add_special_tokens
+from omnifusion_hf import OmniFusionProcessor, add_special_tokens, processing_omnifusion
 from omnifusion_hf.chat_template_omnifusion import ESCAPE, chat_template_for
 
 
@@ -18,6 +19,10 @@ SIZES = [(40, 60), (7, 5), (33, 200), (150, 20)]
 @pytest.fixture(scope="module")
 def processor() -> OmniFusionProcessor:
     return tiny.processor(tiny.config())
+
+
+def test_examples_in_docstrings_hold():
+    assert doctest.testmod(processing_omnifusion) == (0, 2)
 
 
 def image_tokens(inputs, processor) -> list[int]:
@@ -82,6 +87,19 @@ def test_case_01_engines_may_ask_for_a_huge_picture(processor):
     assert time.perf_counter() - start < 0.5
     assert grid.num_image_patches == [5] and grid.num_image_tokens == [5 * 16]
     assert processor._get_num_multimodal_tokens(image_sizes=[(10_000, 10_000)]).num_image_tokens == [16]
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_case_15_the_cap_of_a_call_reaches_files(processor, tmp_path):
+    path = tmp_path / "picture.png"
+    tiny.picture(size=(40, 60)).save(path)
+    for options in ({"max_image_pixels": 2399}, {"images_kwargs": {"max_image_pixels": 2399}}):
+        with pytest.raises(ValueError, match="max_image_pixels=2399"):
+            processor(text="<image>", images=str(path), **options)
+    strict = tiny.processor(tiny.config(), max_image_pixels=1000)
+    assert len(strict(text="<image>", images=str(path), max_image_pixels=2400).pixel_values) == 1
+    with pytest.raises(ValueError, match="now 1000"):
+        strict(text="<image>", images=str(path))
 
 
 def cut(processor, length: int, text: str, side: str = "right") -> dict:

@@ -125,27 +125,27 @@ def assemble(experiment: Experiment, seed: int, folder: Path) -> None:
     from .assemble import put_together
 
     parts = {"vision": [str(ENCODERS[name]) for name in experiment.encoders], "text": str(LLM)}
-    layer = {"vision_feature_layer": -1} if "swin" in experiment.encoders else {}
-    put_together(parts | layer | experiment.config, folder, seed, **IMAGE_OPTIONS[experiment.views])
+    put_together(parts | experiment.config, folder, seed)
 
 
-def write_data(experiment: Experiment, seed: int, steps: dict[str, int], folder: Path) -> Path:
-    """The stages' JSON files in `folder`; returns the folder of their pictures."""
+def write_data(experiment: Experiment, stage: str, seed: int, steps: int, folder: Path) -> dict[str, Path]:
+    """Writes the stage's JSON file; returns it and its pictures' folder as a recipe names them. Stage 1 is plain."""
     from .ablation_data import plain_samples, small_samples, write_stage
 
-    plain, regions = experiment.world == "plain", experiment.views == "regions"
+    plain = experiment.world == "plain" or stage == "stage1"
+    # without the experiment's name: with one seed, all of a world read the same data in the same order
+    rng = Random(f"{experiment.world}/{stage}/{seed}")
     pictures = OUT / "train" if plain else SMALL
-    for stage, count in steps.items():
-        # without the experiment's name: with one seed, all adapters read the same data in the same order
-        rng = Random(f"{experiment.world}/{stage}/{seed}")
-        count *= BATCH
-        samples = plain_samples(pictures, rng, count) if plain else small_samples(pictures, rng, count, regions)
-        write_stage(folder / f"{stage}.json", samples, rng)
-    return pictures
+    if plain:
+        samples = plain_samples(pictures, rng, steps * BATCH)
+    else:
+        samples = small_samples(pictures, rng, steps * BATCH, experiment.views == "regions")
+    write_stage(folder / f"{stage}.json", samples, rng)
+    return {"data_path": folder / f"{stage}.json", "image_folder": pictures}
 
 
 def steps_of(experiment: Experiment, steps: dict[str, int]) -> dict[str, int]:
-    """Without stage 1, stage 2 gets its steps: every run reads as many samples."""
+    """Without stage 1, stage 2 gets its steps: every run of a world reads as many samples."""
     return steps if len(experiment.stages) > 1 else {"stage2": sum(steps.values())}
 
 
@@ -153,19 +153,26 @@ def train_stages(experiment: Experiment, seed: int, steps: dict[str, int], folde
     """Trains in `folder` from its `assembled`; returns each stage's summary. The model ends in `stage2`."""
     from omnifusion_hf.training.train import parse_recipe, train
 
-    pictures, start, summaries = write_data(experiment, seed, steps, folder), folder / "assembled", {}
+    start, summaries = folder / "assembled", {}
     for stage in experiment.stages:
-        given = {
-            "model_name_or_path": start,
-            "data_path": folder / f"{stage}.json",
-            "image_folder": pictures,
-            "output_dir": folder / stage,
-            "seed": seed,
-        }
+        if stage == "stage2":
+            set_views(start, experiment.views)
+        given = write_data(experiment, stage, seed, steps[stage], folder)
+        given |= {"model_name_or_path": start, "output_dir": folder / stage, "seed": seed}
         recipe = HERE / "recipes" / f"ablation_{stage}.yaml"
         summaries[stage] = train(*parse_recipe(str(recipe), [f"{key}={value}" for key, value in given.items()]))
         start = folder / stage
     return summaries
+
+
+def set_views(folder: Path, views: str) -> None:
+    """Stage 1 sees whole pictures in every run; from then on the saved processor makes these views."""
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder)
+    for name, value in IMAGE_OPTIONS[views].items():
+        setattr(processor.image_processor, name, value)
+    processor.save_pretrained(folder)
 
 
 def evaluate_run(experiment: Experiment, folder: Path, split: str, count: int, blind: bool) -> dict:
@@ -214,11 +221,13 @@ def main() -> None:
     prepare()
     runs = missing_runs(options.results, options.only or list(EXPERIMENTS), options.seed or SEEDS)
     steps = dict(zip(STEPS, options.steps, strict=True))
+    rest = (options.results, steps, options.split, options.count)
     # a process a run: oneDNN keeps kernels and buffers for every length of a batch
     with ProcessPoolExecutor(options.processes, get_context("spawn"), max_tasks_per_child=1) as pool:
-        rest = (options.results, steps, options.split, options.count)
-        jobs = {pool.submit(run, name, seed, *rest): (name, seed) for name, seed in runs}
+        jobs = [pool.submit(run, name, seed, *rest) for name, seed in runs]
         for job in tqdm(as_completed(jobs), total=len(jobs), desc="runs", unit="run"):
+            if job.exception():
+                pool.shutdown(wait=False, cancel_futures=True)
             job.result()
 
 

@@ -32,6 +32,7 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "open_clip": ["open_clip_torch"],  # conversion by the name of a model of theirs
         "lab": ["scikit-learn", "matplotlib", "torch>=2.9"],  # torch.optim.Muon
         "test": [
             "pytest",
@@ -42,6 +43,7 @@ setup(
             "scikit-learn",
             "matplotlib",
             "peft>=0.21",
+            "open_clip_torch",
         ],
     },
     entry_points={"console_scripts": ["omnifusion=omnifusion_hf.cli:main"]},

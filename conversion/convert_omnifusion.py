@@ -6,7 +6,6 @@ Weights stream piece by piece; every tensor of the source is mapped, split or dr
 every tensor of the model is written exactly once; the output appears under its name only when it is complete.
 """
 
-import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers.models.auto.image_processing_auto import get_image_processor_c
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from conversion import command_line  # noqa: E402
 from conversion import release_v1_1 as release_keys  # noqa: E402
 from conversion.release_v1_1 import Release  # noqa: E402
 from conversion.tokenizers_llama import fast_tokenizer  # noqa: E402
@@ -31,11 +31,11 @@ from omnifusion_hf import (  # noqa: E402
     OmniFusionProcessor,
     add_special_tokens,
 )
+from omnifusion_hf.chat_template_omnifusion import chat_template_for  # noqa: E402
 from omnifusion_hf.configuration_omnifusion import SPECIAL_TOKENS, padded_vocab_size  # noqa: E402
 from omnifusion_hf.files import staged_folder  # noqa: E402
 from omnifusion_hf.hub import CardFacts, render_card  # noqa: E402
 from omnifusion_hf.modeling_omnifusion import AUTO_MAP  # noqa: E402
-from omnifusion_hf.chat_template_omnifusion import chat_template_for  # noqa: E402
 
 
 VISION = "openai/clip-vit-large-patch14-336"
@@ -214,21 +214,11 @@ def processor_for(config: OmniFusionConfig, tokenizer) -> OmniFusionProcessor:
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--source", required=True, help="folder or Hub id of the release")
+    parser = command_line.parser("convert_omnifusion", __doc__.split("\n")[0], "folder or Hub id of the release")
     parser.add_argument(
         "--vision", default=VISION, help=f"folder or Hub id of the CLIP vision tower (default {VISION})"
     )
-    parser.add_argument("--output", required=True, help="folder to write")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as stored")
-    args = parser.parse_args(argv)
-    try:
-        folder = convert(args.source, args.vision, args.output, args.dtype and getattr(torch, args.dtype))
-    except (ValueError, OSError) as error:
-        print(f"convert_omnifusion: error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {folder}")
-    return 0
+    return command_line.run(parser, convert, argv)
 
 
 if __name__ == "__main__":

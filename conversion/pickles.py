@@ -1,7 +1,8 @@
-"""Reading the release's pickles without running anything in them.
+"""Reading pickles without running anything in them.
 
-`projection.pt` is a whole pickled module. It is read with torch's weights-only loader and an exact allow-list: each
-class it names is replaced by an inert stand-in that keeps the state and has no behaviour. Everything else is refused.
+State dicts name no class. The release's `projection.pt` is a whole pickled module: it is read with torch's weights-only
+loader and an exact allow-list, and each class on it is replaced by an inert stand-in that keeps the state and has no
+behaviour. Everything else is refused.
 """
 
 import zipfile
@@ -61,4 +62,8 @@ def _refused(path: Path, classes: list[str]) -> str:
     if not zipfile.is_zipfile(path):
         return "it is not a weights file"
     named = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - set(classes)
-    return f"it wants to load {sorted(named)}, which no release file contains" if named else "it is not a weights file"
+    return (
+        f"it wants to load {sorted(named)}, which a file of weights never needs"
+        if named
+        else "it is not a weights file"
+    )

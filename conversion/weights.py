@@ -153,7 +153,8 @@ def write_weights(folder: Path, pieces, model: torch.nn.Module, dtype: torch.dty
     expected = model.state_dict()
     ledger = Ledger({name: tuple(tensor.shape) for name, tensor in expected.items()})
     files, total = [], 0
-    with tqdm(total=sum(tensor.numel() for tensor in expected.values()), desc="weights", unit_scale=True) as progress:
+    parameters = sum(tensor.numel() for tensor in expected.values())
+    with tqdm(total=parameters, desc="weights", unit="", unit_scale=True) as progress:
         for piece in pieces:
             files.append(folder / f"{len(files) + 1:05d}.safetensors")
             ledger.enter(piece, files[-1].name)

@@ -5,6 +5,7 @@ import sys
 
 import conversations
 import pytest
+from PIL import Image
 
 from omnifusion_hf.cli import main
 
@@ -37,6 +38,38 @@ def test_mistake_in_a_data_worker_shows_no_stack_trace(tmp_path, capsys):
     assert main(["train", str(recipe), "max_length=8", "dataloader_num_workers=1"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("omnifusion: error: ") and "max_length is 8" in last
+
+
+def test_views_draws_a_picture_and_tells_its_tokens(tmp_path, capsys):
+    picture, output = tmp_path / "in.png", tmp_path / "out.png"
+    Image.new("RGB", (800, 600)).save(picture)
+    grid = ["--strategy", "grid", "--fit", "pad", "--context-length", "5000"]
+    regions = ["--region", "10,20,60,70", "--region", "100,20,160,70.5", "--max-regions", "1"]
+    assert main(["views", str(picture), "-o", str(output), *grid, *regions]) == 0
+    assert "6 views x 576 + 2 marks = 3458 tokens, 69.2% of a context of 5000" in capsys.readouterr().out
+    assert Image.open(output).format == "PNG"
+    assert main(["views", str(picture), "-o", str(output), "--side", "64", "--tokens", "16"]) == 0
+    assert "1 view x 16 + 2 marks = 18 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["absent.png"], "absent.png"),
+        ([__file__], "Not a picture file"),
+        (["in.png", "--region", "9,9,5,5"], "box 0"),
+        (["in.png", "--region", "9,9,5"], "is no box"),
+        (["in.png", "--max-regions", "-1"], "max_regions"),
+        (["in.png", "--model", "absent"], "absent"),
+    ],
+)
+def test_mistake_in_views_is_one_line_and_leaves_no_file(arguments, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (300, 200)).save("in.png")
+    assert main(["views", *arguments, "-o", "out.png"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("omnifusion: error: ") == 1 and said in printed and "Traceback" not in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
 
 
 def test_wrong_usage_exits_with_code_2():

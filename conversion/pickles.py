@@ -1,7 +1,7 @@
 """Reading pickles without running anything in them.
 
-State dicts name no class. The release's `projection.pt` is a whole pickled module: it is read with torch's weights-only
-loader and an exact allow-list, and each class on it is replaced by an inert stand-in that keeps the state and has no
+State dicts name no class. The release's `projection.pt` is a whole pickled module: torch's weights-only loader reads
+it with an exact allow-list, and each class on the list becomes an inert stand-in that keeps the state and has no
 behaviour. Everything else is refused.
 """
 
@@ -62,8 +62,4 @@ def _refused(path: Path, classes: list[str]) -> str:
     if not zipfile.is_zipfile(path):
         return "it is not a weights file"
     named = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - set(classes)
-    return (
-        f"it wants to load {sorted(named)}, which a file of weights never needs"
-        if named
-        else "it is not a weights file"
-    )
+    return f"it wants to load {sorted(named)}, which no weights need" if named else "it is not a weights file"

@@ -20,7 +20,8 @@ class ConversationCollator:
 
     Returns `input_ids`, `attention_mask`, `labels` (B, L) and, where there is a picture, `pixel_values`
     (ΣV, 3, S, S) and `image_view_index` (ΣV,). Labels are -100 outside the assistant's turns.
-    Raises `ValueError` that names the sample which is too long (nothing is ever cut) or has nothing to learn.
+    Raises `ValueError` that names the sample which is too long (nothing is ever cut) or of which the template does
+    not mark every answer.
     """
 
     processor: OmniFusionProcessor
@@ -41,19 +42,23 @@ class ConversationCollator:
         batch.convert_to_tensors("pt")
         answers = batch.pop("assistant_masks").bool()
         batch["labels"] = batch["input_ids"].masked_fill(~answers, -100)  # (B, L)
-        names = [sample["name"] for sample in samples]
-        self._check(names, batch["attention_mask"].sum(-1).tolist(), answers.sum(-1).tolist())
+        marked = (answers[:, 1:] & ~answers[:, :-1]).sum(-1)  # (B,) answers; no text begins with one
+        for sample, length, count in zip(samples, batch["attention_mask"].sum(-1).tolist(), marked.tolist()):
+            self._check(sample, length, count)
         return dict(batch)
 
-    def _check(self, names: list[str], lengths: list[int], trained: list[int]):
-        for name, length, count in zip(names, lengths, trained):
-            if self.max_length is not None and length > self.max_length:
-                raise ValueError(
-                    f"{name} has {length} tokens with its pictures, max_length is {self.max_length}; raise max_length "
-                    "or shorten the sample (it is never cut)."
-                )
-            if count == 0:
-                raise ValueError(
-                    f"{name} has no token to learn; the chat template must put the answers between "
-                    "{% generation %} and {% endgeneration %}."
-                )
+    def _check(self, sample: dict, length: int, marked: int):
+        name, answers = sample["name"], [turn for turn in sample["messages"] if turn["role"] == "assistant"]
+        if self.max_length is not None and length > self.max_length:
+            raise ValueError(
+                f"{name} has {length} tokens with its pictures, max_length is {self.max_length}; raise max_length "
+                "or shorten the sample (it is never cut)."
+            )
+        if not answers:
+            raise ValueError(f"{name} has no token to learn: no turn of the assistant.")
+        if marked != len(answers):
+            raise ValueError(
+                f"{name} has {len(answers)} answers, the chat template marks {marked} as what is to be learnt: it "
+                "must put each between {% generation %} and {% endgeneration %}. An LLM's own template that rewrites "
+                "earlier turns cannot: train on single turns, or build the model with --chat-template release."
+            )

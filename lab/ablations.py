@@ -41,7 +41,7 @@ IMAGE_OPTIONS = {
 }
 SEEDS = (0, 1, 2)
 BATCH = 32
-STEPS = {"stage1": 100, "stage2": 400}
+STEPS = {"stage1": 80, "stage2": 140}
 SAMPLES_PER_TOPIC = 200
 PLAIN_TOPICS = ("colour", "shape", "count", "digit", "text, 1 character", "text, 2 characters", "text, 3 characters")
 

@@ -21,12 +21,15 @@ from tqdm import tqdm
 
 from omnifusion_hf.files import staged_folder, write_whole
 
+from .ablation_report import report
+
 
 HERE = Path(__file__).parent
 OUT = HERE / "out"
 RESULTS = OUT / "ablations" / "results"
 SMALL = OUT / "ablations" / "small"
 LLM = OUT / "ablations" / "llm"
+DOCUMENT = HERE.parent / "docs" / "ablations.md"
 DEMO = HERE.parent / "omnifusion_hf" / "tiny"
 ENCODERS = {
     "clip": OUT / "ablations" / "clip" / "encoder",
@@ -229,6 +232,8 @@ def main() -> None:
             if job.exception():
                 pool.shutdown(wait=False, cancel_futures=True)
             job.result()
+    if options.results == RESULTS:
+        report(RESULTS, DOCUMENT, list(EXPERIMENTS))
 
 
 if __name__ == "__main__":

@@ -91,6 +91,23 @@ def count(text: str) -> int:
     return int(text)
 
 
+def add_views(commands):
+    command = commands.add_parser("views", help="draw what a model sees of a picture, with its token counts")
+    command.add_argument("picture")
+    command.add_argument("-o", "--output", required=True, metavar="OUT.png")
+    command.add_argument(
+        "--model", help="folder or Hub id whose settings count; default: CLIP ViT-L/14-336 of the paper"
+    )
+    command.add_argument("--strategy", choices=["whole", "grid"])
+    command.add_argument("--fit", choices=["crop", "pad", "squash"], help="how the whole picture becomes a square")
+    command.add_argument("--region", type=box, action="append", metavar="L,T,R,B", help="a box in pixels; repeatable")
+    command.add_argument("--max-regions", type=int, metavar="N")
+    command.add_argument("--side", type=count, metavar="S", help="pixels of a view's side")
+    command.add_argument("--tokens", type=count, metavar="P", help="visual tokens per view")
+    command.add_argument("--context-length", type=count, metavar="N", help="tokens that the LLM has room for")
+    command.set_defaults(run=views)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="omnifusion", description="OmniFusion: pictures and questions in, text out.")
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -124,20 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--examples", action="store_true", help="answer the questions about the bundled pictures")
     command.set_defaults(run=ask)
 
-    command = commands.add_parser("views", help="draw what a model sees of a picture, with its token counts")
-    command.add_argument("picture")
-    command.add_argument("-o", "--output", required=True, metavar="OUT.png")
-    command.add_argument(
-        "--model", help="folder or Hub id whose settings count; default: CLIP ViT-L/14-336 of the paper"
-    )
-    command.add_argument("--strategy", choices=["whole", "grid"])
-    command.add_argument("--fit", choices=["crop", "pad", "squash"], help="how the whole picture becomes a square")
-    command.add_argument("--region", type=box, action="append", metavar="L,T,R,B", help="a box in pixels; repeatable")
-    command.add_argument("--max-regions", type=int, metavar="N")
-    command.add_argument("--side", type=count, metavar="S", help="pixels of a view's side")
-    command.add_argument("--tokens", type=count, metavar="P", help="visual tokens per view")
-    command.add_argument("--context-length", type=count, metavar="N", help="tokens that the LLM has room for")
-    command.set_defaults(run=views)
+    add_views(commands)
 
     command = commands.add_parser("card", help="write the model card of a folder")
     command.add_argument("folder")

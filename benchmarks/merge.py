@@ -1,6 +1,6 @@
 """The merge of all layers (summation adapter) against its formula written out literally, and the tower against LLaVA.
 
-    python benchmarks/merge.py [--views 1] [--repeats 3] [--device cpu]
+    python benchmarks/merge.py [--views 4] [--repeats 3] [--device cpu]
 
 Sizes: CLIP ViT-L/14 and DINOv2 ViT-L/14 at 336 px, 48 layers, 1024 -> 4096, float32, the same weights on both sides.
 Literally means: the hidden states of all layers kept, one projected copy of each, then their weighted sum. Time is the
@@ -9,6 +9,7 @@ made one by one, as an encoder makes them.
 """
 
 import argparse
+import ctypes
 import gc
 import resource
 import statistics
@@ -47,16 +48,13 @@ def config(encoders: list, **fields) -> OmniFusionConfig:
 def literal(projector: SummationProjector, features: Iterator[torch.Tensor]) -> torch.Tensor:
     """The formula in its docstring, term by term."""
     hidden_states = list(features)
-    merges = [
-        (coefficient, norm, linear)
-        for merge in projector.merges
-        for coefficient, norm, linear in zip(merge.coefficients, merge.norms, merge.linears)
-    ]
+    layers = [layer for merge in projector.merges for layer in merge.layers]
+    coefficients = [coefficient for merge in projector.merges for coefficient in merge.coefficients]
     projected = [
-        linear(nn.functional.layer_norm(states, states.shape[-1:], norm.weight, norm.bias))  # (views, P, D)
-        for states, (_, norm, linear) in zip(hidden_states, merges)
+        nn.functional.layer_norm(states, states.shape[-1:], layer.gain, layer.shift) @ layer.weight.T  # (views, P, D)
+        for states, layer in zip(hidden_states, layers)
     ]
-    merged = sum(coefficient * copy for (coefficient, _, _), copy in zip(merges, projected))
+    merged = sum(coefficient * copy for coefficient, copy in zip(coefficients, projected))
     return projector.linear(nn.functional.gelu(merged))
 
 
@@ -75,6 +73,8 @@ class Peak:
 
     def __enter__(self):
         gc.collect()
+        # What was freed before goes back to the system, so that what is held from now on is seen.
+        ctypes.CDLL(None).malloc_trim(0)
         self.before = self.peak = self.now()
         if self.device == "cpu":
             self.watch = threading.Thread(target=self._watch)
@@ -120,7 +120,8 @@ def merge_figures(views: int, repeats: int, device: str) -> dict[str, tuple[floa
     torch.manual_seed(0)
     projector = SummationProjector(config(encoders, projector_type="summation")).to(device)
     for merge in projector.merges:
-        nn.init.normal_(merge.coefficients)
+        for parameter in (merge.coefficients, *(layer.shift for layer in merge.layers)):
+            nn.init.normal_(parameter)
     for parameter in projector.parameters():
         parameter.grad = torch.zeros_like(parameter)
     ready = list(features(views, device))
@@ -134,6 +135,7 @@ def merge_figures(views: int, repeats: int, device: str) -> dict[str, tuple[floa
 
     adapters = (projector, lambda states: literal(projector, states))
     check_equal(forward(adapters[0]), forward(adapters[1]))
+    check_equal(adapters[0](iter(ready)).detach(), forward(adapters[1]))
     check_equal(forward(adapters[0]), per_encoder(projector, ready))
     figures = {
         "forward time": time_ratio(*(lambda a=a: forward(a) for a in adapters), repeats, device),
@@ -181,7 +183,7 @@ def tower_figures(views: int, repeats: int, device: str) -> dict[str, tuple[floa
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--views", type=int, default=1)
+    parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     options = vars(parser.parse_args())

@@ -19,6 +19,7 @@ yield them: one per encoder, or (summation, attention) every layer of the first 
 """
 
 from collections.abc import Iterable, Iterator
+from functools import reduce
 
 import torch
 from torch import nn
@@ -126,17 +127,35 @@ class ConcatenationProjector(nn.Module):
         return self.linear(self.transformer_layer(hidden_states))  # (views, ΣP_e, D)
 
 
-class ScaledLayerNorm(nn.Module):
-    """`c LN(x)`. The scale enters through the norm's own weight and bias, which costs no second copy of the features,
-    forward or backward."""
+class NormLinear(nn.Module):
+    """`c W LN(x)`, added to what is there. W and LN's gain g and shift s are parameters of its own, because serving
+    engines pack those of nn.Linear and nn.LayerNorm, and these are read."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, output_width: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.gain = nn.Parameter(torch.empty(width))
+        self.shift = nn.Parameter(torch.empty(width))
+        self.weight = nn.Parameter(torch.empty(output_width, width))
+        self.init_parameters()
 
-    def forward(self, features: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        return nn.functional.layer_norm(features, features.shape[-1:], scale * self.weight, scale * self.bias)
+    def init_parameters(self):
+        init.ones_(self.gain)
+        init.zeros_(self.shift)
+        init.normal_(self.weight, std=0.02)
+
+    def forward(self, features: torch.Tensor, scale: torch.Tensor, total: torch.Tensor, offset: torch.Tensor):
+        """Adds c W LN(x) of features (views, P, d) to total (views, P, D) + offset (D), in place."""
+        gain, shift, weight = scale * self.gain, scale * self.shift, self.weight
+        if torch.is_grad_enabled():
+            # W (g * n + s) = (W g) n + W s: frozen features n need no gradient, which saves a product of three.
+            weight, gain = weight * gain, None
+            offset += nn.functional.linear(shift, self.weight)
+            shift = None
+        normed = nn.functional.layer_norm(features, features.shape[-1:], gain, shift)
+        if torch.is_autocast_enabled(total.device.type):  # which lets addmm_ compute in float32
+            total += nn.functional.linear(normed, weight)
+        else:
+            total.flatten(0, 1).addmm_(normed.flatten(0, 1), weight.t())
 
 
 class LayerMerge(nn.Module):
@@ -149,30 +168,29 @@ class LayerMerge(nn.Module):
     def __init__(self, num_layers: int, width: int, output_width: int):
         super().__init__()
         self.coefficients = nn.Parameter(torch.empty(num_layers))
-        self.norms = nn.ModuleList(ScaledLayerNorm(width) for _ in range(num_layers))
-        self.linears = nn.ModuleList(nn.Linear(width, output_width, bias=False) for _ in range(num_layers))
+        self.layers = nn.ModuleList(NormLinear(width, output_width) for _ in range(num_layers))
+        self.output_width = output_width
         self.init_parameters()
 
     def init_parameters(self):
         init.constant_(self.coefficients, 1 / len(self.coefficients))
 
-    def forward(self, features: Iterator[torch.Tensor], merged: torch.Tensor | None = None) -> torch.Tensor:
-        """Takes this encoder's layers (views, P_e, d_e) off the iterator and adds them to `merged` (views, P, D),
-        the shorter sequence padded with zero vectors; returns it, (views, max(P, P_e), D)."""
-        for coefficient, norm, linear in zip(self.coefficients, self.norms, self.linears):
-            layer = next(features).to(coefficient.device)
-            projected = linear(norm(layer, coefficient))  # (views, P_e, D)
-            merged = projected if merged is None else add_sequences(merged, projected)
-        return merged
+    def forward(self, features: Iterator[torch.Tensor]) -> torch.Tensor:
+        """Takes this encoder's layers (views, P_e, d_e) off the iterator; gives (views, P_e, D)."""
+        merged, offset = None, self.coefficients.new_zeros(self.output_width)  # (D)
+        for coefficient, layer in zip(self.coefficients, self.layers):
+            states = next(features).to(offset.device)
+            if merged is None:
+                merged = states.new_zeros(*states.shape[:-1], self.output_width)  # (views, P_e, D)
+            layer(states, coefficient, merged, offset)
+        return merged + offset if torch.is_grad_enabled() else merged
 
 
-def add_sequences(total: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:
-    """Adds (views, P_e, D) to (views, P, D), in place unless `total` is the shorter one."""
-    missing = sequence.shape[1] - total.shape[1]
-    if missing > 0:
-        total = nn.functional.pad(total, (0, 0, 0, missing))  # (views, P_e, D)
-    total[:, : sequence.shape[1]] += sequence
-    return total
+def add_sequences(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """(views, P_1, D) + (views, P_2, D), the shorter one continued with zero vectors; the longer one is changed."""
+    longer, shorter = (first, second) if first.shape[1] >= second.shape[1] else (second, first)
+    longer[:, : shorter.shape[1]] += shorter
+    return longer
 
 
 def layer_merges(config: OmniFusionConfig) -> nn.ModuleList:
@@ -192,9 +210,8 @@ class SummationProjector(nn.Module):
         self.linear = nn.Linear(config.text_config.hidden_size, config.text_config.hidden_size)
 
     def forward(self, features: Iterable[torch.Tensor]) -> torch.Tensor:
-        features, merged = iter(features), None
-        for merge in self.merges:
-            merged = merge(features, merged)  # (views, P, D)
+        features = iter(features)
+        merged = reduce(add_sequences, (merge(features) for merge in self.merges))  # (views, P, D)
         return self.linear(self.act(merged))  # (views, P, D)
 
 

@@ -1,4 +1,4 @@
-"""transformers' own common tests pass on our classes, in three set-ups; the tests themselves are in `conformance/`."""
+"""transformers' own common tests pass on our classes, in five set-ups; the tests themselves are in `conformance/`."""
 
 import json
 import subprocess

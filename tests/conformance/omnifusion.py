@@ -46,7 +46,9 @@ class OmniFusionModelTests(ModelTests):
         tiny.processor(config, **self.image_options).save_pretrained(folder)
 
     def _image_features_get_expected_num_attentions(self, model_tester=None):
-        return 2 * len(self.model_tester.get_config().vision_config.encoder_configs)  # layer -2 of 3 needs 2 blocks
+        config = self.model_tester.get_config()
+        blocks = 3 if config.vision_feature_layer == "all" else 2  # of 3, layer -2 needs 2
+        return blocks * len(config.vision_config.encoder_configs)
 
     def test_can_init_all_missing_weights(self):
         # transformers initialises custom code, which is any class outside its tree, in a way that leaves the parts

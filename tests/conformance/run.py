@@ -13,7 +13,13 @@ from typing import NamedTuple
 
 
 HERE = Path(__file__).parent
-SETUPS = ("clip_mlp_mistral", "siglip_transformer_llama", "clip_dinov2_grid")
+SETUPS = (
+    "clip_mlp_mistral",
+    "siglip_transformer_llama",
+    "clip_dinov2_grid",
+    "clip_dinov2_summation",
+    "siglip_internvl_attention",
+)
 REFERENCE = "llava"
 
 

@@ -40,7 +40,8 @@ Left out as a whole:
   our own in `tests/`.
 - `TensorParallelTesterMixin`, `FSDPTesterMixin`, `ExpertParallelTesterMixin`: the source distribution lacks
   `distributed_testing_utils.py`, on which they stand.
-- Processor and image processor tests of set-up 2 and the image processor's of set-up 3: they would repeat set-up 1's.
+- Processor and image processor tests of set-ups 2, 4 and 5 and the image processor's of set-up 3: they would repeat
+  set-up 1's.
 - `mlinter`'s TRF057 (suppressed where it would fire): `@auto_docstring` takes a model's name and checkpoint from its
   place in transformers' tree; outside it writes "the None Model" and prints an error for every field of ours.
   TRF016, of `do_resize`: views are always resized; False is refused before the place that the rule reads.

@@ -141,6 +141,8 @@ def _run_block(
 
 def side_by_side(features: list[torch.Tensor]) -> torch.Tensor:
     """(ΣV, max P_e, Σd): channel by channel, shorter sequences continued with zero vectors."""
+    if len(features) == 1:
+        return features[0]
     longest = max(feature.shape[1] for feature in features)
     padded = [nn.functional.pad(feature, (0, 0, 0, longest - feature.shape[1])) for feature in features]
     return torch.cat(padded, dim=-1)

@@ -287,9 +287,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         vision_fields = {name: kwargs.pop(name) for name in ("image_sizes", "image_normalizations") if name in kwargs}
         text_config = AutoConfig.from_pretrained(text)
         if text_config.get_text_config() is not text_config:
-            raise ValueError(
-                f"{text} is a `{text_config.model_type}`, which has encoders itself; give an LLM of text."
-            )
+            raise ValueError(f"{text} is a `{text_config.model_type}`, which has encoders itself; give a text LLM.")
         text_config.vocab_size = padded_vocab_size(max(text_config.vocab_size, len(tokenizer)))
         ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(getattr(tokenizer, name)) for name in SPECIAL_TOKENS}
         return cls(
@@ -300,13 +298,12 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         )
 
     def _resolve_feature_layers(self):
-        encoders = self.vision_config.encoder_configs
-        if self.vision_feature_layer is None and self.projector_type in ALL_LAYERS:
-            self.vision_feature_layer = "all"
-        elif self.vision_feature_layer is None:
-            self.vision_feature_layer = [ENCODER_FAMILIES[config.model_type].feature_layer for config in encoders]
-        elif isinstance(self.vision_feature_layer, int):
-            self.vision_feature_layer = [self.vision_feature_layer] * len(encoders)
+        encoders, given = self.vision_config.encoder_configs, self.vision_feature_layer
+        if isinstance(given, int):
+            self.vision_feature_layer = [given] * len(encoders)
+        elif given is None:
+            published = [ENCODER_FAMILIES[config.model_type].feature_layer for config in encoders]
+            self.vision_feature_layer = "all" if self.projector_type in ALL_LAYERS else published
 
     def _check_feature_layers(self):
         encoders = self.vision_config.encoder_configs

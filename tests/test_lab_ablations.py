@@ -6,7 +6,8 @@ from random import Random
 import numpy as np
 import pytest
 
-from lab import ablation_data, ablation_report, ablations, small
+from lab import ablation_data, ablation_report, ablations, dataset, pretrain_encoder, pretrain_llm, small
+from lab.tokenizer import build_tokenizer
 
 
 def result(name: str, seed: int, accuracy: float, samples: int = 64) -> dict:
@@ -135,3 +136,41 @@ def test_seeds_draw_data_and_order_anew(tmp_path, monkeypatch):
     assert not any("regions" in s for s in drawn(0))
     boxes = np.array(drawn(0, regions=True)[0]["regions"][0])
     assert boxes.shape[1] == 4 and (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+@pytest.fixture
+def tiny_parts(tmp_path, monkeypatch):
+    """Everything that runs share, at the smallest size: random encoder and LLM, a few pictures of both worlds."""
+    encoder, llm, small_pictures = tmp_path / "encoder", tmp_path / "llm", tmp_path / "small"
+    pretrain_encoder.donut_swin(32, (1, 1, 1)).save_pretrained(encoder)
+    pretrain_encoder.image_processor().save_pretrained(encoder)
+    tokenizer = build_tokenizer()
+    pretrain_llm.tiny_mistral(len(tokenizer), width=64, layers=1).save_pretrained(llm)
+    tokenizer.save_pretrained(llm)
+    monkeypatch.setattr(dataset, "SHARD", 50)
+    dataset.write_shard(tmp_path / "train", 0, dataset.PLANS["stage2"][0])
+    monkeypatch.setattr(ablation_data, "PLAIN_SHARDS", (0,))
+    monkeypatch.setattr(ablation_data, "SMALL_PICTURES", 20)
+    ablation_data.write_small_pictures(small_pictures)
+    for name, value in {"OUT": tmp_path, "SMALL": small_pictures, "LLM": llm, "ENCODERS": {"swin": encoder}}.items():
+        monkeypatch.setattr(ablations, name, value)
+
+
+def test_a_run_trains_both_stages_and_leaves_one_whole_file(tiny_parts, tmp_path):
+    results = tmp_path / "results"
+    ablations.run("regions", 2, results, {"stage1": 1, "stage2": 1}, "validation", 2)
+    assert ablations.missing_runs(results, ["regions"], (1, 2)) == [("regions", 1)]
+    found = ablation_report.read_results(results)["regions"][2]
+    assert [stage["steps"] for stage in found["stages"].values()] == [1, 1]
+    assert set(found["topics"]) == set(small.TOPICS)
+    assert len(list(results.iterdir())) == 1
+
+
+def test_views_are_those_of_the_experiment_from_stage_2_on(tiny_parts, tmp_path):
+    from transformers import AutoProcessor
+
+    folder = tmp_path / "assembled"
+    ablations.assemble(ablations.EXPERIMENTS["grid"], 0, folder)
+    assert AutoProcessor.from_pretrained(folder).count_tokens((384, 384)).views == [1]
+    ablations.set_views(folder, "grid")
+    assert AutoProcessor.from_pretrained(folder).count_tokens((384, 384)).views == [5]

@@ -19,16 +19,11 @@ The skeleton and its names are those of transformers' LLaVA, so that tools which
 from dataclasses import dataclass
 
 import torch
+from torch import distributed as dist
 from torch import nn
 from transformers import AutoModel
 from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.generation import (
-    GenerationMixin,
-    LogitsProcessor,
-    LogitsProcessorList,
-    NoRepeatNGramLogitsProcessor,
-)
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.processing_utils import Unpack
@@ -36,6 +31,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, torch_compi
 
 from .assembling_omnifusion import assemble
 from .configuration_omnifusion import OmniFusionConfig
+from .generation_omnifusion import OmniFusionGenerationMixin
 from .modeling_omnifusion_projector import PROJECTORS
 from .modeling_omnifusion_vision import OmniFusionVisionModel, side_by_side
 from .views_omnifusion import views_per_image
@@ -117,6 +113,10 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         return self
 
 
+def trains_on_many_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
     """Encoders, adapter and LLM without its head."""
 
@@ -168,6 +168,14 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
             attentions=outputs.attentions,
         )
 
+    def _features_of_no_picture(self, device: torch.device) -> BaseModelOutputWithPooling:
+        """Features of a blank view, and none of its tokens. Ranks wait for one another's weights and gradients, so
+        encoders and adapter take part on a rank whose batch has no picture as well; its gradients there are zero."""
+        size = self.config.vision_config.image_size
+        outputs = self.get_image_features(torch.zeros(1, 3, size, size, device=device), return_dict=True)
+        outputs.pooler_output = [tokens[:0] for tokens in outputs.pooler_output]  # (0, D)
+        return outputs
+
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
     ) -> torch.Tensor:
@@ -211,6 +219,8 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         image_outputs = (mm_encoder_outputs or {}).get("image")
         if pixel_values is not None:
             image_outputs = self.get_image_features(pixel_values, image_view_index, return_dict=True)
+        elif image_outputs is None and self.training and trains_on_many_ranks():
+            image_outputs = self._features_of_no_picture(inputs_embeds.device)
         image_features = None
         if image_outputs is not None:
             image_features = torch.cat(image_outputs.pooler_output).to(
@@ -245,17 +255,7 @@ def scale_logits(logits: torch.Tensor, text_config: PreTrainedConfig) -> torch.T
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-class AnswerOnly(LogitsProcessor):
-    """Hides the prompt from another logits processor."""
-
-    def __init__(self, processor: LogitsProcessor, prompt_length: int):
-        self.processor, self.prompt_length = processor, prompt_length
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        return self.processor(input_ids[:, self.prompt_length :], scores)
-
-
-class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMixin):  # trf-ignore: TRF057
+class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGenerationMixin):  # trf-ignore: TRF057
     """The whole model with the language modelling head."""
 
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -286,47 +286,6 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, GenerationMi
         Its processor: [`OmniFusionProcessor.from_vision_text_pretrained`] with the same arguments.
         """
         return assemble(cls, vision, text, dtype, **config)
-
-    def _prepare_generation_config(self, generation_config, **kwargs):
-        # Special tokens are places and marks, never an answer, whatever else a caller suppresses.
-        generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
-        suppressed = {*(generation_config.suppress_tokens or ()), *self.config.special_token_ids}
-        generation_config.suppress_tokens = sorted(suppressed)
-        return generation_config, model_kwargs
-
-    def _get_logits_processor(self, generation_config, input_ids_seq_length=None, **kwargs):
-        # The release generates from embeddings, so its n-gram rule never sees the prompt; converted models say so.
-        processors = super()._get_logits_processor(generation_config, input_ids_seq_length, **kwargs)
-        if getattr(generation_config, "no_repeat_ngram_in_prompt", True):
-            return processors
-        return LogitsProcessorList(
-            AnswerOnly(processor, input_ids_seq_length)
-            if isinstance(processor, NoRepeatNGramLogitsProcessor)
-            else processor
-            for processor in processors
-        )
-
-    def _maybe_prepare_encoder_kwargs_for_generation(self, inputs_tensor, model_kwargs, model_input_name, *args):
-        if model_input_name == "input_ids" and model_kwargs.get("pixel_values") is not None:
-            model_kwargs = self._without_cached_views(inputs_tensor, model_kwargs)
-        return super()._maybe_prepare_encoder_kwargs_for_generation(
-            inputs_tensor, model_kwargs, model_input_name, *args
-        )
-
-    def _without_cached_views(self, input_ids: torch.LongTensor, model_kwargs: dict) -> dict:
-        """Drops views whose tokens a kept cache holds, so that each turn may pass the whole conversation again."""
-        cache, pixel_values = model_kwargs.get("past_key_values"), model_kwargs["pixel_values"]
-        in_cache = cache.get_seq_length() if cache is not None else 0
-        is_image = input_ids == self.config.image_token_id
-        views = is_image.sum(-1) // self.config.image_seq_length  # (B,)
-        cached = is_image[:, :in_cache].sum(-1) // self.config.image_seq_length  # (B,)
-        if not cached.any() or len(pixel_values) != views.sum():
-            return model_kwargs
-        new = torch.cat([torch.arange(total) >= known for total, known in zip(views.tolist(), cached.tolist())])
-        per_view = {
-            name: model_kwargs.pop(name) for name in ("pixel_values", "image_view_index") if name in model_kwargs
-        }
-        return model_kwargs | ({name: values[new] for name, values in per_view.items()} if new.any() else {})
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head

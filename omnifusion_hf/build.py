@@ -148,7 +148,8 @@ def report(model: OmniFusionForConditionalGeneration, processor: OmniFusionProce
     vision, text = model.config.vision_config, model.config.text_config
     encoders = [f"{c.model_type} {size} px" for c, size in zip(vision.encoder_configs, vision.image_sizes)]
     cost = processor.count_tokens((1080, 1920), getattr(text, "max_position_embeddings", None))
-    next_command = f"omnifusion train recipes/pretrain.yaml model_name_or_path={folder} data_path=DATA.json"
+    data = "data_path=DATA.json image_folder=PICTURES"
+    next_command = f"omnifusion train recipes/pretrain.yaml model_name_or_path={folder} {data}"
     if cost.total > 1536:  # the recipe's max_length is 2048, and the conversation needs room
         next_command += f" max_length={2048 * math.ceil((cost.total + 512) / 2048)}"
     return "\n".join(

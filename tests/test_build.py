@@ -48,7 +48,8 @@ def test_a_mix_with_a_grid_is_built_trains_by_the_recipe_and_answers(parts, tmp_
     printed = capsys.readouterr().out
     assert "clip_vision_model 32 px + dinov2 32 px -> summation -> mistral" in printed
     assert "16 tokens per view; a picture of 1920 x 1080: 5 views x 16 + 2 marks = 82 tokens" in printed
-    assert f"omnifusion train recipes/pretrain.yaml model_name_or_path={out} data_path=DATA.json\n" in printed
+    command = f"omnifusion train recipes/pretrain.yaml model_name_or_path={out}"
+    assert f"{command} data_path=DATA.json image_folder=PICTURES\n" in printed
     (tmp_path / "data").mkdir()
     data = conversations.write(tmp_path / "data", [conversations.sample(index) for index in range(2)])
     overrides = {"model_name_or_path": out, "data_path": data, "image_folder": data.parent, "use_cpu": "true"}

@@ -5,9 +5,23 @@ from pathlib import Path
 
 import tiny
 import yaml
+from tiny import assistant, user
+
+from omnifusion_hf.training.collator import PaddingCollator
+from omnifusion_hf.training.encoding import ConversationEncoder
 
 
 ANSWERS = ("The sky is blue.", "The grass is green and the sky is blue.", "Green.", "A red square above two circles.")
+
+
+def item(*messages: dict) -> dict:
+    """A raw sample, as the datasets give it."""
+    return {"messages": list(messages), "name": f"sample of {len(messages)} turns"}
+
+
+NONE = item(user("What colour is the grass?"), assistant("Green."))
+ONE = item(user(tiny.picture(1), "Sky?"), assistant("The sky is blue."), user("And?"), assistant("Привет!"))
+TWO = item(user("Is ", tiny.picture(2), " left of ", tiny.picture(3), "?"), assistant("Yes, it is."))
 
 
 def sample(index: int, **changes) -> dict:
@@ -27,6 +41,12 @@ def write(folder: Path, samples: list) -> Path:
     path = folder / "samples.json"
     path.write_text(json.dumps(samples), encoding="utf-8")
     return path
+
+
+def collate(processor, samples: list[dict], **encoder_options) -> dict:
+    """A padded batch of raw samples."""
+    encoder = ConversationEncoder(processor, **encoder_options)
+    return PaddingCollator(processor.tokenizer.pad_token_id)([encoder(sample) for sample in samples])
 
 
 def write_model(folder: Path, dtype=None, **changes) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 
+import conversations
 import llms
 import pytest
 import tiny
@@ -11,7 +12,6 @@ from transformers import AutoModel, AutoModelForCausalLM, LlavaConfig
 
 from omnifusion_hf import OmniFusionForConditionalGeneration, OmniFusionProcessor
 from omnifusion_hf.modeling_omnifusion import scale_logits
-from omnifusion_hf.training.collator import ConversationCollator
 from omnifusion_hf.training.stages import apply_stage
 
 
@@ -77,7 +77,7 @@ def train_one_step(model, processor) -> dict[str, torch.Tensor]:
     apply_stage(model, "pretrain")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     sample = {"name": "s", "messages": [tiny.user(tiny.picture(), "What?"), tiny.assistant("A sky.")]}
-    model.train()(**ConversationCollator(processor)([sample, sample])).loss.backward()
+    model.train()(**conversations.collate(processor, [sample, sample])).loss.backward()
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
     model.eval()
     return before

@@ -1,11 +1,11 @@
 """An LLM's own chat template: its text to the letter, pictures in their places, typed tokens text, answers marked."""
 
+import conversations
 import pytest
 import tiny
 
 from omnifusion_hf import OmniFusionProcessor, add_special_tokens
 from omnifusion_hf.chat_template_omnifusion import chat_template_for
-from omnifusion_hf.training.collator import ConversationCollator
 
 
 # Stand-ins for the kinds of templates that LLMs bring. All but the last print whatever `content` is.
@@ -115,7 +115,7 @@ def test_bos_comes_from_the_template_alone(own, bos, image_processor):
 
 def trained(own: str, image_processor, *messages) -> str:
     processor = processor_with(own, image_processor)
-    labels = ConversationCollator(processor)([{"name": "the sample", "messages": [*messages]}])["labels"][0]
+    labels = conversations.collate(processor, [{"name": "the sample", "messages": [*messages]}])["labels"][0]
     return processor.decode(labels[labels != -100], skip_special_tokens=False).replace(" ", "")
 
 

@@ -5,6 +5,7 @@ import pickle
 import shutil
 from pathlib import Path
 
+import conversations
 import pytest
 import torch
 from PIL import Image
@@ -20,7 +21,6 @@ from conversion.original_v1_1 import Original
 from conversion.release_v1_1 import Release
 from conversion.verify_conversion import Row, converted_outputs, verify
 from omnifusion_hf.processing_omnifusion import ESCAPE
-from omnifusion_hf.training.collator import ConversationCollator
 from omnifusion_hf.training.data import ConversationDataset
 
 
@@ -314,11 +314,12 @@ def test_golden_training_loss_in_the_format_of_the_release(golden_model):
     golden = json.loads((FIXTURE / "fixture/golden.json").read_text(encoding="utf-8"))["train"]
     data = ConversationDataset(FIXTURE / "fixture/train.json", FIXTURE / "fixture/images", conversation_format="v1.1")
     samples = [data[index] for index in range(len(data))]
-    batch = ConversationCollator(processor, append_eos=False)(samples)
+    batch = conversations.collate(processor, samples, append_eos=False)
     assert int((batch["labels"] != -100).sum()) == golden["n_loss_tokens"]
     with torch.no_grad():
         assert model(**batch).loss.item() == pytest.approx(golden["loss"], abs=1e-5)
-        assert model(**ConversationCollator(processor)(samples)).loss.item() != pytest.approx(golden["loss"], abs=0.01)
+        with_eos = model(**conversations.collate(processor, samples)).loss.item()
+        assert with_eos != pytest.approx(golden["loss"], abs=0.01)
 
 
 @needs_fixture

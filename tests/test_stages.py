@@ -2,13 +2,13 @@
 
 import copy
 
+import conversations
 import pytest
 import tiny
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny import assistant, user
 
-from omnifusion_hf.training.collator import ConversationCollator
 from omnifusion_hf.training.stages import STAGES, apply_stage, format_plan, part_of
 
 
@@ -23,7 +23,7 @@ def tied():
 def batch(model, pictures: bool = True) -> dict:
     question = user(tiny.picture(0), "What colour is the sky?") if pictures else user("What colour is the sky?")
     messages = [question, assistant("The sky is blue.")]
-    return ConversationCollator(tiny.processor(model.config))([{"messages": messages, "name": "sample"}])
+    return conversations.collate(tiny.processor(model.config), [{"messages": messages, "name": "sample"}])
 
 
 def step(model, inputs: dict) -> torch.optim.AdamW:

@@ -23,6 +23,10 @@ IMAGE_MARK = "<image>"
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
 
+class BrokenSampleError(ValueError):
+    """A sample that cannot be trained on whole; the message begins with where it comes from."""
+
+
 class ConversationDataset(Dataset):
     """Samples `{"id", "image": "a.png" | ["a.png", …], "conversations": [{"from": "human" | "gpt", "value"}, …]}`.
 
@@ -79,7 +83,7 @@ class ConversationDataset(Dataset):
             regions_of(self.samples[index])
             self._check_files(messages)
         except ValueError as error:
-            raise ValueError(f"{self._name(index)}: {error}") from None
+            raise BrokenSampleError(f"{self._name(index)}: {error}") from None
         return messages
 
     def _check_files(self, messages: list[dict]):
@@ -95,7 +99,7 @@ class ConversationDataset(Dataset):
             picture = open_image(self.image_folder / name, self.max_image_pixels)
             picture.load()
         except (OSError, ValueError) as error:
-            raise ValueError(f"{self._name(index)}: cannot read {self.image_folder / name}: {error}") from error
+            raise BrokenSampleError(f"{self._name(index)}: cannot read {self.image_folder / name}: {error}") from error
         return picture
 
 

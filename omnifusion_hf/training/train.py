@@ -13,8 +13,9 @@ import yaml
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments
 
 from ..files import write_whole
-from .collator import ConversationCollator
+from .collator import PaddingCollator
 from .data import ConversationDataset, ConversationFormat
+from .encoding import BadSamplePolicy, ConversationEncoder, EncodedDataset
 from .muon import MuonWithAdamW
 from .stages import PartPlan, apply_stage, format_plan
 
@@ -28,6 +29,9 @@ class ModelDataArguments:
     data_path: str = field(metadata={"help": "JSON file of LLaVA-format conversations."})
     image_folder: str | None = field(default=None, metadata={"help": "Folder of the pictures; default: data_path's."})
     max_length: int | None = field(default=None, metadata={"help": "Most tokens per sample, pictures included."})
+    on_bad_sample: BadSamplePolicy = field(
+        default="error", metadata={"help": "skip: pass broken samples over, count them in the log."}
+    )
     conversation_format: ConversationFormat = field(
         default="llava", metadata={"help": "v1.1 trains as the authors' release did: <image> is text, no EOS."}
     )
@@ -97,6 +101,10 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
         processor.image_processor.max_image_pixels,
         model_data.conversation_format,
     )
+    encoder = ConversationEncoder(
+        processor, model_data.max_length, append_eos=model_data.conversation_format != "v1.1"
+    )
+    dataset = EncodedDataset(dataset, encoder, model_data.on_bad_sample)
     model = AutoModelForImageTextToText.from_pretrained(
         model_data.model_name_or_path, attn_implementation=model_data.attn_implementation
     )
@@ -107,15 +115,13 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
 
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = True  # a batch without pictures leaves the adapter out
-    args.remove_unused_columns = False  # the collator makes the model's inputs from messages
+    args.remove_unused_columns = False  # they are the encoder's, not the model's
     muon = (lambda: MuonWithAdamW, {"lr": args.learning_rate, "weight_decay": args.weight_decay})
     trainer = Trainer(
         model=model,
         args=args,
         train_dataset=dataset,
-        data_collator=ConversationCollator(
-            processor, model_data.max_length, append_eos=model_data.conversation_format != "v1.1"
-        ),
+        data_collator=PaddingCollator(processor.tokenizer.pad_token_id),
         processing_class=processor,  # saved beside every checkpoint
         optimizer_cls_and_kwargs=muon if model_data.optimizer == "muon" else None,
     )

@@ -22,7 +22,6 @@ if __package__ in (None, ""):
 from conversion import command_line  # noqa: E402
 from conversion import release_v1_1 as release_keys  # noqa: E402
 from conversion.release_v1_1 import Release  # noqa: E402
-from conversion.tokenizers_llama import fast_tokenizer  # noqa: E402
 from conversion.weights import check_new, find_shards, in_pieces, locate, shard_tensors, write_weights  # noqa: E402
 from omnifusion_hf import (  # noqa: E402
     OmniFusionConfig,
@@ -36,6 +35,7 @@ from omnifusion_hf.configuration_omnifusion import SPECIAL_TOKENS, padded_vocab_
 from omnifusion_hf.files import staged_folder  # noqa: E402
 from omnifusion_hf.hub import CardFacts, render_card  # noqa: E402
 from omnifusion_hf.modeling_omnifusion import AUTO_MAP  # noqa: E402
+from omnifusion_hf.sentencepiece_omnifusion import fast_tokenizer  # noqa: E402
 
 
 VISION = "openai/clip-vit-large-patch14-336"

@@ -22,25 +22,40 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
+from transformers.utils import cached_file
 
 from .chat_template_omnifusion import ESCAPE, chat_template_for
 from .configuration_omnifusion import SPECIAL_TOKENS, OmniFusionConfig
 from .image_processing_omnifusion import OmniFusionImageProcessor
+from .sentencepiece_omnifusion import fast_tokenizer
 from .views_omnifusion import regions_per_image, views_per_image
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """An LLM's tokenizer exactly as its tokenizer.json says.
+    """An LLM's tokenizer exactly as its tokenizer.json says, or as its SentencePiece model does.
 
     The class that AutoTokenizer picks by name rebuilds the pipeline and mis-encodes leading spaces and text after
-    special tokens for Mistral v0.1 and its kin; it is the last resort, where there is no tokenizer.json.
+    special tokens for Mistral v0.1, Vicuna and their kin; it is the last resort.
     """
-    try:
+    files = [
+        cached_file(
+            name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
+        for file in ("tokenizer.json", "tokenizer.model")
+    ]
+    if files[0] is not None:
         return PreTrainedTokenizerFast.from_pretrained(name)
-    except (OSError, ValueError):
+    if files[1] is None:
         return AutoTokenizer.from_pretrained(name)
+    settings = get_tokenizer_config(name)
+    tokenizer = fast_tokenizer(files[1], add_bos=settings.get("add_bos_token", True))
+    tokenizer.chat_template = settings.get("chat_template")
+    if len(settings.get("added_tokens_decoder", {})) > len(tokenizer.added_tokens_decoder):
+        raise ValueError(f"{name} adds tokens to its SentencePiece model; write its tokenizer.json once and check it.")
+    return tokenizer
 
 
 def add_special_tokens(tokenizer) -> PreTrainedTokenizerFast:

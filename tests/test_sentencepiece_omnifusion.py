@@ -1,5 +1,6 @@
 """The converted tokenizer equals the SentencePiece model it was made from."""
 
+import json
 import random
 from pathlib import Path
 
@@ -8,9 +9,10 @@ from release import write_tokenizer
 from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer
 
-from conversion.tokenizers_llama import fast_tokenizer
 from omnifusion_hf import add_special_tokens
+from omnifusion_hf.chat_template_omnifusion import adds_bos
 from omnifusion_hf.processing_omnifusion import load_tokenizer
+from omnifusion_hf.sentencepiece_omnifusion import fast_tokenizer
 
 
 RELEASE = Path(__file__).parent.parent.parent / "shared/airi/release_files/tokenizer/tokenizer.model"
@@ -72,6 +74,26 @@ def test_tokenizer_of_an_llm_folder_is_loaded_as_it_is():
     texts = strings(200)
     assert different(load_tokenizer(RELEASE.parent), reference, texts) == []
     assert different(AutoTokenizer.from_pretrained(RELEASE.parent), reference, texts)  # control
+
+
+@pytest.mark.parametrize("add_bos", [True, False, None])
+def test_an_llm_folder_without_a_tokenizer_json_is_loaded_as_its_sentencepiece_model(add_bos, tiny_model, tmp_path):
+    """Vicuna's is such a folder; the Llama convention is a BOS where nothing is said."""
+    (tmp_path / "tokenizer.model").write_bytes(tiny_model.read_bytes())
+    settings = {"chat_template": "{{ messages }}"} | ({} if add_bos is None else {"add_bos_token": add_bos})
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = load_tokenizer(tmp_path)
+    assert different(tokenizer, SentencePieceProcessor(model_file=str(tiny_model)), strings(200)) == []
+    assert adds_bos(tokenizer) == (add_bos is not False)
+    assert tokenizer.chat_template == "{{ messages }}"
+
+
+def test_tokens_beside_a_sentencepiece_model_are_not_lost(tiny_model, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(tiny_model.read_bytes())
+    added = {str(index): {"content": f"<{index}>"} for index in range(5)}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    with pytest.raises(ValueError, match="adds tokens to its SentencePiece model"):
+        load_tokenizer(tmp_path)
 
 
 def test_comparison_sees_a_tokenizer_without_its_leading_space(tiny_model):

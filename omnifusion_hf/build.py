@@ -13,7 +13,7 @@ from .files import staged_folder
 from .modeling_omnifusion import OmniFusionForConditionalGeneration
 from .presets import ENCODERS, TEXTS, EncoderPreset
 from .processing_omnifusion import OmniFusionProcessor
-from .training.stages import apply_stage, format_plan
+from .training.stages import apply_stage, format_plan, stage_plan
 
 
 @dataclass
@@ -155,7 +155,7 @@ def report(model: OmniFusionForConditionalGeneration, processor: OmniFusionProce
     return "\n".join(
         [
             f"{folder}: {' + '.join(encoders)} -> {model.config.projector_type} -> {text.model_type}",
-            format_plan(apply_stage(model, "pretrain")),
+            format_plan(stage_plan(apply_stage(model, "pretrain"))),
             f"{model.config.image_seq_length} tokens per view; a picture of 1920 x 1080: {cost}",
             f"next, stage 1: {next_command}",
         ]

@@ -1,27 +1,37 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
 """What each stage trains (paper section 2): one table, `STAGES`, and the function that makes it so.
 
-In stage 1 the special tokens' rows are a small parameter of their own that stands in for the rows of the frozen
-embedding table, so the optimiser knows of nothing else. Every state dict shows them folded into the table: all
-checkpoints of a run are plain model folders.
+Where the embedding table is frozen, the special tokens' rows are a small parameter of their own that stands in for its
+rows, so the optimiser knows of nothing else. Every state dict shows them folded into the table: all checkpoints of a
+run are plain model folders. With LoRA, PEFT does the same and checkpoints are PEFT's folders.
 """
 
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
 
 from ..modeling_omnifusion import OmniFusionForConditionalGeneration
+from .lora import LoraSettings, add_lora, path_of
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 # In the order of the data path; the rows go before the language model whose table they stand in.
 PARTS = ("vision_tower", "multi_modal_projector", "special_token_rows", "language_model", "lm_head")
 
-# Stage 2 trains the whole embedding table, the special tokens' rows with it.
+VisionTuning = Literal["frozen", "lora", "full"]
+
+# How each part is trained; what is not named is frozen. `finetune` trains the whole embedding table, the special
+# tokens' rows with it. How the vision tower is trained is chosen apart, for any stage.
 STAGES = {
-    "pretrain": ("multi_modal_projector", "special_token_rows"),
-    "finetune": ("multi_modal_projector", "language_model", "lm_head"),
+    "pretrain": {"multi_modal_projector": "full", "special_token_rows": "full"},
+    "finetune": {"multi_modal_projector": "full", "language_model": "full", "lm_head": "full"},
+    "lora": {"multi_modal_projector": "full", "special_token_rows": "full", "language_model": "lora"},
 }
 
 
@@ -48,22 +58,45 @@ class PartPlan:
             self.optimizer_bytes += 2 * size  # AdamW's two moments
 
 
-def apply_stage(model: OmniFusionForConditionalGeneration, stage: str) -> list[PartPlan]:
+def apply_stage(
+    model: OmniFusionForConditionalGeneration,
+    stage: str,
+    vision_tuning: VisionTuning = "frozen",
+    lora: LoraSettings | None = None,
+) -> "OmniFusionForConditionalGeneration | PeftModel":
     """Sets what trains, in float32 (updates of this size vanish in bfloat16); the rest keeps its dtype and is frozen.
 
-    Returns the stage table. Raises `ValueError` for an unknown stage.
+    Returns the model, within a `PeftModel` where LoRA trains a part of it.
+    Raises `ValueError` for an unknown stage, and for LoRA on the encoders beside an LLM that is trained whole.
     """
-    if stage not in STAGES:
-        raise ValueError(f"stage `{stage}` is unknown; use one of {list(STAGES)}.")
-    if "special_token_rows" in STAGES[stage]:
-        split_special_token_rows(model)
-    trained = set(STAGES[stage])
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(part_of(name) in trained)
+    parts = parts_of_stage(stage, vision_tuning)
+    if "lora" in parts.values():
+        model = add_lora(model, parts, lora or LoraSettings())
+    else:
+        if "special_token_rows" in parts:
+            split_special_token_rows(model)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(part_of(name) in parts)
+    for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    model.model.vision_tower.register_forward_pre_hook(_stay_in_eval_mode)
-    return stage_plan(model)
+    if "vision_tower" not in parts:
+        model.get_submodule(path_of(model, "vision_tower")).register_forward_pre_hook(_stay_in_eval_mode)
+    return model
+
+
+def parts_of_stage(stage: str, vision_tuning: VisionTuning = "frozen") -> dict[str, Literal["full", "lora"]]:
+    """What trains, and how: the line of `STAGES` and the vision tower."""
+    if stage not in STAGES:
+        raise ValueError(f"stage `{stage}` is unknown; use one of {list(STAGES)}.")
+    if vision_tuning == "frozen":
+        return STAGES[stage]
+    if vision_tuning == "lora" and STAGES[stage].get("language_model") == "full":
+        raise ValueError(
+            f"stage {stage} trains the whole LLM, but a checkpoint with LoRA holds no whole LLM: use vision_tuning: "
+            "full with it, or stage: lora."
+        )
+    return STAGES[stage] | {"vision_tower": vision_tuning}
 
 
 def _stay_in_eval_mode(tower: nn.Module, args: tuple):
@@ -72,7 +105,9 @@ def _stay_in_eval_mode(tower: nn.Module, args: tuple):
 
 
 def part_of(name: str) -> str:
-    """The part that a parameter of this name belongs to."""
+    """The part that a parameter of this name belongs to, also where PEFT renamed it."""
+    if "trainable_tokens_delta" in name:
+        return "special_token_rows"
     return next(part for part in PARTS if part in name.split("."))
 
 

@@ -16,8 +16,9 @@ from ..files import write_whole
 from .collator import PaddingCollator
 from .data import ConversationDataset, ConversationFormat
 from .encoding import BadSamplePolicy, ConversationEncoder, EncodedDataset
-from .muon import MuonWithAdamW
-from .stages import PartPlan, apply_stage, format_plan
+from .lora import LoraSettings
+from .optimizer import optimizer_for
+from .stages import STAGES, PartPlan, VisionTuning, apply_stage, format_plan, stage_plan
 
 
 @dataclass
@@ -25,7 +26,7 @@ class ModelDataArguments:
     """What to train on what; everything else in a recipe is a field of transformers' TrainingArguments."""
 
     model_name_or_path: str = field(metadata={"help": "Folder or Hub name of an OmniFusion model with its processor."})
-    stage: Literal["pretrain", "finetune"] = field(metadata={"help": "What trains, see training/stages.py."})
+    stage: Literal["pretrain", "finetune", "lora"] = field(metadata={"help": "What trains, see training/stages.py."})
     data_path: str = field(metadata={"help": "JSON file of LLaVA-format conversations."})
     image_folder: str | None = field(default=None, metadata={"help": "Folder of the pictures; default: data_path's."})
     max_length: int | None = field(default=None, metadata={"help": "Most tokens per sample, pictures included."})
@@ -38,6 +39,14 @@ class ModelDataArguments:
     optimizer: Literal["muon"] | None = field(
         default=None, metadata={"help": "muon: training/muon.py; default: TrainingArguments' own `optim`."}
     )
+    vision_tuning: VisionTuning = field(default="frozen", metadata={"help": "How the encoders train, in any stage."})
+    vision_learning_rate: float | None = field(default=None, metadata={"help": "Default: learning_rate."})
+    projector_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of the adapter and, where the LLM is not trained whole, special-token rows."}
+    )
+    lora_rank: int = field(default=LoraSettings.rank, metadata={"help": "Rank of LoRA's two factors."})
+    lora_alpha: int = field(default=LoraSettings.alpha, metadata={"help": "Their product counts alpha / rank times."})
+    lora_dropout: float = field(default=LoraSettings.dropout, metadata={"help": "Dropout in front of LoRA's factors."})
     attn_implementation: str | None = field(default=None, metadata={"help": "As in from_pretrained: sdpa, eager, …"})
 
 
@@ -109,21 +118,22 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
         model_data.model_name_or_path, attn_implementation=model_data.attn_implementation
     )
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    plans = apply_stage(model, model_data.stage)
+    lora = LoraSettings(model_data.lora_rank, model_data.lora_alpha, model_data.lora_dropout)
+    model = apply_stage(model, model_data.stage, model_data.vision_tuning, lora)
+    plans = stage_plan(model)
     if args.process_index == 0:
         print(f"stage {model_data.stage}, {len(dataset)} samples\n{format_plan(plans)}", flush=True)
 
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = True  # a batch without pictures leaves the adapter out
     args.remove_unused_columns = False  # they are the encoder's, not the model's
-    muon = (lambda: MuonWithAdamW, {"lr": args.learning_rate, "weight_decay": args.weight_decay})
     trainer = Trainer(
         model=model,
         args=args,
         train_dataset=dataset,
         data_collator=PaddingCollator(processor.tokenizer.pad_token_id),
         processing_class=processor,  # saved beside every checkpoint
-        optimizer_cls_and_kwargs=muon if model_data.optimizer == "muon" else None,
+        optimizer_cls_and_kwargs=optimizer_for(model_data.optimizer, args, rates_of(model_data)),
     )
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
@@ -135,6 +145,14 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     if trainer.is_world_process_zero():
         write_whole(Path(args.output_dir) / "training_summary.json", json.dumps(summary, indent=2))
     return summary
+
+
+def rates_of(model_data: ModelDataArguments) -> dict[str, float | None]:
+    """Learning rates of single parts; special-token rows have the adapter's where they are trained on their own."""
+    rates = {"multi_modal_projector": model_data.projector_learning_rate}
+    if "special_token_rows" in STAGES[model_data.stage]:
+        rates["special_token_rows"] = model_data.projector_learning_rate
+    return rates | {"vision_tower": model_data.vision_learning_rate}
 
 
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:

@@ -87,6 +87,11 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         if hasattr(module, "init_parameters"):
             module.init_parameters()
 
+    def post_init(self):
+        super().post_init()
+        # Families name the blocks of all their models, and FSDP refuses a name that a model has not.
+        self._no_split_modules &= {type(module).__name__ for module in self.modules()}
+
     def save_pretrained(self, save_directory, *args, **kwargs):
         # A class adds its own name alone, but serving engines look for the headless AutoModel in any saved folder.
         self.config.auto_map = dict(AUTO_MAP)

@@ -18,7 +18,9 @@ from .data import ConversationDataset, ConversationFormat
 from .encoding import BadSamplePolicy, ConversationEncoder, EncodedDataset
 from .lora import LoraSettings
 from .optimizer import optimizer_for
+from .progress import plot_loss, watch
 from .stages import STAGES, PartPlan, VisionTuning, apply_stage, format_plan, stage_plan
+from .vision_cache import cached_dataset
 
 
 @dataclass
@@ -47,6 +49,9 @@ class ModelDataArguments:
     lora_rank: int = field(default=LoraSettings.rank, metadata={"help": "Rank of LoRA's two factors."})
     lora_alpha: int = field(default=LoraSettings.alpha, metadata={"help": "Their product counts alpha / rank times."})
     lora_dropout: float = field(default=LoraSettings.dropout, metadata={"help": "Dropout in front of LoRA's factors."})
+    cache_vision_features: str | None = field(
+        default=None, metadata={"help": "Folder that keeps the frozen encoders' features; None: compute each time."}
+    )
     attn_implementation: str | None = field(default=None, metadata={"help": "As in from_pretrained: sdpa, eager, …"})
 
 
@@ -124,6 +129,9 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     if args.process_index == 0:
         print(f"stage {model_data.stage}, {len(dataset)} samples\n{format_plan(plans)}", flush=True)
 
+    if model_data.cache_vision_features:
+        folder = model_data.cache_vision_features
+        dataset = cached_dataset(dataset, model, processor.image_processor, folder, args)
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = True  # a batch without pictures leaves the adapter out
     args.remove_unused_columns = False  # they are the encoder's, not the model's
@@ -135,14 +143,16 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
         processing_class=processor,  # saved beside every checkpoint
         optimizer_cls_and_kwargs=optimizer_for(model_data.optimizer, args, rates_of(model_data)),
     )
+    speed = watch(trainer, processor.image_token_id)
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
     seconds = time.monotonic() - start
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
     trainer.save_model()
-    summary = settings_of(model_data, args) | summarise(trainer, plans, len(dataset), seconds)
+    summary = settings_of(model_data, args) | summarise(trainer, plans, len(dataset), seconds) | speed.summary()
     if trainer.is_world_process_zero():
+        plot_loss(trainer.state.log_history, Path(args.output_dir) / "training_loss.png")
         write_whole(Path(args.output_dir) / "training_summary.json", json.dumps(summary, indent=2))
     return summary
 

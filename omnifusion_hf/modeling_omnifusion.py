@@ -23,7 +23,6 @@ from torch import distributed as dist
 from torch import nn
 from transformers import AutoModel
 from transformers.cache_utils import Cache
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.processing_utils import Unpack
@@ -32,6 +31,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, torch_compi
 from .assembling_omnifusion import assemble
 from .configuration_omnifusion import OmniFusionConfig
 from .generation_omnifusion import OmniFusionGenerationMixin
+from .head_omnifusion import loss_of_answers, predict
 from .modeling_omnifusion_projector import PROJECTORS
 from .modeling_omnifusion_vision import OmniFusionVisionModel, side_by_side
 from .views_omnifusion import views_per_image
@@ -250,20 +250,12 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         )
 
 
-def scale_logits(logits: torch.Tensor, text_config: PreTrainedConfig) -> torch.Tensor:
-    """What some LLMs do behind their head: Cohere multiplies, Granite divides, Gemma 2 caps softly; (B, L, vocab)."""
-    if getattr(text_config, "logit_scale", None) is not None:
-        logits = logits * text_config.logit_scale
-    if getattr(text_config, "logits_scaling", None) is not None:
-        logits = logits / text_config.logits_scaling
-    cap = getattr(text_config, "final_logit_softcapping", None)
-    return logits if cap is None else torch.tanh(logits / cap) * cap
-
-
 class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGenerationMixin):  # trf-ignore: TRF057
     """The whole model with the language modelling head."""
 
     _tp_plan = {"lm_head": "colwise_gather_output"}
+    # Set by training: it needs the loss alone, and the logits of a batch are the largest tensor there is.
+    skip_logits = False
 
     def __init__(self, config: OmniFusionConfig):
         super().__init__(config)
@@ -340,12 +332,12 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
             **kwargs,
         )
         hidden_states = slice_logits_to_keep(outputs[0], logits_to_keep)
-        logits = scale_logits(self.lm_head(hidden_states), self.config.text_config)  # (B, L, vocab)
-        # CODEPATH: set in conversions of the authors' v1.1, whose vocabulary had no special tokens; else None
-        if self.config.predicted_vocab_size is not None:
-            logits[..., self.config.predicted_vocab_size :] = torch.finfo(logits.dtype).min
-        loss = None
-        if labels is not None:
+        logits = loss = None
+        if self.skip_logits and self.training and labels is not None:
+            loss = loss_of_answers(hidden_states, labels, self.lm_head, self.config, **kwargs)
+        else:
+            logits = predict(hidden_states, self.lm_head, self.config)  # (B, L, vocab)
+        if labels is not None and loss is None:
             vocab_size = self.config.text_config.vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
         return OmniFusionCausalLMOutputWithPast(

@@ -1,0 +1,92 @@
+# Copyright 2026 The omnifusion_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Behind the LLM's last hidden states: logits, or, in training, the loss without ever holding all logits."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.configuration_utils import PreTrainedConfig
+
+from .configuration_omnifusion import OmniFusionConfig
+
+
+def scale_logits(logits: torch.Tensor, text_config: PreTrainedConfig) -> torch.Tensor:
+    """What some LLMs do behind their head: Cohere multiplies, Granite divides, Gemma 2 caps softly; (…, vocab)."""
+    if getattr(text_config, "logit_scale", None) is not None:
+        logits = logits * text_config.logit_scale
+    if getattr(text_config, "logits_scaling", None) is not None:
+        logits = logits / text_config.logits_scaling
+    cap = getattr(text_config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def predict(hidden_states: torch.Tensor, head: nn.Module, config: OmniFusionConfig) -> torch.Tensor:
+    """Logits (…, vocab) of hidden states (…, D)."""
+    logits = scale_logits(head(hidden_states), config.text_config)
+    # CODEPATH: set in conversions of the authors' v1.1, whose vocabulary had no special tokens; else None
+    if config.predicted_vocab_size is not None:
+        logits[..., config.predicted_vocab_size :] = torch.finfo(logits.dtype).min
+    return logits
+
+
+def loss_of_answers(
+    hidden_states: torch.Tensor,
+    labels: torch.LongTensor,
+    head: nn.Module,
+    config: OmniFusionConfig,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    **kwargs,
+) -> torch.Tensor:
+    """The loss that `ForCausalLMLoss` takes of all logits, from the positions alone that are to predict a label.
+
+    There torch's chunked `linear_cross_entropy` never holds more than the logits of some hundred positions. It is used
+    where the head is a plain matrix; where it is more (a soft cap, trained special-token rows, LoRA, a quantised or
+    sharded head) and before torch 2.13 these positions' logits are computed at once.
+
+    Args:
+        hidden_states: (B, L, D).
+        labels: (B, L), -100 where nothing is to be predicted; shifted inside.
+        num_items_in_batch: labels in all batches of a step, by which the sum is divided; by default this batch's own.
+    """
+    targets = F.pad(labels, (0, 1), value=-100)[..., 1:].to(hidden_states.device)  # (B, L)
+    answers = targets != -100
+    states, targets = hidden_states[answers], targets[answers]  # (N, D), (N,)
+    if is_plain(head, config.text_config):
+        predicted = config.predicted_vocab_size
+        weight = head.weight if predicted is None else head.weight[:predicted]  # a slice's gradient costs a copy
+        losses = chunked_cross_entropy(states, weight, targets, config.text_config)  # (N,)
+    else:
+        losses = F.cross_entropy(predict(states, head, config).float(), targets, reduction="none")  # (N,)
+    count = len(targets) if num_items_in_batch is None else num_items_in_batch
+    return losses.float().sum() / torch.as_tensor(count, device=losses.device)
+
+
+def is_plain(head: nn.Module, text_config: PreTrainedConfig) -> bool:
+    """Whether logits are `head.weight` times the hidden state and a factor: no subclass, no hook, no soft cap."""
+    soft_cap = getattr(text_config, "final_logit_softcapping", None)
+    hooked = head._forward_hooks or head._forward_pre_hooks
+    return hasattr(nn, "LinearCrossEntropyOptions") and type(head) is nn.Linear and not hooked and soft_cap is None
+
+
+def chunked_cross_entropy(
+    states: torch.Tensor, weight: torch.Tensor, targets: torch.LongTensor, text_config: PreTrainedConfig
+) -> torch.Tensor:
+    """Cross-entropy of each position, (N,), from states (N, D), the head's weight (vocab, D) and targets (N,)."""
+    device = states.device.type
+    if torch.is_autocast_enabled(device):  # autocast does not know this function
+        dtype = torch.get_autocast_dtype(device)
+        states, weight = states.to(dtype), weight.to(dtype)
+    states = scale_logits(states, text_config)  # factors of the logits are factors of the states
+    options = nn.LinearCrossEntropyOptions()
+    return F.linear_cross_entropy(states, weight, targets, reduction="none", options=options)

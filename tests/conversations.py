@@ -8,7 +8,9 @@ import yaml
 from tiny import assistant, user
 
 from omnifusion_hf.training.collator import PaddingCollator
+from omnifusion_hf.training.data import BadSamples
 from omnifusion_hf.training.encoding import ConversationEncoder
+from omnifusion_hf.training.mixture import Source, load_data
 
 
 ANSWERS = ("The sky is blue.", "The grass is green and the sky is blue.", "Green.", "A red square above two circles.")
@@ -41,6 +43,11 @@ def write(folder: Path, samples: list) -> Path:
     path = folder / "samples.json"
     path.write_text(json.dumps(samples), encoding="utf-8")
     return path
+
+
+def load(path: Path, max_image_pixels: int = 2**27, policy: str = "error", seed: int = 0, **source):
+    """Raw samples of a file; `source` are fields of [`Source`]."""
+    return load_data(Source(str(path), **source), max_image_pixels, seed, BadSamples(policy))
 
 
 def collate(processor, samples: list[dict], **encoder_options) -> dict:

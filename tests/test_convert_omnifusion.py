@@ -21,7 +21,6 @@ from conversion.original_v1_1 import Original
 from conversion.release_v1_1 import Release
 from conversion.verify_conversion import Row, converted_outputs, verify
 from omnifusion_hf.processing_omnifusion import ESCAPE
-from omnifusion_hf.training.data import ConversationDataset
 
 
 FIXTURE = Path(__file__).parent.parent.parent / "shared" / "airi"
@@ -312,8 +311,9 @@ def close(found: torch.Tensor, expected: torch.Tensor, atol: float):
 def test_golden_training_loss_in_the_format_of_the_release(golden_model):
     model, processor = golden_model
     golden = json.loads((FIXTURE / "fixture/golden.json").read_text(encoding="utf-8"))["train"]
-    data = ConversationDataset(FIXTURE / "fixture/train.json", FIXTURE / "fixture/images", conversation_format="v1.1")
-    samples = [data[index] for index in range(len(data))]
+    images = str(FIXTURE / "fixture/images")
+    samples = conversations.load(FIXTURE / "fixture/train.json", image_folder=images, conversation_format="v1.1")
+    samples = [samples[index] for index in range(len(samples))]
     batch = conversations.collate(processor, samples, append_eos=False)
     assert int((batch["labels"] != -100).sum()) == golden["n_loss_tokens"]
     with torch.no_grad():

@@ -6,7 +6,7 @@ import tiny
 from conversations import sample, turn
 from PIL import Image
 
-from omnifusion_hf.training.data import ConversationDataset, to_messages
+from omnifusion_hf.training.data import to_messages
 
 
 def flat(messages: list[dict]) -> list[tuple]:
@@ -71,10 +71,10 @@ BROKEN = {
 @pytest.mark.parametrize("message", BROKEN)
 def test_broken_sample_is_refused_at_load_with_file_index_and_id(tmp_path, message):
     whole = conversations.write(tmp_path, [sample(0), sample(1)])
-    assert len(ConversationDataset(whole)) == 2
+    assert len(conversations.load(whole)) == 2
     path = conversations.write(tmp_path, [sample(0), sample(1, **BROKEN[message])])
     with pytest.raises(ValueError) as error:
-        ConversationDataset(path)
+        conversations.load(path)
     assert str(error.value).startswith(f"{path}, sample 1 (id s1): ")
     assert message in str(error.value)
 
@@ -84,19 +84,19 @@ def test_file_that_is_not_a_list_of_samples_is_refused(tmp_path, text):
     path = tmp_path / "x.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"x\.json"):
-        ConversationDataset(path)
+        conversations.load(path)
 
 
 def test_pictures_open_when_asked_for_and_errors_name_the_sample(tmp_path):
     path = conversations.write(tmp_path, [sample(0), sample(1)])
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:200])
-    dataset = ConversationDataset(path)
+    dataset = conversations.load(path)
     picture = dataset[0]["messages"][0]["content"][0]["image"]
     assert isinstance(picture, Image.Image) and picture.tobytes() == tiny.picture(0).tobytes()
     with pytest.raises(ValueError, match=r"sample 1 \(id s1\): cannot read .*1\.png"):
         dataset[1]
     with pytest.raises(ValueError, match=r"sample 0 \(id s0\): .*max_image_pixels"):
-        ConversationDataset(path, max_image_pixels=100)[0]
+        conversations.load(path, max_image_pixels=100)[0]
 
 
 def test_image_folder_is_the_jsons_own_unless_given(tmp_path):
@@ -105,11 +105,11 @@ def test_image_folder_is_the_jsons_own_unless_given(tmp_path):
     moved.parent.mkdir()
     path.rename(moved)
     with pytest.raises(ValueError, match="set image_folder"):
-        ConversationDataset(moved)
-    assert len(ConversationDataset(moved, image_folder=tmp_path)) == 1
+        conversations.load(moved)
+    assert len(conversations.load(moved, image_folder=str(tmp_path))) == 1
 
 
 def test_regions_come_with_their_picture(tmp_path):
     path = conversations.write(tmp_path, [sample(0), sample(1, regions=[[[0, 0, 9, 9], [1, 2, 3, 4]]])])
-    dataset = ConversationDataset(path)
+    dataset = conversations.load(path)
     assert [item["regions"] for item in dataset] == [[[]], [[[0, 0, 9, 9], [1, 2, 3, 4]]]]

@@ -7,7 +7,7 @@ from conversations import NONE, ONE, TWO
 from tiny import assistant, user
 from torch.utils.data import DataLoader
 
-from omnifusion_hf.training.data import BrokenSampleError, ConversationDataset
+from omnifusion_hf.training.data import BadSamples, BrokenSampleError
 from omnifusion_hf.training.encoding import ConversationEncoder, EncodedDataset
 
 
@@ -81,11 +81,11 @@ def half_broken(tmp_path):
     samples[2]["conversations"][1]["value"] = "Because. " * 200
     path = conversations.write(tmp_path, samples)
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:200])
-    return ConversationDataset(path)
+    return conversations.load(path)
 
 
 def encoded(dataset, policy: str) -> EncodedDataset:
-    return EncodedDataset(dataset, ConversationEncoder(PROCESSOR, max_length=120), policy)
+    return EncodedDataset(dataset, ConversationEncoder(PROCESSOR, max_length=120), BadSamples(policy))
 
 
 @pytest.mark.parametrize(("index", "reason"), [(1, r"cannot read .*1\.png"), (2, "has .* tokens")])
@@ -101,11 +101,11 @@ def test_skipped_samples_give_their_place_to_the_next_good_one_and_are_counted(h
     dataset = encoded(half_broken, "skip")
     names = [batch[0]["name"] for batch in DataLoader(dataset, collate_fn=list, num_workers=workers)]
     assert [name.split("sample ")[1][0] for name in names] == ["0", "3", "3", "3"]
-    assert dataset.skipped.count == 3
+    assert dataset.bad_samples.count == 3
     if not workers:
         assert "skipped 3 so far" in caplog.text and "sample 2 (id s2) has" in caplog.text
 
 
 def test_data_of_which_nothing_can_be_used_is_an_error_even_when_skipping(half_broken):
     with pytest.raises(ValueError, match="None of 4 samples"):
-        EncodedDataset(half_broken, ConversationEncoder(PROCESSOR, max_length=3), "skip")[0]
+        EncodedDataset(half_broken, ConversationEncoder(PROCESSOR, max_length=3), BadSamples("skip"))[0]

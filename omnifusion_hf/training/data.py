@@ -1,158 +1,266 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""LLaVA-format conversations: a JSON file and a folder of pictures to chat messages; pictures open when asked for.
+"""One row of training data to chat messages: where pictures go, what is refused; pictures open when asked for.
 
-What can be checked without opening a picture is checked when the file is read, so that a mistake costs seconds and
-not a night's run.
+A row is what sources.py reads from any format: `conversations` (LLaVA), `messages` (chat) or a `caption`.
 """
 
-import json
+import multiprocessing
+import random
 import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
+from transformers.utils import logging
 
 from ..image_processing_omnifusion import open_image
 from ..views_omnifusion import read_region, regions_per_image
 
 
 ConversationFormat = Literal["llava", "v1.1"]
+BadSamplePolicy = Literal["error", "skip"]
+Picture = str | bytes | dict | Image.Image
 IMAGE_MARK = "<image>"
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+logger = logging.get_logger(__name__)
 
 
 class BrokenSampleError(ValueError):
     """A sample that cannot be trained on whole; the message begins with where it comes from."""
 
 
-class ConversationDataset(Dataset):
-    """Samples `{"id", "image": "a.png" | ["a.png", …], "conversations": [{"from": "human" | "gpt", "value"}, …]}`.
+class BadSamples:
+    """What becomes of broken samples: `"error"` raises the first, `"skip"` passes them over and logs each by name.
 
-    `<image>` in a human turn says where the next listed picture stands; without any mark, pictures stand in front of
-    the first human turn. In a sample without pictures, and in answers, `<image>` is text. An optional `"regions"`
-    holds one list of boxes per picture, `[[[left, top, right, bottom], …], …]` in pixels, that become views.
-
-    Args:
-        data_path: a JSON file that holds a list of samples.
-        conversation_format: `"llava"` as above; `"v1.1"` as the authors' release trained: `<image>` is always text and
-            pictures stand in front of the first human turn.
-        image_folder: where the pictures are; by default the folder of the JSON file.
-        max_image_pixels: pictures that declare more are refused, as in the image processor.
-
-    An item is `{"messages": chat messages with PIL pictures, "regions": one list of boxes for each of them, "name":
-    where the sample comes from}`.
-    Raises `ValueError` that names file, index and id of the first broken sample, or of a picture that cannot be read.
+    `count` says how many were skipped, data-loading workers included. Raises `ValueError` after `most_in_a_row` of
+    them without a good one: then it is not the samples that are wrong.
     """
 
-    def __init__(
-        self,
-        data_path: str,
-        image_folder: str | None = None,
-        max_image_pixels: int = 2**27,
-        conversation_format: ConversationFormat = "llava",
-    ):
-        self.data_path = Path(data_path)
-        self.image_folder = Path(image_folder or self.data_path.parent)
-        self.max_image_pixels = max_image_pixels
-        self.conversation_format = conversation_format
-        self.samples = read_samples(self.data_path)
-        for index in tqdm(range(len(self)), desc=f"checking {self.data_path.name}", leave=False, disable=None):
-            self._checked_messages(index)
+    most_in_a_row = 1000
 
-    def __len__(self) -> int:
-        return len(self.samples)
+    def __init__(self, policy: BadSamplePolicy = "error"):
+        self.policy = policy
+        self.in_a_row = 0
+        self._count = multiprocessing.Value("q", 0)
 
-    def __getitem__(self, index: int) -> dict:
-        messages = self._checked_messages(index)
-        for message in messages:
-            for part in message["content"]:
-                if part["type"] == "image":
-                    part["image"] = self._open(index, part["image"])
-        return {"messages": messages, "regions": regions_of(self.samples[index]), "name": self._name(index)}
+    @property
+    def count(self) -> int:
+        return self._count.value
 
-    def _name(self, index: int) -> str:
-        sample = self.samples[index]
-        identity = sample.get("id", "none") if isinstance(sample, dict) else "none"
-        return f"{self.data_path}, sample {index} (id {identity})"
+    def report(self, error: BrokenSampleError):
+        if self.policy == "error":
+            raise error
+        with self._count.get_lock():
+            self._count.value += 1
+            logger.warning(f"skipped {self._count.value} so far: {error}")
+        self.in_a_row += 1
+        if self.in_a_row >= self.most_in_a_row:
+            raise ValueError(f"{self.in_a_row} broken samples in a row, the last: {error}")
 
-    def _checked_messages(self, index: int) -> list[dict]:
+    def good(self):
+        self.in_a_row = 0
+
+
+class Rows(Protocol):
+    """What a file holds, row by row. Reading one may raise `ValueError` or `OSError`, which need not say where."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict: ...
+
+    def place(self, index: int) -> str:
+        """File and index (JSONL: line), for messages."""
+
+
+@dataclass
+class SampleReader:
+    """Reads a row into a raw sample: `{"name", "messages": with PIL pictures, "regions": one list for each picture}`.
+
+    `<image>` in a user turn says where the next picture stands; without any mark pictures stand in front of the first
+    user turn. In a sample without pictures, and in answers, `<image>` is text. Optional `"regions"` hold one list of
+    boxes per picture, `[[[left, top, right, bottom], …], …]` in pixels, that become views.
+
+    columns: our names of columns to those of the data, such as `{"caption": "blip_caption"}`.
+    image_folder: what names of picture files are relative to.
+    max_image_pixels: pictures that declare more are refused, as in the image processor.
+    conversation_format: `"llava"` as above; `"v1.1"` as the authors' release trained: `<image>` is always text and
+        pictures stand in front of the first user turn.
+    instructions: for captions (paper section 2.3): the question is one of these, drawn by `seed` and the caption.
+
+    Raises [`BrokenSampleError`] that begins with the sample's name.
+    """
+
+    columns: dict[str, str] = field(default_factory=dict)
+    image_folder: Path = Path()
+    max_image_pixels: int = 2**27
+    conversation_format: ConversationFormat = "llava"
+    instructions: Sequence[str] = ()
+    seed: int = 0
+
+    def __call__(self, row: dict, place: str) -> dict:
+        sample = self.check(row, place)
+        for part in _image_parts(sample["messages"]):
+            part["image"] = self._open(part["image"], sample["name"])
+        return sample
+
+    def check(self, row: dict, place: str) -> dict:
+        """The raw sample with its pictures not yet opened, but looked for."""
+        name = f"{place} (id {row['id']})" if isinstance(row, dict) and row.get("id") is not None else place
         try:
-            messages = to_messages(self.samples[index], self.conversation_format)
-            regions_of(self.samples[index])
-            self._check_files(messages)
+            row = self._renamed(row)
+            messages = to_messages(row, self.conversation_format, self.instructions, self.seed)
+            for part in _image_parts(messages):
+                self._check_file(part["image"])
+            return {"messages": messages, "regions": regions_of(row), "name": name}
         except ValueError as error:
-            raise BrokenSampleError(f"{self._name(index)}: {error}") from None
-        return messages
+            raise BrokenSampleError(f"{name}: {error}") from None
 
-    def _check_files(self, messages: list[dict]):
-        for part in (part for message in messages for part in message["content"] if part["type"] == "image"):
-            if not (self.image_folder / part["image"]).is_file():
-                raise ValueError(
-                    f"no picture file {self.image_folder / part['image']}; set image_folder to the folder that "
-                    "the sample's `image` is relative to."
-                )
+    def _renamed(self, row: dict) -> dict:
+        if not isinstance(row, dict):
+            raise ValueError(f"a sample must be an object, got {type(row).__name__}.")
+        if missing := [name for name in self.columns.values() if name not in row]:
+            raise ValueError(f"no column {missing[0]!r}; there are {sorted(row)}.")
+        return row | {ours: row[theirs] for ours, theirs in self.columns.items()}
 
-    def _open(self, index: int, name: str) -> Image.Image:
+    def _check_file(self, picture: Picture):
+        path = _file_of(picture, self.image_folder)
+        if path is not None and not path.is_file():
+            raise ValueError(
+                f"no picture file {path}; set image_folder to the folder that the sample's `image` is relative to."
+            )
+
+    def _open(self, picture: Picture, name: str) -> Image.Image:
+        path = _file_of(picture, self.image_folder)
         try:
-            picture = open_image(self.image_folder / name, self.max_image_pixels)
+            if not isinstance(picture, Image.Image):
+                source = path or (picture["bytes"] if isinstance(picture, dict) else picture)
+                picture = open_image(source, self.max_image_pixels)
             picture.load()
         except (OSError, ValueError) as error:
-            raise BrokenSampleError(f"{self._name(index)}: cannot read {self.image_folder / name}: {error}") from error
+            raise BrokenSampleError(f"{name}: cannot read {path or 'a picture'}: {error}") from error
         return picture
 
 
-def read_samples(path: Path) -> list[dict]:
-    """The list in a JSON file. Raises `ValueError` for anything else."""
-    try:
-        samples = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not a JSON file ({error}); LLaVA's format is one list of samples.") from None
-    if not isinstance(samples, list) or not samples:
-        raise ValueError(f"{path} must hold a list with at least one sample, got {type(samples).__name__}.")
-    return samples
+class ConversationDataset(Dataset):
+    """Rows as raw samples; item `index` is what [`SampleReader`] makes of that row, its pictures opened then."""
+
+    def __init__(self, rows: Rows, reader: SampleReader):
+        self.rows, self.reader = rows, reader
+        self.indices: Sequence[int] = range(len(rows))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict:
+        return self._read(self.indices[index], self.reader)
+
+    def _read(self, index: int, read):
+        place = self.rows.place(index)
+        try:
+            row = self.rows[index]
+        except (OSError, ValueError) as error:
+            raise BrokenSampleError(f"{place}: {error}") from error
+        return read(row, place)
+
+    def check(self, bad_samples: BadSamples) -> "ConversationDataset":
+        """Checks all that needs no opened picture, so that a mistake costs seconds and not a night's run."""
+        self.indices = list(self._good_indices(bad_samples))
+        if not self.indices:
+            raise ValueError(f"No sample from {self.rows.place(0)} on can be used; the log says why.")
+        return self
+
+    def _good_indices(self, bad_samples: BadSamples) -> Iterator[int]:
+        for index in tqdm(range(len(self.rows)), desc="checking samples", leave=False, disable=None):
+            try:
+                self._read(index, self.reader.check)
+            except BrokenSampleError as error:
+                bad_samples.report(error)
+            else:
+                bad_samples.good()
+                yield index
 
 
-def to_messages(sample: dict, conversation_format: ConversationFormat = "llava") -> list[dict]:
-    """One sample as chat messages; image parts hold the picture's file name. Errors do not name the sample."""
-    if not isinstance(sample, dict) or not isinstance(sample.get("conversations"), list):
-        raise ValueError('a sample is an object with a list "conversations".')
-    pictures = pictures_of(sample)
-    turns = [_role_and_text(turn) for turn in sample["conversations"]]
+def to_messages(
+    row: dict, conversation_format: ConversationFormat = "llava", instructions: Sequence[str] = (), seed: int = 0
+) -> list[dict]:
+    """One row as chat messages, see [`SampleReader`]; image parts hold the picture as the row does.
+
+    Raises `ValueError` that does not name the sample.
+    """
+    turns = _caption_turns(row, instructions, seed) if instructions else _turns(row)
     _check_order([role for role, _ in turns])
+    pictures = pictures_of(row)
     marked = pictures and conversation_format == "llava"
-    pieces = [_pieces(text) if role == "user" and marked else [text] for role, text in turns]
+    pieces = [_pieces(role, content, marked) for role, content in turns]
     marks = sum(len(piece) - 1 for piece in pieces)
     if pictures and not marks:
         first = next(i for i, (role, _) in enumerate(turns) if role == "user")
         pieces[first] = [""] * len(pictures) + pieces[first]
     elif marks != len(pictures):
-        raise ValueError(f"{marks} `{IMAGE_MARK}` marks in human turns for {len(pictures)} pictures {pictures}.")
-    names = iter(pictures)
-    return [{"role": role, "content": _content(role, piece, names)} for (role, _), piece in zip(turns, pieces)]
+        raise ValueError(f"{marks} `{IMAGE_MARK}` marks in human turns for {len(pictures)} pictures.")
+    remaining = iter(pictures)
+    return [{"role": role, "content": _content(role, piece, remaining)} for (role, _), piece in zip(turns, pieces)]
 
 
-def pictures_of(sample: dict) -> list[str]:
-    pictures = sample.get("image") or []
-    return [pictures] if isinstance(pictures, str) else list(pictures)
+def pictures_of(row: dict) -> list[Picture]:
+    """`image` or `images`: one picture or a list, each a file's name, bytes, `{"bytes", "path"}` or a PIL image."""
+    given = row.get("image") if row.get("image") is not None else row.get("images")
+    pictures = given if isinstance(given, list) else [] if given in (None, "") else [given]
+    if unknown := next((picture for picture in pictures if not isinstance(picture, Picture)), None):
+        raise ValueError(f"a picture must be a file's name, bytes or an image, got {unknown!r}.")
+    return pictures
 
 
-def regions_of(sample: dict) -> list[list]:
+def regions_of(row: dict) -> list[list]:
     """One list of boxes per picture of a sample. `ValueError` for another number of lists or for what is no box."""
-    regions = regions_per_image(sample.get("regions") or [], [len(pictures_of(sample))])
+    regions = regions_per_image(row.get("regions") or [], [len(pictures_of(row))])
     for box in (box for boxes in regions for box in boxes):
         read_region(box)
     return regions
 
 
-def _role_and_text(turn: dict) -> tuple[str, str]:
-    role, text = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
+def _file_of(picture: Picture, image_folder: Path) -> Path | None:
+    """The file that a picture is in, `None` where it is at hand as bytes or an image."""
+    if isinstance(picture, dict) and picture.get("bytes") is None:
+        picture = picture.get("path") or ""
+    return image_folder / picture if isinstance(picture, str) else None
+
+
+def _image_parts(messages: list[dict]) -> Iterator[dict]:
+    return (part for message in messages for part in message["content"] if part["type"] == "image")
+
+
+def _turns(row: dict) -> list[tuple[str, str | list]]:
+    """Role and content of each turn; content is text or a list of a chat message's parts."""
+    for column, role, content in (("conversations", "from", "value"), ("messages", "role", "content")):
+        if isinstance(row.get(column), list):
+            return [_role_and_content(turn, role, content) for turn in row[column]]
+    known = ", ".join(key for key in row if not key.startswith("_"))
+    raise ValueError(
+        f'a sample needs a list "conversations" or "messages", or a caption and instructions, got {known}.'
+    )
+
+
+def _role_and_content(turn: dict, role_key: str, content_key: str) -> tuple[str, str | list]:
+    role, content = (turn.get(role_key), turn.get(content_key)) if isinstance(turn, dict) else (None, None)
     if role not in ROLES:
         raise ValueError(f"unknown role {role!r} in a turn; use one of {list(ROLES)}.")
-    if not isinstance(text, str):
-        raise ValueError(f"the {role} turn's value must be text, got {text!r}.")
-    return ROLES[role], text
+    if not isinstance(content, str | list):
+        raise ValueError(f"the {role} turn's {content_key} must be text, got {content!r}.")
+    return ROLES[role], content
+
+
+def _caption_turns(row: dict, instructions: Sequence[str], seed: int) -> list[tuple[str, str]]:
+    """An instruction and the sample's `caption` or the only answer of its conversation."""
+    caption = row.get("caption")
+    answers = [content for role, content in _turns(row) if role == "assistant"] if caption is None else [caption]
+    if len(answers) != 1 or not isinstance(answers[0], str):
+        raise ValueError(f"instructions are for captions, one answer of text, got {answers}.")
+    return [("user", random.Random(f"{seed} {answers[0]}").choice(instructions)), ("assistant", answers[0])]
 
 
 def _check_order(roles: list[str]):
@@ -163,16 +271,27 @@ def _check_order(roles: list[str]):
         )
 
 
-def _pieces(text: str) -> list[str]:
-    """Text around the marks, without the newline that LLaVA puts beside a mark."""
-    return re.split(rf"\n?{IMAGE_MARK}\n?", text)
+def _pieces(role: str, content: str | list, marked: bool) -> list[str]:
+    """Text before, between and after a turn's pictures."""
+    if isinstance(content, str):  # without the newline that LLaVA puts beside a mark
+        return re.split(rf"\n?{IMAGE_MARK}\n?", content) if marked and role == "user" else [content]
+    pieces = [""]
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            pieces[-1] += part["text"]
+        elif kind == "image" and role == "user":
+            pieces.append("")
+        else:
+            raise ValueError(f"a part of the {role} turn is neither text nor a user's image: {part!r}.")
+    return pieces
 
 
-def _content(role: str, pieces: list[str], names) -> list[dict]:
+def _content(role: str, pieces: list[str], pictures: Iterator[Picture]) -> list[dict]:
     """Text parts with the next picture between each two of them."""
     parts = [{"type": "text", "text": pieces[0]}]
     for piece in pieces[1:]:
-        parts += [{"type": "image", "image": next(names)}, {"type": "text", "text": piece}]
+        parts += [{"type": "image", "image": next(pictures)}, {"type": "text", "text": piece}]
     parts = [part for part in parts if part.get("text") != ""]
     if not any(part["type"] == "image" or part["text"].strip() for part in parts):
         raise ValueError(f"an empty {role} turn; remove the sample or fill the turn.")

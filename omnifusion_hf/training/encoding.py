@@ -2,21 +2,15 @@
 """One conversation to token ids, labels and views. Labels come from the chat template's generation mask, never by
 re-tokenising; a sample that cannot be used whole is refused or skipped, never cut."""
 
-import multiprocessing
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jinja2 import TemplateError
-from torch.utils.data import Dataset
-from transformers.utils import logging
+from torch.utils.data import Dataset, IterableDataset
 
 from ..processing_omnifusion import OmniFusionProcessor
-from .data import BrokenSampleError
-
-
-BadSamplePolicy = Literal["error", "skip"]
-logger = logging.get_logger(__name__)
+from .data import BadSamples, BrokenSampleError
+from .streams import map_good
 
 
 @dataclass
@@ -78,31 +72,14 @@ class ConversationEncoder:
             )
 
 
-class SkipCounter:
-    """How often broken samples were passed over, counted across data-loading workers; each is logged by name."""
-
-    def __init__(self):
-        self._count = multiprocessing.Value("q", 0)
-
-    @property
-    def count(self) -> int:
-        return self._count.value
-
-    def add(self, error: BrokenSampleError):
-        with self._count.get_lock():
-            self._count.value += 1
-            logger.warning(f"skipped {self._count.value} so far: {error}")
-
-
 class EncodedDataset(Dataset):
-    """`dataset`'s raw samples, encoded. With `on_bad_sample="skip"` a broken one gives its place to the next good one.
+    """`dataset`'s raw samples, encoded. Where broken ones are skipped, the next good one takes their place.
 
-    `skipped.count` says how often that happened. Raises `ValueError` where no sample is good.
+    bad_samples: what becomes of broken samples, an error by default; its `count` says how many were skipped.
     """
 
-    def __init__(self, dataset: Dataset, encoder: ConversationEncoder, on_bad_sample: BadSamplePolicy = "error"):
-        self.dataset, self.encoder, self.on_bad_sample = dataset, encoder, on_bad_sample
-        self.skipped = SkipCounter()
+    def __init__(self, dataset: Dataset, encoder: ConversationEncoder, bad_samples: BadSamples | None = None):
+        self.dataset, self.encoder, self.bad_samples = dataset, encoder, bad_samples or BadSamples()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -110,9 +87,19 @@ class EncodedDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         for step in range(len(self)):
             try:
-                return self.encoder(self.dataset[(index + step) % len(self)])
+                encoded = self.encoder(self.dataset[(index + step) % len(self)])
             except BrokenSampleError as error:
-                if self.on_bad_sample == "error":
-                    raise
-                self.skipped.add(error)
+                self.bad_samples.report(error)
+            else:
+                self.bad_samples.good()
+                return encoded
         raise ValueError(f"None of {len(self)} samples can be used; the log names each with its reason.")
+
+
+def encode(
+    dataset: Dataset | IterableDataset, encoder: ConversationEncoder, bad_samples: BadSamples
+) -> Dataset | IterableDataset:
+    """Raw samples, by index or streamed, to encoded ones."""
+    if isinstance(dataset, IterableDataset):
+        return map_good(dataset, encoder, bad_samples)
+    return EncodedDataset(dataset, encoder, bad_samples)

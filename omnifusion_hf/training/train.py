@@ -3,20 +3,30 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
 import yaml
-from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments
+from torch.utils.data import Dataset, IterableDataset
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    HfArgumentParser,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 from ..files import write_whole
+from ..processing_omnifusion import OmniFusionProcessor
 from .collator import PaddingCollator
-from .data import ConversationDataset, ConversationFormat
-from .encoding import BadSamplePolicy, ConversationEncoder, EncodedDataset
+from .data import BadSamplePolicy, BadSamples, ConversationFormat
+from .encoding import ConversationEncoder, encode
 from .lora import LoraSettings
+from .mixture import Source, load_data
 from .optimizer import optimizer_for
 from .progress import plot_loss, watch
 from .stages import STAGES, PartPlan, VisionTuning, apply_stage, format_plan, stage_plan
@@ -29,7 +39,7 @@ class ModelDataArguments:
 
     model_name_or_path: str = field(metadata={"help": "Folder or Hub name of an OmniFusion model with its processor."})
     stage: Literal["pretrain", "finetune", "lora"] = field(metadata={"help": "What trains, see training/stages.py."})
-    data_path: str = field(metadata={"help": "JSON file of LLaVA-format conversations."})
+    data_path: str = field(metadata={"help": "File, Hub id or mixture (.yaml), docs/data.md."})
     image_folder: str | None = field(default=None, metadata={"help": "Folder of the pictures; default: data_path's."})
     max_length: int | None = field(default=None, metadata={"help": "Most tokens per sample, pictures included."})
     on_bad_sample: BadSamplePolicy = field(
@@ -109,25 +119,19 @@ def _words(key: str, value) -> list[str]:
 def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     """Trains one stage; leaves model and processor in `args.output_dir`, returns what training_summary.json says."""
     processor = AutoProcessor.from_pretrained(model_data.model_name_or_path)
-    dataset = ConversationDataset(
-        model_data.data_path,
-        model_data.image_folder,
-        processor.image_processor.max_image_pixels,
-        model_data.conversation_format,
-    )
-    encoder = ConversationEncoder(
-        processor, model_data.max_length, append_eos=model_data.conversation_format != "v1.1"
-    )
-    dataset = EncodedDataset(dataset, encoder, model_data.on_bad_sample)
+    bad_samples = BadSamples(model_data.on_bad_sample)
+    dataset = read_data(model_data, args, processor, bad_samples)
+    samples = len(dataset) if isinstance(dataset, Sized) else None
     model = AutoModelForImageTextToText.from_pretrained(
         model_data.model_name_or_path, attn_implementation=model_data.attn_implementation
     )
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    set_seed(args.seed)  # LoRA's factors start at random
     lora = LoraSettings(model_data.lora_rank, model_data.lora_alpha, model_data.lora_dropout)
     model = apply_stage(model, model_data.stage, model_data.vision_tuning, lora)
     plans = stage_plan(model)
     if args.process_index == 0:
-        print(f"stage {model_data.stage}, {len(dataset)} samples\n{format_plan(plans)}", flush=True)
+        print(f"stage {model_data.stage}, {samples or 'streamed'} samples\n{format_plan(plans)}", flush=True)
 
     if model_data.cache_vision_features:
         folder = model_data.cache_vision_features
@@ -150,11 +154,24 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
     trainer.save_model()
-    summary = settings_of(model_data, args) | summarise(trainer, plans, len(dataset), seconds) | speed.summary()
+    summary = settings_of(model_data, args) | summarise(trainer, plans, samples, seconds) | speed.summary()
     if trainer.is_world_process_zero():
         plot_loss(trainer.state.log_history, Path(args.output_dir) / "training_loss.png")
         write_whole(Path(args.output_dir) / "training_summary.json", json.dumps(summary, indent=2))
     return summary
+
+
+def read_data(
+    model_data: ModelDataArguments, args: TrainingArguments, processor: OmniFusionProcessor, bad_samples: BadSamples
+) -> Dataset | IterableDataset:
+    """The recipe's data as encoded samples."""
+    source = Source(model_data.data_path, model_data.image_folder, conversation_format=model_data.conversation_format)
+    seed = args.seed if args.data_seed is None else args.data_seed
+    samples = load_data(source, processor.image_processor.max_image_pixels, seed, bad_samples)
+    if isinstance(samples, IterableDataset):
+        args.accelerator_config.dispatch_batches = False  # it would cut a batch's views by the number of samples
+    append_eos = model_data.conversation_format != "v1.1"
+    return encode(samples, ConversationEncoder(processor, model_data.max_length, append_eos), bad_samples)
 
 
 def rates_of(model_data: ModelDataArguments) -> dict[str, float | None]:
@@ -193,7 +210,7 @@ def settings_of(model_data: ModelDataArguments, args: TrainingArguments) -> dict
     }
 
 
-def summarise(trainer: Trainer, plans: list[PartPlan], samples: int, seconds: float) -> dict:
+def summarise(trainer: Trainer, plans: list[PartPlan], samples: int | None, seconds: float) -> dict:
     """The figures of a finished run. `final_loss` is the last logged one, `seconds` are of this process alone."""
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {

@@ -1,0 +1,118 @@
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""Sources to one training set: what a mixture file says, how many samples each source gives, and in which order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+import yaml
+from torch.utils.data import Dataset, IterableDataset
+
+from .data import BadSamples, ConversationDataset, ConversationFormat, SampleReader
+from .sources import load_hf_dataset, open_rows
+from .streams import mix_streams, stream_samples
+
+
+@dataclass
+class Source:
+    """One entry of a mixture file, docs/data.md.
+
+    samples: how many of its samples a pass over the mixture draws, or `weight`: its share; neither: all once.
+    streaming: read on while training, never by index; for what does not fit the disk.
+    """
+
+    path: str
+    image_folder: str | None = None
+    samples: int | None = None
+    weight: float | None = None
+    subset: str | None = None
+    split: str = "train"
+    streaming: bool = False
+    columns: dict[str, str] = field(default_factory=dict)
+    instructions: Sequence[str] = ()
+    conversation_format: ConversationFormat = "llava"
+
+    def reader(self, max_image_pixels: int, seed: int) -> SampleReader:
+        folder = Path(self.image_folder or (Path(self.path).parent if self.path.endswith((".json", ".jsonl")) else ""))
+        return SampleReader(self.columns, folder, max_image_pixels, self.conversation_format, self.instructions, seed)
+
+
+def read_mixture(path: str, defaults: Source) -> list[Source]:
+    """The sources of a mixture file. Raises `ValueError` that names the entry for an unknown, missing or odd key."""
+    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    entries = content.get("sources") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries or list(content) != ["sources"]:
+        raise ValueError(f"{path} must hold one list, `sources:`; see docs/data.md.")
+    known = {entry.name for entry in fields(Source)}
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict) or "path" not in entry or set(entry) - known:
+            raise ValueError(f"{path}, source {number}: needs `path` and takes {sorted(known)}, got {entry!r}.")
+    sources = [replace(defaults, **entry) for entry in entries]
+    kinds = {("samples", "weight")[source.samples is None] for source in sources if source.samples or source.weight}
+    if len(kinds) == 2 or any(source.weight is None for source in sources) and "weight" in kinds:
+        raise ValueError(f"{path}: give `samples` or nothing to each source, or a `weight` to every one.")
+    return sources
+
+
+class Mixture(Dataset):
+    """Raw samples of several sources in an order that is a function of `seed` alone.
+
+    counts: how many samples each source gives. They are drawn without replacement; a source that is used up starts
+        over, so that no sample comes a second time before all came once.
+    """
+
+    def __init__(self, datasets: Sequence[Dataset], counts: Sequence[int], seed: int):
+        self.datasets = datasets
+        order = np.random.default_rng(seed).permutation(sum(counts))
+        self.sources = np.repeat(np.arange(len(datasets)), counts)[order]
+        drawn = [_draw(len(dataset), count, [seed, i]) for i, (dataset, count) in enumerate(zip(datasets, counts))]
+        self.rows = np.concatenate(drawn)[order]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.datasets[self.sources[index]][int(self.rows[index])]
+
+
+def _draw(size: int, count: int, seed: list[int]) -> np.ndarray:
+    """`count` rows out of `size`, each as often as any other or once more."""
+    generator = np.random.default_rng(seed)
+    passes = [generator.permutation(size) for _ in range(-(-count // size))]
+    return np.concatenate([*passes, np.arange(0)])[:count]
+
+
+def counts_of(sources: Sequence[Source], sizes: Sequence[int]) -> list[int]:
+    """Samples that each source gives. Weights share out as many as there are in all sources, rounded to the nearest."""
+    if sources[0].weight is None:
+        return [size if source.samples is None else source.samples for source, size in zip(sources, sizes)]
+    total = sum(source.weight for source in sources)
+    return [round(sum(sizes) * source.weight / total) for source in sources]
+
+
+def load_data(given: Source, max_image_pixels: int, seed: int, bad_samples: BadSamples) -> Dataset | IterableDataset:
+    """Raw samples of one source, or of the mixture file (.yaml) that `given.path` is.
+
+    Returns a map-style dataset, or an endless stream where the sources are `streaming`.
+    Raises `ValueError` for sources of both kinds, and what the sources raise.
+    """
+    if not given.path.endswith((".yaml", ".yml")):
+        return _load(given, max_image_pixels, seed, bad_samples)
+    sources = read_mixture(given.path, given)
+    if len({source.streaming for source in sources}) == 2:
+        raise ValueError(f"{given.path} mixes streams with others; stream all sources or none.")
+    datasets = [_load(source, max_image_pixels, seed, bad_samples) for source in sources]
+    if sources[0].streaming:
+        return mix_streams(datasets, [source.weight or source.samples for source in sources], seed)
+    return Mixture(datasets, counts_of(sources, [len(dataset) for dataset in datasets]), seed)
+
+
+def _load(source: Source, max_image_pixels: int, seed: int, bad_samples: BadSamples) -> Dataset | IterableDataset:
+    reader = source.reader(max_image_pixels, seed)
+    if source.streaming:
+        stream = load_hf_dataset(source.path, source.subset, source.split, streaming=True)
+        return stream_samples(stream, source.path, reader, seed, bad_samples)
+    dataset = ConversationDataset(open_rows(source.path, source.subset, source.split), reader)
+    # A table's rows hold their pictures and a shard's lie apart: reading all of them beforehand takes too long.
+    return dataset.check(bad_samples) if source.path.endswith((".json", ".jsonl")) else dataset

@@ -1,0 +1,213 @@
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""Files to rows: LLaVA JSON and JSONL, WebDataset tar shards, Hugging Face datasets in memory-mapped or streamed form.
+
+All but streams are read by index, which is what lets `Trainer` shuffle, mix and resume them exactly.
+"""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from .data import Rows
+
+
+class JsonRows:
+    """LLaVA's format, one list of samples in a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.samples = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not a JSON file ({error}); LLaVA's format is one list of samples.") from None
+        if not isinstance(self.samples, list) or not self.samples:
+            raise ValueError(f"{path} must hold a list with a sample at least, got {type(self.samples).__name__}.")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.samples[index]
+
+    def place(self, index: int) -> str:
+        return f"{self.path}, sample {index}"
+
+
+class JsonLinesRows:
+    """One sample a line; blank lines are passed over. Lines are parsed when they are asked for."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        lines = enumerate(path.read_text(encoding="utf-8").split("\n"), start=1)
+        self.lines = [(number, line) for number, line in lines if line.strip()]
+        if not self.lines:
+            raise ValueError(f"{path} must hold at least one line with a sample.")
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, index: int) -> dict:
+        return json.loads(self.lines[index][1])
+
+    def place(self, index: int) -> str:
+        return f"{self.path}, line {self.lines[index][0]}"
+
+
+class TarRows:
+    """WebDataset shards: neighbouring members of one key (their name up to the first dot) are a sample.
+
+    The index holds where each sample starts; nothing is unpacked, samples may have different members.
+    """
+
+    def __init__(self, paths: list[Path]):
+        self.paths = paths
+        starts = [_sample_starts(path) for path in tqdm(paths, desc="indexing shards", leave=False, disable=None)]
+        self.starts = np.concatenate(starts)  # bytes into the shard
+        self.shards = np.repeat(np.arange(len(paths)), [len(each) for each in starts])
+        self.first = np.cumsum([0, *(len(each) for each in starts)])  # index of each shard's first sample
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> dict:
+        members = {}
+        with self.paths[self.shards[index]].open("rb") as file:
+            file.seek(self.starts[index])
+            for key, name, member, tar in _members(tarfile.open(fileobj=file, mode="r:")):
+                if members.setdefault("__key__", key) != key:
+                    break
+                members[name] = tar.extractfile(member).read()
+        return row_of_members(members)
+
+    def place(self, index: int) -> str:
+        shard = self.shards[index]
+        return f"{self.paths[shard]}, sample {index - self.first[shard]}"
+
+
+def _sample_starts(path: Path) -> np.ndarray:
+    """Where in a shard the first header of each sample is."""
+    starts, last = [], None
+    try:
+        with tarfile.open(path, mode="r:") as tar:
+            for key, _, member, _ in _members(tar):
+                if key != last:
+                    starts.append(member.offset)
+                last = key
+    except tarfile.ReadError as error:
+        raise ValueError(f"{path} is no whole, uncompressed tar file: {error}; decompress or copy it anew.") from None
+    return np.array(starts, dtype=np.int64)
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo, tarfile.TarFile]]:
+    """Key and rest of the name of each file in a shard: `a/b.0.png` is ("a/b", "0.png")."""
+    for member in tar:
+        folder, slash, name = member.name.rpartition("/")
+        key, dot, rest = name.partition(".")
+        if member.isfile() and key and dot:
+            yield folder + slash + key, rest.lower(), member, tar
+
+
+def row_of_members(members: dict[str, Any]) -> dict:
+    """A WebDataset sample as a row: fields of its .json, its .txt as the caption, its pictures in their order.
+
+    Raises `ValueError` where the .json lists another number of pictures than there are.
+    """
+    row, pictures = {"id": members["__key__"]}, []
+    for name, value in members.items():
+        extension = name.rpartition(".")[-1]
+        if value is None:
+            continue
+        if extension == "json":
+            fields = json.loads(value) if isinstance(value, bytes | str) else value
+            if not isinstance(fields, dict):
+                raise ValueError(f"its .json must hold an object, got {type(fields).__name__}.")
+            row |= fields
+        elif extension == "txt":
+            row["caption"] = value.decode("utf-8") if isinstance(value, bytes) else value
+        elif f".{extension}" in Image.registered_extensions():
+            pictures.append(value)
+    listed = row.pop("image", None) or row.pop("images", None) or pictures
+    listed = listed if isinstance(listed, list) else [listed]
+    if len(listed) != len(pictures):
+        raise ValueError(f"its .json lists {len(listed)} pictures, the shard holds {len(pictures)} beside it.")
+    return row | {"images": pictures}
+
+
+class ArrowRows:
+    """A Hugging Face dataset on disk; its pictures stay encoded until they are asked for."""
+
+    def __init__(self, dataset, path: str):
+        self.dataset, self.path = undecoded(dataset), path
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict:
+        return row_of_dataset(self.dataset[index])
+
+    def place(self, index: int) -> str:
+        return f"{self.path}, row {index}"
+
+
+def undecoded(dataset):
+    """Pictures as `{"bytes", "path"}`: they are decoded with our limits, late, and a broken one can be named."""
+    from datasets import Image as ImageFeature
+    from datasets import List
+
+    for name, feature in (dataset.features or {}).items():
+        if isinstance(feature, ImageFeature):
+            dataset = dataset.cast_column(name, ImageFeature(decode=False))
+        elif isinstance(getattr(feature, "feature", None), ImageFeature):
+            dataset = dataset.cast_column(name, List(ImageFeature(decode=False)))
+    return dataset
+
+
+def row_of_dataset(row: dict) -> dict:
+    """A dataset's row; of a WebDataset, whose columns are a sample's members, as [`row_of_members`] says."""
+    return row_of_members(row) if "__key__" in row else row
+
+
+def open_rows(path: str, subset: str | None = None, split: str = "train") -> Rows:
+    """The rows behind `path`: a .json, .jsonl or .tar file, a pattern of .tar files, or a Hugging Face dataset.
+
+    Raises `ValueError` where there is no such thing.
+    """
+    suffix = Path(path).suffix
+    if suffix == ".tar":
+        return TarRows(_existing(path))
+    if suffix in (".json", ".jsonl"):
+        file = _existing(path)[0]
+        return JsonRows(file) if suffix == ".json" else JsonLinesRows(file)
+    return ArrowRows(load_hf_dataset(path, subset, split), path)
+
+
+def _existing(pattern: str) -> list[Path]:
+    paths = [Path(path) for path in sorted(glob(pattern))]
+    if not paths:
+        raise ValueError(f"no file {pattern}; check the path.")
+    return paths
+
+
+def load_hf_dataset(path: str, subset: str | None = None, split: str = "train", streaming: bool = False):
+    """A `datasets` dataset from a folder (of files, or `save_to_disk`'s), a pattern of files or a Hub id."""
+    try:
+        import datasets
+    except ImportError:
+        raise ImportError(f"reading {path} needs the datasets package: pip install omnifusion_hf[data]") from None
+
+    if (Path(path) / "state.json").is_file():
+        dataset = datasets.load_from_disk(path)
+        return dataset.to_iterable_dataset() if streaming else dataset
+    builder = {".parquet": "parquet", ".tar": "webdataset", ".jsonl": "json", ".json": "json"}.get(Path(path).suffix)
+    options = {"path": builder, "data_files": path} if builder else {"path": path, "name": subset}
+    try:
+        return datasets.load_dataset(**options, split=split, streaming=streaming)
+    except (FileNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise ValueError(f"no dataset {path}: {error}") from None

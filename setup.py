@@ -33,6 +33,8 @@ setup(
     ],
     extras_require={
         "open_clip": ["open_clip_torch"],  # conversion by the name of a model of theirs
+        "data": ["datasets"],  # parquet, the Hub, streams
+        "lora": ["peft>=0.21"],
         "lab": ["scikit-learn", "matplotlib", "torch>=2.9"],  # torch.optim.Muon
         "test": [
             "pytest",
@@ -43,6 +45,7 @@ setup(
             "scikit-learn",
             "matplotlib",
             "peft>=0.21",
+            "datasets",
             "open_clip_torch",
         ],
     },

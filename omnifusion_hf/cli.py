@@ -33,6 +33,14 @@ def train(options: argparse.Namespace):
     train(*parse_recipe(options.recipe, options.overrides))
 
 
+def merge(options: argparse.Namespace):
+    """Makes a plain model folder of one with LoRA weights."""
+    from .training.lora import merge
+
+    merge(options.folder, options.output, options.base)
+    print(f"wrote {options.output}")
+
+
 def ask(options: argparse.Namespace):
     """Answers one question about picture files, or the questions about the bundled pictures."""
     from .ask import TINY, answer, answer_examples, load
@@ -131,6 +139,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("recipe", help="YAML file, such as recipes/pretrain.yaml")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="fields that win over the recipe's")
     command.set_defaults(run=train)
+
+    command = commands.add_parser("merge", help="make a plain model folder of one with LoRA weights")
+    command.add_argument("folder", help="a checkpoint or the final folder of a LoRA run")
+    command.add_argument("-o", "--output", required=True, metavar="FOLDER")
+    command.add_argument("--base", metavar="MODEL", help="what the run started from, where that moved")
+    command.set_defaults(run=merge)
 
     command = commands.add_parser("ask", help="ask a model about pictures")
     command.add_argument(

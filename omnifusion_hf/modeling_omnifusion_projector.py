@@ -143,8 +143,11 @@ class NormLinear(nn.Module):
         init.zeros_(self.shift)
         init.normal_(self.weight, std=0.02)
 
-    def forward(self, features: torch.Tensor, scale: torch.Tensor, total: torch.Tensor, offset: torch.Tensor):
-        """Adds c W LN(x) of features (views, P, d) to total (views, P, D) + offset (D), in place."""
+    def forward(
+        self, features: torch.Tensor, scale: torch.Tensor, total: torch.Tensor, offset: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds c W LN(x) of features (views, P, d) to total (views, P, D) + offset (D), in place, and gives both back:
+        DeepSpeed hands a module aliases of its inputs, so the caller's own tensors know nothing of the gradient."""
         gain, shift, weight = scale * self.gain, scale * self.shift, self.weight
         if torch.is_grad_enabled():
             # W (g * n + s) = (W g) n + W s: frozen features n need no gradient, which saves a product of three.
@@ -156,6 +159,7 @@ class NormLinear(nn.Module):
             total += nn.functional.linear(normed, weight)
         else:
             total.flatten(0, 1).addmm_(normed.flatten(0, 1), weight.t())
+        return total, offset
 
 
 class LayerMerge(nn.Module):
@@ -182,7 +186,7 @@ class LayerMerge(nn.Module):
             states = next(features).to(offset.device)
             if merged is None:
                 merged = states.new_zeros(*states.shape[:-1], self.output_width)  # (views, P_e, D)
-            layer(states, coefficient, merged, offset)
+            merged, offset = layer(states, coefficient, merged, offset)
         return merged + offset if torch.is_grad_enabled() else merged
 
 

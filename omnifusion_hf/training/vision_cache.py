@@ -48,9 +48,10 @@ def cached_dataset(
     shards = FeatureShards(folder, feature_settings(model, image_processor, args))
     samples = name_views(dataset, args)
     # The last sample that has a view: where a broken one is skipped, the next stands in its place.
-    missing = {view: index for index, sample in enumerate(samples) for view in sample["views"] if view not in shards}
-    _check_disk(len(missing), layout, shards.folder, announce=args.process_index == 0)
-    fill(shards, dataset, missing, tower, args)
+    sources = {view: index for index, sample in enumerate(samples) for view in sample["views"]}
+    missing = sum(view not in shards for view in sources)
+    _check_disk(missing, layout, shards.folder, announce=args.process_index == 0)
+    fill(shards, dataset, sources, tower, args)
     shards.find()
     serve_rows(tower, layout)
     return CachedDataset(samples, shards)
@@ -80,9 +81,12 @@ def name_views(dataset: Dataset, args: TrainingArguments) -> list[dict]:
     return [sample for _, sample in sorted(gather_object(list(samples)), key=lambda pair: pair[0])]
 
 
-def fill(shards: FeatureShards, dataset: Dataset, missing: dict[str, int], tower: nn.Module, args: TrainingArguments):
-    """Encodes the views `{name: index of a sample that has it}`; each rank does those of its samples."""
-    mine = {view: index for view, index in missing.items() if index % args.world_size == args.process_index}
+def fill(shards: FeatureShards, dataset: Dataset, sources: dict[str, int], tower: nn.Module, args: TrainingArguments):
+    """Encodes the views `{name: index of a sample that has it}` that the shards lack; ranks take samples in turn."""
+    # Turns are counted over all samples, not over those that lack something: other runs may change these meanwhile.
+    turns = {index: turn for turn, index in enumerate(sorted(set(sources.values())))}
+    share = {index for index, turn in turns.items() if turn % args.world_size == args.process_index}
+    mine = {view: index for view, index in sources.items() if index in share and view not in shards}
     rows = {}
     for batch in _batches(dataset, sorted(set(mine.values())), _pixels_by_name, "encoding views", args):
         new = {view: pixels for view, pixels in batch.items() if mine.pop(view, None) is not None}

@@ -1,10 +1,12 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Finished or absent: files and folders appear under their final name only when they are complete."""
+"""Finished or absent: files and folders appear under their final name only when they are complete. YAML by name."""
 
 import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
+
+import yaml
 
 
 @contextmanager
@@ -29,3 +31,12 @@ def write_whole(path: str | Path, text: str):
     part = path.with_name(path.name + ".incomplete")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
+
+
+def read_yaml(text: str, source: str):
+    """What YAML text says. Raises `ValueError` that names its source."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{source} is not YAML: {reason}") from None

@@ -239,9 +239,8 @@ def _turns(row: dict) -> list[tuple[str, str | list]]:
     for column, role, content in (("conversations", "from", "value"), ("messages", "role", "content")):
         if isinstance(row.get(column), list):
             return [_role_and_content(turn, role, content) for turn in row[column]]
-    known = ", ".join(key for key in row if not key.startswith("_"))
     raise ValueError(
-        f'a sample needs a list "conversations" or "messages", or a caption and instructions, got {known}.'
+        f'a sample needs a list "conversations" or "messages" (or a caption with instructions), got {list(row)}.'
     )
 
 

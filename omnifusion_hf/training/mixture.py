@@ -4,11 +4,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
-import yaml
 from torch.utils.data import Dataset, IterableDataset
 
+from ..files import read_yaml
 from .data import BadSamples, ConversationDataset, ConversationFormat, SampleReader
 from .sources import load_hf_dataset, open_rows
 from .streams import mix_streams, stream_samples
@@ -19,7 +20,7 @@ class Source:
     """One entry of a mixture file, docs/data.md.
 
     samples: how many of its samples a pass over the mixture draws, or `weight`: its share; neither: all once.
-    streaming: read on while training, never by index; for what does not fit the disk.
+    streaming: read on while training, never by index, for what does not fit the disk; `samples` are a share then too.
     """
 
     path: str
@@ -33,14 +34,31 @@ class Source:
     instructions: Sequence[str] = ()
     conversation_format: ConversationFormat = "llava"
 
+    def __post_init__(self):
+        texts = [self.path, *self.instructions, *self.columns, *self.columns.values()]
+        right = {
+            "samples must be a whole number above 0": self.samples is None or _positive(self.samples, int),
+            "weight must be a number above 0": self.weight is None or _positive(self.weight, int, float),
+            "instructions must be a list": not isinstance(self.instructions, str),
+            "path, instructions and columns must be texts": all(isinstance(text, str) for text in texts),
+            "conversation_format must be llava or v1.1": self.conversation_format in get_args(ConversationFormat),
+        }
+        for rule, is_kept in right.items():
+            if not is_kept:
+                raise ValueError(f"source {self.path}: {rule}; got {self}.")
+
     def reader(self, max_image_pixels: int, seed: int) -> SampleReader:
         folder = Path(self.image_folder or (Path(self.path).parent if self.path.endswith((".json", ".jsonl")) else ""))
         return SampleReader(self.columns, folder, max_image_pixels, self.conversation_format, self.instructions, seed)
 
 
+def _positive(number, *kinds: type) -> bool:
+    return type(number) in kinds and number > 0
+
+
 def read_mixture(path: str, defaults: Source) -> list[Source]:
     """The sources of a mixture file. Raises `ValueError` that names the entry for an unknown, missing or odd key."""
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    content = read_yaml(Path(path).read_text(encoding="utf-8"), path)
     entries = content.get("sources") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries or list(content) != ["sources"]:
         raise ValueError(f"{path} must hold one list, `sources:`; see docs/data.md.")
@@ -49,8 +67,8 @@ def read_mixture(path: str, defaults: Source) -> list[Source]:
         if not isinstance(entry, dict) or "path" not in entry or set(entry) - known:
             raise ValueError(f"{path}, source {number}: needs `path` and takes {sorted(known)}, got {entry!r}.")
     sources = [replace(defaults, **entry) for entry in entries]
-    kinds = {("samples", "weight")[source.samples is None] for source in sources if source.samples or source.weight}
-    if len(kinds) == 2 or any(source.weight is None for source in sources) and "weight" in kinds:
+    weighted = [source for source in sources if source.weight is not None]
+    if weighted and (len(weighted) < len(sources) or any(source.samples for source in sources)):
         raise ValueError(f"{path}: give `samples` or nothing to each source, or a `weight` to every one.")
     return sources
 
@@ -84,7 +102,7 @@ def _draw(size: int, count: int, seed: list[int]) -> np.ndarray:
 
 
 def counts_of(sources: Sequence[Source], sizes: Sequence[int]) -> list[int]:
-    """Samples that each source gives. Weights share out as many as there are in all sources, rounded to the nearest."""
+    """Samples that each source gives. Weights share out as many as there are in all sources."""
     if sources[0].weight is None:
         return [size if source.samples is None else source.samples for source, size in zip(sources, sizes)]
     total = sum(source.weight for source in sources)
@@ -104,7 +122,7 @@ def load_data(given: Source, max_image_pixels: int, seed: int, bad_samples: BadS
         raise ValueError(f"{given.path} mixes streams with others; stream all sources or none.")
     datasets = [_load(source, max_image_pixels, seed, bad_samples) for source in sources]
     if sources[0].streaming:
-        return mix_streams(datasets, [source.weight or source.samples for source in sources], seed)
+        return mix_streams(datasets, [source.weight or source.samples or 1.0 for source in sources], seed)
     return Mixture(datasets, counts_of(sources, [len(dataset) for dataset in datasets]), seed)
 
 

@@ -2,6 +2,7 @@
 """`omnifusion train`: a recipe to a trained model folder, by transformers' own Trainer."""
 
 import json
+import os
 import time
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field, fields
@@ -9,7 +10,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from torch.utils.data import Dataset, IterableDataset
 from transformers import (
     AutoModelForImageTextToText,
@@ -20,7 +20,7 @@ from transformers import (
     set_seed,
 )
 
-from ..files import write_whole
+from ..files import read_yaml, write_whole
 from ..processing_omnifusion import OmniFusionProcessor
 from .collator import PaddingCollator
 from .data import BadSamplePolicy, BadSamples, ConversationFormat
@@ -28,6 +28,7 @@ from .encoding import ConversationEncoder, encode
 from .lora import LoraSettings
 from .mixture import Source, load_data
 from .optimizer import optimizer_for
+from .packing import packing_collator
 from .progress import plot_loss, watch
 from .stages import STAGES, PartPlan, VisionTuning, apply_stage, format_plan, stage_plan
 from .vision_cache import cached_dataset
@@ -42,6 +43,7 @@ class ModelDataArguments:
     data_path: str = field(metadata={"help": "File, Hub id or mixture (.yaml), docs/data.md."})
     image_folder: str | None = field(default=None, metadata={"help": "Folder of the pictures; default: data_path's."})
     max_length: int | None = field(default=None, metadata={"help": "Most tokens per sample, pictures included."})
+    packing: bool = field(default=False, metadata={"help": "Rows of max_length hold several samples, not padding."})
     on_bad_sample: BadSamplePolicy = field(
         default="error", metadata={"help": "skip: pass broken samples over, count them in the log."}
     )
@@ -50,6 +52,9 @@ class ModelDataArguments:
     )
     optimizer: Literal["muon"] | None = field(
         default=None, metadata={"help": "muon: training/muon.py; default: TrainingArguments' own `optim`."}
+    )
+    global_batch_size: int | None = field(
+        default=None, metadata={"help": "Samples per step over all devices; gradient_accumulation_steps follow."}
     )
     vision_tuning: VisionTuning = field(default="frozen", metadata={"help": "How the encoders train, in any stage."})
     vision_learning_rate: float | None = field(default=None, metadata={"help": "Default: learning_rate."})
@@ -70,28 +75,21 @@ def parse_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[ModelDataA
 
     Raises `ValueError` for an unknown key, a missing one or a value of the wrong type, and names it.
     """
-    given = _read_yaml(Path(recipe).read_text(encoding="utf-8"), recipe)
+    given = read_yaml(Path(recipe).read_text(encoding="utf-8"), recipe)
     if not isinstance(given, dict):
         raise ValueError(f"{recipe} must hold `key: value` lines, got {type(given).__name__}.")
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise ValueError(f"`{override}` is not an override; write key=value.")
-        given[key] = _read_yaml(value, override)
+        given[key] = read_yaml(value, override)
     kinds = (ModelDataArguments, TrainingArguments)
     _check_keys(given, {entry.name for kind in kinds for entry in fields(kind)})
+    given |= accumulation(given, processes=int(os.environ.get("WORLD_SIZE", 1)))
     # As command-line words, not parse_yaml_file: YAML reads 1e-3 as text, the dataclass knows that it is a float.
     parser = HfArgumentParser(kinds, allow_abbrev=False)
     parser.error = _raise_error
     return parser.parse_args_into_dataclasses(args=[word for item in given.items() for word in _words(*item)])
-
-
-def _read_yaml(text: str, source: str):
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{source} is not YAML: {reason}") from None
 
 
 def _check_keys(given: dict, known: set[str]):
@@ -100,6 +98,39 @@ def _check_keys(given: dict, known: set[str]):
             close = get_close_matches(str(key), known, n=1)
             hint = f"did you mean `{close[0]}`?" if close else "docs/training.md says which fields there are."
             raise ValueError(f"unknown key `{key}`; {hint}")
+
+
+def accumulation(given: dict, processes: int) -> dict[str, int]:
+    """`gradient_accumulation_steps` that make a recipe's `global_batch_size` on so many processes, where it has one.
+
+    Early, from the recipe itself: DeepSpeed reads these steps when TrainingArguments are made.
+    """
+    total, each = given.get("global_batch_size"), given.get("per_device_train_batch_size")
+    if total is None:
+        return {}
+    each = TrainingArguments.per_device_train_batch_size if each is None else each
+    if given.get("gradient_accumulation_steps") is not None:
+        raise ValueError("give global_batch_size or gradient_accumulation_steps, not both; null takes one back.")
+    if not all(isinstance(number, int) and number > 0 for number in (total, each)):
+        raise ValueError(f"global_batch_size={total}, per_device_train_batch_size={each}: give whole numbers above 0.")
+    if total % (each * processes):
+        raise ValueError(
+            f"global_batch_size {total} is no multiple of per_device_train_batch_size {each} x {processes} "
+            "processes; change one of the three."
+        )
+    return {"gradient_accumulation_steps": total // (each * processes)}
+
+
+def describe_batch(model_data: ModelDataArguments, args: TrainingArguments) -> str:
+    """The global batch and its factors. Raises `ValueError` where it is not the one that the recipe asks for."""
+    total = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if model_data.global_batch_size not in (None, total):
+        raise ValueError(
+            f"global_batch_size is {model_data.global_batch_size}, but this one process drives {args.n_gpu} devices "
+            f"and makes it {total}: start one process per device, `torchrun --nproc-per-node {args.n_gpu} …`."
+        )
+    factors = (args.train_batch_size, args.world_size, args.gradient_accumulation_steps)
+    return f"global batch {total} = " + "{} per process x {} processes x {} steps of accumulation".format(*factors)
 
 
 def _raise_error(message: str):
@@ -125,13 +156,14 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     model = AutoModelForImageTextToText.from_pretrained(
         model_data.model_name_or_path, attn_implementation=model_data.attn_implementation
     )
+    model.skip_logits = True
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     set_seed(args.seed)  # LoRA's factors start at random
     lora = LoraSettings(model_data.lora_rank, model_data.lora_alpha, model_data.lora_dropout)
     model = apply_stage(model, model_data.stage, model_data.vision_tuning, lora)
-    plans = stage_plan(model)
+    plans, batch = stage_plan(model), describe_batch(model_data, args)
     if args.process_index == 0:
-        print(f"stage {model_data.stage}, {samples or 'streamed'} samples\n{format_plan(plans)}", flush=True)
+        print(f"stage {model_data.stage}, {samples or 'streamed'} samples\n{format_plan(plans)}\n{batch}", flush=True)
 
     if model_data.cache_vision_features:
         folder = model_data.cache_vision_features
@@ -139,11 +171,14 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = True  # a batch without pictures leaves the adapter out
     args.remove_unused_columns = False  # they are the encoder's, not the model's
+    pad = processor.tokenizer.pad_token_id
     trainer = Trainer(
         model=model,
         args=args,
         train_dataset=dataset,
-        data_collator=PaddingCollator(processor.tokenizer.pad_token_id),
+        data_collator=(
+            packing_collator(model, pad, model_data.max_length) if model_data.packing else PaddingCollator(pad)
+        ),
         processing_class=processor,  # saved beside every checkpoint
         optimizer_cls_and_kwargs=optimizer_for(model_data.optimizer, args, rates_of(model_data)),
     )
@@ -155,8 +190,9 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
         parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
     trainer.save_model()
     summary = settings_of(model_data, args) | summarise(trainer, plans, samples, seconds) | speed.summary()
+    summary["skipped_samples"] = bad_samples.count
     if trainer.is_world_process_zero():
-        plot_loss(trainer.state.log_history, Path(args.output_dir) / "training_loss.png")
+        plot_loss(trainer.state.log_history, Path(args.output_dir))
         write_whole(Path(args.output_dir) / "training_summary.json", json.dumps(summary, indent=2))
     return summary
 
@@ -207,6 +243,7 @@ def settings_of(model_data: ModelDataArguments, args: TrainingArguments) -> dict
         "global_batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         "max_length": model_data.max_length,
+        "packing": model_data.packing,
     }
 
 

@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from .configuration_omnifusion import OmniFusionConfig
 from .files import write_whole
+from .training.progress import LOSS_PLOT
 
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
@@ -69,6 +70,7 @@ def render_card(
         tokens_per_view=config.image_seq_length,
         image_size=config.vision_config.image_size,
         training=read_training(folder),
+        loss_plot=LOSS_PLOT if (folder / LOSS_PLOT).is_file() else None,
         results=scores,
         results_file=results and Path(results).name,
         notes=facts.notes,

@@ -15,6 +15,8 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+LOSS_PLOT = "training_loss.png"
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -107,8 +109,8 @@ def peak_memory_gb(device: torch.device) -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
 
 
-def plot_loss(log_history: list[dict], path: Path):
-    """Draws the logged losses to a PNG file. What keeps it from that is logged; a finished run never fails for it."""
+def plot_loss(log_history: list[dict], folder: Path):
+    """Draws the logged losses to `LOSS_PLOT`. What keeps it from that is logged; a finished run never fails for it."""
     points = [(entry["step"], entry["loss"]) for entry in log_history if "loss" in entry]
     try:
         from matplotlib.figure import Figure
@@ -118,9 +120,9 @@ def plot_loss(log_history: list[dict], path: Path):
         axes.plot(*zip(*points), linewidth=1)
         axes.set(xlabel="step", ylabel="loss")
         axes.grid(alpha=0.3)
-        part = path.with_name(path.name + ".incomplete")
+        part = folder / f"{LOSS_PLOT}.incomplete"
         figure.savefig(part, format="png", dpi=120)
-        os.replace(part, path)
+        os.replace(part, folder / LOSS_PLOT)
     except ImportError:
         logger.warning("no plot of the loss: matplotlib is missing, pip install 'omnifusion_hf[plot]'.")
     except Exception as error:

@@ -74,6 +74,7 @@ EXPERIMENTS = {
         Experiment("mlp, stage 2 alone", stages=("stage2",)),
         Experiment("concatenation", MIX, {"projector_type": "concatenation", "projector_intermediate_size": 512}),
         Experiment("summation", MIX, {"projector_type": "summation"}),
+        Experiment("summation, CLIP alone", config={"projector_type": "summation"}),
         Experiment("attention", MIX, {"projector_type": "attention", "projector_num_queries": 64}),
         Experiment("whole", ("swin",), world="small"),
         Experiment("grid", ("swin",), views="grid", world="small"),

@@ -30,7 +30,8 @@ def train(options: argparse.Namespace):
     """Trains one stage as a recipe says."""
     from .training.train import parse_recipe, train
 
-    train(*parse_recipe(options.recipe, options.overrides))
+    resume = ["resume_from_checkpoint=true"] if options.resume else []
+    train(*parse_recipe(options.recipe, [*options.overrides, *resume]))
 
 
 def merge(options: argparse.Namespace):
@@ -138,6 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("train", help="train one stage as a recipe says")
     command.add_argument("recipe", help="YAML file, such as recipes/pretrain.yaml")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="fields that win over the recipe's")
+    command.add_argument("--resume", action="store_true", help="go on from output_dir's last whole checkpoint, if any")
     command.set_defaults(run=train)
 
     command = commands.add_parser("merge", help="make a plain model folder of one with LoRA weights")

@@ -31,6 +31,7 @@ from .optimizer import optimizer_for
 from .packing import packing_collator
 from .progress import plot_loss, watch
 from .stages import STAGES, PartPlan, VisionTuning, apply_stage, format_plan, stage_plan
+from .stopping import SaveAndStop, checkpoint_to_resume
 from .vision_cache import cached_dataset
 
 
@@ -169,7 +170,7 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
         folder = model_data.cache_vision_features
         dataset = cached_dataset(dataset, model, processor.image_processor, folder, args)
     if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = True  # a batch without pictures leaves the adapter out
+        args.ddp_find_unused_parameters = False  # the model uses all of them, pictures or not
     args.remove_unused_columns = False  # they are the encoder's, not the model's
     pad = processor.tokenizer.pad_token_id
     trainer = Trainer(
@@ -182,9 +183,11 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
         processing_class=processor,  # saved beside every checkpoint
         optimizer_cls_and_kwargs=optimizer_for(model_data.optimizer, args, rates_of(model_data)),
     )
+    trainer.add_callback(stop := SaveAndStop())
     speed = watch(trainer, processor.image_token_id)
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
+    stop.leave_if_stopped(trainer.state)
     seconds = time.monotonic() - start
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
@@ -216,18 +219,6 @@ def rates_of(model_data: ModelDataArguments) -> dict[str, float | None]:
     if "special_token_rows" in STAGES[model_data.stage]:
         rates["special_token_rows"] = model_data.projector_learning_rate
     return rates | {"vision_tower": model_data.vision_learning_rate}
-
-
-def checkpoint_to_resume(args: TrainingArguments) -> str | None:
-    """`resume_from_checkpoint` as Trainer wants it: true means the last whole checkpoint in output_dir, if any."""
-    wanted = str(args.resume_from_checkpoint or "false")
-    if wanted.lower() not in ("true", "false"):
-        return wanted
-    # Trainer writes trainer_state.json last: a folder without it was cut off.
-    whole = [path.parent for path in Path(args.output_dir).glob("checkpoint-*/trainer_state.json")]
-    if wanted.lower() == "false" or not whole:
-        return None
-    return str(max(whole, key=lambda path: int(path.name.split("-")[-1])))
 
 
 def settings_of(model_data: ModelDataArguments, args: TrainingArguments) -> dict:

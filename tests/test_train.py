@@ -120,16 +120,29 @@ def first_log(folder: Path) -> dict:
     return state["log_history"][0]
 
 
-def test_case_10_batch_of_four_equals_four_accumulated_batches_of_one(tmp_path, base):
+@pytest.mark.parametrize(("stage", "cache"), [("finetune", None), ("pretrain", "features")])
+def test_case_10_batch_of_four_equals_four_accumulated_batches_of_one(tmp_path, base, stage, cache):
     logs = []
     for size, steps in ((4, 1), (1, 4), (1, 1)):
         sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
-        run(tmp_path / f"{size}x{steps}", base, stage="finetune", max_steps=2, **sizes)
+        changes = sizes | {"cache_vision_features": cache and str(tmp_path / cache)}
+        run(tmp_path / f"{size}x{steps}", base, stage=stage, max_steps=2, **changes)
         logs.append(first_log(tmp_path / f"{size}x{steps}"))
     whole, accumulated, one = logs
     for figure in ("loss", "grad_norm"):
         assert whole[figure] == pytest.approx(accumulated[figure], rel=1e-5)
         assert whole[figure] != pytest.approx(one[figure], rel=1e-3)
+
+
+def test_case_10_sample_without_an_answer_is_refused_by_name_or_skipped_and_counted(tmp_path, base):
+    recipe = conversations.write_recipe(tmp_path, base, max_steps=2, disable_tqdm=True)
+    samples = [conversations.sample(index) for index in range(4)]
+    samples[2]["conversations"][1]["value"] = " "
+    conversations.write(tmp_path / "data", samples)
+    with pytest.raises(ValueError, match=r"sample 2 \(id s2\): an empty assistant turn"):
+        train(*parse_recipe(recipe))
+    summary = train(*parse_recipe(recipe, ["on_bad_sample=skip"]))
+    assert (summary["steps"], summary["skipped_samples"]) == (2, 1) and summary["final_loss"] > 0
 
 
 def test_bfloat16_data_workers_checkpointing_and_eager_attention_run(tmp_path, base):

@@ -7,6 +7,7 @@ attention mask nor a cache; flash attention does so in a batch of one row only.
 """
 
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -36,11 +37,12 @@ class PackingCollator:
 
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
         lengths = [len(sample["input_ids"]) for sample in samples]
-        capacity = self.max_length or sum(lengths)
+        room = self.max_length or sum(lengths)
         for sample, length in zip(samples, lengths):
-            if length > capacity:
-                raise ValueError(f"{sample['name']} has {length} tokens, a packed row {capacity}; raise max_length.")
-        rows = [[samples[index] for index in row] for row in first_fit_decreasing(lengths, capacity)]
+            if length > room:
+                raise ValueError(f"{sample['name']} has {length} tokens, a packed row {room}; raise max_length.")
+        plan = share_out(lengths, 1) if self.max_length is None else plan_rows(lengths, room)
+        rows = [[samples[index] for index in row] for row in plan]
         joined = [join_samples(row) for row in rows]
         # At a row's end every padding token has position 0: a sequence of its own, which sees itself alone.
         padding = {"input_ids": self.pad_token_id, "position_ids": 0, "labels": -100}
@@ -52,20 +54,32 @@ class PackingCollator:
         return batch | {"use_cache": False} | join_pictures([sample for row in rows for sample in row])
 
 
-def first_fit_decreasing(lengths: list[int], capacity: int) -> list[list[int]]:
-    """Rows of indices whose lengths sum to at most `capacity`: longest first, each into the first row with room.
+def plan_rows(lengths: list[int], max_length: int) -> list[list[int]]:
+    """Rows of indices, at most `max_length` tokens each: with next to the least padding, and then as short as may be.
 
-    >>> first_fit_decreasing([3, 9, 1, 6], capacity=10)
+    Attention pays for a row's length squared; for shorter rows up to 5 % more tokens are taken.
+
+    >>> plan_rows([3, 9, 1, 6], max_length=10)
     [[1, 2], [3, 0]]
     """
-    rows, room = [], []
+    plans = {}
+    for count in range(1, len(lengths) + 1):
+        rows = share_out(lengths, count)
+        longest = max(sum(lengths[index] for index in row) for row in rows)
+        if longest <= max_length:
+            plans.setdefault(longest, rows)  # of plans alike, the one with fewer rows
+    least = min(longest * len(rows) for longest, rows in plans.items())
+    return plans[min(longest for longest, rows in plans.items() if longest * len(rows) <= 1.05 * least)]
+
+
+def share_out(lengths: list[int], count: int) -> list[list[int]]:
+    """`count` rows of about one length: longest first, each into the row that is shortest by then."""
+    rows = [[] for _ in range(count)]
+    filled = [(0, row) for row in range(count)]  # a heap: tokens so far, index of the row
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        row = next((row for row, free in enumerate(room) if free >= lengths[index]), len(rows))
-        if row == len(rows):
-            rows.append([])
-            room.append(capacity)
+        tokens, row = heappop(filled)
         rows[row].append(index)
-        room[row] -= lengths[index]
+        heappush(filled, (tokens + lengths[index], row))
     return rows
 
 

@@ -85,7 +85,7 @@ def encoded(monkeypatch) -> list[int]:
 def run(folder: Path, base: Path, **changes) -> list[tuple]:
     """Trains two epochs on six samples, one without a picture; loss and gradient norm of each step."""
     folder.mkdir()
-    recipe = conversations.write_recipe(folder, base, stage="finetune", max_steps=6, save_steps=6, **changes)
+    recipe = conversations.write_recipe(folder, base, max_steps=6, save_steps=6, **changes)
     samples = [conversations.sample(index) for index in range(6)]
     turns = [conversations.turn("human", "What colour is grass?"), conversations.turn("gpt", "Green.")]
     samples[2] |= {"image": None, "conversations": turns}
@@ -95,17 +95,21 @@ def run(folder: Path, base: Path, **changes) -> list[tuple]:
     return [(entry["loss"], entry["grad_norm"]) for entry in state["log_history"] if "loss" in entry]
 
 
-@pytest.mark.parametrize(("name", "bf16"), [*((name, False) for name in MODELS), ("mlp", True)])
-def test_losses_equal_the_uncached_runs_to_the_bit(tmp_path, monkeypatch, name, bf16):
+LORA = {"stage": "lora", "lora_rank": 4, "packing": True, "max_length": 128, "bf16": True}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's
+@pytest.mark.parametrize(("name", "options"), [*((name, {"stage": "finetune"}) for name in MODELS), ("mlp", LORA)])
+def test_losses_equal_the_uncached_runs_to_the_bit(tmp_path, monkeypatch, name, options):
     for part in model_and_processor(name):
         part.save_pretrained(tmp_path / "base")
     cache = {"cache_vision_features": str(tmp_path / "cache")}
-    plain = run(tmp_path / "plain", tmp_path / "base", bf16=bf16)
-    assert plain == run(tmp_path / "cached", tmp_path / "base", bf16=bf16, dataloader_num_workers=1, **cache)
-    if name == "mlp":
+    plain = run(tmp_path / "plain", tmp_path / "base", **options)
+    assert plain == run(tmp_path / "cached", tmp_path / "base", dataloader_num_workers=1, **options, **cache)
+    if options is LORA:
         read = FeatureShards.read
         monkeypatch.setattr(FeatureShards, "read", lambda shards, views: 1.5 * read(shards, views))
-        assert plain != run(tmp_path / "other", tmp_path / "base", bf16=bf16, **cache)
+        assert plain != run(tmp_path / "other", tmp_path / "base", **options, **cache)
 
 
 def test_samples_are_those_of_the_dataset_with_features_for_pixels(tmp_path):
@@ -177,6 +181,14 @@ def test_encoders_that_train_are_refused(tmp_path):
     model, processor = model_and_processor()
     with pytest.raises(ValueError, match="here they train"):
         cached(tmp_path, model.requires_grad_(True), processor)
+
+
+def test_encoders_in_pieces_are_refused(tmp_path):
+    model, processor = model_and_processor()
+    for parameter in model.model.vision_tower.parameters():
+        parameter.data = torch.empty(0)
+    with pytest.raises(ValueError, match="ZeRO-3 has the encoders in pieces; fill it in a run without"):
+        cached(tmp_path, model, processor)
 
 
 def test_streamed_samples_are_refused(tmp_path):

@@ -75,12 +75,12 @@ class Peak:
         gc.collect()
         # What was freed before goes back to the system, so that what is held from now on is seen.
         ctypes.CDLL(None).malloc_trim(0)
+        if self.device != "cpu":
+            torch.cuda.reset_peak_memory_stats()  # the peak is now what stands
         self.before = self.peak = self.now()
         if self.device == "cpu":
             self.watch = threading.Thread(target=self._watch)
             self.watch.start()
-        else:
-            torch.cuda.reset_peak_memory_stats()
         return self
 
     def now(self) -> float:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jinja2 import TemplateError
 from transformers import AutoConfig
 
-from .configuration_omnifusion import ENCODER_FAMILIES, OmniFusionVisionConfig
+from .configuration_omnifusion import ALL_LAYERS, ENCODER_FAMILIES, OmniFusionVisionConfig
 from .files import staged_folder
 from .modeling_omnifusion import OmniFusionForConditionalGeneration
 from .presets import ENCODERS, TEXTS, EncoderPreset
@@ -64,7 +65,8 @@ def build(plan: Build, folder: str | Path):
     with staged_folder(folder) as staged:
         model.save_pretrained(staged)
         processor.save_pretrained(staged)
-    print(report(model, processor, folder))
+        said = report(model, processor, folder)
+    print(said)
 
 
 def resolve_encoder(given: str) -> tuple[EncoderPreset | None, str]:
@@ -106,7 +108,7 @@ def config_fields(plan: Build, encoders: list[tuple[EncoderPreset | None, str]])
             preset.check(plan.vision[index].partition("=")[0], vision, index)
     presets = [preset for preset, _ in encoders]
     fields = {"image_sizes": plan.image_sizes or default_sizes(presets, vision)}
-    if plan.layers or plan.projector not in ("summation", "attention"):
+    if plan.layers or plan.projector not in ALL_LAYERS:
         fields["vision_feature_layer"] = plan.layers or [
             preset.layer if preset else ENCODER_FAMILIES[config.model_type].feature_layer
             for preset, config in zip(presets, vision.encoder_configs)
@@ -128,9 +130,14 @@ def stop_where_answers_end(model: OmniFusionForConditionalGeneration, processor:
     """Adds the token by which the chat template ends answers to those that stop generation (an LLM's own template may
     use another one than EOS). Raises `ValueError` for a template whose answers cannot be marked, or have no end."""
     messages = [{"role": role, "content": [{"type": "text", "text": "A"}]} for role in ("user", "assistant")]
-    inputs = processor.apply_chat_template(
-        [messages], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
+    try:
+        inputs = processor.apply_chat_template(
+            [messages], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+    except TemplateError as error:
+        raise ValueError(
+            f"the LLM's own chat template refuses a question with its answer ({error}); use --chat-template release."
+        ) from None
     special = {index for index, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
     answer = [token for token, marked in zip(inputs["input_ids"][0], inputs["assistant_masks"][0]) if marked]
     ends = [token for token in answer if token in special]

@@ -65,6 +65,8 @@ def views(options: argparse.Namespace):
 
     chosen = {"view_strategy": options.strategy, "image_fit": options.fit, "max_regions": options.max_regions}
     if options.side is not None:
+        if options.tokens is None:
+            raise ValueError(f"--side {options.side} changes how many tokens a view has; give --tokens as well.")
         chosen["size"] = {"height": options.side, "width": options.side}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     given = (options.picture, options.output, options.model, options.region, options.tokens, options.context_length)
@@ -109,7 +111,13 @@ def add_views(commands):
     )
     command.add_argument("--strategy", choices=["whole", "grid"])
     command.add_argument("--fit", choices=["crop", "pad", "squash"], help="how the whole picture becomes a square")
-    command.add_argument("--region", type=box, action="append", metavar="L,T,R,B", help="a box in pixels; repeatable")
+    command.add_argument(
+        "--region",
+        type=box,
+        action="append",
+        metavar="L,T,R,B",
+        help="a box in pixels; repeatable (--region=-5,… for a minus)",
+    )
     command.add_argument("--max-regions", type=int, metavar="N")
     command.add_argument("--side", type=count, metavar="S", help="pixels of a view's side")
     command.add_argument("--tokens", type=count, metavar="P", help="visual tokens per view")

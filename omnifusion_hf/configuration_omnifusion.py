@@ -67,7 +67,7 @@ ENCODER_FAMILIES = {
     "clip_vision_model": EncoderFamily(1, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
     "siglip_vision_model": EncoderFamily(0, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
     "dinov2": EncoderFamily(1, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
-    "internvl_vision": EncoderFamily(1, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    "internvl_vision": EncoderFamily(1, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, feature_layer=-1),
     "donut-swin": EncoderFamily(0, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, feature_layer=-1),
 }
 
@@ -138,11 +138,8 @@ class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         """From names or folders of encoders; each one's own image processor, where it has one, gives normalisation."""
         configs = [AutoConfig.from_pretrained(name) for name in vision]
         configs = [getattr(config, "vision_config", config) for config in configs]
-        processors = [get_image_processor_config(name) for name in vision]
-        published = [
-            {key: processor[key] for key in ("image_mean", "image_std") if processor.get(key)}
-            for processor in processors
-        ]
+        keys, processors = ("image_mean", "image_std"), [get_image_processor_config(name) for name in vision]
+        published = [{key: processor[key] for key in keys if processor.get(key)} for processor in processors]
         return cls(encoder_configs=configs, **{"image_normalizations": published} | kwargs)
 
     def _check_families(self):
@@ -165,10 +162,11 @@ class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         for size, config in zip(self.image_sizes, self.encoder_configs):
             # An encoder's own size may leave pixels over at the edge, as SigLIP so400m's 384 / 14 does.
             patch = _side(config.patch_size, "patch_size")
-            if size % patch and size != _side(config.image_size, "image_size"):
+            if size < patch or (size % patch and size != _side(config.image_size, "image_size")):
+                below = max(size // patch, 1) * patch
                 raise ValueError(
                     f"image size {size} of `{config.model_type}` is not a multiple of its patch size {patch}; "
-                    f"use {size // patch * patch} or {(size // patch + 1) * patch}."
+                    f"use {below} or {below + patch}."
                 )
 
     # transformers reads and sets attention implementations and dtypes through `sub_configs`; a bare list of
@@ -231,7 +229,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     vision_feature_layer (`int`, `list[int]` or `"all"`, *optional*):
         Which hidden state of each encoder is used; 0 is the embeddings' output, -1 the last layer's. By default
         `"all"` for `summation` and `attention`, for which nothing else is possible, and for the others -2 as in the
-        paper (-1 of a Swin encoder).
+        paper (-1 of InternViT and of a Swin encoder).
     vision_feature_select_strategy (`"default"` or `"full"`, defaults to `"default"`):
         `"default"` drops the CLS token (the paper always does), `"full"` keeps it.
     image_token_id, image_start_token_id, image_end_token_id, user_token_id, bot_token_id (`int`):
@@ -306,7 +304,6 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
             self.vision_feature_layer = "all" if self.projector_type in ALL_LAYERS else published
 
     def _check_feature_layers(self):
-        encoders = self.vision_config.encoder_configs
         if (self.vision_feature_layer == "all") != (self.projector_type in ALL_LAYERS):
             raise ValueError(
                 f"vision_feature_layer {self.vision_feature_layer} with projector_type `{self.projector_type}`: the "
@@ -315,6 +312,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
             )
         if self.vision_feature_layer == "all":
             return
+        encoders = self.vision_config.encoder_configs
         if len(self.vision_feature_layer) != len(encoders):
             raise ValueError(
                 f"vision_feature_layer has {len(self.vision_feature_layer)} entries for {len(encoders)} encoders; "
@@ -348,8 +346,11 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
                 f"projector_type `{self.projector_type}` reads all layers on one grid, but a Swin encoder changes its "
                 f"grid from stage to stage (encoders: {families}); use mlp, transformer or concatenation."
             )
-        if self.projector_num_queries < 1:
-            raise ValueError(f"projector_num_queries must be 1 or more, got {self.projector_num_queries}.")
+        for name in ("num_queries", "num_attention_heads", "intermediate_size"):
+            if getattr(self, f"projector_{name}") < 1:
+                raise ValueError(f"projector_{name} must be 1 or more, got {getattr(self, f'projector_{name}')}.")
+        if not 0 <= self.projector_dropout < 1:
+            raise ValueError(f"projector_dropout must be at least 0 and below 1, got {self.projector_dropout}.")
         width, heads = self.projector_attention_width, self.projector_num_attention_heads
         if width is not None and width % heads:
             raise ValueError(

@@ -83,13 +83,13 @@ def describe_parts(config: OmniFusionConfig) -> list[dict]:
 
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
-    vision = config.vision_config
+    vision, layers = config.vision_config, config.vision_feature_layer
     rows = []
     for index, encoder in enumerate(model.model.vision_tower.encoders):
+        read = "all hidden states" if layers == "all" else f"hidden state {layers[index]}"
         what = (
-            f"{encoder.config.model_type}, {vision.image_sizes[index]} px, hidden state "
-            f"{config.vision_feature_layer[index]} of {encoder.config.num_hidden_layers} layers, width "
-            f"{vision.hidden_sizes[index]}"
+            f"{encoder.config.model_type}, {vision.image_sizes[index]} px, {read} of "
+            f"{encoder.config.num_hidden_layers} layers, width {vision.hidden_sizes[index]}"
         )
         rows.append({"part": f"encoder {index + 1} (frozen)", "what": what, "module": encoder})
     rows.append({"part": "adapter", "what": config.projector_type, "module": model.model.multi_modal_projector})

@@ -30,12 +30,13 @@ class EncoderPreset:
     def check(self, name: str, vision_config: OmniFusionVisionConfig, index: int):
         """Raises `ValueError` where encoder `index` of a configuration is not the one this preset describes."""
         config = vision_config.encoder_configs[index]
-        found = OmniFusionVisionConfig(encoder_configs=[config], image_sizes=[self.image_size])
-        if (found.num_patches(0), config.hidden_size) != (self.tokens, self.width):
+        alone = OmniFusionVisionConfig(encoder_configs=[config])
+        found = (alone.num_patches(0), config.hidden_size, alone.image_size)
+        if found != (self.tokens, self.width, self.image_size):
             raise ValueError(
                 f"{name} should give {self.tokens} tokens of width {self.width} at {self.image_size} px, but the "
-                f"weights given for it give {found.num_patches(0)} of width {config.hidden_size}; give its own "
-                f"weights, or these without the preset's name."
+                f"weights given for it give {found[0]} of width {found[1]} at {found[2]} px; give its own weights, or "
+                "these without the preset's name."
             )
 
 

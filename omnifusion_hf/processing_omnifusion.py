@@ -49,7 +49,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     if files[0] is not None:
         return PreTrainedTokenizerFast.from_pretrained(name)
     if files[1] is None:
-        return AutoTokenizer.from_pretrained(name)
+        try:
+            return AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError, ImportError) as error:
+            raise ValueError(f"{name} has no tokenizer that loads; give the folder or Hub id of an LLM.") from error
     settings = get_tokenizer_config(name)
     tokenizer = fast_tokenizer(files[1], add_bos=settings.get("add_bos_token", True))
     tokenizer.chat_template = settings.get("chat_template")
@@ -249,9 +252,12 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         Args:
             image_sizes: (height, width) of one picture, or a list with that of each.
             context_length: the LLM's room, `model.config.text_config.max_position_embeddings`.
-            image_options: as in a call, such as `regions=[[0, 0, 90, 90]]` or `view_strategy="grid"`.
+            image_options: as in a call, such as `regions=[[0, 0, 90, 90]]` or `view_strategy="grid"`; regions flat,
+                one list per picture.
         """
-        sizes = np.reshape(image_sizes, (-1, 2)).tolist()
+        sizes = np.atleast_2d(image_sizes).tolist() if len(image_sizes) else []
+        if not all(np.shape(size) == (2,) for size in sizes):
+            raise ValueError(f"image_sizes are (height, width) of each picture, got {image_sizes}.")
         views = self.image_processor.plan_views(sizes, **self._merge_kwargs(**image_options)["images_kwargs"])
         return TokenCount([len(boxes) for boxes in views], self.image_seq_length, context_length)
 

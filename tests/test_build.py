@@ -73,8 +73,15 @@ def test_a_chat_tuned_llm_keeps_its_template_and_stops_at_its_own_mark(parts, tm
     assert ends == [[2, 0], [2]]  # <unk> is what the template ends turns with
 
 
-def test_a_template_whose_answers_never_end_is_refused(parts, tmp_path, capsys):
-    text = llms.save(tmp_path / "chat", "llama", chat_template="{% for m in messages %}{{ m.content }} {% endfor %}")
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m.content }} {% endfor %}",  # nothing ends an answer
+        "{% if messages[0].role != 'system' %}{{ raise_exception('a system message first') }}{% endif %}",
+    ],
+)
+def test_a_template_that_cannot_be_trained_is_refused(template, parts, tmp_path, capsys):
+    text = llms.save(tmp_path / "chat", "llama", chat_template=template)
     assert build(parts, tmp_path / "out", "--chat-template", "own", text=text) == 2
     assert "use --chat-template release" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
@@ -118,6 +125,11 @@ def test_a_model_of_the_tables_is_built_from_local_parts(parts, tmp_path, monkey
             "--layer is given 2 times for 1",
         ),
         (["--vision", "{clip}", "--text", "{llm}", "--image-size", "30"], "not a multiple of its patch size"),
+        (["--vision", "{clip}", "--text", "{llm}", "--image-size", "0"], "use 8 or 16"),
+        (
+            ["--vision", "{clip}", "--text", "{clip}"],
+            "has no tokenizer that loads; give the folder or Hub id of an LLM",
+        ),
         (["--vision", "{clip}", "--text", "{llm}", "--chat-template", "own"], "no chat template of its own"),
         (["--preset", "v2"], "--preset v2 is unknown"),
     ],

@@ -23,6 +23,8 @@ def vision(*families, sizes=None, **fields) -> OmniFusionVisionConfig:
         (lambda: OmniFusionVisionConfig(encoder_configs=[CLIPConfig()]), "`clip` is not supported.*vision_config"),
         (lambda: vision("clip", image_sizes=[32, 32]), "image_sizes has 2 entries for 1 encoders"),
         (lambda: vision("clip", image_sizes=[30]), "30 .*not a multiple of its patch size 8; use 24 or 32"),
+        (lambda: vision("clip", image_sizes=[0]), "image size 0 .*patch size 8; use 8 or 16"),
+        (lambda: vision("clip", image_sizes=[-32]), "image size -32 .*use 8 or 16"),
         (
             lambda: OmniFusionVisionConfig(
                 encoder_configs=[{"model_type": "siglip_vision_model", "image_size": [32, 48]}]
@@ -40,7 +42,10 @@ def vision(*families, sizes=None, **fields) -> OmniFusionVisionConfig:
         (lambda: tiny.config(projector_type="summation", vision_feature_layer=-2), "read all layers.*leave"),
         (lambda: tiny.config(vision_feature_layer="all"), "the others one of each encoder"),
         (lambda: tiny.config(("clip", "swin"), projector_type="attention"), "Swin encoder changes its grid.*use mlp"),
-        (lambda: tiny.config(projector_type="attention", projector_num_queries=0), "must be 1 or more, got 0"),
+        (lambda: tiny.config(projector_type="attention", projector_num_queries=0), "num_queries must be 1 or more"),
+        (lambda: tiny.config(projector_num_attention_heads=-4), "heads must be 1 or more, got -4"),
+        (lambda: tiny.config(projector_intermediate_size=0), "intermediate_size must be 1 or more, got 0"),
+        (lambda: tiny.config(projector_dropout=2), "dropout must be at least 0 and below 1, got 2"),
         (lambda: tiny.config(text=tiny.text_config(vocab_size=402)), "different rows of the vocabulary of 402"),
         (lambda: OmniFusionConfig(**tiny.config().to_dict() | {"user_token_id": 400}), "must be 5 different rows"),
         (lambda: tiny.config(projector_type="linear"), "projector_type"),
@@ -50,6 +55,10 @@ def test_invalid_mixes_raise_and_say_what_to_do(make, said):
     with pytest.raises(Exception, match=said) as error:
         make()
     assert isinstance(error.value, ValueError) or isinstance(error.value.__cause__, (ValueError, TypeError))
+
+
+def test_the_papers_layer_is_the_default():
+    assert tiny.config(("clip", "internvl", "swin"), image_sizes=[32] * 3).vision_feature_layer == [-2, -1, -1]
 
 
 def test_one_feature_layer_is_meant_for_every_encoder():

@@ -8,6 +8,7 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
+import tiny
 from huggingface_hub import ModelCard
 from tiny import picture
 
@@ -29,6 +30,12 @@ def test_card_counts_the_parameters_of_every_part(model, model_folder):
     assert rows["adapter"] == f"{adapter:,}"
     total = sum(int(count.replace(",", "")) for count in rows.values())
     assert total == sum(p.numel() for p in model.parameters())
+
+
+def test_card_says_which_layers_are_read():
+    mix = tiny.config(("clip", "dinov2"), projector_type="summation")
+    for config, read in ((mix, "all hidden states of 3 layers"), (tiny.config(), "hidden state -2 of 3 layers")):
+        assert all(read in row["what"] for row in hub.describe_parts(config) if row["part"].startswith("encoder"))
 
 
 def test_card_reads_training_and_results(folder, tmp_path):

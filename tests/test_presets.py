@@ -45,10 +45,11 @@ def test_the_published_encoder_is_accepted_and_another_is_not(name):
     others = [
         CLIPVisionConfig(hidden_size=preset.width + 64, patch_size=14, **size),
         CLIPVisionConfig(hidden_size=preset.width, patch_size=28, **size),
+        CLIPVisionConfig(hidden_size=preset.width, patch_size=14, image_size=140, num_attention_heads=1),
     ]
     for other in others:
         with pytest.raises(ValueError, match=rf"{name} should give {preset.tokens} tokens of width {preset.width}"):
-            preset.check(name, OmniFusionVisionConfig(encoder_configs=[other], image_sizes=[preset.image_size]), 0)
+            preset.check(name, OmniFusionVisionConfig(encoder_configs=[other]), 0)
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,9 @@ def test_case_01_one_place_counts_for_prompts_plans_engines_and_features(picture
 def test_one_size_counts_as_a_list_of_one():
     ours = tiny.processor(tiny.config())
     assert ours.count_tokens((40, 60), regions=BOXES[0]) == ours.count_tokens([(40, 60)], regions=BOXES[:1])
+    for shapes in ([(40, 60, 3), (40, 60, 3)], (40, 60, 3), np.zeros((4, 4))):
+        with pytest.raises(ValueError, match=r"image_sizes are \(height, width\) of each picture"):
+            ours.count_tokens(shapes)
     assert ours.count_tokens([]).total == 0 and ours.count_tokens((40, 60)).share is None
 
 

@@ -138,6 +138,7 @@ def test_merged_folder_is_plain_and_has_equal_logits(trained, tmp_path):
     assert main(["merge", str(out), "-o", str(merged)]) == 0
     assert set(load_file(merged / "model.safetensors")) == set(load_file(base / "model.safetensors"))
     assert not list(merged.glob("adapter*"))
+    assert (merged / "training_summary.json").read_bytes() == (out / "training_summary.json").read_bytes()
     torch.testing.assert_close(logits(load(merged), merged), logits(load(out), out), rtol=0, atol=4e-7)
     assert not torch.allclose(logits(load(base), base), logits(load(out), out), atol=1e-3)
 

@@ -2,6 +2,7 @@
 """LoRA by PEFT: which layers get it, what is saved beside it, and the way back to a plain model folder."""
 
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from ..modeling_omnifusion import OmniFusionForConditionalGeneration
 if TYPE_CHECKING:
     from peft import PeftModel
 
+SUMMARY = "training_summary.json"  # the model card reads it
 
 @dataclass
 class LoraSettings:
@@ -90,6 +92,7 @@ def merge(folder: str, output: str, base: str | None = None):
         raise ValueError(f"{folder} holds no adapter_config.json: it is no folder of a LoRA run; nothing to merge.")
     if Path(output).exists():
         raise ValueError(f"{output} exists and is not replaced; remove it or choose another name for --output.")
+    processor = AutoProcessor.from_pretrained(folder)
     base = base or peft.PeftConfig.from_pretrained(folder).base_model_name_or_path
     try:
         model = AutoModelForImageTextToText.from_pretrained(base)
@@ -101,7 +104,9 @@ def merge(folder: str, output: str, base: str | None = None):
         parameter.data = parameter.data.to(dtypes[name])
     with staged_folder(output) as staged:
         merged.save_pretrained(staged)
-        AutoProcessor.from_pretrained(folder).save_pretrained(staged)
+        processor.save_pretrained(staged)
+        if (Path(folder) / SUMMARY).exists():
+            shutil.copy(Path(folder) / SUMMARY, staged)
 
 
 def import_peft():

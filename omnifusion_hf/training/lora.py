@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "training_summary.json"  # the model card reads it
 
+
 @dataclass
 class LoraSettings:
     """Rank of the two factors, alpha (their product counts alpha / rank times) and dropout in front of them.

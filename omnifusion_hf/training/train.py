@@ -24,7 +24,9 @@ from ..files import read_yaml, write_whole
 from ..processing_omnifusion import OmniFusionProcessor
 from .collator import PaddingCollator
 from .data import BadSamplePolicy, BadSamples, ConversationFormat
+from .devices import check_sharding
 from .encoding import ConversationEncoder, encode
+from .grouping import group_by_length
 from .lora import LoraSettings
 from .mixture import Source, load_data
 from .optimizer import optimizer_for
@@ -150,6 +152,7 @@ def _words(key: str, value) -> list[str]:
 
 def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     """Trains one stage; leaves model and processor in `args.output_dir`, returns what training_summary.json says."""
+    check_sharding(model_data.stage, args)
     processor = AutoProcessor.from_pretrained(model_data.model_name_or_path)
     bad_samples = BadSamples(model_data.on_bad_sample)
     dataset = read_data(model_data, args, processor, bad_samples)
@@ -176,7 +179,7 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     trainer = Trainer(
         model=model,
         args=args,
-        train_dataset=dataset,
+        train_dataset=group_by_length(dataset, processor, args),
         data_collator=(
             packing_collator(model, pad, model_data.max_length) if model_data.packing else PaddingCollator(pad)
         ),

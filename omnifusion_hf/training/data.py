@@ -119,6 +119,13 @@ class SampleReader:
         except ValueError as error:
             raise BrokenSampleError(f"{name}: {error}") from None
 
+    def peek(self, row: dict, place: str) -> dict:
+        """The raw sample with its pictures not yet opened: each a file's path, its bytes or an image."""
+        sample = self.check(row, place)
+        for part in _image_parts(sample["messages"]):
+            part["image"] = self._source(part["image"])
+        return sample
+
     def _renamed(self, row: dict) -> dict:
         if not isinstance(row, dict):
             raise ValueError(f"a sample must be an object, got {type(row).__name__}.")
@@ -137,12 +144,14 @@ class SampleReader:
         path = _file_of(picture, self.image_folder)
         try:
             if not isinstance(picture, Image.Image):
-                source = path or (picture["bytes"] if isinstance(picture, dict) else picture)
-                picture = open_image(source, self.max_image_pixels)
+                picture = open_image(self._source(picture), self.max_image_pixels)
             picture.load()
         except (OSError, ValueError) as error:
             raise BrokenSampleError(f"{name}: cannot read {path or 'a picture'}: {error}") from error
         return picture
+
+    def _source(self, picture: Picture) -> Path | bytes | Image.Image:
+        return _file_of(picture, self.image_folder) or (picture["bytes"] if isinstance(picture, dict) else picture)
 
 
 class ConversationDataset(Dataset):
@@ -157,6 +166,10 @@ class ConversationDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         return self._read(self.indices[index], self.reader)
+
+    def peek(self, index: int) -> dict:
+        """An item with its pictures not yet opened, see [`SampleReader.peek`]."""
+        return self._read(self.indices[index], self.reader.peek)
 
     def _read(self, index: int, read):
         place = self.rows.place(index)

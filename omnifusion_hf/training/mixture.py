@@ -93,6 +93,10 @@ class Mixture(Dataset):
     def __getitem__(self, index: int) -> dict:
         return self.datasets[self.sources[index]][int(self.rows[index])]
 
+    def peek(self, index: int) -> dict:
+        """An item with its pictures not yet opened."""
+        return self.datasets[self.sources[index]].peek(int(self.rows[index]))
+
 
 def _draw(size: int, count: int, seed: list[int]) -> np.ndarray:
     """`count` rows out of `size`, each as often as any other or once more."""

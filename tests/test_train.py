@@ -13,7 +13,8 @@ from tiny import user
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from omnifusion_hf.training.stages import STAGES, part_of
-from omnifusion_hf.training.train import checkpoint_to_resume, parse_recipe, train
+from omnifusion_hf.training.stopping import checkpoint_to_resume
+from omnifusion_hf.training.train import parse_recipe, train
 
 
 WHOLE = ["pretrain", "finetune"]  # stages that leave plain folders; of the others: test_lora.py
@@ -108,7 +109,7 @@ def test_resuming_takes_the_last_whole_checkpoint_or_starts_anew(tmp_path, base)
     for step in (2, 10, 12):
         (tmp_path / f"out/checkpoint-{step}").mkdir(parents=True)
     for step in (2, 10):
-        (tmp_path / f"out/checkpoint-{step}/trainer_state.json").touch()
+        (tmp_path / f"out/checkpoint-{step}/trainer_state.json").write_text("{}")
     assert checkpoint_to_resume(args) == str(tmp_path / "out/checkpoint-10")
     assert checkpoint_to_resume(parse_recipe(recipe)[1]) is None
     assert checkpoint_to_resume(parse_recipe(recipe, ["resume_from_checkpoint=false"])[1]) is None

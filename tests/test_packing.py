@@ -207,6 +207,7 @@ def log(folder: Path, base: Path, **changes) -> list[dict]:
     return [entry for entry in history if "loss" in entry]
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's
 @pytest.mark.parametrize("stage", ["pretrain", "lora"])
 def test_packed_run_has_the_losses_of_the_padded_one(tmp_path, stage):
     base = conversations.write_model(tmp_path, text=tiny.text_config(initializer_range=0.2))

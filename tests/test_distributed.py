@@ -1,15 +1,27 @@
 """Several processes, of which one has a batch without pictures: nobody waits, and all is as in one process."""
 
+import json
 import os
+import subprocess
 import sys
 from itertools import product
 from pathlib import Path
 
+import conversations
 import pytest
 import ranks
+import tiny
 import torch
+from conversations import sample, turn
+from torch import nn
+from transformers import TrainingArguments
+
+from omnifusion_hf.cli import main
+from omnifusion_hf.training.devices import check_sharding
+from omnifusion_hf.training.stages import apply_stage
 
 
+ACCELERATE = Path(__file__).parent.parent / "recipes/accelerate"
 ADAPTERS = ["mlp", "transformer", "concatenation", "summation", "attention"]
 OPTIONS = [
     *product(["ddp", "ddp-unused", "fsdp2"], ["mlp"], ["adapter", "llm", "all"], ["plain", "checkpointing"]),
@@ -43,3 +55,87 @@ def test_case_05_control_without_the_blank_view_the_ranks_do_not_come_together(r
     folder = tmp_path / "out"
     assert 0 not in ranks.run_ranks(folder, job, cured=False)
     assert not list(folder.iterdir())
+
+
+class Alias(torch.autograd.Function):
+    """What DeepSpeed ZeRO-3 does to the inputs of every module: same values, another node of the graph."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach()
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient
+
+
+def hand_aliases(module: nn.Module, args: tuple) -> tuple:
+    return tuple(Alias.apply(arg) if torch.is_tensor(arg) and arg.requires_grad else arg for arg in args)
+
+
+@pytest.mark.parametrize("projector_type", ADAPTERS)
+def test_adapters_have_the_same_gradients_where_modules_are_handed_aliases_of_their_inputs(projector_type):
+    gradients = []
+    for aliases in (False, True):
+        model = ranks.make_model(projector_type, "adapter", "plain")
+        for module in model.model.multi_modal_projector.modules():
+            if aliases:
+                module.register_forward_pre_hook(hand_aliases)
+        ranks.loss_of(model, ranks.batches(model.config)[0], model.config).backward()
+        gradients.append([weight.grad for weight in model.model.multi_modal_projector.parameters()])
+    assert all(gradient.any() for gradient in gradients[0])
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("projector_type", ADAPTERS)
+def test_case_06_blocks_to_wrap_are_there_and_what_trains_has_one_dtype(projector_type):
+    encoders = ["clip", "siglip", "dinov2", "internvl"]
+    model = tiny.model(tiny.config(encoders, projector_type=projector_type)).to(torch.bfloat16)
+    present = {type(module).__name__ for module in model.modules()}
+    assert model._no_split_modules <= present
+    blocks = {"MistralDecoderLayer", "CLIPEncoderLayer", "SiglipEncoderLayer", "Dinov2Layer", "InternVLVisionLayer"}
+    assert blocks <= model._no_split_modules
+    apply_stage(model, "finetune")
+    # FSDP2 asks for one dtype of all that trains in a unit; what is frozen may have another
+    assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}
+    assert {weight.dtype for weight in model.parameters() if not weight.requires_grad} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("flag", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_stage_that_cannot_be_sharded_is_refused(tmp_path, monkeypatch, flag):
+    args = TrainingArguments(str(tmp_path), use_cpu=True)
+    check_sharding("pretrain", args)
+    monkeypatch.setenv(flag, "true")
+    check_sharding("finetune", args)
+    with pytest.raises(ValueError, match="stage pretrain .* use recipes/accelerate/ddp.yaml"):
+        check_sharding("pretrain", args)
+
+
+def losses(folder: Path) -> list[float]:
+    state = json.loads((folder / "out/checkpoint-4/trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def write_recipe(folder: Path, base: Path, **changes) -> Path:
+    """Half of the samples have no picture."""
+    folder.mkdir()
+    path = conversations.write_recipe(folder, base, **changes)
+    text = [turn("human", "What colour is the sky?"), turn("gpt", "The sky is blue.")]
+    samples = [sample(index) if index % 2 else {"id": f"t{index}", "conversations": text} for index in range(8)]
+    conversations.write(folder / "data", samples)
+    return path
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_launched_on_two_processes_a_run_has_the_losses_of_one_process(tmp_path, stage):
+    base = conversations.write_model(tmp_path / "base")
+    alone = write_recipe(tmp_path / "alone", base, stage=stage, per_device_train_batch_size=2)
+    assert main(["train", str(alone)]) == 0
+    together = write_recipe(tmp_path / "together", base, stage=stage, per_device_train_batch_size=1)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", ACCELERATE / "ddp.yaml"]
+    command = [*launch, "--num_processes=2", "-m", "omnifusion_hf.cli", "train", together]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path / "together") == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
+    summary = json.loads((tmp_path / "together/out/training_summary.json").read_text())
+    assert summary["global_batch"] == 2

@@ -142,7 +142,7 @@ def test_stage_1_is_the_papers_captions_with_its_three_instructions():
 def test_stage_2_is_the_papers_table():
     sources, total = paper_table("sft")
     rows = {"sharegpt4v": 100, "vqa_coco": 20, "vqa_sam": 9, "webdata": 1.5, "textvqa ocrvqa": 120, "llava": 665}
-    rows |= {"docvqa": 20, "alpaca text": 10}
+    rows |= {"docvqa": 20, "alpaca text_": 10}
     for row, thousands in rows.items():
         starts = tuple(f"data/{name}" for name in row.split())
         assert sum(source.samples for source in sources if source.path.startswith(starts)) == thousands * 1000, row

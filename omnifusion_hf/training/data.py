@@ -7,7 +7,7 @@ A row is what sources.py reads from any format: `conversations` (LLaVA), `messag
 import multiprocessing
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -65,6 +65,18 @@ class BadSamples:
         self.in_a_row = 0
 
 
+def map_good(function: Callable, items: Iterable, bad_samples: BadSamples) -> Iterator:
+    """`function` of each item, without those for which it raises [`BrokenSampleError`]."""
+    for item in items:
+        try:
+            result = function(item)
+        except BrokenSampleError as error:
+            bad_samples.report(error)
+        else:
+            bad_samples.good()
+            yield result
+
+
 class Rows(Protocol):
     """What a file holds, row by row. Reading one may raise `ValueError` or `OSError`, which need not say where."""
 
@@ -89,7 +101,7 @@ class SampleReader:
     max_image_pixels: pictures that declare more are refused, as in the image processor.
     conversation_format: `"llava"` as above; `"v1.1"` as the authors' release trained: `<image>` is always text and
         pictures stand in front of the first user turn.
-    instructions: for captions (paper section 2.3): the question is one of these, drawn by `seed` and the caption.
+    instructions: for captions (the paper's stage 1): the question is one of these, drawn by `seed` and the caption.
 
     Raises [`BrokenSampleError`] that begins with the sample's name.
     """
@@ -181,20 +193,15 @@ class ConversationDataset(Dataset):
 
     def check(self, bad_samples: BadSamples) -> "ConversationDataset":
         """Checks all that needs no opened picture, so that a mistake costs seconds and not a night's run."""
-        self.indices = list(self._good_indices(bad_samples))
+        indices = tqdm(range(len(self.rows)), desc="checking samples", leave=False, disable=None)
+        self.indices = list(map_good(self._check, indices, bad_samples))
         if not self.indices:
             raise ValueError(f"No sample from {self.rows.place(0)} on can be used; the log says why.")
         return self
 
-    def _good_indices(self, bad_samples: BadSamples) -> Iterator[int]:
-        for index in tqdm(range(len(self.rows)), desc="checking samples", leave=False, disable=None):
-            try:
-                self._read(index, self.reader.check)
-            except BrokenSampleError as error:
-                bad_samples.report(error)
-            else:
-                bad_samples.good()
-                yield index
+    def _check(self, index: int) -> int:
+        self._read(index, self.reader.check)
+        return index
 
 
 def to_messages(

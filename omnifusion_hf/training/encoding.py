@@ -2,6 +2,7 @@
 """One conversation to token ids, labels and views. Labels come from the chat template's generation mask, never by
 re-tokenising; a sample that cannot be used whole is refused or skipped, never cut."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +10,7 @@ from jinja2 import TemplateError
 from torch.utils.data import Dataset, IterableDataset
 
 from ..processing_omnifusion import OmniFusionProcessor
-from .data import BadSamples, BrokenSampleError
-from .streams import map_good
+from .data import BadSamples, BrokenSampleError, map_good
 
 
 @dataclass
@@ -85,21 +85,27 @@ class EncodedDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict:
-        for step in range(len(self)):
-            try:
-                encoded = self.encoder(self.dataset[(index + step) % len(self)])
-            except BrokenSampleError as error:
-                self.bad_samples.report(error)
-            else:
-                self.bad_samples.good()
-                return encoded
-        raise ValueError(f"None of {len(self)} samples can be used; the log names each with its reason.")
+        places = range(len(self))
+        from_index_on = ((places[index] + step) % len(self) for step in places)
+        encoded = map_good(lambda place: self.encoder(self.dataset[place]), from_index_on, self.bad_samples)
+        if (first := next(encoded, None)) is None:
+            raise ValueError(f"None of {len(self)} samples can be used; the log names each with its reason.")
+        return first
+
+
+class EncodedStream(IterableDataset):
+    """A stream's raw samples, encoded, without the broken ones."""
+
+    def __init__(self, stream: IterableDataset, encoder: ConversationEncoder, bad_samples: BadSamples):
+        self.stream, self.encoder, self.bad_samples = stream, encoder, bad_samples
+
+    def __iter__(self) -> Iterator[dict]:
+        return map_good(self.encoder, self.stream, self.bad_samples)
 
 
 def encode(
     dataset: Dataset | IterableDataset, encoder: ConversationEncoder, bad_samples: BadSamples
-) -> Dataset | IterableDataset:
+) -> EncodedDataset | EncodedStream:
     """Raw samples, by index or streamed, to encoded ones."""
-    if isinstance(dataset, IterableDataset):
-        return map_good(dataset, encoder, bad_samples)
-    return EncodedDataset(dataset, encoder, bad_samples)
+    kind = EncodedStream if isinstance(dataset, IterableDataset) else EncodedDataset
+    return kind(dataset, encoder, bad_samples)

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, IterableDataset
 from ..files import read_yaml
 from .data import BadSamples, ConversationDataset, ConversationFormat, SampleReader
 from .sources import load_hf_dataset, open_rows
-from .streams import mix_streams, stream_samples
+from .streams import SampleStream, StreamMixture
 
 
 @dataclass
@@ -126,7 +126,7 @@ def load_data(given: Source, max_image_pixels: int, seed: int, bad_samples: BadS
         raise ValueError(f"{given.path} mixes streams with others; stream all sources or none.")
     datasets = [_load(source, max_image_pixels, seed, bad_samples) for source in sources]
     if sources[0].streaming:
-        return mix_streams(datasets, [source.weight or source.samples or 1.0 for source in sources], seed)
+        return StreamMixture(datasets, [source.weight or source.samples or 1.0 for source in sources], seed)
     return Mixture(datasets, counts_of(sources, [len(dataset) for dataset in datasets]), seed)
 
 
@@ -134,7 +134,7 @@ def _load(source: Source, max_image_pixels: int, seed: int, bad_samples: BadSamp
     reader = source.reader(max_image_pixels, seed)
     if source.streaming:
         stream = load_hf_dataset(source.path, source.subset, source.split, streaming=True)
-        return stream_samples(stream, source.path, reader, seed, bad_samples)
+        return SampleStream(stream, source.path, reader, seed, bad_samples)
     dataset = ConversationDataset(open_rows(source.path, source.subset, source.split), reader)
     # A table's rows hold their pictures and a shard's lie apart: reading all of them beforehand takes too long.
     return dataset.check(bad_samples) if source.path.endswith((".json", ".jsonl")) else dataset

@@ -1,53 +1,66 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Hugging Face datasets that are read on while training: the library shuffles, mixes and shares them out to workers.
+"""Hugging Face datasets that are read on while training, for what does not fit the disk; they never end.
 
-Their order is a function of the seed and of the numbers of devices and data-loading workers. `Trainer` resumes a
-stream exactly by reading it again up to where it was.
+Their order is a function of the seed and of the number of data-loading workers, to whom the library shares the
+files out. `Trainer` resumes a stream exactly by reading it again up to where it was.
 """
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Iterator, Sequence
+from itertools import count
 
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
-from .data import BadSamples, BrokenSampleError, SampleReader
+from .data import BadSamples, SampleReader, map_good
 from .sources import row_of_dataset, undecoded
 
 
 SHUFFLE_BUFFER = 1000  # rows that are held, their pictures encoded, to be shuffled among each other
 
 
-def stream_samples(
-    stream: IterableDataset, path: str, reader: SampleReader, seed: int, bad_samples: BadSamples
-) -> IterableDataset:
-    """Raw samples of a streamed dataset, without end."""
-    rows = undecoded(stream).map(lambda row, index: {"row": row, "index": index}, with_indices=True)
-    rows = rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER).repeat(None)
+class SampleStream(IterableDataset):
+    """Raw samples of a streamed dataset, in another order each time that it is read.
 
-    def read(indexed: dict) -> dict:
+    Raises `ValueError` for a stream without rows, or of fewer files than there are workers.
+    """
+
+    def __init__(self, stream: IterableDataset, path: str, reader: SampleReader, seed: int, bad_samples: BadSamples):
+        if next(iter(stream), None) is None:
+            raise ValueError(f"{path} holds no rows.")
+        rows = undecoded(stream).map(_with_index, with_indices=True)
+        self.rows = rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+        self.path, self.reader, self.bad_samples = path, reader, bad_samples
+
+    def __iter__(self) -> Iterator[dict]:
+        worker = get_worker_info()
+        if worker is not None and self.rows.num_shards < worker.num_workers:
+            raise ValueError(
+                f"{self.path} has {self.rows.num_shards} files to share out to {worker.num_workers} workers; set "
+                f"dataloader_num_workers={self.rows.num_shards} or less."
+            )
+        for epoch in count():
+            self.rows.set_epoch(epoch)
+            yield from map_good(self._read, self.rows, self.bad_samples)
+
+    def _read(self, indexed: dict) -> dict:
         row = indexed["row"]
-        place = row.get("__url__") or f"{path}, row {indexed['index']} of its reader's share"
-        return reader(row_of_dataset(row), place)
-
-    return map_good(rows, read, bad_samples)
+        place = row.get("__url__") or f"{self.path}, row {indexed['index']} of a worker's share"
+        return self.reader(row_of_dataset(row), place)
 
 
-def mix_streams(streams: Sequence[IterableDataset], weights: Sequence[float], seed: int) -> IterableDataset:
-    from datasets import interleave_datasets
-
-    total = sum(weights)
-    return interleave_datasets(list(streams), probabilities=[weight / total for weight in weights], seed=seed)
+def _with_index(row: dict, index: int) -> dict:
+    return {"row": row, "index": index}
 
 
-def map_good(stream: IterableDataset, function: Callable, bad_samples: BadSamples) -> IterableDataset:
-    """`function` of every item; an item for which it raises [`BrokenSampleError`] is reported and left out."""
+class StreamMixture(IterableDataset):
+    """Streams mixed by their weights, by a generator of this seed."""
 
-    def map_one(batch: dict) -> dict:
-        try:
-            result = function({key: values[0] for key, values in batch.items()})
-        except BrokenSampleError as error:
-            bad_samples.report(error)
-            return {"name": []}
-        bad_samples.good()
-        return {key: [value] for key, value in result.items()}
+    def __init__(self, streams: Sequence[IterableDataset], weights: Sequence[float], seed: int):
+        self.streams, self.weights, self.seed = streams, weights, seed
 
-    return stream.map(map_one, batched=True, batch_size=1, remove_columns=stream.column_names)
+    def __iter__(self) -> Iterator[dict]:
+        worker = get_worker_info()
+        generator = random.Random(f"{self.seed} {worker.id if worker else 0}")
+        streams = [iter(stream) for stream in self.streams]
+        while True:
+            yield next(generator.choices(streams, self.weights)[0])

@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -192,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except (ValueError, OSError) as error:
-        message = str(error).rsplit("\nValueError: ", 1)[-1].strip()  # a data loader's worker adds its stack trace
+        message = re.split(r"\n[\w.]+Error: ", str(error))[-1].strip()  # a data loader's worker adds its stack trace
     else:
         return 0
     # Only now, when a failed run's progress bar is closed.

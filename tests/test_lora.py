@@ -130,6 +130,7 @@ def test_frozen_weights_are_not_in_the_summary(trained):
     expected = {"language_model", "multi_modal_projector", "special_token_rows"}
     assert set(summary["trained_parameters"]) - {"vision_tower"} == expected
     assert 0 < summary["trained_parameters"]["language_model"] < 20_000
+    assert (summary["lora_rank"], summary["lora_alpha"]) == (4, 8)
 
 
 def test_merged_folder_is_plain_and_has_equal_logits(trained, tmp_path):

@@ -24,7 +24,7 @@ from ..files import read_yaml, write_whole
 from ..processing_omnifusion import OmniFusionProcessor
 from .collator import PaddingCollator
 from .data import BadSamplePolicy, BadSamples, ConversationFormat
-from .devices import check_sharding
+from .devices import check_sharding, is_sharded, memory_per_device
 from .encoding import ConversationEncoder, encode
 from .grouping import group_by_length
 from .lora import LoraSettings
@@ -32,7 +32,7 @@ from .mixture import Source, load_data
 from .optimizer import optimizer_for
 from .packing import packing_collator
 from .progress import plot_loss, watch
-from .stages import STAGES, PartPlan, VisionTuning, apply_stage, format_plan, stage_plan
+from .stages import STAGES, PartPlan, VisionTuning, apply_stage, format_plan, parts_of_stage, stage_plan
 from .stopping import SaveAndStop, checkpoint_to_resume
 from .vision_cache import cached_dataset
 
@@ -168,6 +168,8 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     plans, batch = stage_plan(model), describe_batch(model_data, args)
     if args.process_index == 0:
         print(f"stage {model_data.stage}, {samples or 'streamed'} samples\n{format_plan(plans)}\n{batch}", flush=True)
+        memory = memory_per_device(plans, args.world_size, is_sharded(args)) / 1e9
+        print(f"{memory:.1f} GB per device and activations, docs/training.md", flush=True)
 
     if model_data.cache_vision_features:
         folder = model_data.cache_vision_features
@@ -226,12 +228,18 @@ def rates_of(model_data: ModelDataArguments) -> dict[str, float | None]:
 
 def settings_of(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     """What a reader of the model card asks first; paths are named by their last part alone."""
+    has_lora = "lora" in parts_of_stage(model_data.stage, model_data.vision_tuning).values()
     return {
         "stage": model_data.stage,
         "started_from": Path(model_data.model_name_or_path).name,
         "data": Path(model_data.data_path).name,
         "optimizer": model_data.optimizer or getattr(args.optim, "value", args.optim),
         "learning_rate": args.learning_rate,
+        "projector_learning_rate": model_data.projector_learning_rate,
+        "vision_tuning": model_data.vision_tuning,
+        "vision_learning_rate": model_data.vision_learning_rate,
+        "lora_rank": model_data.lora_rank if has_lora else None,
+        "lora_alpha": model_data.lora_alpha if has_lora else None,
         "lr_scheduler": getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type),
         "weight_decay": args.weight_decay,
         "global_batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,

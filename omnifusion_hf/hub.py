@@ -45,6 +45,7 @@ def render_card(
         results: an lmms-eval result file.
     """
     folder = Path(folder)
+    check_is_whole(folder)
     config, name = AutoConfig.from_pretrained(folder), (repo_id or folder.resolve().name).split("/")[-1]
     scores = read_results(results) if results else []
     card_data = ModelCardData(
@@ -135,11 +136,18 @@ def read_results(path: str | Path) -> list[EvalResult]:
     ]
 
 
+def check_is_whole(folder: Path):
+    """Raises `ValueError` for what a LoRA run leaves: it needs the model that the run started from."""
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{folder} holds LoRA weights alone; first `omnifusion merge {folder} -o FOLDER`.")
+
+
 def check_folder(folder: str | Path):
     """Loads the folder and generates one token. Raises `ValueError` for what would break its users."""
     from .ask import answer, load
 
     folder = Path(folder)
+    check_is_whole(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no model folder: config.json is missing.")
     files = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*"))]

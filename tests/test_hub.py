@@ -161,3 +161,10 @@ def test_push_stops_at_an_invalid_card(folder, server):
     ModelCard("---\nlicense: no-such-licence\n---\n# x\n").save(folder / "README.md")
     assert main(["push", str(folder), "me/omni"]) == 2
     assert not any("commit" in path for path in server.seen)
+
+
+@pytest.mark.parametrize("command", ["card FOLDER", "push FOLDER me/omni"])
+def test_lora_weights_alone_are_not_published(folder, capsys, command):
+    (folder / "adapter_config.json").touch()
+    assert main(command.replace("FOLDER", str(folder)).split()) == 2
+    assert f"first `omnifusion merge {folder}" in capsys.readouterr().err

@@ -169,7 +169,7 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     if args.process_index == 0:
         print(f"stage {model_data.stage}, {samples or 'streamed'} samples\n{format_plan(plans)}\n{batch}", flush=True)
         memory = memory_per_device(plans, args.world_size, is_sharded(args)) / 1e9
-        print(f"{memory:.1f} GB per device and activations, docs/training.md", flush=True)
+        print(f"{memory:.1f} GB per device, activations not counted, docs/training.md", flush=True)
 
     if model_data.cache_vision_features:
         folder = model_data.cache_vision_features
@@ -194,8 +194,9 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
     stop.leave_if_stopped(trainer.state)
     seconds = time.monotonic() - start
-    for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
+    if not is_sharded(args):  # whose own views of the weights a cast would miss
+        for name, parameter in model.named_parameters():
+            parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
     trainer.save_model()
     summary = settings_of(model_data, args) | summarise(trainer, plans, samples, seconds) | speed.summary()
     summary["skipped_samples"] = bad_samples.count

@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -144,8 +144,8 @@ def packing_figures(repeats: int) -> tuple[float, float, float]:
     stock = llava_like(ours)
     apply_stage(ours, "finetune")
     packed = packing_collator(ours, PAD, max_length=1024)
+    batches = [samples.samples[start : start + BATCH] for start in range(0, len(samples), BATCH)]
     for name, collate in (("padded", stock_batch), ("packed", packed)):
-        batches = [samples.samples[start : start + BATCH] for start in range(0, len(samples), BATCH)]
         places = sum(collate(batch)["input_ids"].numel() for batch in batches)
         print(f"{name}: {1 - sum(lengths) / places:.0%} padding")
     tokens = sum(lengths[BATCH:])  # the first step warms up
@@ -187,15 +187,19 @@ def loss_figures(repeats: int) -> tuple[float, float, float]:
         lambda: loss_of_answers(states, labels, head, config),
         lambda: ForCausalLMLoss(predict(states, head, config), labels, vocab_size=32064),
     )
-    losses, peaks = [], []
-    for side in sides:
-        with Peak("cpu") as peak:
-            loss = side()
-            loss.backward()
-        losses.append(loss.item())
-        peaks.append(peak.extra)
-    check_equal(*losses)
-    return medians([peaks])
+    pairs = []
+    for _ in range(repeats):
+        losses, peaks = zip(*map(loss_and_peak, sides))
+        check_equal(*losses)
+        pairs.append(peaks)
+    return medians(pairs)
+
+
+def loss_and_peak(side: Callable[[], torch.Tensor]) -> tuple[float, float]:
+    with Peak("cpu") as peak:
+        loss = side()
+        loss.backward()
+    return loss.item(), peak.extra
 
 
 def check_equal(ours: float, theirs: float):
@@ -204,7 +208,7 @@ def check_equal(ours: float, theirs: float):
         raise ValueError(f"the losses differ: {ours} and {theirs}")
 
 
-def medians(pairs: list[list[float]]) -> tuple[float, float, float]:
+def medians(pairs: Sequence[Sequence[float]]) -> tuple[float, float, float]:
     """Median of ours and of the peer's, and the median ratio of what was measured in turn."""
     ours, peer = (statistics.median(side) for side in zip(*pairs))
     return ours, peer, statistics.median(b / a for a, b in pairs)

@@ -199,6 +199,16 @@ def test_flash_attention_gets_one_row_and_other_attention_needs_a_length(monkeyp
     assert len(packing_collator(model, 2, ROOM)(SAMPLES)["input_ids"]) == 1
 
 
+def test_weights_in_pieces_cannot_be_asked(monkeypatch):
+    model = model_of(family("opt"))
+    with pytest.raises(ValueError, match="lets a sample see"):
+        packing_collator(model, 2, ROOM)
+    model.lm_head.weight.data = torch.empty(0)  # as under ZeRO-3
+    warned = []
+    monkeypatch.setattr(packing.logger, "warning", warned.append)
+    assert packing_collator(model, 2, ROOM).max_length == ROOM and "is not checked" in warned[0]
+
+
 def log(folder: Path, base: Path, **changes) -> list[dict]:
     folder.mkdir()
     sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_length": 120, "save_steps": 3}

@@ -12,7 +12,6 @@ from heapq import heappop, heappush
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from .collator import join_pictures
@@ -102,10 +101,10 @@ def packing_collator(model: PreTrainedModel, pad_token_id: int, max_length: int 
             f"packing with {implementation} attention needs max_length, the tokens of a row; set it, or "
             "attn_implementation: flash_attention_2, which packs a batch into one row."
         )
-    if is_deepspeed_zero3_enabled():
-        logger.warning("packing: weights are sharded, so whether this LLM keeps packed samples apart is not checked.")
-    else:
+    if all(parameter.numel() and not parameter.is_meta for parameter in model.parameters()):
         check_packing(model, rows=1 if one_row else 2)
+    else:  # ZeRO-3
+        logger.warning("packing: weights are in pieces; whether this LLM keeps packed samples apart is not checked.")
     return PackingCollator(pad_token_id, None if one_row else max_length)
 
 

@@ -33,7 +33,7 @@ setup(
     ],
     extras_require={
         "open_clip": ["open_clip_torch"],  # conversion by the name of a model of theirs
-        "data": ["datasets"],  # parquet, the Hub, streams
+        "data": ["datasets>=4"],  # parquet, the Hub, streams
         "lora": ["peft>=0.21"],
         "plot": ["matplotlib"],  # the loss of a training run
         "lab": ["scikit-learn", "matplotlib", "torch>=2.9"],  # torch.optim.Muon
@@ -46,7 +46,7 @@ setup(
             "scikit-learn",
             "matplotlib",
             "peft>=0.21",
-            "datasets",
+            "datasets>=4",
             "open_clip_torch",
         ],
     },

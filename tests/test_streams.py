@@ -11,6 +11,7 @@ import datasets
 import pytest
 import tiny
 import yaml
+from accelerate.data_loader import IterableDatasetShard
 from conversations import sample
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, IterableDataset
@@ -75,6 +76,13 @@ def test_workers_share_the_files_out_and_none_may_go_without(tmp_path):
     stream = conversations.load(write_parquet(tmp_path / "one", data_files.mixed(), files=1), streaming=True)
     with pytest.raises(ValueError, match="has 1 files .* 2 workers; set dataloader_num_workers=1 or less"):
         next(iter(DataLoader(stream, num_workers=2)))
+
+
+def test_devices_share_the_samples_out(tmp_path):
+    stream = conversations.load(write_parquet(tmp_path, data_files.mixed()), streaming=True)
+    shards = [IterableDatasetShard(stream, batch_size=2, num_processes=2, process_index=rank) for rank in (0, 1)]
+    first, second = (ids(shard, 4) for shard in shards)
+    assert [*first[:2], *second[:2], *first[2:], *second[2:]] == ids(stream, 8)
 
 
 @pytest.fixture

@@ -45,7 +45,8 @@ class BadSamples:
     def __init__(self, policy: BadSamplePolicy = "error"):
         self.policy = policy
         self.in_a_row = 0
-        self._count = multiprocessing.Value("q", 0)
+        # A lock of the spawning kind can be sent to workers of every kind.
+        self._count = multiprocessing.get_context("spawn").Value("q", 0)
 
     @property
     def count(self) -> int:

@@ -50,6 +50,14 @@ def test_pictures_of_later_turns_follow_the_order_of_the_list():
 
 
 QUESTION, ANSWER = sample(1)["conversations"]
+
+
+def chat(answer) -> dict:
+    """Changes that make a sample a chat with this answer."""
+    question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}
+    return {"conversations": None, "messages": [question, {"role": "assistant", "content": answer}]}
+
+
 BROKEN = {
     "1 `<image>` marks in human turns for 2 pictures": {"image": ["0.png", "1.png"]},
     "2 `<image>` marks in human turns for 1 pictures": {"conversations": [turn("human", "<image><image>A?"), ANSWER]},
@@ -64,8 +72,21 @@ BROKEN = {
     'a list "conversations"': {"conversations": None},
     "no picture file": {"image": "absent.png"},
     "2 lists of regions for 1 pictures": {"regions": [[[0, 0, 9, 9]], []]},
+    "an image, got None": {"image": [None]},
+    "an image, got 3": {"image": 3},
+    "part of the assistant turn is neither text nor a user's image": chat([{"type": "image"}]),
+    "part of the assistant turn is neither text nor a user's image: {'type': 'video'}": chat([{"type": "video"}]),
+    "the assistant turn's content must be text, got None": chat(None),
     "is no box": {"regions": [[[0, 0, 9]]]},
 }
+
+
+def test_chat_messages_are_the_same_as_llavas(tmp_path):
+    answer = [{"type": "text", "text": "It is."}]
+    plain, listed = sample(0) | chat("It is."), sample(0) | chat(answer)
+    expected = [("user", "[0.png]", "What?"), ("assistant", "It is.")]
+    assert flat(to_messages(plain)) == flat(to_messages(listed)) == expected
+    assert flat(to_messages(sample(0))) != expected
 
 
 @pytest.mark.parametrize("message", BROKEN)

@@ -231,8 +231,8 @@ def pictures_of(row: dict) -> list[Picture]:
     """`image` or `images`: one picture or a list, each a file's name, bytes, `{"bytes", "path"}` or a PIL image."""
     given = row.get("image") if row.get("image") is not None else row.get("images")
     pictures = given if isinstance(given, list) else [] if given in (None, "") else [given]
-    if unknown := next((picture for picture in pictures if not isinstance(picture, Picture)), None):
-        raise ValueError(f"a picture must be a file's name, bytes or an image, got {unknown!r}.")
+    if unknown := [picture for picture in pictures if not isinstance(picture, Picture)]:
+        raise ValueError(f"a picture must be a file's name, bytes or an image, got {unknown[0]!r}.")
     return pictures
 
 

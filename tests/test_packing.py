@@ -187,16 +187,19 @@ def test_the_check_is_right_about_a_small_model_in_bfloat16(name):
             check_packing(model)
 
 
-def test_flash_attention_gets_one_row_and_other_attention_needs_a_length(monkeypatch):
+def test_flash_attention_gets_one_row_and_other_attention_needs_a_length():
     model = model_of(family("mistral"))
     assert packing_collator(model, 2, ROOM).max_length == ROOM
     with pytest.raises(ValueError, match="packing with sdpa attention needs max_length"):
         packing_collator(model, 2, None)
-    asked = []
-    monkeypatch.setattr(packing, "check_packing", lambda model, rows: asked.append(rows))
     model.config.text_config._attn_implementation = "flash_attention_2"
-    assert packing_collator(model, 2, ROOM).max_length is None and asked == [1]
+    assert packing_collator(model, 2, ROOM).max_length is None
+    assert model.config.text_config._attn_implementation == "flash_attention_2"
     assert len(packing_collator(model, 2, ROOM)(SAMPLES)["input_ids"]) == 1
+    leaking = model_of(family("opt"))
+    leaking.config.text_config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="lets a sample see"):
+        packing_collator(leaking, 2, ROOM)
 
 
 def test_weights_in_pieces_cannot_be_asked(monkeypatch):

@@ -94,7 +94,8 @@ def join_samples(samples: list[dict]) -> dict[str, torch.Tensor]:
 
 def packing_collator(model: PreTrainedModel, pad_token_id: int, max_length: int | None) -> PackingCollator:
     """The collator that suits the model's attention. Raises `ValueError` where rows would be endless, or leak."""
-    implementation = str(model.config.get_text_config()._attn_implementation)
+    text_config = model.config.get_text_config()
+    implementation = str(text_config._attn_implementation)
     one_row = "flash" in implementation
     if max_length is None and not one_row:
         raise ValueError(
@@ -102,14 +103,17 @@ def packing_collator(model: PreTrainedModel, pad_token_id: int, max_length: int 
             "attn_implementation: flash_attention_2, which packs a batch into one row."
         )
     if all(parameter.numel() and not parameter.is_meta for parameter in model.parameters()):
-        check_packing(model, rows=1 if one_row else 2)
+        # Weights are still on the CPU, in float32 perhaps, where flash attention does not run.
+        text_config._attn_implementation = "eager" if one_row else implementation
+        check_packing(model)
+        text_config._attn_implementation = implementation
     else:  # ZeRO-3
         logger.warning("packing: weights are in pieces; whether this LLM keeps packed samples apart is not checked.")
     return PackingCollator(pad_token_id, None if one_row else max_length)
 
 
 @torch.no_grad()
-def check_packing(model: PreTrainedModel, rows: int = 2):
+def check_packing(model: PreTrainedModel):
     """Raises `ValueError` for an LLM that does not tell packed samples apart by their positions, as OPT and BLOOM.
 
     It is asked: the logits of a text behind another must be those that it has alone, and not those that it has where
@@ -119,8 +123,8 @@ def check_packing(model: PreTrainedModel, rows: int = 2):
     words = torch.arange(len(special) + 9)
     words = words[~torch.isin(words, special)][:9].to(model.device)  # (9,)
     first, second = words[:5], words[5:]
-    ids = torch.cat([first, second]).expand(rows, -1)  # (rows, 9)
-    apart = torch.cat([torch.arange(5), torch.arange(4)]).expand(rows, -1).to(model.device)
+    ids = torch.cat([first, second]).expand(2, -1)  # (2, 9)
+    apart = torch.cat([torch.arange(5), torch.arange(4)]).expand(2, -1).to(model.device)
 
     def logits(ids: torch.Tensor, **positions) -> torch.Tensor:
         return model.eval()(input_ids=ids, use_cache=False, **positions).logits[:, -4:].float()  # (rows, 4, vocab)
@@ -131,6 +135,6 @@ def check_packing(model: PreTrainedModel, rows: int = 2):
         raise ValueError(
             f"packing: a `{model.config.get_text_config().model_type}` with "
             f"{model.config.get_text_config()._attn_implementation} attention lets a sample see the one before it in "
-            "its row, for it does not read position_ids; set packing: false (group_by_length: true saves padding as "
-            "well), or use another LLM (Mistral, Llama, Qwen, Gemma, GPT-NeoX, …)."
+            "its row, for it does not read position_ids; set packing: false (train_sampling_strategy: group_by_length "
+            "saves padding as well), or use another LLM (Mistral, Llama, Qwen, Gemma, GPT-NeoX, …)."
         )

@@ -45,7 +45,8 @@ def test_case_05_two_ranks_of_which_one_has_no_picture_give_the_loss_and_gradien
     assert together["loss"] == pytest.approx(alone["loss"], rel=1e-6)
     assert set(together["gradients"]) == set(alone["gradients"])
     for name, gradient in alone["gradients"].items():
-        torch.testing.assert_close(together["gradients"][name], gradient, rtol=1e-5, atol=1e-6)
+        scale = max(1.0, gradient.abs().max().item())  # a bias sums over all tokens: some of its sums cancel
+        torch.testing.assert_close(together["gradients"][name], gradient, rtol=1e-5, atol=1e-6 * scale)
     adapter = [gradient for name, gradient in alone["gradients"].items() if "multi_modal_projector" in name]
     assert adapter and any(gradient.any() for gradient in adapter)
 

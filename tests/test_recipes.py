@@ -1,6 +1,8 @@
 """The shipped recipes are the paper's table, and their global batch is the same on any number of devices."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import conversations
@@ -10,6 +12,9 @@ import yaml
 import omnifusion_hf
 from omnifusion_hf.training.train import accumulation, parse_recipe, train
 
+
+# PEFT 0.21 reads an attribute that transformers renamed
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 RECIPES = Path(omnifusion_hf.__file__).parent.parent / "recipes"
 
@@ -101,3 +106,27 @@ def test_batch_that_one_process_with_several_devices_makes_otherwise_is_refused(
     monkeypatch.setattr(type(args), "train_batch_size", 4)
     with pytest.raises(ValueError, match="one process per device"):
         train(model_data, args)
+
+
+def test_two_processes_learn_what_one_learns(tmp_path):
+    """LoRA on LLM and encoders, one global batch; the control is a batch of half the size."""
+    base = conversations.write_model(tmp_path)
+    tuning = {"stage": "lora", "vision_tuning": "lora", "lora_rank": 4, "lora_dropout": 0.0}
+    sizes = {"global_batch_size": 8, "per_device_train_batch_size": 1, "max_steps": 2}
+    recipe = conversations.write_recipe(tmp_path, base, **tuning, **sizes)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "omnifusion_hf.cli", "train", str(recipe), f"output_dir={tmp_path / 'two'}"]
+    done = subprocess.run(command, cwd=RECIPES.parent, capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "global batch 8 = 1 per process x 2 processes x 4 steps" in done.stdout
+    for folder, batch in (("one", 8), ("half", 4)):
+        train(*parse_recipe(recipe, [f"output_dir={tmp_path / folder}", f"global_batch_size={batch}"]))
+    logs = {folder: log_of(tmp_path / folder) for folder in ("one", "two", "half")}
+    for figure in ("loss", "grad_norm"):
+        one, two, half = ([entry[figure] for entry in logs[folder]] for folder in ("one", "two", "half"))
+        assert one == pytest.approx(two, rel=1e-5) and one != pytest.approx(half, rel=1e-3)
+
+
+def log_of(folder: Path) -> list[dict]:
+    state = json.loads((folder / "checkpoint-2/trainer_state.json").read_text())
+    return [entry for entry in state["log_history"] if "loss" in entry]

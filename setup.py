@@ -37,7 +37,9 @@ setup(
         "lora": ["peft>=0.21"],
         "plot": ["matplotlib"],  # the loss of a training run
         "lab": ["scikit-learn", "matplotlib", "torch>=2.9"],  # torch.optim.Muon
+        "quantization": ["bitsandbytes>=0.46"],
         "test": [
+            "bitsandbytes>=0.46",
             "pytest",
             "pytest-timeout",
             "ruff",

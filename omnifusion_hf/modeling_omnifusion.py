@@ -16,6 +16,7 @@
 The skeleton and its names are those of transformers' LLaVA, so that tools which know it know this.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,9 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.processing_utils import Unpack
+from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .assembling_omnifusion import assemble
 from .configuration_omnifusion import OmniFusionConfig
@@ -64,6 +67,22 @@ AUTO_MAP = {
 }
 
 
+# Names are matched from their beginning: those of the whole model, then those of the model without its head.
+WHOLE = ["model.vision_tower", "model.multi_modal_projector", "lm_head", "vision_tower", "multi_modal_projector"]
+
+
+def keep_whole(quantization_config: dict | QuantizationConfigMixin) -> QuantizationConfigMixin:
+    """A copy whose list of modules that are not quantised holds `WHOLE` too; methods name that list differently."""
+    if isinstance(quantization_config, dict):
+        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
+    quantization_config = copy.deepcopy(quantization_config)
+    for name in ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules"):
+        if hasattr(quantization_config, name):
+            given = getattr(quantization_config, name) or []
+            setattr(quantization_config, name, list(dict.fromkeys([*WHOLE, *given])))
+    return quantization_config
+
+
 class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
     config: OmniFusionConfig
     base_model_prefix = "model"
@@ -91,6 +110,14 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         super().post_init()
         # Families name the blocks of all their models, and FSDP refuses a name that a model has not.
         self._no_split_modules &= {type(module).__name__ for module in self.modules()}
+
+    @classmethod
+    def from_pretrained(cls, *args, quantization_config=None, **kwargs) -> "OmniFusionPreTrainedModel":
+        """As usual; quantisation takes the LLM alone and leaves encoders, adapter and head whole, beside what the
+        caller's own list names."""
+        if quantization_config is not None:
+            kwargs["quantization_config"] = keep_whole(quantization_config)
+        return super().from_pretrained(*args, **kwargs)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         # A class adds its own name alone, but serving engines look for the headless AutoModel in any saved folder.

@@ -2,14 +2,21 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
+from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from transformers import CLIPVisionConfig, MistralConfig
+from transformers.integrations.deepspeed import (
+    is_deepspeed_zero3_enabled,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
 
 from omnifusion_hf import OmniFusionForConditionalGeneration
-from omnifusion_hf.training.devices import memory_per_device
+from omnifusion_hf.training.devices import memory_per_device, whole_weights
 from omnifusion_hf.training.stages import STAGES, apply_stage, stage_plan
 
 
@@ -50,3 +57,16 @@ def test_what_trains_costs_sixteen_bytes_a_parameter_and_what_autocast_and_ddp_a
     assert memory_per_device(plans["finetune"], 1) == 2 * frozen + (16 + 2) * trained
     assert memory_per_device(plans["finetune"], 8) == 2 * frozen + (16 + 2 + 4) * trained
     assert memory_per_device(plans["finetune"], 8, sharded=True) == (2 * frozen + 16 * trained) // 8
+
+
+def test_weights_are_loaded_whole_under_zero_3_which_is_then_as_before():
+    config = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
+    plugin = SimpleNamespace(set_deepspeed_weakref=lambda: set_hf_deepspeed_config(config))
+    plugin.set_deepspeed_weakref()
+    try:
+        assert is_deepspeed_zero3_enabled()
+        with whole_weights(SimpleNamespace(deepspeed_plugin=plugin)):
+            assert not is_deepspeed_zero3_enabled()
+        assert is_deepspeed_zero3_enabled()
+    finally:
+        unset_hf_deepspeed_config()

@@ -1,8 +1,12 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
 """Several GPUs: what each must hold, and what cannot be sharded is refused before a model is loaded."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from .stages import STAGES, PartPlan
 
@@ -36,3 +40,15 @@ def check_sharding(stage: str, args: TrainingArguments):
             f"stage {stage} keeps the special tokens' rows apart, which FSDP and DeepSpeed cannot save: use "
             "recipes/accelerate/ddp.yaml. It trains little, and the frozen weights are bfloat16."
         )
+
+
+@contextmanager
+def whole_weights(args: TrainingArguments) -> Iterator[None]:
+    """Within it, `from_pretrained` gives whole weights under ZeRO-3 too: a stage sets their dtypes and counts them.
+    (`zero3_init_flag: false` does not reach transformers.)"""
+    plugin = args.deepspeed_plugin
+    if plugin is not None:
+        unset_hf_deepspeed_config()
+    yield
+    if plugin is not None:
+        plugin.set_deepspeed_weakref()

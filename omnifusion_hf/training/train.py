@@ -24,7 +24,7 @@ from ..files import read_yaml, write_whole
 from ..processing_omnifusion import OmniFusionProcessor
 from .collator import PaddingCollator
 from .data import BadSamplePolicy, BadSamples, ConversationFormat
-from .devices import check_sharding, is_sharded, memory_per_device
+from .devices import check_sharding, is_sharded, memory_per_device, whole_weights
 from .encoding import ConversationEncoder, encode
 from .grouping import group_by_length
 from .lora import LoraSettings
@@ -157,9 +157,10 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     bad_samples = BadSamples(model_data.on_bad_sample)
     dataset = read_data(model_data, args, processor, bad_samples)
     samples = len(dataset) if isinstance(dataset, Sized) else None
-    model = AutoModelForImageTextToText.from_pretrained(
-        model_data.model_name_or_path, attn_implementation=model_data.attn_implementation
-    )
+    with whole_weights(args):
+        model = AutoModelForImageTextToText.from_pretrained(
+            model_data.model_name_or_path, attn_implementation=model_data.attn_implementation
+        )
     model.skip_logits = True
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     set_seed(args.seed)  # LoRA's factors start at random

@@ -21,6 +21,7 @@ adapter reads each layer as it is computed, so that no two need be in memory.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from types import MethodType
 from typing import Any, Literal
 
 import torch
@@ -83,7 +84,14 @@ def trim_encoder(encoder: PreTrainedModel, layer: int) -> PreTrainedModel:
         if getattr(encoder, name, None) is not None:
             setattr(encoder, name, nn.Identity())
     encoder.embeddings.mask_token = None  # masks patches while an encoder is pretrained
+    if encoder.config.model_type == "donut-swin":
+        encoder.get_input_embeddings = MethodType(_patch_projection, encoder)
     return encoder
+
+
+def _patch_projection(encoder: PreTrainedModel) -> nn.Module:
+    """Swin's patch embeddings give a tuple, on which `enable_input_require_grads` (LoRA with checkpointing) fails."""
+    return encoder.embeddings.patch_embeddings.projection
 
 
 def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:

@@ -1,5 +1,7 @@
 """The vision tower: features equal the full encoders' hidden states, unneeded layers are absent, dtypes and ranges."""
 
+import copy
+
 import pytest
 import tiny
 import torch
@@ -68,6 +70,22 @@ def test_all_layers_of_all_encoders_come_in_order_as_they_are_computed():
     for ours, theirs in zip(output.features, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     assert [feature is output.features[index] for feature, index in zip(output.last_features, (2, 5))] == [True, True]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_case_07_inputs_of_every_family_can_be_made_to_require_gradients(family):
+    """What transformers does for LoRA with activation checkpointing."""
+    model = tiny.model(tiny.config((family,)))
+    tower = copy.deepcopy(model.model.vision_tower)
+    hidden_states = []
+    for part in (model.model.vision_tower, tower):
+        part.encoders[0].embeddings.register_forward_hook(lambda _, __, output: hidden_states.append(output))
+    model.requires_grad_(False).enable_input_require_grads()
+    model.model.vision_tower.encoders[0].get_input_embeddings().requires_grad_(True)  # as if it trained
+    model.get_image_features(views())
+    tower.requires_grad_(False)(views())
+    found = [output[0] if isinstance(output, tuple) else output for output in hidden_states]
+    assert [output.requires_grad for output in found] == [True, False]  # control: a copy made before is another one
 
 
 @pytest.mark.parametrize("frozen", [True, False])

@@ -1,2 +1,5 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Two-stage training (paper section 2) on transformers' own Trainer: sources -> data -> encoding -> collator or packing -> train, and stages say what trains."""
+"""Training (paper section 2) on transformers' own Trainer.
+
+sources -> data -> encoding -> collator or packing -> train; stages says what trains.
+"""

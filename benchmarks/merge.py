@@ -48,7 +48,7 @@ def config(encoders: list, **fields) -> OmniFusionConfig:
 def literal(projector: SummationProjector, features: Iterator[torch.Tensor]) -> torch.Tensor:
     """The formula in its docstring, term by term."""
     hidden_states = list(features)
-    layers = [layer for merge in projector.merges for layer in merge.layers]
+    layers = [layer for merge in projector.merges for layer in merge.maps]
     coefficients = [coefficient for merge in projector.merges for coefficient in merge.coefficients]
     projected = [
         nn.functional.layer_norm(states, states.shape[-1:], layer.gain, layer.shift) @ layer.weight.T  # (views, P, D)
@@ -120,7 +120,7 @@ def merge_figures(views: int, repeats: int, device: str) -> dict[str, tuple[floa
     torch.manual_seed(0)
     projector = SummationProjector(config(encoders, projector_type="summation")).to(device)
     for merge in projector.merges:
-        for parameter in (merge.coefficients, *(layer.shift for layer in merge.layers)):
+        for parameter in (merge.coefficients, *(layer.shift for layer in merge.maps)):
             nn.init.normal_(parameter)
     for parameter in projector.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -141,7 +141,7 @@ class NormLinear(nn.Module):
     def init_parameters(self):
         init.ones_(self.gain)
         init.zeros_(self.shift)
-        init.normal_(self.weight, std=0.02)
+        init.kaiming_uniform_(self.weight, a=5**0.5)  # as nn.Linear starts
 
     def forward(
         self, features: torch.Tensor, scale: torch.Tensor, total: torch.Tensor, offset: torch.Tensor
@@ -172,7 +172,7 @@ class LayerMerge(nn.Module):
     def __init__(self, num_layers: int, width: int, output_width: int):
         super().__init__()
         self.coefficients = nn.Parameter(torch.empty(num_layers))
-        self.layers = nn.ModuleList(NormLinear(width, output_width) for _ in range(num_layers))
+        self.maps = nn.ModuleList(NormLinear(width, output_width) for _ in range(num_layers))
         self.output_width = output_width
         self.init_parameters()
 
@@ -182,11 +182,11 @@ class LayerMerge(nn.Module):
     def forward(self, features: Iterator[torch.Tensor]) -> torch.Tensor:
         """Takes this encoder's layers (views, P_e, d_e) off the iterator; gives (views, P_e, D)."""
         merged, offset = None, self.coefficients.new_zeros(self.output_width)  # (D)
-        for coefficient, layer in zip(self.coefficients, self.layers):
+        for coefficient, add_map in zip(self.coefficients, self.maps):
             states = next(features).to(offset.device)
             if merged is None:
                 merged = states.new_zeros(*states.shape[:-1], self.output_width)  # (views, P_e, D)
-            merged, offset = layer(states, coefficient, merged, offset)
+            merged, offset = add_map(states, coefficient, merged, offset)
         return merged + offset if torch.is_grad_enabled() else merged
 
 

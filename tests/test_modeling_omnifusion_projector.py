@@ -110,8 +110,8 @@ def test_the_concatenation_adapter_is_linear_maps_then_the_transformer_adapter_o
 
 
 def merged_literally(merge: nn.Module, layers: list[torch.Tensor]) -> torch.Tensor:
-    normed = [nn.functional.layer_norm(x, (32,), layer.gain, layer.shift) for x, layer in zip(layers, merge.layers)]
-    return sum(c * (x @ layer.weight.T) for c, x, layer in zip(merge.coefficients, normed, merge.layers))
+    normed = [nn.functional.layer_norm(x, (32,), layer.gain, layer.shift) for x, layer in zip(layers, merge.maps)]
+    return sum(c * (x @ layer.weight.T) for c, x, layer in zip(merge.coefficients, normed, merge.maps))
 
 
 @torch.no_grad()

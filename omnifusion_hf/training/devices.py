@@ -30,6 +30,11 @@ def memory_per_device(plans: list[PartPlan], devices: int = 1, sharded: bool = F
     return state + gradients // 2 + (gradients if devices > 1 else 0)
 
 
+def global_batch(args: TrainingArguments) -> int:
+    """Samples of one optimiser step, over all devices."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
 def check_sharding(stage: str, args: TrainingArguments):
     """Raises `ValueError` where FSDP or DeepSpeed would shard special-token rows, a part of the embedding table.
 

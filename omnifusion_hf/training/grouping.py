@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ..processing_omnifusion import OmniFusionProcessor
+from .devices import global_batch
 from .encoding import EncodedDataset
 from .vision_cache import CachedDataset
 
@@ -56,8 +57,7 @@ def group_by_length(dataset: Dataset, processor: OmniFusionProcessor, args: Trai
         )
     args.train_sampling_strategy = "sequential"
     seed = args.seed if args.data_seed is None else args.data_seed
-    step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return LengthGroupedDataset(dataset, lengths_of(dataset, processor), step, seed)
+    return LengthGroupedDataset(dataset, lengths_of(dataset, processor), global_batch(args), seed)
 
 
 def lengths_of(dataset: EncodedDataset | CachedDataset, processor: OmniFusionProcessor) -> list[int]:

@@ -24,7 +24,7 @@ from ..files import read_yaml, write_whole
 from ..processing_omnifusion import OmniFusionProcessor
 from .collator import PaddingCollator
 from .data import BadSamplePolicy, BadSamples, ConversationFormat
-from .devices import check_sharding, is_sharded, memory_per_device, whole_weights
+from .devices import check_sharding, global_batch, is_sharded, memory_per_device, whole_weights
 from .encoding import ConversationEncoder, encode
 from .grouping import group_by_length
 from .lora import LoraSettings
@@ -126,7 +126,7 @@ def accumulation(given: dict, processes: int) -> dict[str, int]:
 
 def describe_batch(model_data: ModelDataArguments, args: TrainingArguments) -> str:
     """The global batch and its factors. Raises `ValueError` where it is not the one that the recipe asks for."""
-    total = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    total = global_batch(args)
     if model_data.global_batch_size not in (None, total):
         raise ValueError(
             f"global_batch_size is {model_data.global_batch_size}, but this one process drives {args.n_gpu} devices "
@@ -244,7 +244,7 @@ def settings_of(model_data: ModelDataArguments, args: TrainingArguments) -> dict
         "lora_alpha": model_data.lora_alpha if has_lora else None,
         "lr_scheduler": getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type),
         "weight_decay": args.weight_decay,
-        "global_batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "global_batch": global_batch(args),
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         "max_length": model_data.max_length,
         "packing": model_data.packing,

@@ -37,7 +37,12 @@ setup(
         "lora": ["peft>=0.21"],
         "plot": ["matplotlib"],  # the loss of a training run
         "lab": ["scikit-learn", "matplotlib", "torch>=2.9"],  # torch.optim.Muon
-        "quantization": ["bitsandbytes>=0.46"],
+        "quantization": ["bitsandbytes>=0.46", "torchao"],
+        "trl": ["trl>=1.16", "peft>=0.21", "datasets>=4"],
+        "eval": ["lmms-eval>=0.7.3", "matplotlib"],
+        "serve": ["transformers[serving]"],
+        "demo": ["gradio>=6"],
+        "docs": ["mkdocs-material", "mkdocstrings[python]"],
         "test": [
             "bitsandbytes>=0.46",
             "pytest",
@@ -50,6 +55,14 @@ setup(
             "peft>=0.21",
             "datasets>=4",
             "open_clip_torch",
+            "torchao",
+            "trl>=1.16",
+            "lmms-eval>=0.7.3",
+            "transformers[serving]",
+            "gradio>=6",
+            "playwright",  # drives the machine's own Chromium; tests of the page are skipped where there is none
+            "mkdocs-material",
+            "mkdocstrings[python]",
         ],
     },
     entry_points={"console_scripts": ["omnifusion=omnifusion_hf.cli:main"]},

@@ -123,6 +123,7 @@ def open_image(source: str | bytes | os.PathLike, max_pixels: int) -> Image.Imag
     except OSError as error:
         raise ValueError(f"Not a picture file that Pillow can read: {name}; convert it to PNG or JPEG.") from error
     check_pixels(image, max_pixels)
+    image.filename = name  # what a file that turns out to be cut short is called
     return image
 
 
@@ -146,8 +147,12 @@ def _read(source: str) -> bytes:
 def viewer_rgb(image: Image.Image) -> Image.Image:
     """RGB as a viewer shows the file: EXIF orientation applied, transparency on white, 16-bit scaled to 8.
 
-    Raises `ValueError` for modes without a defined brightness range (32-bit integer or float).
+    Raises `ValueError` for modes without a defined brightness range (32-bit integer or float) and for broken files.
     """
+    try:
+        image.load()
+    except OSError as error:
+        raise ValueError(f"{getattr(image, 'filename', None) or 'A picture'} is broken: {error}.") from error
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image)

@@ -162,6 +162,11 @@ def clip_region(size: tuple[int, int], box: Box) -> Box:
         raise ValueError(
             f"{list(box)} is empty or reversed; boxes are [left, top, right, bottom] with left < right, top < bottom."
         )
+    if 0 <= min(box) and max(box) <= 1 and max(size) > 1:
+        raise ValueError(
+            f"{list(box)} lies within one pixel, as fractions of a picture would; give pixels: left and right times "
+            f"{width}, top and bottom times {height}."
+        )
     if left >= width or top >= height or right <= 0 or bottom <= 0:
         raise ValueError(
             f"{list(box)} lies outside the picture of {width} x {height} pixels (width x height); boxes are in pixels "

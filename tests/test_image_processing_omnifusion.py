@@ -207,6 +207,17 @@ def declared_png(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
+def test_case_14_a_file_that_was_cut_short_is_named(tmp_path):
+    whole, short = tmp_path / "whole.png", tmp_path / "short.png"
+    Image.effect_noise((64, 64), 50).save(whole)
+    short.write_bytes(whole.read_bytes()[:1500])
+    processor = OmniFusionImageProcessor()
+    assert processor(str(whole), return_tensors="pt").pixel_values.shape == (1, 3, 336, 336)
+    for cut in (str(short), Image.open(short)):
+        with pytest.raises(ValueError, match=r"short\.png is broken: .*truncated"):
+            processor(cut, return_tensors="pt")
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [13_000, 20_000])
 def test_case_15_decompression_bombs_are_refused_from_the_header(side, tmp_path, monkeypatch):

@@ -156,6 +156,7 @@ def test_regions_are_sorted_by_score_or_else_in_reading_order_and_capped():
         ([10, 30, 20, 20], "empty or reversed"),
         ([200, 0, 210, 10], "outside the picture of 100 x 50"),
         ([0, -20, 10, 0], "outside the picture"),
+        ([0.1, 0.2, 0.5, 1.0], "left and right times 100, top and bottom times 50"),
         ([0, 0, float("nan"), 10], "not finite"),
         ([0, 0, float("inf"), 10], "not finite"),
         ([0, 0, 10], "is no box"),

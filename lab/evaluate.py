@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from omnifusion_hf.evaluation.metrics import normalised_edit_distance
 from omnifusion_hf.files import write_whole
 
 from .canvas import Picture, sample_rng
@@ -71,21 +72,6 @@ def balanced(rng, turns: list[Turn]) -> list[Turn]:
     """One turn for each different answer, so that the rare larger counts are asked as often as 0 and 1."""
     rng.shuffle(turns)
     return list({t.answer: t for t in turns}.values())
-
-
-def edit_distance(a: str, b: str) -> int:
-    """Levenshtein: insertions, deletions and substitutions of characters."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        previous, row = row, [i]
-        for j, y in enumerate(b, 1):
-            row.append(min(previous[j] + 1, row[-1] + 1, previous[j - 1] + (x != y)))
-    return row[-1]
-
-
-def normalised_edit_distance(prediction: str, truth: str) -> float:
-    """0 for the same string, 1 for nothing in common; both empty counts as the same."""
-    return edit_distance(prediction, truth) / max(len(prediction), len(truth), 1)
 
 
 def scores(predictions: list[str], truths: list[str]) -> dict[str, float]:

@@ -5,11 +5,6 @@ import pytest
 from lab import evaluate
 
 
-@pytest.mark.parametrize("a, b, distance", [("", "", 0), ("abc", "abc", 0), ("abc", "", 3), ("kitten", "sitting", 3)])
-def test_edit_distance(a, b, distance):
-    assert evaluate.edit_distance(a, b) == evaluate.edit_distance(b, a) == distance
-
-
 def test_scores():
     result = evaluate.scores(["red", "x^{2}", "12"], ["red", "x^{3}", "34"])
     assert result["accuracy"] == pytest.approx(1 / 3)

@@ -1,7 +1,10 @@
 """Fixtures that several test files share: a lively tiny model, folders of tiny parts and of a whole model."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
+import pages
 import pytest
 import tiny
 import torch
@@ -65,3 +68,9 @@ def parts(tmp_path_factory) -> Path:
     save_llm(folder / "llm_bos_tied", add_bos=True, tie_word_embeddings=True)
     save_llm(folder / "llm_bf16", dtype=torch.bfloat16)
     return folder
+
+
+@pytest.fixture(scope="session")
+def ran_page(tmp_path_factory) -> Callable[[Path], pages.Run]:
+    """Runs the code of a documentation page, once however many tests look at what it left."""
+    return cache(lambda page: pages.run_page(page, tmp_path_factory.mktemp(page.stem)))

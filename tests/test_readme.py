@@ -1,37 +1,33 @@
-"""The README's code runs as written."""
+"""What the README's code does (that it runs is tested with all pages, in test_docs.py)."""
 
-import re
 import shlex
-from pathlib import Path
 
 import conversations
+import pages
+from pages import ROOT
 from PIL import Image
 
 from omnifusion_hf.cli import main
 
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-SHELL = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+README = ROOT / "README.md"
+BLOCKS = pages.blocks(README.read_text(encoding="utf-8"))
 
 
-def test_fifteen_lines_answer_about_the_bundled_picture(monkeypatch, capsys):
-    code = BLOCKS[0]
+def test_fifteen_lines_answer_about_the_bundled_picture(ran_page, tmp_path, monkeypatch):
+    (code,) = [block.code for block in BLOCKS if block.language == "python"]
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
-    monkeypatch.chdir(ROOT)
-    exec(compile(code, "README.md", "exec"), {})
-    seen = capsys.readouterr().out.strip()
-    assert seen
+    (seen,) = ran_page(README).printed
+    assert seen.strip()
     original = Image.open
     monkeypatch.setattr(Image, "open", lambda source: Image.new("RGB", original(source).size, "white"))
-    exec(compile(code, "README.md", "exec"), {})
-    assert capsys.readouterr().out.strip() != seen  # control: the answer depends on the picture
+    (blank,) = pages.run_page(README, tmp_path).printed
+    assert blank != seen  # control: the answer depends on the picture
 
 
 def test_a_model_of_ones_own_is_built_and_trained(parts, tmp_path, monkeypatch):
     """The commands as written, with tiny parts and four samples in the place of what they name."""
-    (block,) = [block for block in SHELL if "omnifusion build" in block]
+    (block,) = [block.code for block in BLOCKS if "omnifusion build" in block.code]
     for published, ours in (("clip-vit-l-336", "clip"), ("dinov2-l", "dinov2"), ("mistral-7b", "llm")):
         assert published in block
         block = block.replace(published, str(parts / ours))

@@ -1,7 +1,8 @@
-"""Runs the pages' own code: blocks of Markdown, in order, in a folder that looks like a clone and takes what they write.
+"""Runs the pages' own code: blocks of Markdown, in order, in a folder that looks like a clone and takes what they make.
 
 A `python` block is run in the names that earlier blocks of its page left. In an `sh` or `bash` block every command is
-`omnifusion …` or `python …`. A block that cannot be run says why in the line before its fence: `<!-- not run: REASON -->`.
+`omnifusion …` or `python …`. A block that cannot be run says why, in the line before its fence:
+`<!-- not run: REASON -->`.
 """
 
 import contextlib
@@ -90,7 +91,9 @@ def run_commands(block: Block, page: Path):
             clean = os.environ | {"OMP_NUM_THREADS": "1"}
             done = subprocess.run([sys.executable, *words[1:]], env=clean, check=False).returncode
         else:
-            raise ValueError(f"{page.name}, line {block.line}: cannot run `{line}`; mark the block as not run, and why.")
+            raise ValueError(
+                f"{page.name}, line {block.line}: cannot run `{line}`; mark its block `not run`, and why."
+            )
         assert done == 0, f"{page.name}, line {block.line}: `{line}` ended with {done}"
 
 

@@ -1,4 +1,4 @@
-"""Every block of code in the documentation runs as written; see pages.py for what is run and how a block is left out."""
+"""Every block of code in the documentation runs as written; pages.py says what is run and how a block is left out."""
 
 import numpy as np
 import pages

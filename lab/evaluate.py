@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from omnifusion_hf.ask import complete, prompts
 from omnifusion_hf.evaluation.metrics import normalised_edit_distance
 from omnifusion_hf.files import write_whole
 
@@ -82,22 +83,19 @@ def scores(predictions: list[str], truths: list[str]) -> dict[str, float]:
     }
 
 
-@torch.inference_mode()
 def answers(model, processor, pictures: list[Picture], questions: list[str], batch_size: int = 50) -> list[str]:
     """Greedy answers of the saved model through its own processor and generate(); `facts["regions"]` become views."""
     said = []
     for start in range(0, len(questions), batch_size):
-        part = slice(start, start + batch_size)
-        messages = [
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": q}]}] for q in questions[part]
-        ]
-        prompts = [processor.apply_chat_template(m, add_generation_prompt=True) for m in messages]
-        images = [[Image.fromarray(p.image)] for p in pictures[part]]
-        regions = [[p.facts.get("regions", [])] for p in pictures[part]]
-        inputs = processor(images=images, text=prompts, regions=regions, padding=True, return_tensors="pt")
-        output = model.generate(**inputs, do_sample=False, max_new_tokens=64)
-        said += processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        asked = list(zip(pictures, questions))[start : start + batch_size]
+        messages = [[{"role": "user", "content": _content(picture, question)}] for picture, question in asked]
+        regions = [[picture.facts.get("regions", [])] for picture, _ in asked]
+        said += complete(model, prompts(processor, messages, regions), processor, max_new_tokens=64)
     return said
+
+
+def _content(picture: Picture, question: str) -> list[dict]:
+    return [{"type": "image", "image": Image.fromarray(picture.image)}, {"type": "text", "text": question}]
 
 
 def evaluate(

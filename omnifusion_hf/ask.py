@@ -21,15 +21,30 @@ def load(folder_or_hub_id: str, device: str | None = None):
     return model.eval(), AutoProcessor.from_pretrained(folder_or_hub_id)
 
 
+def prompts(processor, conversations: list[list[dict]], regions: list[list] | None = None):
+    """Model inputs for a batch of chats that end with a question; `regions`: a list per chat, of boxes per picture."""
+    return processor.apply_chat_template(
+        conversations,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True} | ({"regions": regions} if regions else {}),
+    )
+
+
+def complete(model, inputs, processor, max_new_tokens: int = 128) -> list[str]:
+    """The model's greedy answer to each prompt of a batch."""
+    ids = model.generate(**inputs.to(model.device), max_new_tokens=max_new_tokens, do_sample=False)
+    texts = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
 def answer(model, processor, pictures: list, question: str, max_new_tokens: int = 128) -> str:
     """The model's greedy answer to one question about 0, 1 or many pictures (paths, URLs or PIL images)."""
     content = [{"type": "image", "image": str(p) if isinstance(p, Path) else p} for p in pictures]
     message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
-    inputs = processor.apply_chat_template(
-        [message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    ).to(model.device)
-    ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    return complete(model, prompts(processor, [[message]]), processor, max_new_tokens)[0]
 
 
 def answer_examples(model, processor) -> list[dict]:

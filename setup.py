@@ -65,5 +65,8 @@ setup(
             "mkdocstrings[python]",
         ],
     },
-    entry_points={"console_scripts": ["omnifusion=omnifusion_hf.cli:main"]},
+    entry_points={
+        "console_scripts": ["omnifusion=omnifusion_hf.cli:main"],
+        "vllm.general_plugins": ["omnifusion=omnifusion_hf.serving.vllm_plugin:register"],
+    },
 )

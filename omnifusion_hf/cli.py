@@ -91,6 +91,13 @@ def push(options: argparse.Namespace):
     print(push(options.folder, options.repo_id, options.private))
 
 
+def report(options: argparse.Namespace):
+    """Puts results beside the paper's tables."""
+    from .evaluation.report import report
+
+    print(f"wrote {report(options)}")
+
+
 def box(text: str) -> list[float]:
     """A box of the command line, such as 10,20,300,400."""
     return [float(number) for number in text.split(",")]
@@ -124,6 +131,15 @@ def add_views(commands):
     command.add_argument("--tokens", type=count, metavar="P", help="visual tokens per view")
     command.add_argument("--context-length", type=count, metavar="N", help="tokens that the LLM has room for")
     command.set_defaults(run=views)
+
+
+def add_report(commands):
+    command = commands.add_parser("report", help="put results of lmms-eval beside the paper's tables")
+    command.add_argument(
+        "results", nargs="*", metavar="RESULTS", help="what lmms-eval wrote: folders or *_results.json; NAME=PATH"
+    )
+    command.add_argument("-o", "--output", required=True, metavar="DIR")
+    command.set_defaults(run=report)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -177,6 +193,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--language", nargs="*", default=["en"])
     command.add_argument("--results", help="result file of lmms-eval")
     command.set_defaults(run=card)
+
+    add_report(commands)
 
     command = commands.add_parser("push", help="check a folder and upload it to the Hub")
     command.add_argument("folder")

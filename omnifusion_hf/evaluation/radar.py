@@ -1,0 +1,51 @@
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""The radar plot of benchmarks, after the paper's Figure 1: one line a model, rows of the paper beside."""
+
+import math
+import os
+from pathlib import Path
+
+from .paper_tables import BENCHMARKS, RADAR_COLUMNS, RADAR_ROWS
+
+
+def radar_columns(models: dict[str, dict[str, float]]) -> list[str]:
+    """The axes: the paper's, then every other one in percent that some model has."""
+    measured = {column for values in models.values() for column in values}
+    more = [b.column for b in BENCHMARKS if b.higher_is_better and b.column in measured]
+    return [*RADAR_COLUMNS, *(column for column in more if column not in RADAR_COLUMNS)]
+
+
+def draw_radar(path: Path, models: dict[str, dict[str, float]]):
+    """Draws percent by column for each model; a line has a gap where nothing was measured.
+
+    Raises `ValueError` where matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("the plots need matplotlib: pip install 'omnifusion_hf[eval]'.") from None
+    columns = radar_columns(models)
+    angles = [2 * math.pi * index / len(columns) for index in range(len(columns))]
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    axes = figure.add_subplot(projection="polar")
+    axes.set_theta_offset(math.pi / 2)
+    axes.set_theta_direction(-1)
+    axes.set_ylim(0, 100)
+    axes.set_rlabel_position(180 / len(columns))  # between two axes
+    axes.set_xticks(angles, columns)
+    axes.tick_params(axis="x", pad=16)
+    for name, values in RADAR_ROWS.items():
+        _line(axes, angles, [values.get(column) for column in columns], label=name, linestyle="--", linewidth=1)
+    for name, values in models.items():
+        line = [values.get(column) for column in columns]
+        label = f"{name} ({sum(value is not None for value in line)} of {len(columns)} measured)"
+        _line(axes, angles, line, label=label, marker="o", linewidth=2)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    part = path.with_name(path.name + ".incomplete")
+    figure.savefig(part, format="png", dpi=120)
+    os.replace(part, path)
+
+
+def _line(axes, angles: list[float], values: list[float | None], **style):
+    numbers = [math.nan if value is None else value for value in values]
+    axes.plot([*angles, angles[0]], [*numbers, numbers[0]], **style)

@@ -12,12 +12,15 @@ TINY = Path(__file__).parent / "tiny"
 EXAMPLES = TINY / "pictures" / "questions.json"
 
 
-def load(folder_or_hub_id: str, device: str | None = None):
-    """(model, processor) for answering: on a GPU in the checkpoint's dtype, else on the CPU in float32."""
+def load(folder_or_hub_id: str, device: str | None = None, **options):
+    """(model, processor) for answering: on a GPU in the checkpoint's dtype, else on the CPU in float32.
+
+    `options` go to the model's `from_pretrained`, such as `dtype` or `attn_implementation`.
+    """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = "auto" if device != "cpu" else torch.float32
+    options = {"dtype": "auto" if device != "cpu" else torch.float32} | options
     logging.disable_progress_bar()
-    model = AutoModelForImageTextToText.from_pretrained(folder_or_hub_id, dtype=dtype, device_map=device)
+    model = AutoModelForImageTextToText.from_pretrained(folder_or_hub_id, device_map=device, **options)
     return model.eval(), AutoProcessor.from_pretrained(folder_or_hub_id)
 
 
@@ -33,9 +36,10 @@ def prompts(processor, conversations: list[list[dict]], regions: list[list] | No
     )
 
 
-def complete(model, inputs, processor, max_new_tokens: int = 128) -> list[str]:
-    """The model's greedy answer to each prompt of a batch."""
-    ids = model.generate(**inputs.to(model.device), max_new_tokens=max_new_tokens, do_sample=False)
+def complete(model, inputs, processor, max_new_tokens: int = 128, **options) -> list[str]:
+    """The model's answer to each prompt of a batch: greedy, if `options` of `generate` do not say otherwise."""
+    options = {"do_sample": False, "max_new_tokens": max_new_tokens} | options
+    ids = model.generate(**inputs.to(model.device), **options)
     texts = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts]
 

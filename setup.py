@@ -18,7 +18,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["omnifusion_hf", "omnifusion_hf.*"]),
-    package_data={"omnifusion_hf": ["tiny/*", "tiny/*/*", "model_card.md"]},
+    package_data={"omnifusion_hf": ["tiny/*", "tiny/*/*", "model_card.md", "evaluation/tasks/*"]},
     install_requires=[
         "transformers>=5.23",
         "torch>=2.6",
@@ -67,6 +67,7 @@ setup(
     },
     entry_points={
         "console_scripts": ["omnifusion=omnifusion_hf.cli:main"],
+        "lmms_eval.models": ["omnifusion=omnifusion_hf.evaluation.lmms_plugin:manifest"],
         "vllm.general_plugins": ["omnifusion=omnifusion_hf.serving.vllm_plugin:register"],
     },
 )

@@ -176,6 +176,11 @@ def picture_path(folder: str | Path, task: str, doc_id, index: int) -> Path:
     return Path(folder) / task / f"{doc_id}-{index}.png"
 
 
+def run_path(folder: str | Path, task: str) -> Path:
+    """Where the plug-in keeps what the scores of a task rest on."""
+    return Path(folder) / task / "run.json"
+
+
 def pictures_of(doc_id, task: str, folder: str | None) -> list[str]:
     """The logged pictures of a document, in their order."""
     if folder is None:

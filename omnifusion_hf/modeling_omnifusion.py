@@ -36,7 +36,7 @@ from .configuration_omnifusion import OmniFusionConfig
 from .generation_omnifusion import OmniFusionGenerationMixin
 from .head_omnifusion import loss_of_answers, predict
 from .modeling_omnifusion_projector import PROJECTORS
-from .modeling_omnifusion_vision import OmniFusionVisionModel, side_by_side
+from .modeling_omnifusion_vision import OmniFusionVisionModel, OmniFusionVisionOutput, side_by_side
 from .views_omnifusion import views_per_image
 
 
@@ -161,6 +161,26 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
+    def encode_views(
+        self, pixel_values: torch.Tensor, image_view_index: torch.LongTensor | None = None, **kwargs
+    ) -> OmniFusionVisionOutput:
+        """What the encoders give, with the visual tokens (ΣV, P, D) as its `features`. Which view belongs to which
+        picture does not matter for them: splitting needs the values of `image_view_index`, which a compiled graph has
+        not."""
+        if image_view_index is not None and len(image_view_index) != len(pixel_values):
+            raise ValueError(
+                f"image_view_index has {len(image_view_index)} entries for {len(pixel_values)} views in pixel_values; "
+                "pass both as OmniFusionProcessor made them."
+            )
+        # Quantised weights are integers; biases and norms keep the dtype that the adapter computes in.
+        dtype = next(p.dtype for p in self.multi_modal_projector.parameters() if p.is_floating_point())
+        return self.vision_tower(
+            pixel_values,
+            read=lambda features: self.multi_modal_projector(feature.to(dtype) for feature in features),
+            return_dict=True,
+            **kwargs,
+        )
+
     @can_return_tuple
     def get_image_features(  # trf-ignore: TRF057
         self,
@@ -177,36 +197,21 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         Returns: `last_hidden_state` (ΣV, max P_e, Σd), the encoders' last features side by side, and `pooler_output`,
         the adapter's output, one (V·P, D) per picture.
         """
-        if image_view_index is not None and len(image_view_index) != len(pixel_values):
-            raise ValueError(
-                f"image_view_index has {len(image_view_index)} entries for {len(pixel_values)} views in pixel_values; "
-                "pass both as OmniFusionProcessor made them."
-            )
-        # Quantised weights are integers; biases and norms keep the dtype that the adapter computes in.
-        dtype = next(p.dtype for p in self.multi_modal_projector.parameters() if p.is_floating_point())
-        outputs = self.vision_tower(
-            pixel_values,
-            read=lambda features: self.multi_modal_projector(feature.to(dtype) for feature in features),
-            return_dict=True,
-            **kwargs,
-        )
+        outputs = self.encode_views(pixel_values, image_view_index, **kwargs)
         tokens = outputs.features  # (ΣV, P, D)
         num_views = [1] * len(tokens) if image_view_index is None else views_per_image(image_view_index.cpu())
-        per_image = [views.flatten(0, 1) for views in tokens.split(num_views)]  # (V·P, D) each
         return BaseModelOutputWithPooling(
             last_hidden_state=side_by_side(outputs.last_features),
-            pooler_output=per_image,
+            pooler_output=[views.flatten(0, 1) for views in tokens.split(num_views)],  # (V·P, D) each
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
 
-    def _features_of_no_picture(self, device: torch.device) -> BaseModelOutputWithPooling:
-        """Features of a blank view, and none of its tokens. Ranks wait for one another's weights and gradients, so
+    def _tokens_of_no_picture(self, device: torch.device) -> torch.Tensor:
+        """None of the tokens of a blank view, (0, P, D). Ranks wait for one another's weights and gradients, so
         encoders and adapter take part on a rank whose batch has no picture as well; its gradients there are zero."""
         size = self.config.vision_config.image_size
-        outputs = self.get_image_features(torch.zeros(1, 3, size, size, device=device), return_dict=True)
-        outputs.pooler_output = [tokens[:0] for tokens in outputs.pooler_output]  # (0, D)
-        return outputs
+        return self.encode_views(torch.zeros(1, 3, size, size, device=device)).features[:0]
 
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
@@ -248,16 +253,15 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)  # (B, L, D)
 
-        image_outputs = (mm_encoder_outputs or {}).get("image")
+        image_features = None  # (ΣV·P, D)
         if pixel_values is not None:
-            image_outputs = self.get_image_features(pixel_values, image_view_index, return_dict=True)
-        elif image_outputs is None and self.training and trains_on_many_ranks():
-            image_outputs = self._features_of_no_picture(inputs_embeds.device)
-        image_features = None
-        if image_outputs is not None:
-            image_features = torch.cat(image_outputs.pooler_output).to(
-                inputs_embeds.device, inputs_embeds.dtype
-            )  # (ΣV·P, D)
+            image_features = self.encode_views(pixel_values, image_view_index).features.flatten(0, 1)
+        elif mm_encoder_outputs:
+            image_features = torch.cat(mm_encoder_outputs["image"].pooler_output)
+        elif self.training and trains_on_many_ranks():
+            image_features = self._tokens_of_no_picture(inputs_embeds.device).flatten(0, 1)
+        if image_features is not None:
+            image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
 

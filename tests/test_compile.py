@@ -1,0 +1,131 @@
+"""torch.compile: one graph from pixels to logits on a model never called before, few recompiles, the same answers."""
+
+import pytest
+import tiny
+import torch
+from torch import _dynamo as dynamo
+from torch._dynamo.testing import CompileCounterWithBackend
+from transformers import CompileConfig
+
+
+# What an adapter reads: the last features of one encoder, all layers of two, sequences of encoders of two sizes.
+MIXES = {
+    "one encoder": {},
+    "two encoders, all layers": {
+        "encoders": ("clip", "dinov2"),
+        "projector_type": "summation",
+        "vision_feature_layer": "all",
+    },
+    "two sizes": {"encoders": ("clip", "swin"), "projector_type": "concatenation", "image_sizes": [32, 64]},
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    dynamo.reset()
+    yield
+    dynamo.reset()
+
+
+def cold_model(**mix):
+    """A model that was never called: a call installs hooks and fills caches that would hide a graph break."""
+    text = tiny.text_config(initializer_range=0.2)
+    text.num_hidden_layers = 1  # compiling takes its time
+    return tiny.model(tiny.config(text=text, **mix))
+
+
+def inputs_of(model, num_pictures: int, view_strategy: str = "grid"):
+    processor = tiny.processor(model.config, view_strategy=view_strategy)
+    pictures = [tiny.picture(seed, (40 + 30 * seed, 60)) for seed in range(num_pictures)]
+    return tiny.prompt(processor, [tiny.user(*pictures, "What?")])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mix", MIXES)
+def test_case_19_a_cold_model_is_one_graph_with_the_same_logits(mix):
+    model = cold_model(**MIXES[mix])
+    inputs = inputs_of(model, 2)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")(**inputs).logits
+    torch.testing.assert_close(compiled, model(**inputs).logits)
+    assert not torch.allclose(compiled[:, -1], model(**inputs_of(model, 1)).logits[:, -1], atol=1e-3)
+
+
+@torch.no_grad()
+def test_case_19_control_what_depends_on_values_is_no_graph():
+    """The split into pictures is outside the compiled part: `fullgraph` would notice it inside."""
+    model = cold_model()
+    inputs = inputs_of(model, 2)
+    features = torch.compile(model.get_image_features, fullgraph=True, backend="eager")
+    with pytest.raises((dynamo.exc.TorchDynamoException, RuntimeError)):
+        features(inputs.pixel_values, inputs.image_view_index)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "view_strategy, dynamic, frames",
+    [("whole", None, 2), ("grid", None, 2), ("whole", False, 4)],
+    ids=["one view", "several views", "control: static shapes"],
+)
+def test_case_19_one_to_four_pictures_compile_twice_at_most(view_strategy, dynamic, frames):
+    model, counter = cold_model(), CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter, dynamic=dynamic)
+    for num_pictures in (1, 2, 3, 4):
+        inputs = inputs_of(model, num_pictures, view_strategy)
+        torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
+    assert counter.frame_count == frames
+
+
+@torch.no_grad()
+def test_case_19_a_compiled_model_still_refuses_a_wrong_number_of_features():
+    model = cold_model()
+    inputs = inputs_of(model, 2)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert compiled(**inputs).logits.isfinite().all()
+    inputs["pixel_values"], inputs["image_view_index"] = inputs.pixel_values[:-1], inputs.image_view_index[:-1]
+    with pytest.raises(RuntimeError, match="assertion failed"):
+        compiled(**inputs)
+
+
+def test_case_19_training_compiles_with_the_same_gradients():
+    model = cold_model().train()
+    inputs = inputs_of(model, 2)
+    inputs["labels"] = inputs.input_ids.where(inputs.input_ids < 400, -100)
+    gradients = []
+    for step in (torch.compile(model, fullgraph=True, backend="aot_eager"), model):
+        model.zero_grad()
+        step(**inputs).loss.backward()
+        gradients.append(model.model.multi_modal_projector.linear_1.weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].abs().max() > 0
+
+
+@torch.no_grad()
+def test_case_19_the_default_backend_gives_the_same_logits():
+    model = cold_model(vision_feature_layer=1)
+    inputs = inputs_of(model, 1)
+    compiled = torch.compile(model, fullgraph=True)(**inputs).logits
+    torch.testing.assert_close(compiled, model(**inputs).logits, rtol=1e-4, atol=1e-4)
+
+
+def answer(model, inputs, **options) -> list[int]:
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False} | options
+    return model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def test_case_19_static_cache_gives_the_tokens_of_the_dynamic_one_compiled_or_not():
+    """transformers compiles the steps of a static cache by itself, but on accelerators only."""
+    model, graphs = cold_model(), []
+
+    def count(graph, example_inputs, **options):
+        graphs.append(graph)
+        return graph
+
+    everywhere = CompileConfig(fullgraph=True, backend=count)
+    everywhere._compile_all_devices = True
+    for num_pictures in (2, 1):
+        inputs = inputs_of(model, num_pictures)
+        compiled = answer(model, inputs, cache_implementation="static", compile_config=everywhere)
+        assert compiled == answer(model, inputs, cache_implementation="static", disable_compile=True)
+        assert compiled == answer(model, inputs) != answer(model, inputs_of(model, 3))
+    assert 0 < len(graphs) <= 2
+    assert compiled == answer(torch.compile(model, backend="eager"), inputs)

@@ -1,4 +1,4 @@
-"""Runs the pages' own code: blocks of Markdown, in order, in a folder that looks like a clone and takes what they make.
+"""Runs the pages' own code: blocks of Markdown, in a folder that looks like a clone and takes what they write.
 
 A `python` block is run in the names that earlier blocks of its page left. In an `sh` or `bash` block every command is
 `omnifusion …` or `python …`. A block that cannot be run says why, in the line before its fence:
@@ -15,11 +15,18 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from omnifusion_hf.cli import main
 
 
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^(?:(?P<mark><!-- not run[^\n]*)\n)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
+# TRL 1.16 and PEFT 0.21 use names that transformers has deprecated.
+OTHERS_DEPRECATIONS = [
+    pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
 MARK = re.compile(r"<!-- not run: \S.* -->")
 
 
@@ -77,6 +84,17 @@ def run_page(page: Path, folder: Path) -> Run:
     return run
 
 
+def changed(page: Path, folder: Path, *replacements: tuple[str, str]) -> Path:
+    """A copy of the page in `folder` with other settings; each piece of text that is replaced must be there once."""
+    text = page.read_text(encoding="utf-8")
+    for old, new in replacements:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    copy = folder / page.name
+    copy.write_text(text, encoding="utf-8")
+    return copy
+
+
 def run_python(block: Block, page: Path, names: dict):
     """Tracebacks name the page and its line."""
     exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), names)
@@ -91,9 +109,7 @@ def run_commands(block: Block, page: Path):
             clean = os.environ | {"OMP_NUM_THREADS": "1"}
             done = subprocess.run([sys.executable, *words[1:]], env=clean, check=False).returncode
         else:
-            raise ValueError(
-                f"{page.name}, line {block.line}: cannot run `{line}`; mark its block `not run`, and why."
-            )
+            raise ValueError(f"{page.name}, line {block.line}: cannot run `{line}`; mark it `not run`, and why.")
         assert done == 0, f"{page.name}, line {block.line}: `{line}` ended with {done}"
 
 

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 
+pytestmark = pages.OTHERS_DEPRECATIONS
 PAGES = [pages.ROOT / "README.md", *sorted((pages.ROOT / "docs").rglob("*.md"))]
 VIEWS = pages.ROOT / "docs/views"
 

@@ -1,0 +1,147 @@
+"""TRL's SFTTrainer, called by the scripts of docs/trl.md: what trains, on which labels, and that the folder loads."""
+
+import math
+import re
+
+import conversations
+import llms
+import pages
+import pytest
+import tiny
+import torch
+from conversations import NONE, ONE, TWO
+from torch import nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from omnifusion_hf import OmniFusionForConditionalGeneration, OmniFusionProcessor
+
+
+pytest.importorskip("trl", reason="pip install trl; training with TRL was not tested")
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling  # noqa: E402
+from trl.trainer.utils import add_fused_lm_head  # noqa: E402
+
+
+pytestmark = pages.OTHERS_DEPRECATIONS
+PAGE = pages.ROOT / "docs/trl.md"
+TINY = "omnifusion_hf/tiny"
+
+
+def load(folder=pages.ROOT / TINY) -> nn.Module:
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype="float32")
+
+
+def changed_tensors(trained: nn.Module, base: nn.Module) -> set[str]:
+    before, after = base.state_dict(), trained.state_dict()
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def losses(trainer) -> list[float]:
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+def logits(model: nn.Module, folder) -> torch.Tensor:
+    inputs = tiny.prompt(AutoProcessor.from_pretrained(folder), [tiny.user(tiny.picture(), "What is this?")])
+    with torch.no_grad():
+        return model.eval()(**inputs).logits
+
+
+def as_rows(samples: list[dict]) -> list[dict]:
+    """Our samples as TRL's: pictures in a column of their own, their places in the messages."""
+    rows = []
+    for sample in samples:
+        parts = [part for message in sample["messages"] for part in message["content"] if part["type"] == "image"]
+        messages = [
+            message | {"content": [{k: v for k, v in part.items() if k != "image"} for part in message["content"]]}
+            for message in sample["messages"]
+        ]
+        rows.append({"images": [part["image"] for part in parts], "messages": messages})
+    return rows
+
+
+TRAINED = {
+    "pretrain": r"multi_modal_projector|embed_tokens",
+    "finetune": r"multi_modal_projector|language_model|lm_head",
+}
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+def test_the_script_trains_exactly_what_the_stage_says(stage, ran_page, tmp_path):
+    if stage == "pretrain":
+        run = ran_page(PAGE)
+    else:
+        page = pages.changed(PAGE, tmp_path, ('apply_stage(model, "pretrain")', f'apply_stage(model, "{stage}")'))
+        run = pages.run_page(page, tmp_path)
+    seen = losses(run.names[0]["trainer"])
+    assert len(seen) == 3 and all(map(math.isfinite, seen)) and seen[-1] < seen[0]
+    tuned, base = load(run.folder / "tuned"), load()
+    assert changed_tensors(tuned, base) == {name for name in base.state_dict() if re.search(TRAINED[stage], name)}
+    table, before = (model.get_input_embeddings().weight for model in (tuned, base))
+    rows = set((table != before).any(-1).nonzero().flatten().tolist())
+    assert (rows <= set(base.config.special_token_ids)) == (stage == "pretrain")
+
+
+def test_the_saved_folder_has_the_logits_of_the_trained_model(ran_page):
+    run = ran_page(PAGE)
+    trained = logits(run.names[0]["trainer"].model, run.folder / "tuned")
+    assert torch.equal(logits(load(run.folder / "tuned"), run.folder / "tuned"), trained)
+    assert not torch.equal(logits(load(), run.folder / "tuned"), trained)  # control
+
+
+@pytest.mark.parametrize("samples", [[ONE, TWO, NONE], [NONE]])
+def test_batches_of_assistant_only_loss_are_those_of_our_own_training(processor, samples):
+    batch = DataCollatorForVisionLanguageModeling(processor, assistant_only_loss=True)(as_rows(samples))
+    ours = conversations.collate(processor, samples)
+    for name in ours:
+        assert torch.equal(batch[name], ours[name]), name
+    whole = DataCollatorForVisionLanguageModeling(processor)(as_rows(samples))
+    assert not torch.equal(whole["labels"], ours["labels"])  # control: the questions too
+
+
+def test_batches_of_prompt_and_completion_are_those_of_our_own_training(processor):
+    samples = [TWO, NONE]
+    rows = [
+        {"images": row["images"], "prompt": row["messages"][:1], "completion": row["messages"][1:]}
+        for row in as_rows(samples)
+    ]
+    batch = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)(rows)
+    ours = conversations.collate(processor, samples)
+    for name in ours:
+        assert torch.equal(batch[name], ours[name]), name
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", ["mistral", "cohere", "granite", "gemma2"])
+def test_the_loss_is_that_of_the_model_itself(family, tied, parts, tmp_path):
+    """TRL computes it from `model.base_model` and the head's weight, past the model's own forward."""
+    folders = [parts / "clip"], llms.save(tmp_path, family, tied)
+    model = OmniFusionForConditionalGeneration.from_vision_text_pretrained(*folders).eval()
+    batch = conversations.collate(OmniFusionProcessor.from_vision_text_pretrained(*folders), [ONE, TWO, NONE])
+    with torch.no_grad():
+        ours = model(**batch).loss
+        add_fused_lm_head(model)
+        theirs = -model(**batch, fused_lm_head=True).log_probs.sum() / (batch["labels"][:, 1:] != -100).sum()
+    torch.testing.assert_close(theirs, ours)
+    assert ours > 1  # control: there is a loss to compare
+
+
+def test_lora_trains_its_factors_the_adapter_and_the_special_rows_and_loads_to_the_bit(ran_page):
+    run = ran_page(PAGE)
+    trainer, tuned = run.names[1]["lora_trainer"], run.names[1]["tuned"]
+    assert len(losses(trainer)) == 3 and all(map(math.isfinite, losses(trainer)))
+    trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    wanted = ("lora_A", "lora_B", "multi_modal_projector.modules_to_save", "embed_tokens.token_adapter")
+    assert trained and all(any(piece in name for piece in wanted) for name in trained)
+    assert not any("vision_tower" in name or "lm_head" in name for name in trained)
+    assert all(any(piece in name for name in trained) for piece in wanted)
+    after = logits(trainer.model, run.folder / "tuned-lora")
+    assert torch.equal(logits(tuned, run.folder / "tuned-lora"), after)
+    assert not torch.equal(logits(load(), run.folder / "tuned-lora"), after)  # control
+
+
+@pytest.mark.parametrize("setting", ["packing=True", "padding_free=True", 'truncation_mode="keep_end"'])
+def test_what_the_page_calls_refused_is_refused(setting, tmp_path):
+    page = pages.changed(PAGE, tmp_path, ("    assistant_only_loss=True,\n", f"    {setting},\n"))
+    page.write_text(page.read_text().replace("max_length=None", "max_length=500"))
+    with pytest.raises(ValueError, match=setting.partition("=")[0].replace("_", ".").replace("packing", "[Pp]acking")):
+        pages.run_page(page, tmp_path)

@@ -79,7 +79,9 @@ def keep_whole(quantization_config: dict | QuantizationConfigMixin) -> Quantizat
     for name in ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules"):
         if hasattr(quantization_config, name):
             given = getattr(quantization_config, name) or []
-            setattr(quantization_config, name, list(dict.fromkeys([*WHOLE, *given])))
+            # torchao's names are those of parameters: `q_proj` alone would be missed without a word
+            weights = [f"{module}.weight" for module in given if not module.endswith("weight")]
+            setattr(quantization_config, name, list(dict.fromkeys([*WHOLE, *given, *weights])))
     return quantization_config
 
 

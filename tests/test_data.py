@@ -1,12 +1,14 @@
 """LLaVA-format data: where pictures go, what is refused and how it is named, that pictures open late."""
 
+from io import BytesIO
+
 import conversations
 import pytest
 import tiny
 from conversations import sample, turn
 from PIL import Image
 
-from omnifusion_hf.training.data import to_messages
+from omnifusion_hf.training.data import BrokenSampleError, to_messages
 
 
 def flat(messages: list[dict]) -> list[tuple]:
@@ -63,6 +65,7 @@ BROKEN = {
     "2 `<image>` marks in human turns for 1 pictures": {"conversations": [turn("human", "<image><image>A?"), ANSWER]},
     "unknown role 'bot'": {"conversations": [QUESTION, turn("bot", "x")]},
     "unknown role None": {"conversations": [QUESTION, "x"]},
+    "unknown role ['gpt']": {"conversations": [QUESTION, turn(["gpt"], "x")]},
     "must be text, got 3": {"conversations": [QUESTION, turn("gpt", 3)]},
     "an empty assistant turn": {"conversations": [QUESTION, turn("gpt", " \n")]},
     "an empty user turn": {"conversations": [QUESTION, ANSWER, turn("human", ""), ANSWER]},
@@ -71,6 +74,7 @@ BROKEN = {
     "got []": {"conversations": []},
     'a list "conversations"': {"conversations": None},
     "no picture file": {"image": "absent.png"},
+    "aaa; set image_folder": {"image": "a" * 9999},  # base64, which is longer than any file's name
     "2 lists of regions for 1 pictures": {"regions": [[[0, 0, 9, 9]], []]},
     "an image, got None": {"image": [None]},
     "an image, got 3": {"image": 3},
@@ -87,6 +91,15 @@ def test_chat_messages_are_the_same_as_llavas(tmp_path):
     expected = [("user", "[0.png]", "What?"), ("assistant", "It is.")]
     assert flat(to_messages(plain)) == flat(to_messages(listed)) == expected
     assert flat(to_messages(sample(0))) != expected
+
+
+def test_marks_in_listed_text_are_marks_and_count():
+    content = [{"type": "text", "text": "<image>\nIs it"}, {"type": "text", "text": " <image>?"}]
+    question = {"role": "user", "content": content}
+    row = {"messages": [question, chat("It is <image>.")["messages"][1]], "images": ["a", "b"]}
+    assert flat(to_messages(row)) == [("user", "[a]", "Is it ", "[b]", "?"), ("assistant", "It is <image>.")]
+    with pytest.raises(ValueError, match="3 `<image>` marks in human turns for 2 pictures"):
+        to_messages(row | {"messages": [question | {"content": [{"type": "image"}, *content]}, row["messages"][1]]})
 
 
 @pytest.mark.parametrize("message", BROKEN)
@@ -118,6 +131,18 @@ def test_pictures_open_when_asked_for_and_errors_name_the_sample(tmp_path):
         dataset[1]
     with pytest.raises(ValueError, match=r"sample 0 \(id s0\): .*max_image_pixels"):
         conversations.load(path, max_image_pixels=100)[0]
+
+
+def test_broken_picture_of_any_kind_is_named(tmp_path):
+    """Pillow's plugins raise more than OSError: the one for icns a SyntaxError."""
+    path = conversations.write(tmp_path, [sample(0, image="0.icns"), sample(1)])
+    file = BytesIO()
+    tiny.picture(0, (64, 64)).save(file, "icns")
+    (tmp_path / "0.icns").write_bytes(file.getvalue())
+    assert conversations.load(path)[0]
+    (tmp_path / "0.icns").write_bytes(file.getvalue().replace(b"IHDR\0", b"IHDR\1"))  # its checksum is wrong then
+    with pytest.raises(BrokenSampleError, match=r"sample 0 \(id s0\): cannot read .*0\.icns: broken PNG"):
+        conversations.load(path)[0]
 
 
 def test_image_folder_is_the_jsons_own_unless_given(tmp_path):

@@ -5,6 +5,7 @@ A row is what sources.py reads from any format: `conversations` (LLaVA), `messag
 """
 
 import multiprocessing
+import os
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -148,9 +149,10 @@ class SampleReader:
 
     def _check_file(self, picture: Picture):
         path = _file_of(picture, self.image_folder)
-        if path is not None and not path.is_file():
+        if path is not None and not os.path.isfile(path):  # False, too, for what can be no name: base64, say
             raise ValueError(
-                f"no picture file {path}; set image_folder to the folder that the sample's `image` is relative to."
+                f"no picture file {str(path)[:200]}; set image_folder to the folder that the sample's `image` is "
+                "relative to."
             )
 
     def _open(self, picture: Picture, name: str) -> Image.Image:
@@ -159,7 +161,7 @@ class SampleReader:
             if not isinstance(picture, Image.Image):
                 picture = open_image(self._source(picture), self.max_image_pixels)
             picture.load()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, RuntimeError, …
             raise BrokenSampleError(f"{name}: cannot read {path or 'a picture'}: {error}") from error
         return picture
 
@@ -267,7 +269,7 @@ def _turns(row: dict) -> list[tuple[str, str | list]]:
 
 def _role_and_content(turn: dict, role_key: str, content_key: str) -> tuple[str, str | list]:
     role, content = (turn.get(role_key), turn.get(content_key)) if isinstance(turn, dict) else (None, None)
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"unknown role {role!r} in a turn; use one of {list(ROLES)}.")
     if not isinstance(content, str | list):
         raise ValueError(f"the {role} turn's {content_key} must be text, got {content!r}.")
@@ -292,14 +294,13 @@ def _check_order(roles: list[str]):
 
 
 def _pieces(role: str, content: str | list, marked: bool) -> list[str]:
-    """Text before, between and after a turn's pictures."""
-    if isinstance(content, str):  # without the newline that LLaVA puts beside a mark
-        return re.split(rf"\n?{IMAGE_MARK}\n?", content) if marked and role == "user" else [content]
-    pieces = [""]
-    for part in content:
+    """Text before, between and after a turn's pictures, without the newline that LLaVA puts beside a mark."""
+    pieces, has_marks = [""], marked and role == "user"
+    for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
-            pieces[-1] += part["text"]
+            first, *rest = re.split(rf"\n?{IMAGE_MARK}\n?", part["text"]) if has_marks else [part["text"]]
+            pieces = [*pieces[:-1], pieces[-1] + first, *rest]
         elif kind == "image" and role == "user":
             pieces.append("")
         else:

@@ -76,17 +76,20 @@ def _measure(dataset: Dataset, index: int, processor: OmniFusionProcessor) -> tu
         parts = [part for message in sample["messages"] for part in message["content"]]
         sizes = [picture_size(part["image"]) for part in parts if part["type"] == "image"]
         tokens = processor.count_tokens(sizes, regions=[sample["regions"]]).total if sizes else 0
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except ValueError:
         return "", 0
     return " ".join(part["text"] for part in parts if part["type"] == "text"), tokens
 
 
 def picture_size(source: Path | bytes | Image.Image) -> tuple[int, int]:
-    """(height, width) of a picture, from the head of its file."""
+    """(height, width) of a picture, from the head of its file. Raises `ValueError` for what is no picture."""
     if isinstance(source, Image.Image):
         return source.size[::-1]
-    with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as picture:
-        return picture.size[::-1]
+    try:
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as picture:
+            return picture.size[::-1]
+    except Exception as error:  # Pillow's readers raise OSError, RuntimeError, DecompressionBombError, …
+        raise ValueError(f"cannot read a picture: {error}") from error
 
 
 def _add_up(samples: Iterator[tuple[str, int]], processor: OmniFusionProcessor) -> Iterator[int]:

@@ -1,0 +1,131 @@
+"""What vLLM's Transformers backend asks of a model package; the tests in with_vllm/ run vLLM itself."""
+
+import json
+from importlib.metadata import entry_points
+
+import pytest
+import tiny
+import torch
+from torch import nn
+from transformers import AutoModel, AutoProcessor, ProcessorMixin
+
+from omnifusion_hf import OmniFusionModel
+from omnifusion_hf.serving import vllm_plugin
+
+
+SIZES = [(40, 60), (1, 1), (16, 700), (900, 11), (333, 333)]
+MIXES = {
+    "mlp": {"encoders": ("clip",)},
+    "swin": {"encoders": ("swin",)},
+    "transformer": {"encoders": ("clip", "siglip"), "projector_type": "transformer"},
+    "concatenation": {"encoders": ("clip", "dinov2"), "projector_type": "concatenation"},
+    "summation": {"encoders": ("clip", "dinov2"), "projector_type": "summation", "image_sizes": [32, 48]},
+    "attention": {
+        "encoders": ("siglip", "internvl"),
+        "projector_type": "attention",
+        "projector_num_queries": 1,
+    },
+}
+
+
+@pytest.fixture(params=MIXES)
+def mixed(request) -> OmniFusionModel:
+    """The model that vLLM builds: without the head."""
+    return tiny.model(tiny.config(**MIXES[request.param])).model
+
+
+def test_the_installed_package_gives_vllm_its_plug_in():
+    found = [entry for entry in entry_points(group="vllm.general_plugins") if entry.name == "omnifusion"]
+    assert [entry.load() for entry in found] == [vllm_plugin.register]
+    assert not [entry for entry in entry_points(group="vllm.general_plugins") if entry.name == "another"]
+
+
+def test_case_30_a_saved_folder_names_what_vllm_looks_for(model_folder):
+    config = json.loads((model_folder / "config.json").read_text())
+    assert config["architectures"] == [vllm_plugin.ARCHITECTURE]
+    assert config["auto_map"]["AutoModel"].endswith(".OmniFusionModel")
+    assert {"AutoConfig", "AutoModelForImageTextToText"} <= config["auto_map"].keys()
+    processor_config = json.loads((model_folder / "processor_config.json").read_text())
+    assert processor_config["auto_map"] == {"AutoProcessor": "processing_omnifusion.OmniFusionProcessor"}
+    headless = AutoModel.from_pretrained(model_folder)
+    assert type(headless) is OmniFusionModel and hasattr(headless, "language_model")
+    assert headless._can_set_attn_implementation() and headless.is_backend_compatible()
+
+
+@pytest.mark.parametrize("view_strategy", ["whole", "grid"])
+def test_case_30_the_processor_knows_its_counts_from_sizes_alone(model, view_strategy, tmp_path):
+    tiny.processor(model.config, view_strategy=view_strategy).save_pretrained(tmp_path)
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    assert isinstance(processor, ProcessorMixin)
+    assert processor.image_token_ids == [model.config.image_token_id]
+    planned = processor._get_num_multimodal_tokens(image_sizes=SIZES)
+    for size, num_tokens, num_views in zip(SIZES, planned["num_image_tokens"], planned["num_image_patches"]):
+        inputs = processor(text="<image>", images=tiny.picture(0, size), return_tensors="pt")
+        assert (inputs["input_ids"] == model.config.image_token_id).sum() == num_tokens
+        # vLLM cuts every field of pictures by these counts: each has one row per view
+        assert {len(inputs[name]) for name in processor.image_processor.model_input_names} == {num_views}
+    views = set(planned["num_image_patches"])
+    assert (views == {1}) == (view_strategy == "whole")  # control: tiles make counts differ
+
+
+@pytest.mark.parametrize("size", [(10_000, 10_000), (10_000, 300)])
+def test_case_30_no_picture_costs_more_than_its_canvas(grid_processor, size):
+    """vLLM reserves memory for a picture of 10000 x 10000."""
+    most = 1 + max(rows * columns for rows, columns in grid_processor.image_processor.grid_canvases)
+    [views] = grid_processor._get_num_multimodal_tokens(image_sizes=[size])["num_image_patches"]
+    assert 1 < views <= most
+
+
+def test_case_30_image_tokens_are_the_most_frequent_of_a_picture(mixed):
+    """By this vLLM tells places of features from the marks around them, even of a picture that is one token."""
+    processor = tiny.processor(mixed.config)
+    inputs = processor(
+        text="<image>", images=tiny.picture(), return_tensors="pt", return_text_replacement_offsets=True
+    )
+    [[replaced]] = inputs["text_replacement_offsets"]
+    ids = processor.tokenizer(replaced["replacement"], return_tensors="pt", add_special_tokens=False)["input_ids"][0]
+    assert ids.mode().values == mixed.config.image_token_id
+
+
+class PackedLinear(nn.Module):
+    """A Linear layer as serving engines have it on some machines: its weight is nowhere to be read."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.bias = linear.bias
+        self.multiply = lambda states: nn.functional.linear(states, linear.weight)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        product = self.multiply(states)
+        return product if self.bias is None else product + self.bias
+
+
+def pack(module: nn.Module):
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, PackedLinear(child))
+        else:
+            pack(child)
+
+
+@torch.no_grad()
+def test_case_30_nothing_reads_a_linear_layers_weight(mixed):
+    pixels, index = torch.randn(3, 3, 32, 32), torch.tensor([0, 1, 0])
+    expected = mixed.get_image_features(pixels, index, return_dict=True).pooler_output
+    assert not any(isinstance(module, nn.MultiheadAttention) for module in mixed.modules())
+    for part in (mixed.vision_tower, mixed.multi_modal_projector):
+        pack(part)
+    packed = mixed.get_image_features(pixels, index, return_dict=True).pooler_output
+    assert len(packed[0]) == 2 * len(packed[1])
+    torch.testing.assert_close(packed, expected)
+    linear = next(module for module in mixed.modules() if isinstance(module, PackedLinear))
+    assert not hasattr(linear, "weight")  # control: whoever reads one fails
+
+
+def test_case_30_plans_for_many_devices_name_the_llms_modules(mixed):
+    names = {name for name, _ in mixed.named_modules()}
+    assert list(mixed._pp_plan) == ["language_model.embed_tokens", "language_model.layers", "language_model.norm"]
+    sharded = {plan.replace("*", "0") for plan in mixed.tp_plan}
+    assert {"language_model.layers.0.self_attn.q_proj", "language_model.layers.0.mlp.down_proj"} <= sharded
+    assert sharded | set(mixed._pp_plan) <= names
+    assert not {plan.replace("*", "9") for plan in mixed.tp_plan} <= names  # control: a model has no tenth layer

@@ -2,6 +2,7 @@
 """Finished or absent: files and folders appear under their final name only when they are complete. YAML by name."""
 
 import os
+import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,10 +34,28 @@ def write_whole(path: str | Path, text: str):
     os.replace(part, path)
 
 
+class _Loader(yaml.SafeLoader):
+    """Takes `no` and `off` for text, as YAML 1.2 does, and refuses a key that stands twice."""
+
+    yaml_implicit_resolvers = {
+        start: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for start, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"`{twice[0]}` stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(?i:true|false)$"), list("tTfF"))
+
+
 def read_yaml(text: str, source: str):
     """What YAML text says. Raises `ValueError` that names its source."""
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{source} is not YAML: {reason}") from None

@@ -28,3 +28,12 @@ def test_file_is_whole_or_the_old_one(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         files.write_whole(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old"
+
+
+def test_yaml_keeps_words_and_refuses_what_stands_twice():
+    text = "a: no\nb: TRUE\nc: truely\nd: &list [1, {x: false}]\ne: *list"
+    listed = [1, {"x": False}]
+    assert files.read_yaml(text, "x") == {"a": "no", "b": True, "c": "truely", "d": listed, "e": listed}
+    for twice in ("a: 1\nb: 1\na: 1", "c: {a: 1, a: 2}"):
+        with pytest.raises(ValueError, match="r.yaml is not YAML: `a` stands twice in .* line"):
+            files.read_yaml(twice, "r.yaml")

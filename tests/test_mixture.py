@@ -1,6 +1,8 @@
 """Mixtures: how many samples each source gives, in an order of the seed alone; the paper's own tables."""
 
+import tarfile
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import conversations
@@ -54,6 +56,22 @@ def test_source_that_is_used_up_starts_over(tmp_path):
 
 def test_weights_share_out_as_many_samples_as_there_are(tmp_path):
     assert drawn(mix(tmp_path, a=(30, {"weight": 1}), b=(10, {"weight": 3.0}))) == {"a": 10, "b": 30}
+
+
+def test_weight_of_less_than_a_sample_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"b/samples.json: weight 0.01 of 3.01 is no sample out of 40"):
+        mix(tmp_path, a=(30, {"weight": 3}), b=(10, {"weight": 0.01}))
+    assert drawn(mix(tmp_path, a=(30, {"weight": 3}), b=(10, {"weight": 0.1}))) == {"a": 39, "b": 1}
+
+
+def test_source_without_samples_is_named(tmp_path):
+    tarfile.open(tmp_path / "none.tar", "w").close()
+    path = tmp_path / "mixture.yaml"
+    sources = [{"path": str(write_source(tmp_path, "a", 3))}, {"path": str(tmp_path / "none.tar"), "samples": 3}]
+    for number, expected in ((2, "none.tar holds no sample"), (1, None)):
+        path.write_text(yaml.safe_dump({"sources": sources[:number]}))
+        with pytest.raises(ValueError, match=expected) if expected else nullcontext():
+            conversations.load(path)
 
 
 def test_order_is_a_function_of_the_seed_alone(tmp_path):
@@ -114,6 +132,15 @@ def test_broken_sample_of_a_source_is_named_or_left_out(tmp_path):
         ("sources: [{path: a.json, samples: 1k}]", "source a.json: samples"),
         ("sources: [{path: a.json, weight: -1}]", "source a.json: weight"),
         ("sources: [{path: a.json, instructions: Describe.}]", "source a.json: instructions must be a list"),
+        ("sources: [{path: a.json, instructions: [1]}]", "source a.json: instructions must be a list of texts"),
+        ("sources: [{path: a.json, instructions: null}]", "source a.json: instructions must be a list of texts"),
+        ("sources: [{path: a.json, columns: [caption]}]", "source a.json: columns must be lines `our name: theirs`"),
+        ("sources: [{path: a.json, columns: {images: 1}}]", "source a.json: columns must be lines"),
+        ("sources: [{path: a.json, streaming: no}]", "source a.json: streaming must be true or false"),
+        ("sources: [{path: a.json, image_folder: 3}]", "source a.json: path, image_folder, subset and split must be"),
+        ("sources: [{path: 3}]", "source 3: path, image_folder"),
+        ("sources: [{path: a.json, weight: .inf}]", "source a.json: weight must be a number above 0"),
+        ("sources: [{path: a.json, path: b.json}]", "`path` stands twice"),
         ("sources: [{path: a.json, conversation_format: x}]", "source a.json: conversation_format"),
         ("sources: [{path: a.json, weight: 1}, {path: b.json}]", "or a `weight` to every one"),
         ("sources: [{path: a.json, weight: 1}, {path: b.json, samples: 1}]", "or a `weight` to every one"),

@@ -162,9 +162,41 @@ def test_file_that_is_not_there_is_named(tmp_path, name):
         conversations.load(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_text_of_another_encoding_is_named_and_the_mark_of_windows_is_none(tmp_path, name):
+    write = data_files.write_jsonl if name == "a.jsonl" else conversations.write
+    path, text = tmp_path / name, write(tmp_path, [sample(0, id="ü")]).read_text().replace("\\u00fc", "ü")
+    path.write_text(text, encoding="utf-8-sig")
+    assert conversations.load(path)[0]["name"].endswith("(id ü)")
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=rf"{name} is not UTF-8"):
+        conversations.load(path)
+
+
+def test_names_may_hold_brackets_and_a_pattern_of_several_files_is_refused(tmp_path, expected):
+    folder = tmp_path / "[v1] ü"
+    folder.mkdir()
+    paths = [conversations.write(folder, SAMPLES), folder / "one.tar", folder / "rows.parquet"]
+    data_files.write_shards(folder, SAMPLES, per_shard=9).with_name("shard-0.tar").rename(paths[1])
+    data_files.hf_dataset(SAMPLES).to_parquet(paths[2])
+    for path in paths:
+        assert contents(conversations.load(path)) == expected
+    (tmp_path / "a.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"\*\.json are 2 files; list them as the sources of a mixture"):
+        conversations.load(tmp_path / "*.json")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_broken_table_is_named(tmp_path, streaming):
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(b"no parquet at all")
+    with pytest.raises(ValueError, match=r"cannot read .*rows\.parquet: .*[Pp]arquet"):
+        conversations.load(path, streaming=streaming)
+
+
 def test_missing_package_says_how_to_install_it(tmp_path, monkeypatch):
     data_files.hf_dataset(SAMPLES).to_parquet(tmp_path / "rows.parquet")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r"pip install omnifusion_hf\[data\]"):
+    with pytest.raises(ValueError, match=r"pip install 'omnifusion_hf\[data\]'"):
         conversations.load(tmp_path / "rows.parquet")
     assert conversations.load(conversations.write(tmp_path, SAMPLES))

@@ -182,6 +182,8 @@ def test_mistaken_fields_are_named(tmp_path, override, message):
 def test_fields_have_the_types_that_their_classes_say(tmp_path):
     recipe = conversations.write_recipe(tmp_path, tmp_path)
     overrides = ["learning_rate=1e-3", "seed=-1", "bf16=yes", "max_length=64", "label_names=[labels]", "run_name=a b"]
-    model_data, args = parse_recipe(recipe, [*overrides, "lr_scheduler_kwargs={num_cycles: 2}"])
+    overrides += ["save_strategy=no", "lr_scheduler_kwargs={num_cycles: 2}"]
+    model_data, args = parse_recipe(recipe, overrides)
+    assert args.save_strategy == "no"
     assert (args.learning_rate, args.seed, args.bf16, args.run_name) == (1e-3, -1, True, "a b")
     assert (args.label_names, args.lr_scheduler_kwargs, model_data.max_length) == (["labels"], {"num_cycles": 2}, 64)

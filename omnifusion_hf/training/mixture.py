@@ -1,6 +1,7 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
 """Sources to one training set: what a mixture file says, how many samples each source gives, and in which order."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -35,12 +36,15 @@ class Source:
     conversation_format: ConversationFormat = "llava"
 
     def __post_init__(self):
-        texts = [self.path, *self.instructions, *self.columns, *self.columns.values()]
+        names = [self.path, self.split, self.image_folder or "", self.subset or ""]
         right = {
+            "path, image_folder, subset and split must be texts": _are_texts(names),
             "samples must be a whole number above 0": self.samples is None or _positive(self.samples, int),
             "weight must be a number above 0": self.weight is None or _positive(self.weight, int, float),
-            "instructions must be a list": not isinstance(self.instructions, str),
-            "path, instructions and columns must be texts": all(isinstance(text, str) for text in texts),
+            "streaming must be true or false": isinstance(self.streaming, bool),
+            "columns must be lines `our name: theirs`": isinstance(self.columns, dict)
+            and _are_texts([*self.columns, *self.columns.values()]),
+            "instructions must be a list of texts": _are_texts(self.instructions),
             "conversation_format must be llava or v1.1": self.conversation_format in get_args(ConversationFormat),
         }
         for rule, is_kept in right.items():
@@ -53,7 +57,11 @@ class Source:
 
 
 def _positive(number, *kinds: type) -> bool:
-    return type(number) in kinds and number > 0
+    return type(number) in kinds and 0 < number < math.inf
+
+
+def _are_texts(texts) -> bool:
+    return isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
 
 
 def read_mixture(path: str, defaults: Source) -> list[Source]:
@@ -106,11 +114,20 @@ def _draw(size: int, count: int, seed: list[int]) -> np.ndarray:
 
 
 def counts_of(sources: Sequence[Source], sizes: Sequence[int]) -> list[int]:
-    """Samples that each source gives. Weights share out as many as there are in all sources."""
+    """Samples that each source gives. Weights share out as many as there are in all sources.
+
+    Raises `ValueError` for a weight that is less than one sample.
+    """
     if sources[0].weight is None:
         return [size if source.samples is None else source.samples for source, size in zip(sources, sizes)]
     total = sum(source.weight for source in sources)
-    return [round(sum(sizes) * source.weight / total) for source in sources]
+    counts = [round(sum(sizes) * source.weight / total) for source in sources]
+    if 0 in counts:
+        path, weight = sources[counts.index(0)].path, sources[counts.index(0)].weight
+        raise ValueError(
+            f"{path}: weight {weight} of {total} is no sample out of {sum(sizes)}; raise it or remove it."
+        )
+    return counts
 
 
 def load_data(given: Source, max_image_pixels: int, seed: int, bad_samples: BadSamples) -> Dataset | IterableDataset:
@@ -136,5 +153,7 @@ def _load(source: Source, max_image_pixels: int, seed: int, bad_samples: BadSamp
         stream = load_hf_dataset(source.path, source.subset, source.split, streaming=True)
         return SampleStream(stream, source.path, reader, seed, bad_samples)
     dataset = ConversationDataset(open_rows(source.path, source.subset, source.split), reader)
+    if not len(dataset):
+        raise ValueError(f"{source.path} holds no sample; check the path or remove the source.")
     # A table's rows hold their pictures and a shard's lie apart: reading all of them beforehand takes too long.
     return dataset.check(bad_samples) if source.path.endswith((".json", ".jsonl")) else dataset

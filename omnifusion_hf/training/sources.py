@@ -7,7 +7,7 @@ All but streams are read by index, which is what lets `Trainer` shuffle, mix and
 import json
 import tarfile
 from collections.abc import Iterator
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ class JsonRows:
     def __init__(self, path: Path):
         self.path = path
         try:
-            self.samples = json.loads(path.read_text(encoding="utf-8"))
+            self.samples = json.loads(_text_of(path))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not a JSON file ({error}); LLaVA's format is one list of samples.") from None
+            raise ValueError(
+                f"{path} is not a JSON file ({error}); it must be one list of samples (one sample a line: .jsonl)."
+            ) from None
         if not isinstance(self.samples, list) or not self.samples:
             raise ValueError(f"{path} must hold a list with a sample at least, got {type(self.samples).__name__}.")
 
@@ -45,7 +47,7 @@ class JsonLinesRows:
 
     def __init__(self, path: Path):
         self.path = path
-        lines = enumerate(path.read_text(encoding="utf-8").split("\n"), start=1)
+        lines = enumerate(_text_of(path).split("\n"), start=1)
         self.lines = [(number, line) for number, line in lines if line.strip()]
         if not self.lines:
             raise ValueError(f"{path} must hold at least one line with a sample.")
@@ -58,6 +60,13 @@ class JsonLinesRows:
 
     def place(self, index: int) -> str:
         return f"{self.path}, line {self.lines[index][0]}"
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # without the mark that Windows puts in front
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}; convert it.") from None
 
 
 class TarRows:
@@ -183,31 +192,40 @@ def open_rows(path: str, subset: str | None = None, split: str = "train") -> Row
     if suffix == ".tar":
         return TarRows(_existing(path))
     if suffix in (".json", ".jsonl"):
-        file = _existing(path)[0]
+        file, *more = _existing(path)
+        if more:
+            raise ValueError(f"{path} are {1 + len(more)} files; list them as the sources of a mixture, docs/data.md.")
         return JsonRows(file) if suffix == ".json" else JsonLinesRows(file)
     return ArrowRows(load_hf_dataset(path, subset, split), path)
 
 
 def _existing(pattern: str) -> list[Path]:
-    paths = [Path(path) for path in sorted(glob(pattern))]
+    paths = [pattern] if Path(pattern).exists() else sorted(glob(pattern))  # names may hold brackets
     if not paths:
         raise ValueError(f"no file {pattern}; check the path.")
-    return paths
+    return [Path(path) for path in paths]
 
 
 def load_hf_dataset(path: str, subset: str | None = None, split: str = "train", streaming: bool = False):
-    """A `datasets` dataset from a folder (of files, or `save_to_disk`'s), a pattern of files or a Hub id."""
+    """A `datasets` dataset from a folder (of files, or `save_to_disk`'s), a pattern of files or a Hub id.
+
+    Raises `ValueError` that names `path`, also where the library is missing.
+    """
     try:
         import datasets
     except ImportError:
-        raise ImportError(f"reading {path} needs the datasets package: pip install omnifusion_hf[data]") from None
+        raise ValueError(f"reading {path} needs the datasets package: pip install 'omnifusion_hf[data]'.") from None
 
     if (Path(path) / "state.json").is_file():
         dataset = datasets.load_from_disk(path)
         return dataset.to_iterable_dataset() if streaming else dataset
     builder = {".parquet": "parquet", ".tar": "webdataset", ".jsonl": "json", ".json": "json"}.get(Path(path).suffix)
-    options = {"path": builder, "data_files": path} if builder else {"path": path, "name": subset}
+    files = escape(path) if Path(path).exists() else path  # names may hold brackets
+    options = {"path": builder, "data_files": files} if builder else {"path": path, "name": subset}
     try:
         return datasets.load_dataset(**options, split=split, streaming=streaming)
-    except (FileNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise ValueError(f"no dataset {path}: {error}") from None
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(
+            f"cannot read {path}: {error} (data_path: a .json, .jsonl, .tar, .parquet or .yaml file, a folder or a Hub "
+            "id, docs/data.md)"
+        ) from error

@@ -21,11 +21,15 @@ SHUFFLE_BUFFER = 1000  # rows that are held, their pictures encoded, to be shuff
 class SampleStream(IterableDataset):
     """Raw samples of a streamed dataset, in another order each time that it is read.
 
-    Raises `ValueError` for a stream without rows, or of fewer files than there are workers.
+    Raises `ValueError` for a stream that cannot be read, without rows, or of fewer files than there are workers.
     """
 
     def __init__(self, stream: IterableDataset, path: str, reader: SampleReader, seed: int, bad_samples: BadSamples):
-        if next(iter(stream), None) is None:
+        try:
+            is_empty = next(iter(stream), None) is None
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot read {path}: {error}") from error
+        if is_empty:
             raise ValueError(f"{path} holds no rows.")
         rows = undecoded(stream).map(_with_index, with_indices=True)
         self.rows = rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)

@@ -1,0 +1,147 @@
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""A conversation about pictures: what was said -> messages of a chat template -> a prompt -> an answer that grows.
+
+No page and no browser: what was said is a list of turns as a chat component keeps them, `{"role", "content": [parts]}`
+with parts `{"type": "text", "text"}` and `{"type": "file", "file": {"path"}}`. What users get wrong is a `ValueError`.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from mimetypes import guess_type
+from pathlib import Path
+from threading import Event
+
+import torch
+from PIL import Image
+from transformers import TextIteratorStreamer
+
+from ..draw_views import draw_views
+from ..image_processing_omnifusion import open_image, viewer_rgb
+from ..processing_omnifusion import TokenCount
+
+
+MAX_PICTURES = 8  # in a conversation
+MAX_CHARACTERS = 2000  # in a question
+MAX_NEW_TOKENS = 512
+# Not all that Pillow reads: files come from strangers, and to decode an EPS, say, it starts Ghostscript.
+SUFFIXES = {"PNG": [".png"], "JPEG": [".jpg", ".jpeg"], "WEBP": [".webp"], "GIF": [".gif"], "BMP": [".bmp"]}
+
+
+def user_turn(text: str, paths: list[str]) -> dict:
+    """A question as a chat component keeps it, pictures first."""
+    files = [{"path": path, "mime_type": guess_type(path, strict=False)[0]} for path in paths]
+    return {"role": "user", "content": [*({"type": "file", "file": file} for file in files), text_part(text)]}
+
+
+def text_part(text: str) -> dict:
+    return {"type": "text", "text": text}
+
+
+def read_picture(path: str, max_pixels: int) -> Image.Image:
+    """An uploaded file as an RGB picture, whose `filename` is the file's name."""
+    name = Path(path).name
+    try:
+        picture = open_image(Path(path).read_bytes(), max_pixels)
+        if picture.format not in SUFFIXES:
+            raise ValueError(f"{picture.format} files are not taken; convert it to one of {', '.join(SUFFIXES)}.")
+        picture = viewer_rgb(picture)
+    except OSError:
+        raise ValueError(f"{name} is no longer here; clear the chat and give it again.") from None
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    picture.filename = name
+    return picture
+
+
+class Conversation:
+    """Answers what was said, with one model, for any number of people.
+
+    Args:
+        model: an [`OmniFusionForConditionalGeneration`].
+        processor: its [`OmniFusionProcessor`]; pictures of more pixels than its image processor takes are refused.
+    """
+
+    def __init__(self, model, processor):
+        self.model, self.processor = model, processor
+        self.max_pixels = processor.image_processor.max_image_pixels
+        self.context_length = getattr(model.config.text_config, "max_position_embeddings", None)
+
+    def messages(self, said: list[dict]) -> list[dict]:
+        """Messages of the chat template, pictures opened."""
+        num_pictures = sum(len(paths_of(turn)) for turn in said)
+        if num_pictures > MAX_PICTURES:
+            raise ValueError(f"This chat has {num_pictures} pictures, more than {MAX_PICTURES}; clear the chat.")
+        return [self._message(turn) for turn in said]
+
+    def _message(self, turn: dict) -> dict:
+        text = text_of(turn)
+        if not text:
+            raise ValueError("The question is missing; write it below the pictures.")
+        if turn["role"] == "user" and len(text) > MAX_CHARACTERS:
+            raise ValueError(f"The question has {len(text)} characters, at most {MAX_CHARACTERS} are taken.")
+        pictures = [{"type": "image", "image": read_picture(path, self.max_pixels)} for path in paths_of(turn)]
+        return {"role": turn["role"], "content": [*pictures, text_part(text)]}
+
+    def draw_last(self, messages: list[dict], view_strategy: str) -> tuple[Image.Image | None, TokenCount | None]:
+        """The last picture with its views, if there is one, and what all pictures of the conversation cost."""
+        parts = [part for message in messages for part in message["content"]]
+        pictures = [part["image"] for part in parts if part["type"] == "image"]
+        if not pictures:
+            return None, None
+        sizes = [(picture.height, picture.width) for picture in pictures]
+        count = self.processor.count_tokens(sizes, self.context_length, view_strategy=view_strategy)
+        image_processor = self.processor.image_processor
+        views = image_processor.plan_views(sizes[-1:], view_strategy=view_strategy)[0]
+        last = TokenCount(count.views[-1:], count.image_seq_length, count.context_length)
+        return draw_views(pictures[-1], views, last, image_processor, pictures[-1].filename), count
+
+    def prompt(self, messages: list[dict], view_strategy: str):
+        """What the model reads to answer the last message."""
+        inputs = self.processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+            processor_kwargs={"view_strategy": view_strategy},
+        )  # fmt: skip
+        num_tokens = inputs["input_ids"].shape[1]
+        if self.context_length is not None and num_tokens >= self.context_length:
+            raise ValueError(
+                f"With this question the chat takes {num_tokens} tokens, and the model has room for "
+                f"{self.context_length}, its answer included; clear the chat, or choose whole views."
+            )
+        return inputs.to(self.model.device)
+
+    def answer(self, inputs) -> Iterator[str]:
+        """The greedy answer to a prompt as far as it is written, again and again until it is whole.
+
+        The model writes in a thread of its own. It ends with the answer, when generation fails (that error is raised
+        here) and, at the next token, when this iterator is closed.
+        """
+        room = MAX_NEW_TOKENS
+        if self.context_length is not None:
+            room = min(room, self.context_length - inputs["input_ids"].shape[1])
+        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        closed = Event()
+
+        def is_closed(input_ids, scores, **kwargs):
+            return torch.full(input_ids.shape[:1], closed.is_set(), device=input_ids.device)
+
+        options = {"max_new_tokens": room, "do_sample": False, "streamer": streamer, "stopping_criteria": [is_closed]}
+        with ThreadPoolExecutor(1, "answer") as writer:
+            try:
+                writing = writer.submit(self.model.generate, **inputs, **options)
+                # A generation that fails does not end its streamer.
+                writing.add_done_callback(lambda _: streamer.text_queue.put(streamer.stop_signal))
+                written = ""
+                for piece in streamer:
+                    written += piece
+                    yield written
+                writing.result()
+            finally:
+                closed.set()
+
+
+def paths_of(turn: dict) -> list[str]:
+    return [part["file"]["path"] for part in turn["content"] if part["type"] == "file"]
+
+
+def text_of(turn: dict) -> str:
+    return "\n".join(part["text"] for part in turn["content"] if part["type"] == "text").strip()

@@ -1,0 +1,107 @@
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""Asking a model many questions in batches, so that a killed run goes on and the batch size changes no answer."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+from transformers.feature_extraction_utils import BatchFeature
+
+from ..ask import complete, prompts
+from ..files import write_whole
+from ..image_processing_omnifusion import open_image, viewer_rgb
+from .answers import Answer, AnswerLog
+from .metrics import exact_match
+from .questions import Question, with_pictures
+
+
+Condition = tuple[str | None, float | None]  # perturbation and strength, as in an answer's record
+AS_IT_IS: Condition = (None, None)
+Present = Callable[[list[Question]], BatchFeature]
+
+
+def opened(processor, question: Question, change: Callable[[Image.Image, int], Image.Image] | None = None) -> list:
+    """The question's chat with its pictures as RGB images, each after `change(picture, index)` if that is given."""
+    limit = processor.image_processor.max_image_pixels
+    pictures = [viewer_rgb(open_image(path, limit)) for path in question.pictures]
+    if change:
+        pictures = [change(picture, index) for index, picture in enumerate(pictures)]
+    return with_pictures(question.messages, pictures)
+
+
+def prompts_of(processor, questions: list[Question], conversations: list[list[dict]]) -> BatchFeature:
+    """Model inputs of opened chats, with the regions that the questions name."""
+    regions = [question.regions for question in questions]
+    return prompts(processor, conversations, regions if any(map(any, regions)) else None)
+
+
+def present_as_it_is(processor) -> Present:
+    return lambda questions: prompts_of(processor, questions, [opened(processor, each) for each in questions])
+
+
+class Asker:
+    """One model, asked; what it says goes to a log, and what is there already is not asked again."""
+
+    def __init__(self, model, processor, log: AnswerLog, batch_size: int = 16, max_new_tokens: int = 128):
+        self.model, self.processor, self.log = model, processor, log
+        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
+
+    def ask(self, questions: list[Question], condition: Condition, present: Present, bar: tqdm):
+        """Asks what is missing. `present` makes model inputs of a batch of questions under the condition."""
+        missing = self._missing(questions, condition)
+        bar.set_description(" ".join(str(part) for part in condition if part is not None) or "clean")
+        bar.update(len(questions) - len(missing))
+        for start in range(0, len(missing), self.batch_size):
+            batch = missing[start : start + self.batch_size]
+            said = complete(self.model, present(batch), self.processor, self.max_new_tokens)
+            self.log.add([answer_record(*pair, condition) for pair in zip(batch, said)])
+            bar.update(len(batch))
+
+    def answers(self, conditions: Iterable[Condition]) -> list[Answer]:
+        """What the log holds under these conditions."""
+        return [answer for answer in self.log.answers if (answer.perturbation, answer.strength) in set(conditions)]
+
+    def _missing(self, questions: list[Question], condition: Condition) -> list[Question]:
+        done = {(answer.task, answer.name): answer for answer in self.answers([condition])}
+        for question in questions:
+            answer = done.get((question.task, question.name))
+            if answer and (answer.question, answer.truth) != (question.text, [question.truth]):
+                raise ValueError(
+                    f"{self.log.path} answers another question named {question.name!r} of {question.task!r}; give "
+                    "another output folder for another file of questions."
+                )
+        return [question for question in questions if (question.task, question.name) not in done]
+
+
+def answer_record(question: Question, said: str, condition: Condition) -> Answer:
+    """What was said, with its score: normalised exact match."""
+    return Answer(
+        name=question.name,
+        task=question.task,
+        question=question.text,
+        pictures=[str(picture) for picture in question.pictures],
+        truth=[question.truth],
+        answer=said,
+        score=exact_match(said, [question.truth]),
+        perturbation=condition[0],
+        strength=condition[1],
+    )
+
+
+def open_log(folder: str | Path, settings: dict) -> AnswerLog:
+    """`answers.jsonl` of a folder, and beside it `settings.json`, under which all its answers were given.
+
+    Raises `ValueError` where there are answers that were given under other settings.
+    """
+    path = Path(folder) / "settings.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
+    if changed := [name for name in settings if before.get(name) != settings[name]]:
+        name = changed[0]
+        raise ValueError(
+            f"{folder} holds answers with {name}={before.get(name)!r}, now it is {settings[name]!r}; give another "
+            "output folder, or remove this one."
+        )
+    write_whole(path, json.dumps(settings, indent=1))
+    return AnswerLog(Path(folder) / "answers.jsonl")

@@ -1,0 +1,109 @@
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""Wrong answers as one HTML file to look through: by task and kind of answer, each with its pictures.
+
+Whatever was asked or said is untrusted text: the template escapes it, and the page forbids scripts and every request.
+"""
+
+import base64
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from jinja2 import Environment
+
+from ..files import write_whole
+from ..image_processing_omnifusion import open_image, viewer_rgb
+from .answers import Answer
+from .metrics import normalise, wilson_interval
+
+
+TEMPLATE = Path(__file__).with_name("errors.html")
+THUMBNAIL = 240  # pixels of the longer side
+MOST_SHOWN = 60  # wrong answers of one task and kind; pages stay small enough to open
+MAX_PIXELS = 2**27
+
+# What the first right answer is decides; the first that fits counts.
+KINDS = {
+    "yes or no": re.compile(r"yes|no", re.IGNORECASE),
+    "number": re.compile(r"[-+]?[\d.,]*\d\s*%?"),
+    "option letter": re.compile(r"[A-J]|\([A-Ja-j]\)|[A-Ja-j]\)"),
+    "formula": re.compile(r".*(\\[A-Za-z]|[\^_]\{|\w\s*[=+*/^]\s*[\w\\(]).*", re.DOTALL),
+    "single word": re.compile(r"\S+"),
+    "text": re.compile(r".*", re.DOTALL),
+}
+
+
+def kind_of(answer: Answer) -> str:
+    """What kind of answer was wanted, a key of `KINDS`."""
+    truth = normalise(answer.truth[0]) if normalise(answer.truth[0]) in ("yes", "no") else answer.truth[0].strip()
+    return next(kind for kind, pattern in KINDS.items() if pattern.fullmatch(truth.removesuffix(".")))
+
+
+@dataclass(frozen=True)
+class Section:
+    """The answers of one task and kind; wrong: those that are not fully right, worst first."""
+
+    task: str
+    kind: str
+    answers: list[Answer]
+
+    @property
+    def wrong(self) -> list[Answer]:
+        return sorted((answer for answer in self.answers if answer.score < 1), key=lambda answer: answer.score)
+
+    @property
+    def shown(self) -> list[Answer]:
+        return self.wrong[:MOST_SHOWN]
+
+    @property
+    def accuracy(self) -> float:
+        return sum(answer.score for answer in self.answers) / len(self.answers)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson_interval(sum(answer.score for answer in self.answers), len(self.answers))
+
+
+def sections_of(answers: list[Answer]) -> list[Section]:
+    """Tasks in the order in which they were asked, kinds in the order of `KINDS`."""
+    tasks = list(dict.fromkeys(answer.task for answer in answers))
+    sorted_in = {(task, kind): [] for task in tasks for kind in KINDS}
+    for answer in answers:
+        sorted_in[answer.task, kind_of(answer)].append(answer)
+    return [Section(*key, members) for key, members in sorted_in.items() if members]
+
+
+def write_errors(path: str | Path, answers: list[Answer]):
+    """Writes the page of the answers about unchanged pictures. Raises `ValueError` where there is none."""
+    clean = [answer for answer in answers if answer.perturbation is None]
+    if not clean:
+        raise ValueError("there is no answer about unchanged pictures to look for errors in.")
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    sections = sections_of(clean)
+    page = template.render(
+        sections=sections,
+        all=Section("", "", clean),
+        perturbed=len(answers) - len(clean),
+        pictures=lambda answer: list(thumbnails(answer)),
+    )
+    write_whole(path, page)
+
+
+def thumbnails(answer: Answer) -> Iterator[tuple[str, str | None]]:
+    """Name of each picture and the picture as a data URI, `None` where the file cannot be shown."""
+    for picture in answer.pictures:
+        yield Path(picture).name, thumbnail(picture)
+
+
+def thumbnail(path: str) -> str | None:
+    try:
+        picture = viewer_rgb(open_image(Path(path), MAX_PIXELS))
+    except (OSError, ValueError):
+        return None
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = BytesIO()
+    picture.save(file, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,83 @@
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""What `omnifusion report` tells beyond scores: a model asked by ourselves, robustness, errors, groups of pictures."""
+
+import argparse
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..ask import load
+from ..files import write_whole
+from . import groups
+from .answers import Answer
+from .asking import AS_IT_IS, Asker, open_log, present_as_it_is
+from .errors import write_errors
+from .questions import Question, read_questions
+from .results import load_answers
+from .robustness import ask_perturbed, conditions_of, summary
+from .robustness_plots import draw_groups, draw_robustness
+
+
+def inspect(options: argparse.Namespace, folder: Path) -> list[Path]:
+    """Does what `--model`, `--perturb`, `--errors` and `--groups` ask for; returns the files that tell of it.
+
+    Raises `ValueError` for flags that do not go together.
+    """
+    _check(options)
+    written, answers = [], []
+    if options.model:
+        written, answers = ask_model(options, folder)
+    if options.errors or options.groups:
+        answers = answers + load_answers(options.results)
+    if options.errors:
+        write_errors(folder / "errors.html", answers)
+        written.append(folder / "errors.html")
+    if options.groups:
+        written += write_groups(options.groups, answers, folder)
+    return written
+
+
+def _check(options: argparse.Namespace):
+    if bool(options.model) != bool(options.data):
+        raise ValueError("--model and --data go together: which model is asked, and the file of questions.")
+    if options.epsilon and not options.perturb:
+        raise ValueError("--epsilon is of the attack; add --perturb pgd, or --perturb all.")
+    if options.perturb and not options.model:
+        raise ValueError("--perturb asks a model; add --model FOLDER --data QUESTIONS.json.")
+    if (options.errors or options.groups) and not (options.model or options.results):
+        raise ValueError("there are no answers; give RESULTS, or --model FOLDER --data QUESTIONS.json.")
+
+
+def ask_model(options: argparse.Namespace, folder: Path) -> tuple[list[Path], list[Answer]]:
+    """Asks the questions about the pictures as they are and, with `--perturb`, changed: files and answers."""
+    conditions = conditions_of(options.perturb, options.epsilon) if options.perturb else [AS_IT_IS]
+    questions = read_questions(options.data, options.image_folder)
+    settings = {"model": options.model, "max_new_tokens": options.max_new_tokens, "seed": options.seed}
+    log = open_log(folder, settings)
+    asker = Asker(*load(options.model), log, options.batch_size, options.max_new_tokens)
+    with tqdm(total=len(questions), unit="answer", disable=None) as bar:
+        asker.ask(questions, AS_IT_IS, present_as_it_is(asker.processor), bar)
+    written = [log.path]
+    if options.perturb:
+        answers = ask_perturbed(asker, [each for each in questions if each.pictures], conditions, options.seed)
+        written += write_robustness(folder, answers, settings | {"data": options.data}, questions)
+    return written, asker.answers([AS_IT_IS])
+
+
+def write_robustness(folder: Path, answers: list[Answer], settings: dict, questions: list[Question]) -> list[Path]:
+    rows, paths = summary(answers), [folder / name for name in ("robustness.json", "robustness.png")]
+    without = sum(not question.pictures for question in questions)
+    content = settings | {"questions_without_pictures_left_out": without, "rows": rows}
+    write_whole(paths[0], json.dumps(content, indent=1, ensure_ascii=False))
+    draw_robustness(paths[1], rows)
+    return paths
+
+
+def write_groups(csv: str, answers: list[Answer], folder: Path) -> list[Path]:
+    comparison = groups.compare_groups(groups.read_groups(csv), answers)
+    paths = [folder / name for name in ("groups.json", "groups.md", "groups.png")]
+    write_whole(paths[0], json.dumps(comparison, indent=1, ensure_ascii=False))
+    write_whole(paths[1], groups.as_markdown(comparison))
+    draw_groups(paths[2], comparison)
+    return paths

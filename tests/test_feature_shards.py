@@ -50,9 +50,20 @@ def test_shards_of_other_settings_and_foreign_files_are_refused_by_what_differs(
         ValueError, match="other settings: side was 32 and is 64. Set cache_vision_features to another"
     ):
         FeatureShards(tmp_path, SETTINGS | {"side": "64"})
+    with pytest.raises(ValueError, match="other settings: side was 32 and is None"):
+        FeatureShards(tmp_path, {"weights": "a"})
     save_file(ROWS, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="a.safetensors holds .*: weights was None and is a; side was None and is 32"):
         FeatureShards(tmp_path, SETTINGS)
+
+
+def test_a_shard_that_a_copy_cut_off_is_refused_by_name(tmp_path):
+    FeatureShards(tmp_path, SETTINGS).write(ROWS)
+    path = next(tmp_path.iterdir())
+    for size in (path.stat().st_size - 1, 20, 0):
+        path.write_bytes(path.read_bytes()[:size])
+        with pytest.raises(ValueError, match=f"{path.name} is cut off .*; delete it"):
+            FeatureShards(tmp_path, SETTINGS)
 
 
 def test_views_and_weights_of_other_values_have_other_names():
@@ -67,5 +78,5 @@ def test_views_and_weights_of_other_values_have_other_names():
 
 
 def test_settings_leave_out_what_changes_no_feature():
-    settings = {"encoders": [{"width": 8, "dtype": "float32"}], "image_processor.max_image_pixels": 9}
-    assert as_metadata(settings) == {"encoders": '[{"width": 8}]'}
+    settings = {"encoders": [{"width": 8, "dtype": "float32"}], "layers": [2, 3], "images": {"max_image_pixels": 9}}
+    assert as_metadata(settings) == {"encoders.0.width": "8", "layers": "[2, 3]"}

@@ -80,6 +80,20 @@ def test_optimisers_that_group_by_themselves_take_no_rates(tmp_path):
         trainer(model, "muon", {"multi_modal_projector": 1e-3}, output_dir=tmp_path)
 
 
+def test_a_rate_below_zero_is_refused():
+    assert optimizer_for(None, None, {"vision_tower": 0.0})
+    with pytest.raises(ValueError, match="0 or more, got -0.1 of vision_tower"):
+        optimizer_for(None, None, {"vision_tower": -0.1, "multi_modal_projector": 1e-3})
+
+
+def test_muon_of_a_newer_torch_is_said(monkeypatch, tmp_path):
+    args = TrainingArguments(tmp_path, use_cpu=True)
+    assert optimizer_for("muon", args, {})
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(ValueError, match="`muon` needs torch 2.9, this is 2"):
+        optimizer_for("muon", args, {})
+
+
 def moved(before: Path, after: Path) -> set[str]:
     old, new = (load_file(folder / "model.safetensors") for folder in (before, after))
     return {part_of(name) for name in old if not torch.equal(old[name], new[name])}

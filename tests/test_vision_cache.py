@@ -166,7 +166,7 @@ def test_killed_while_encoding_it_goes_on_with_what_is_missing(tmp_path, monkeyp
     ("weights", "image", "options", "changed"),
     [
         (1, {}, {}, "encoder_weights was .* and is .*"),
-        (0, {"image_fit": "pad"}, {}, 'image_processor.image_fit was "crop" and is "pad"'),
+        (0, {"image_fit": "pad"}, {}, 'settings: image_processor.image_fit was "crop" and is "pad"'),
         (0, {}, {"bf16": True}, 'autocast was "None" and is "torch.bfloat16"'),
     ],
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 
@@ -35,15 +35,18 @@ class FeatureShards:
         """Takes in every shard that the folder has by now."""
         self.shard_of = {}
         for path in sorted(self.folder.glob("*.safetensors")):
-            with safe_open(path, "pt") as shard:
-                self._check_settings(path, shard.metadata() or {})
-                self.shard_of |= dict.fromkeys(shard.keys(), path)
+            try:
+                shard = safe_open(path, "pt")
+            except SafetensorError as error:
+                raise ValueError(f"{path} is cut off or no shard of features ({error}); delete it.") from None
+            self._check_settings(path, shard.metadata() or {})
+            self.shard_of |= dict.fromkeys(shard.keys(), path)
 
     def _check_settings(self, path: Path, stored: dict[str, str]):
         changed = [
-            f"{name} was {_short(stored.get(name))} and is {_short(value)}"
-            for name, value in self.settings.items()
-            if stored.get(name) != value
+            f"{name} was {_short(stored.get(name))} and is {_short(self.settings.get(name))}"
+            for name in self.settings | stored
+            if stored.get(name) != self.settings.get(name)
         ]
         if changed:
             raise ValueError(
@@ -78,16 +81,17 @@ def view_name(pixels: torch.Tensor) -> str:
     return blake2b(pixels.contiguous().numpy(), digest_size=16).hexdigest()
 
 
-def as_metadata(settings: dict) -> dict[str, str]:
-    """Settings as text, without what can differ between two models that give the same features."""
-    return {name: json.dumps(value, sort_keys=True) for name, value in _without_noise(settings).items()}
-
-
-def _without_noise(value):
-    if isinstance(value, dict):
-        kept = {name: item for name, item in value.items() if name.split(".")[-1] not in NO_PART_OF_THE_FEATURES}
-        return {name: _without_noise(item) for name, item in kept.items()}
-    return [_without_noise(item) for item in value] if isinstance(value, list) else value
+def as_metadata(settings: dict, prefix: str = "") -> dict[str, str]:
+    """Settings as text, one for each leaf, without what can differ between two models that give the same features."""
+    texts = {}
+    for name, value in settings.items():
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            value = dict(enumerate(value))
+        if isinstance(value, dict):
+            texts |= as_metadata(value, f"{prefix}{name}.")
+        elif name not in NO_PART_OF_THE_FEATURES:
+            texts[f"{prefix}{name}"] = json.dumps(value)
+    return texts
 
 
 def weights_hash(module: torch.nn.Module) -> str:

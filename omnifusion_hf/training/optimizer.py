@@ -16,10 +16,16 @@ def optimizer_for(name: str | None, args: TrainingArguments, rates: dict[str, fl
     Args:
         name: `"muon"` or `None`.
         rates: learning rate of a part (`stages.PARTS`); the other parts have `args.learning_rate`.
+
+    Raises `ValueError` for a rate below 0, for rates of parts beside Muon's, and for a torch that has no Muon.
     """
     rates = {part: rate for part, rate in rates.items() if rate is not None}
+    if below := [f"{rate} of {part}" for part, rate in rates.items() if rate < 0]:  # torch looks at the default alone
+        raise ValueError(f"a learning rate must be 0 or more, got {', '.join(below)}.")
     if name == "muon" and rates:
         raise ValueError(f"optimizer `muon` has one learning rate; leave out those of {', '.join(rates)}.")
+    if name == "muon" and not hasattr(torch.optim, "Muon"):
+        raise ValueError(f"optimizer `muon` needs torch 2.9, this is {torch.__version__}; update it or leave it out.")
     if name == "muon":
         return lambda: MuonWithAdamW, {"lr": args.learning_rate, "weight_decay": args.weight_decay}
     return (lambda: optimizer_by_part, {"args": args, "rates": rates}) if rates else None

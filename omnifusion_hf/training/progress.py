@@ -112,6 +112,9 @@ def peak_memory_gb(device: torch.device) -> float:
 def plot_loss(log_history: list[dict], folder: Path):
     """Draws the logged losses to `LOSS_PLOT`. What keeps it from that is logged; a finished run never fails for it."""
     points = [(entry["step"], entry["loss"]) for entry in log_history if "loss" in entry]
+    if not points:
+        logger.warning("no plot of the loss: none was logged; logging_steps sets how often.")
+        return
     try:
         from matplotlib.figure import Figure
 

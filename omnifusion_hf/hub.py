@@ -12,6 +12,7 @@ from huggingface_hub.utils import filter_repo_objects
 from transformers import AutoConfig
 
 from .configuration_omnifusion import OmniFusionConfig
+from .evaluation.results import read_scores
 from .files import write_whole
 from .training.progress import LOSS_PLOT
 
@@ -124,15 +125,10 @@ def read_training(folder: Path) -> dict:
 
 
 def read_results(path: str | Path) -> list[EvalResult]:
-    """The scores in an lmms-eval result file. Raises `ValueError` for another kind of file."""
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(content.get("results"), dict):
-        raise ValueError(f"{path} has no `results`; give the *_results.json that lmms-eval wrote.")
+    """The scores in an lmms-eval result file, for a card's metadata."""
     return [
-        EvalResult("image-text-to-text", task, task, metric.split(",")[0], round(value, 4))
-        for task, scores in content["results"].items()
-        for metric, value in scores.items()
-        if isinstance(value, (int, float)) and "_stderr" not in metric
+        EvalResult("image-text-to-text", score.task, score.task, score.metric, round(score.value, 4))
+        for score in read_scores(path)
     ]
 
 

@@ -18,11 +18,13 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from lmms_eval.protocol import ChatMessages
 from lmms_eval.utils import Collator
 from loguru import logger
+from PIL.Image import Image
 from tqdm import tqdm
 from transformers.image_utils import load_image
 
 from ..ask import complete, load, prompts
 from ..files import write_whole
+from ..image_processing_omnifusion import viewer_rgb
 from .provenance import RunRecord
 from .results import picture_path, run_path
 
@@ -59,22 +61,24 @@ class OmniFusion(lmms):
         view_strategy: str | None = None,
         log_pictures: str | None = None,
         max_batch_size: int | None = None,
+        **unknown,
     ):
         super().__init__()
-        if not str(batch_size).isdecimal() or int(batch_size) == 0:
-            raise ValueError(f"--batch_size {batch_size} is not supported; give a number.")
-        self.batch_size = int(batch_size)
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         if self.world_size > 1:
             device = str(self.accelerator.device)
+        self.log_pictures = log_pictures
         options = {"dtype": dtype, "attn_implementation": attn_implementation}
         options = {name: value for name, value in options.items() if value is not None}
-        self.model, self.processor = load(pretrained, device, **options)
-        if view_strategy is not None:
-            self.processor.image_processor.view_strategy = view_strategy
-        self.log_pictures = log_pictures
-        self.record = RunRecord(pretrained, self.model, self.processor, self.batch_size)
+        with visible_failure():
+            if unknown:
+                raise ValueError(f"--model_args names {', '.join(unknown)}, which the model does not take.")
+            self.batch_size = read_batch_size(batch_size)
+            self.model, self.processor = load(pretrained, device, **options)
+            if view_strategy is not None:
+                self.processor.image_processor.view_strategy = view_strategy
+            self.record = RunRecord(pretrained, self.model, self.processor, self.batch_size)
 
     @property
     def device(self):
@@ -144,6 +148,13 @@ def visible_failure():
         raise SystemExit(f"omnifusion: error: {error}") from error
 
 
+def read_batch_size(given: int | str) -> int:
+    """`--batch_size`, which lmms-eval also knows as `auto`."""
+    if not str(given).isdecimal() or int(given) == 0:
+        raise ValueError(f"--batch_size {given} is not supported; give a number.")
+    return int(given)
+
+
 def _longest_first(request: tuple) -> int:
     return -len(request[0])
 
@@ -177,5 +188,5 @@ def save_pictures(folder: str | Path, task: str, doc_id: int, pictures: list):
         path = picture_path(folder, task, doc_id, index)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
-        load_image(picture).save(part, format="PNG")
+        viewer_rgb(picture if isinstance(picture, Image) else load_image(picture)).save(part, format="PNG")
         os.replace(part, path)

@@ -34,8 +34,8 @@ def draw_radar(path: Path, models: dict[str, dict[str, float]]):
     axes.set_rlabel_position(180 / len(columns))  # between two axes
     axes.set_xticks(angles, columns)
     axes.tick_params(axis="x", pad=16)
-    for name, values in RADAR_ROWS.items():
-        _line(axes, angles, [values.get(column) for column in columns], label=name, linestyle="--", linewidth=1)
+    for (name, values), style in zip(RADAR_ROWS.items(), ("-", "--", ":"), strict=True):
+        _line(axes, angles, [values.get(column) for column in columns], label=name, linestyle=style, color="0.5")
     for name, values in models.items():
         line = [values.get(column) for column in columns]
         label = f"{name} ({sum(value is not None for value in line)} of {len(columns)} measured)"

@@ -181,6 +181,14 @@ def run_path(folder: str | Path, task: str) -> Path:
     return Path(folder) / task / "run.json"
 
 
+def read_records(content: dict) -> dict[str, dict]:
+    """By task: what the plug-in noted of the run that wrote these results, where `log_pictures` made it keep notes."""
+    folder = model_arguments(content).get("log_pictures")
+    paths = {task: run_path(folder, task) for task in content["results"]} if folder else {}
+    records = {task: json.loads(path.read_text(encoding="utf-8")) for task, path in paths.items() if path.is_file()}
+    return {task: record for task, record in records.items() if record["model"] == content.get("model_name")}
+
+
 def pictures_of(doc_id, task: str, folder: str | None) -> list[str]:
     """The logged pictures of a document, in their order."""
     if folder is None:

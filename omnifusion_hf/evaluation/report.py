@@ -7,25 +7,47 @@ from pathlib import Path
 
 from ..files import write_whole
 from .paper_tables import BENCHMARKS, TABLES, PaperTable
-from .results import ModelResults, Score, read_models, read_result_file
+from .results import ModelResults, Score, read_models, read_records, read_result_file
 
 
+ANSWERS = ".jsonl"  # what a file of answer records ends with
 MISSING = "–"
 PARTIAL = "*"
 
 
-def report(options: argparse.Namespace) -> Path:
-    """Writes report.md, report.json and radar.png into `options.output`; returns the first."""
+def report(options: argparse.Namespace) -> list[Path]:
+    """Does in the folder `options.output` what the command line asks for; returns the files."""
+    results = [path for path in options.results if not path.endswith(ANSWERS)]
+    looks_closer = options.model or options.data or options.perturb or options.errors or options.groups
+    if not results and not looks_closer:
+        raise ValueError(
+            "nothing to report: give the folder that lmms-eval's --output_path named, answers with --errors or "
+            "--groups, or --model and --data."
+        )
+    folder = Path(options.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = write_tables(folder, read_models(results)) if results else []
+    if looks_closer:
+        from .inspection import inspect
+
+        written += inspect(options, folder)
+    return written
+
+
+def write_tables(folder: Path, models: list[ModelResults]) -> list[Path]:
+    """Writes report.md, report.json and radar.png."""
     from .radar import draw_radar
 
-    if not options.results:
-        raise ValueError("no RESULTS; give the folder that lmms-eval's --output_path named.")
-    folder, models = Path(options.output), read_models(options.results)
-    folder.mkdir(parents=True, exist_ok=True)
-    draw_radar(folder / "radar.png", {model.name: paper_values(model) for model in models})
-    write_whole(folder / "report.json", json.dumps(as_data(models), indent=1, ensure_ascii=False) + "\n")
-    write_whole(folder / "report.md", as_markdown(models))
-    return folder / "report.md"
+    paths = [folder / name for name in ("report.md", "report.json", "radar.png")]
+    draw_radar(paths[2], {_label(model): paper_values(model) for model in models})
+    write_whole(paths[1], json.dumps(as_data(models), indent=1, ensure_ascii=False) + "\n")
+    write_whole(paths[0], as_markdown(models))
+    return paths
+
+
+def _label(model: ModelResults) -> str:
+    partial = any(score.is_partial for score, _ in paper_scores(model).values())
+    return f"{model.name}, in part on few documents" if partial else model.name
 
 
 def paper_scores(model: ModelResults) -> dict[str, tuple[Score, float]]:
@@ -60,17 +82,12 @@ def as_data(models: list[ModelResults]) -> dict:
 
 
 def run_facts(file: Path) -> dict:
-    """How a result file came about."""
+    """How a result file came about; `records`: by task, what the plug-in noted in run.json."""
     content = read_result_file(file)
     config = content.get("config", {})
     kept = ("model_args", "batch_size", "device", "limit", "gen_kwargs", "random_seed", "torch_seed")
-    return {
-        "file": str(file),
-        "tasks": sorted(content["results"]),
-        "date": content.get("date"),
-        "lmms_eval": content.get("lmms_eval_version"),
-        **{name: config.get(name) for name in kept},
-    }
+    facts = {"file": str(file), "tasks": sorted(content["results"]), "date": content.get("date")}
+    return facts | {name: config.get(name) for name in kept} | {"records": read_records(content)}
 
 
 def as_markdown(models: list[ModelResults]) -> str:
@@ -125,11 +142,20 @@ def _scores_table(model: ModelResults) -> str:
 
 def _runs_table(models: list[ModelResults]) -> str:
     facts = [(model.name, run_facts(file)) for model in models for file in model.files]
-    rows = [
-        [name, *(str(fact[key]) for key in ("date", "lmms_eval", "model_args", "batch_size", "file"))]
-        for name, fact in facts
+    columns = ("date", "model_args", "batch_size", "limit", "file")
+    rows = [[name, *(MISSING if fact[key] is None else str(fact[key]) for key in columns)] for name, fact in facts]
+    table = _table(["model", "date", "model arguments", "batch size", "limit", "file"], rows)
+    records = [
+        [name, task, *_record_cells(record)] for name, fact in facts for task, record in fact["records"].items()
     ]
-    return _table(["model", "date", "lmms-eval", "model arguments", "batch size", "file"], rows)
+    if not records:
+        return f"{table}\n\nNo record of versions and prompts: run lmms-eval with log_pictures=DIR in --model_args."
+    return f"{table}\n\n{_table(['model', 'task', 'versions', 'dtype', 'processor', 'prompts'], records)}"
+
+
+def _record_cells(record: dict) -> list[str]:
+    versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
+    return [versions, record["dtype"], *(record[f"{what}_sha256"][:12] for what in ("processor", "prompts"))]
 
 
 def _measured(found: tuple[Score, float] | None) -> str:

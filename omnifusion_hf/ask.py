@@ -12,13 +12,19 @@ TINY = Path(__file__).parent / "tiny"
 EXAMPLES = TINY / "pictures" / "questions.json"
 
 
+def placement(device: str | None = None) -> tuple[str, str]:
+    """Device and dtype for answering: a GPU in the checkpoint's dtype, else the CPU in float32."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return device, "auto" if device != "cpu" else "float32"
+
+
 def load(folder_or_hub_id: str, device: str | None = None, **options):
-    """(model, processor) for answering: on a GPU in the checkpoint's dtype, else on the CPU in float32.
+    """(model, processor) for answering, where `placement` says.
 
     `options` go to the model's `from_pretrained`, such as `dtype` or `attn_implementation`.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    options = {"dtype": "auto" if device != "cpu" else torch.float32} | options
+    device, dtype = placement(device)
+    options = {"dtype": dtype} | options
     logging.disable_progress_bar()
     model = AutoModelForImageTextToText.from_pretrained(folder_or_hub_id, device_map=device, **options)
     return model.eval(), AutoProcessor.from_pretrained(folder_or_hub_id)

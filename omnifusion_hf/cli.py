@@ -105,11 +105,6 @@ def report(options: argparse.Namespace):
     print("\n".join(f"wrote {path}" for path in report(options)))
 
 
-def tasks(options: argparse.Namespace):
-    """Tells where the package's tasks for lmms-eval lie."""
-    print(os.path.join(os.path.dirname(__file__), "evaluation", "tasks"))
-
-
 def box(text: str) -> list[float]:
     """A box of the command line, such as 10,20,300,400."""
     return [float(number) for number in text.split(",")]
@@ -158,15 +153,12 @@ def add_report(commands):
     command.add_argument("--image-folder", metavar="FOLDER", help="of --data's pictures; default: where --data is")
     command.add_argument("--perturb", nargs="+", metavar="NAME", help="ask with changed pictures as well; or: all")
     command.add_argument(
-        "--epsilon", nargs="+", type=float, metavar="E", help="most change of PGD in levels of 0..255; default: 1 2 4 8"
+        "--epsilon", nargs="+", type=float, metavar="E", help="most change by PGD, levels of 0..255; default: 1 2 4 8"
     )
     command.add_argument("--batch-size", type=count, default=16)
     command.add_argument("--max-new-tokens", type=count, default=128)
     command.add_argument("--seed", type=int, default=0, help="of noise, places and the attack's start")
     command.set_defaults(run=report)
-
-    command = commands.add_parser("tasks", help="print the folder of tasks for lmms-eval's --include_path")
-    command.set_defaults(run=tasks)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -211,11 +203,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_views(commands)
 
-    command = commands.add_parser("serve", help="serve a model to OpenAI clients and `transformers chat`")
-    command.add_argument("model", help="folder or Hub id")
-    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other computers in")
-    command.add_argument("--port", type=count, default=8000)
-    command.set_defaults(run=serve)
+    add_serve(commands)
 
     command = commands.add_parser("card", help="write the model card of a folder")
     command.add_argument("folder")

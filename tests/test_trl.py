@@ -139,6 +139,21 @@ def test_lora_trains_its_factors_the_adapter_and_the_special_rows_and_loads_to_t
     assert not torch.equal(logits(load(), run.folder / "tuned-lora"), after)  # control
 
 
+def test_lora_trains_on_an_llm_of_four_bits(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    four = 'dtype="bfloat16", quantization_config=BitsAndBytesConfig(load_in_4bit=True))\nlora'
+    page = pages.changed(
+        PAGE,
+        tmp_path,
+        ('dtype="float32")\nlora', four),
+        ("import LoraConfig\n", "import LoraConfig\nfrom transformers import BitsAndBytesConfig\n"),
+    )
+    trainer = pages.run_page(page, tmp_path).names[1]["lora_trainer"]
+    assert len(losses(trainer)) == 3 and all(map(math.isfinite, losses(trainer)))
+    factors = [parameter for name, parameter in trainer.model.named_parameters() if "lora_B" in name]
+    assert factors and all(factor.any() for factor in factors)  # they start as zeros
+
+
 @pytest.mark.parametrize("setting", ["packing=True", "padding_free=True", 'truncation_mode="keep_end"'])
 def test_what_the_page_calls_refused_is_refused(setting, tmp_path):
     page = pages.changed(PAGE, tmp_path, ("    assistant_only_loss=True,\n", f"    {setting},\n"))

@@ -227,11 +227,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; mistakes of the user end in one line on stderr and exit code 2."""
+    """Runs one command; mistakes of the user and missing packages end in one line on stderr and exit code 2."""
     options = build_parser().parse_args(argv)
     try:
         options.run(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         message = re.split(r"\n[\w.]+Error: ", str(error))[-1].strip()  # a data loader's worker adds its stack trace
     else:
         return 0

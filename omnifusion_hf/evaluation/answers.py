@@ -33,6 +33,11 @@ class Answer:
         if not 0 <= self.score <= 1:
             raise ValueError(f"the score of {self.task}, {self.name} must lie in 0..1, got {self.score}.")
 
+    @property
+    def key(self) -> tuple[str, str, str | None, float | None]:
+        """By which an answer is found again."""
+        return self.task, self.name, self.perturbation, self.strength
+
     def as_line(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False) + "\n"
 

@@ -2,7 +2,7 @@
 """Asking a model many questions in batches, so that a killed run goes on and the batch size changes no answer."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
@@ -59,12 +59,13 @@ class Asker:
             self.log.add([answer_record(*pair, condition) for pair in zip(batch, said)])
             bar.update(len(batch))
 
-    def answers(self, conditions: Iterable[Condition]) -> list[Answer]:
-        """What the log holds under these conditions."""
-        return [answer for answer in self.log.answers if (answer.perturbation, answer.strength) in set(conditions)]
+    def answers(self, questions: list[Question], conditions: list[Condition]) -> list[Answer]:
+        """What the log holds of these questions under these conditions."""
+        wanted = {(question.task, question.name, *condition) for question in questions for condition in conditions}
+        return [answer for answer in self.log.answers if answer.key in wanted]
 
     def _missing(self, questions: list[Question], condition: Condition) -> list[Question]:
-        done = {(answer.task, answer.name): answer for answer in self.answers([condition])}
+        done = {(answer.task, answer.name): answer for answer in self.answers(questions, [condition])}
         for question in questions:
             answer = done.get((question.task, question.name))
             if answer and (answer.question, answer.truth) != (question.text, [question.truth]):

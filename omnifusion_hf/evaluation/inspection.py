@@ -3,6 +3,7 @@
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 
 from tqdm import tqdm
@@ -30,6 +31,7 @@ def inspect(options: argparse.Namespace, folder: Path) -> list[Path]:
         written, answers = ask_model(options, folder)
     if options.errors or options.groups:
         answers = answers + load_answers(options.results)
+        _check_one_model(answers)
     if options.errors:
         write_errors(folder / "errors.html", answers)
         written.append(folder / "errors.html")
@@ -49,9 +51,16 @@ def _check(options: argparse.Namespace):
         raise ValueError("there are no answers; give RESULTS, or --model FOLDER --data QUESTIONS.json.")
 
 
+def _check_one_model(answers: list[Answer]):
+    twice = [key for key, count in Counter(answer.key for answer in answers).items() if count > 1]
+    if twice:
+        task, name, *_ = twice[0]
+        raise ValueError(f"{task}, {name} was answered twice; give the answers of one model, from one run.")
+
+
 def ask_model(options: argparse.Namespace, folder: Path) -> tuple[list[Path], list[Answer]]:
-    """Asks the questions about the pictures as they are and, with `--perturb`, changed: files and answers."""
-    conditions = conditions_of(options.perturb, options.epsilon) if options.perturb else [AS_IT_IS]
+    """Asks the questions about the pictures as they are and, with `--perturb`, changed: files and clean answers."""
+    conditions = conditions_of(options.perturb, options.epsilon) if options.perturb else []
     questions = read_questions(options.data, options.image_folder)
     settings = {"model": options.model, "max_new_tokens": options.max_new_tokens, "seed": options.seed}
     log = open_log(folder, settings)
@@ -59,16 +68,19 @@ def ask_model(options: argparse.Namespace, folder: Path) -> tuple[list[Path], li
     with tqdm(total=len(questions), unit="answer", disable=None) as bar:
         asker.ask(questions, AS_IT_IS, present_as_it_is(asker.processor), bar)
     written = [log.path]
-    if options.perturb:
-        answers = ask_perturbed(asker, [each for each in questions if each.pictures], conditions, options.seed)
-        written += write_robustness(folder, answers, settings | {"data": options.data}, questions)
-    return written, asker.answers([AS_IT_IS])
+    if conditions:
+        written += write_robustness(folder, asker, questions, conditions, settings | {"data": options.data})
+    return written, asker.answers(questions, [AS_IT_IS])
 
 
-def write_robustness(folder: Path, answers: list[Answer], settings: dict, questions: list[Question]) -> list[Path]:
-    rows, paths = summary(answers), [folder / name for name in ("robustness.json", "robustness.png")]
-    without = sum(not question.pictures for question in questions)
-    content = settings | {"questions_without_pictures_left_out": without, "rows": rows}
+def write_robustness(folder: Path, asker: Asker, questions: list[Question], conditions: list, settings: dict):
+    """Asks what needs pictures under all conditions; writes figures and plot and returns their paths."""
+    asked = [question for question in questions if question.pictures]
+    if not asked:
+        raise ValueError(f"{settings['data']} has no question about a picture; --perturb changes pictures.")
+    rows = summary(ask_perturbed(asker, asked, conditions, settings["seed"]), conditions)
+    content = settings | {"questions_without_pictures": len(questions) - len(asked), "rows": rows}
+    paths = [folder / name for name in ("robustness.json", "robustness.png")]
     write_whole(paths[0], json.dumps(content, indent=1, ensure_ascii=False))
     draw_robustness(paths[1], rows)
     return paths

@@ -4,6 +4,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from zlib import crc32
 
 from tqdm import tqdm
@@ -41,8 +42,7 @@ def ask_perturbed(asker: Asker, questions: list[Question], conditions: list[Cond
             asked = {SWAPPED: swapped, REMOVED: [without_pictures(each) for each in questions]}
             present = presentation(asker, condition, seed)
             asker.ask(asked.get(condition[0], questions), condition, present, bar)
-    names = {(question.task, question.name) for question in questions}
-    return [answer for answer in asker.answers(conditions) if (answer.task, answer.name) in names]
+    return asker.answers(questions, conditions)
 
 
 def presentation(asker: Asker, condition: Condition, seed: int) -> Present:
@@ -85,32 +85,26 @@ def swap_pictures(questions: list[Question]) -> list[Question]:
     swapped = {}
     for task in dict.fromkeys(question.task for question in questions):
         asked = [question for question in questions if question.task == task]
-        shown = [
-            (index, picture, boxes)
-            for index, question in enumerate(asked)
-            for picture, boxes in zip(question.pictures, question.regions)
-        ]
-        others = [_another(shown, place) for place in range(len(shown))]
-        for index, question in enumerate(asked):
-            taken = [other for (owner, *_), other in zip(shown, others) if owner == index]
-            pictures, regions = [picture for picture, _ in taken], [boxes for _, boxes in taken]
-            messages = with_pictures(question.messages, pictures)
-            swapped[task, question.name] = replace(question, messages=messages, regions=regions)
+        shown = [pair for question in asked for pair in zip(question.pictures, question.regions, strict=True)]
+        others = iter([_another(shown, place) for place in range(len(shown))])
+        for question in asked:
+            taken = list(islice(others, len(question.pictures)))
+            messages = with_pictures(question.messages, [picture for picture, _ in taken])
+            swapped[task, question.name] = replace(question, messages=messages, regions=[boxes for _, boxes in taken])
     return [swapped[question.task, question.name] for question in questions]
 
 
 def _another(shown: list[tuple], place: int) -> tuple:
     """The picture, with its regions, that the one at `place` is swapped with."""
-    for step in range(len(shown)):
-        _, picture, boxes = shown[(place + len(shown) // 2 + step) % len(shown)]
-        if picture != shown[place][1]:
-            return picture, boxes
-    raise ValueError(f"nothing to swap {shown[place][1]} with: all questions of its task are about this one picture.")
+    picture, half = shown[place][0], place + len(shown) // 2
+    for candidate in shown[half % len(shown) :] + shown[: half % len(shown)]:
+        if candidate[0] != picture:
+            return candidate
+    raise ValueError(f"nothing to swap {picture} with, the only picture of its task; add questions about another.")
 
 
-def summary(answers: list[Answer]) -> list[dict]:
-    """A row for each perturbation and strength: n, accuracy, its 95% interval, and the same for each task."""
-    conditions = dict.fromkeys((answer.perturbation, answer.strength) for answer in answers)
+def summary(answers: list[Answer], conditions: list[Condition]) -> list[dict]:
+    """A row for each condition: n, accuracy, its 95% interval, and the same for each task."""
     rows = []
     for condition in conditions:
         asked = [answer for answer in answers if (answer.perturbation, answer.strength) == condition]

@@ -105,6 +105,11 @@ def report(options: argparse.Namespace):
     print("\n".join(f"wrote {path}" for path in report(options)))
 
 
+def tasks(options: argparse.Namespace):
+    """Tells where the package's tasks for lmms-eval lie."""
+    print(os.path.join(os.path.dirname(__file__), "evaluation", "tasks"))
+
+
 def box(text: str) -> list[float]:
     """A box of the command line, such as 10,20,300,400."""
     return [float(number) for number in text.split(",")]
@@ -140,6 +145,14 @@ def add_views(commands):
     command.set_defaults(run=views)
 
 
+def add_serve(commands):
+    command = commands.add_parser("serve", help="serve a model to OpenAI clients and `transformers chat`")
+    command.add_argument("model", help="folder or Hub id")
+    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other computers in")
+    command.add_argument("--port", type=count, default=8000)
+    command.set_defaults(run=serve)
+
+
 def add_report(commands):
     command = commands.add_parser("report", help="put results beside the paper's tables; errors, robustness, groups")
     command.add_argument(
@@ -159,6 +172,9 @@ def add_report(commands):
     command.add_argument("--max-new-tokens", type=count, default=128)
     command.add_argument("--seed", type=int, default=0, help="of noise, places and the attack's start")
     command.set_defaults(run=report)
+
+    command = commands.add_parser("tasks", help="print the folder of tasks for lmms-eval's --include_path")
+    command.set_defaults(run=tasks)
 
 
 def build_parser() -> argparse.ArgumentParser:

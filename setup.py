@@ -18,7 +18,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["omnifusion_hf", "omnifusion_hf.*"]),
-    package_data={"omnifusion_hf": ["tiny/*", "tiny/*/*", "model_card.md", "evaluation/tasks/*"]},
+    package_data={"omnifusion_hf": ["tiny/*", "tiny/*/*", "model_card.md", "evaluation/*.html", "evaluation/tasks/*"]},
     install_requires=[
         "transformers>=5.23",
         "torch>=2.6",

@@ -81,6 +81,13 @@ def serve(options: argparse.Namespace):
     serve(options.model, options.host, options.port)
 
 
+def demo(options: argparse.Namespace):
+    """Starts a page to talk to a model in the browser."""
+    from .serving.page import demo
+
+    demo(options.model, options.host, options.port)
+
+
 def card(options: argparse.Namespace):
     """Writes README.md, the model card, into a model folder."""
     from .hub import CardFacts, render_card
@@ -220,6 +227,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_views(commands)
 
     add_serve(commands)
+
+    command = commands.add_parser("demo", help="start a page to talk to a model in the browser")
+    command.add_argument("--model", help="folder or Hub id; default: the bundled tiny model")
+    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other computers in")
+    command.add_argument("--port", type=count, help="default: the first free one from 7860")
+    command.set_defaults(run=demo)
 
     command = commands.add_parser("card", help="write the model card of a folder")
     command.add_argument("folder")

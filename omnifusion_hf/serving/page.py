@@ -70,8 +70,8 @@ class Handlers:
             yield locked, chat, *self._see(messages, view_strategy)
             with closing(self.conversation.answer(inputs)) as answer:
                 for written in answer:
-                    said = [*chat, {"role": "assistant", "content": [text_part(written)]}]
-                    yield gr.skip(), said, gr.skip(), gr.skip()
+                    reply = [{"role": "assistant", "content": [text_part(written)]}] if written else []
+                    yield gr.skip(), chat + reply, gr.skip(), gr.skip()
 
     def unlock(self, chat: list[dict]):
         """The box is free again, and has the question back that got no answer: stopped too soon, or failed."""
@@ -115,15 +115,17 @@ def build_page(conversation: Conversation, about: str) -> gr.Blocks:
                     allow_file_downloads=False,
                 )  # fmt: skip
                 box = gr.MultimodalTextbox(
-                    file_count="multiple", file_types=sum(SUFFIXES.values(), []), show_label=False,
+                    file_count="multiple", file_types=sum(SUFFIXES.values(), []), label="Question", show_label=False,
                     placeholder="Add pictures with the clip, then ask",
                     max_plain_text_length=MAX_CHARACTERS + 1,  # longer text is pasted as a file
                 )  # fmt: skip
             with gr.Column(scale=2):
                 chosen = conversation.processor.image_processor.view_strategy
                 strategy = gr.Radio(["whole", "grid"], value=chosen, label="Views of a picture")
-                cost = gr.Markdown(NOTHING_SEEN)
-                drawing = gr.Image(interactive=False, show_label=False, buttons=["fullscreen"])
+                cost = gr.Markdown(NOTHING_SEEN, elem_id="cost")
+                drawing = gr.Image(
+                    interactive=False, format="png", show_label=False, buttons=["fullscreen"], elem_id="drawing"
+                )
         connect(Handlers(conversation), box, chat, strategy, [drawing, cost])
     return page
 

@@ -16,7 +16,7 @@ SCRIPT = """
 import importlib.util, json, sys
 
 from PIL import Image
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
 
 folder, picture = sys.argv[1:]
 report = {"installed": importlib.util.find_spec("omnifusion_hf") is not None, "refused": [], "classes": {}}
@@ -34,6 +34,11 @@ content = [{"type": "image", "image": Image.open(picture)}, {"type": "text", "te
 options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
 inputs = processor.apply_chat_template([{"role": "user", "content": content}], **options)
 report["ids"] = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0].tolist()
+answer = pipeline("image-text-to-text", model=folder, trust_remote_code=True)
+greedy = {"max_new_tokens": 6, "do_sample": False}
+report["pipeline"] = answer(
+    text=[{"role": "user", "content": content}], return_full_text=False, generate_kwargs=greedy
+)[0]["generated_text"]
 model.save_pretrained(sys.argv[1] + "_again")
 report["saved_again"] = sorted(json.load(open(sys.argv[1] + "_again/config.json"))["auto_map"])
 print(json.dumps(report))
@@ -85,6 +90,12 @@ def test_case_25_remote_code_gives_the_same_ids_as_the_package(report, model, pr
     assert report["ids"] == model.generate(**inputs, max_new_tokens=6, do_sample=False)[0].tolist()
     other = tiny.prompt(processor, [tiny.user(tiny.picture(1), "What?")])
     assert report["ids"] != model.generate(**other, max_new_tokens=6, do_sample=False)[0].tolist()
+
+
+def test_the_pipeline_answers_from_remote_code(report, model, processor):
+    inputs = tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")])
+    answer = report["ids"][inputs.input_ids.shape[1] :]
+    assert report["pipeline"].strip() == processor.decode(answer, skip_special_tokens=True) != ""
 
 
 def test_without_trust_every_class_is_refused(report):

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-vllm lab clean
+.PHONY: demo test test-vllm lab docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/omnifusion ask --examples
@@ -16,6 +16,10 @@ test-vllm: .venv-vllm/.installed
 
 lab: $(VENV)/.installed-lab
 	$(BIN)/python -m lab
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "open site/index.html"
 
 # A stamp file is written only after its installation went through.
 $(VENV)/.installed: setup.py pyproject.toml
@@ -31,6 +35,10 @@ $(VENV)/.installed-lab: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable ".[lab]"
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
 # vLLM pins torch and much else, hence an environment of its own. Its CPU build comes with torchvision, torchaudio and
 # torchcodec for CUDA, which cannot be imported beside torch for the CPU; nothing here needs them.
 .venv-vllm/.installed: setup.py pyproject.toml
@@ -40,4 +48,4 @@ $(VENV)/.installed-lab: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-vllm build *.egg-info
+	rm -rf $(VENV) .venv-vllm build site *.egg-info

@@ -50,7 +50,8 @@ class Run:
 
 
 def blocks(text: str) -> list[Block]:
-    """The Python and shell blocks of a page. Raises `ValueError` for a mark without a reason or without a block."""
+    """The Python and shell blocks of a page. Raises `ValueError` for a mark without a reason or without a block,
+    and for an indented fence."""
     found, marks = [], 0
     for match in FENCE.finditer(text):
         mark, language = match["mark"], match["language"]
@@ -61,8 +62,10 @@ def blocks(text: str) -> list[Block]:
                 raise ValueError(f"line {line - 2}: {mark!r}; write `<!-- not run: REASON -->`.")
         if language in ("python", "sh", "bash"):
             found.append(Block(language, match["code"], line, runs=mark is None))
-    if marks != text.count("<!-- not run"):
+    if marks != len(re.findall("^ *<!-- not run", text, re.M)):
         raise ValueError("a `<!-- not run: … -->` is not in the line before a fence.")
+    if re.search(r"^ +```(python|sh|bash)$", text, re.M):
+        raise ValueError("a fence is indented, so that its block would not be run.")
     return found
 
 

@@ -1,9 +1,17 @@
 """Every block of code in the documentation runs as written; pages.py says what is run and how a block is left out."""
 
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pages
 import pytest
 from PIL import Image
+
+from omnifusion_hf.presets import ENCODERS
 
 
 pytestmark = pages.OTHERS_DEPRECATIONS
@@ -26,6 +34,7 @@ def test_code_of_the_page_runs_as_written(page, ran_page):
         ("<!-- not run: -->\n```python\n1\n```\n", ValueError),
         ("<!-- not run -->\n```python\n1\n```\n", ValueError),
         ("<!-- not run: it has no network -->\n\n```python\n1\n```\n", ValueError),
+        ("- a list\n\n  ```python\n  1\n  ```\n", ValueError),
     ],
 )
 def test_control_a_broken_block_fails(text, error, tmp_path):
@@ -60,3 +69,40 @@ def test_the_page_of_views_shows_what_views_are_and_cost(ran_page):
     run = ran_page(pages.ROOT / "docs/views.md")
     assert run.names[-1]["inputs"]["image_view_index"].tolist() == [0, 1]
     assert any("views x 36 + 2 marks" in printed for printed in run.printed)
+
+
+def build_site(folder: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(folder / "site")]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)  # --quiet hides warnings
+
+
+def clone(folder: Path) -> Path:
+    """A folder like a clone, with pages of its own."""
+    for path in pages.ROOT.iterdir():
+        if not path.name.startswith(".") and path.name not in ("docs", "site"):
+            (folder / path.name).symlink_to(path)
+    shutil.copytree(pages.ROOT / "docs", folder / "docs")
+    return folder
+
+
+def test_the_site_builds_without_a_warning_loads_nothing_from_elsewhere_and_links_to_what_is_there(tmp_path):
+    pytest.importorskip("mkdocs", reason="pip install 'omnifusion_hf[docs]'; the site was not built")
+    built = build_site(clone(tmp_path))
+    assert built.returncode == 0, built.stderr
+    for page in set((tmp_path / "site").rglob("*.html")) - {tmp_path / "site/404.html"}:
+        html = page.read_text(encoding="utf-8")
+        assert not re.search(r"""<(script|img|link)[^>]* (src|href)=["']?(https?:)?//""", html), page
+        for link in re.findall(r"""<(?:a|img|script|link)[^>]* (?:src|href)=["']?([^"' >#]+)""", html):
+            assert re.match(r"\w+:", link) or (page.parent / link).exists(), (page, link)
+    with open(tmp_path / "docs/quickstart.md", "a") as page:  # control: a link to nothing ends the build
+        page.write("\n[more](no-such-page.md)\n")
+    assert "no-such-page.md" in build_site(tmp_path).stderr
+
+
+@pytest.mark.parametrize("page", ["encoders.md", "building.md"])
+def test_tables_of_encoders_say_what_the_presets_say(page):
+    text = (pages.ROOT / "docs" / page).read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([^`]+)` \|(.*)$", text, re.M))
+    for name, preset in ENCODERS.items():
+        numbers = [int(number) for number in re.findall(r"(?<![\w-])-?\d+(?![\w-])", rows[name])]
+        assert numbers[:4] == [preset.image_size, preset.tokens, preset.width, preset.layer], name

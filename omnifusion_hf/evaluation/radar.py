@@ -16,7 +16,14 @@ def radar_columns(models: dict[str, dict[str, float]]) -> list[str]:
 
 
 def draw_radar(path: Path, models: dict[str, dict[str, float]]):
-    """Draws percent by column for each model; a line has a gap where nothing was measured.
+    """Writes the plot of each model's percent by column, as a PNG that is whole or absent."""
+    part = path.with_name(path.name + ".incomplete")
+    radar(models).savefig(part, format="png", dpi=120)
+    os.replace(part, path)
+
+
+def radar(models: dict[str, dict[str, float]]):
+    """The plot as a matplotlib figure; a line has a gap where nothing was measured.
 
     Raises `ValueError` where matplotlib is missing.
     """
@@ -41,9 +48,7 @@ def draw_radar(path: Path, models: dict[str, dict[str, float]]):
         label = f"{name} ({sum(value is not None for value in line)} of {len(columns)} measured)"
         _line(axes, angles, line, label=label, marker="o", linewidth=2)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    part = path.with_name(path.name + ".incomplete")
-    figure.savefig(part, format="png", dpi=120)
-    os.replace(part, path)
+    return figure
 
 
 def _line(axes, angles: list[float], values: list[float | None], **style):

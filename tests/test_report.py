@@ -1,0 +1,117 @@
+"""`omnifusion report` puts what was measured beside the paper's numbers and invents none."""
+
+import json
+import re
+
+import pytest
+from PIL import Image
+from test_results import POPE, write_results
+
+from omnifusion_hf.cli import main
+from omnifusion_hf.evaluation.paper_tables import ENCODERS, TABLES
+from omnifusion_hf.evaluation.radar import radar, radar_columns
+
+
+SCORES = {
+    "pope": POPE,
+    "mmbench_en_dev": {"gpt_eval_score,none": 61.5},
+    "tex": {"edit_distance,none": 0.25},
+    "of_my_own": {"exact_match,none": 0.123456},
+}
+
+
+@pytest.fixture
+def report(tmp_path):
+    """A report of two models, one measured on few documents; its text, data and folder."""
+    write_results(tmp_path / "full", results=SCORES)
+    write_results(tmp_path / "part", **{"n-samples": {"pope": {"original": 9000, "effective": 10}}})
+    folder = tmp_path / "report"
+    assert main(["report", str(tmp_path / "full"), f"part={tmp_path / 'part'}", "-o", str(folder)]) == 0
+    return (folder / "report.md").read_text(), json.loads((folder / "report.json").read_text()), folder
+
+
+def row(text: str, name: str, table: int = 0) -> list[str]:
+    found = re.findall(rf"^\| {re.escape(name)} \| (.*) \|$", text, re.M)
+    return found[table].split(" | ")
+
+
+def test_measured_rows_stand_below_the_papers_in_its_unit(report):
+    text, _, _ = report
+    assert row(text, "CLIP ViT-L/14")[5] == "84.50"
+    assert row(text, "**mine**") == ["–"] * 5 + ["80.00", "61.50", "–", "–"]
+    for table, title in enumerate(t.title for t in TABLES):
+        assert f"## {title}\n" in text and len(row(text, "**mine**", table)) == len(TABLES[table].columns)
+    assert row(text, "**mine**", len(TABLES) - 1) == ["0.25"]
+
+
+def test_a_part_of_the_documents_is_marked(report):
+    text, _, _ = report
+    assert row(text, "**part**")[5] == "80.00*" and "measured on a part" in text
+    assert "| pope | pope_accuracy | 0.8000 | 0.0200 | 10 of 9000 |" in text
+
+
+def test_tasks_that_the_paper_lacks_are_listed(report):
+    text, data, _ = report
+    assert "| of_my_own | exact_match | 0.1235 | – | – |" in text
+    assert {"task": "of_my_own", "value": 0.123456}.items() <= data["models"][0]["scores"][-1].items()
+
+
+def test_missing_benchmarks_are_null_not_0(report):
+    _, data, _ = report
+    columns = data["models"][0]["paper_columns"]
+    assert columns["VizWiz"] is None and columns["POPE"] == pytest.approx(80)
+    assert sum(value is not None for value in columns.values()) == 3
+
+
+def test_report_json_holds_the_papers_rows(report):
+    _, data, _ = report
+    assert data["paper"][0]["rows"]["InternViT-6B"]["MMMU"] == 35.4
+    assert len(data["paper"]) == len(TABLES)
+
+
+def test_the_plot_is_a_picture_and_nothing_half_written_stays(report):
+    *_, folder = report
+    assert Image.open(folder / "radar.png").size > (500, 500)
+    assert sorted(path.name for path in folder.iterdir()) == ["radar.png", "report.json", "report.md"]
+
+
+def test_a_run_says_how_it_was_asked(tmp_path):
+    record = {"model": "/models/mine", "dtype": "float32", "versions": {"torch": "9.9"}}
+    record |= {"processor_sha256": "ab" * 32, "prompts_sha256": "cd" * 32}
+    write_results(tmp_path / "a", config={"model_args": f"pretrained=x,log_pictures={tmp_path}", "batch_size": "8"})
+    for written in (False, True):
+        if written:
+            (tmp_path / "pope").mkdir()
+            (tmp_path / "pope/run.json").write_text(json.dumps(record))
+        main(["report", str(tmp_path / "a"), "-o", str(tmp_path / "r")])
+        text = (tmp_path / "r/report.md").read_text()
+        assert ("| mine | pope | torch 9.9 | float32 | abababababab | cdcdcdcdcdcd |" in text) is written
+        assert ("No record of versions" in text) is not written
+
+
+def test_axes_are_the_papers_and_what_was_measured_beside():
+    assert radar_columns({"x": {"POPE": 1.0, "DocVQA": 2.0, "TeX, edit distance": 0.1}}) == [
+        *ENCODERS.columns,
+        "DocVQA",
+    ]
+
+
+def test_lines_have_a_gap_where_nothing_was_measured():
+    (axes,) = radar({"mine": {"POPE": 80.0, "MMMU": 30.0}}).axes
+    lines = {line.get_label(): line.get_ydata().tolist() for line in axes.lines}
+    mine = lines.pop("mine (2 of 9 measured)")
+    assert [value for value in mine if value == value] == [80, 30] and len(
+        mine
+    ) == 10  # the first axis closes the line
+    assert len(lines) == 3 and all(value == value for line in lines.values() for value in line)
+
+
+def test_nothing_to_report_is_a_mistake_that_says_what_to_give(tmp_path, capsys):
+    for results in ([], [str(tmp_path)]):
+        assert main(["report", *results, "-o", str(tmp_path / "r")]) == 2
+        assert "--output_path" in capsys.readouterr().err
+
+
+def test_tasks_prints_the_folder_of_tasks(capsys):
+    assert main(["tasks"]) == 0
+    assert capsys.readouterr().out.strip().endswith("omnifusion_hf/evaluation/tasks")

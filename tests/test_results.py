@@ -1,0 +1,133 @@
+"""What lmms-eval wrote is read whole: scores by task and metric, answers as records."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from omnifusion_hf.evaluation.results import (
+    Score,
+    load_answers,
+    read_models,
+    read_records,
+    read_result_file,
+    read_sample_answers,
+    read_scores,
+    truths_of,
+)
+
+
+POPE = {"alias": "pope", "pope_accuracy,none": 0.8, "pope_accuracy_stderr,none": 0.02, "pope_f1_score,none": 0.7}
+POPE |= {"pope_f1_score_stderr,none": "N/A", "pope_accuracy_stderr_clt,none": 0.02}
+
+
+def write_results(folder, date="20260101_000000", results=None, **content):
+    """A result file as lmms-eval writes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{date}_results.json"
+    content = {"results": results or {"pope": POPE}, "model_name": "/models/mine", "date": date} | content
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def write_samples(folder, task, rows, date="20260101_000000"):
+    lines = [{"doc_id": i, "input": "q?", "target": "a", "filtered_resps": "a"} | row for i, row in enumerate(rows)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / f"{date}_samples_{task}.jsonl").write_text(text, encoding="utf-8")
+
+
+def test_every_number_but_the_error_bars_is_a_score(tmp_path):
+    path = write_results(tmp_path, **{"n-samples": {"pope": {"original": 9000, "effective": 9000}}})
+    accuracy, f1 = read_scores(path)
+    assert accuracy == Score("pope", "pope_accuracy", 0.8, 0.02, 9000, 9000) and not accuracy.is_partial
+    assert f1 == Score("pope", "pope_f1_score", 0.7, None, 9000, 9000)
+
+
+def test_a_limit_makes_a_score_partial(tmp_path):
+    path = write_results(tmp_path, **{"n-samples": {"pope": {"original": 9000, "effective": 10}}})
+    assert all(score.is_partial for score in read_scores(path))
+
+
+def test_runs_of_a_model_are_put_together_and_the_newest_counts(tmp_path):
+    write_results(tmp_path / "a", "20260102_000000", {"gqa": {"exact_match,none": 0.6}})
+    write_results(tmp_path / "a", "20260101_000000", {"gqa": {"exact_match,none": 0.1}, "pope": POPE})
+    write_results(tmp_path / "b", model_name="org/other/")
+    mine, other = read_models([str(tmp_path)])
+    assert (mine.name, other.name) == ("mine", "other")
+    assert mine.scores["gqa", "exact_match"].value == 0.6 and mine.scores["pope", "pope_accuracy"].value == 0.8
+    assert [file.name[:8] for file in mine.files] == ["20260101", "20260102"]
+
+
+def test_a_name_may_be_given(tmp_path):
+    path = write_results(tmp_path / "odd=folder")
+    assert [model.name for model in read_models([f"ours={path}", str(path)])] == ["ours", "mine"]
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", '{"results": 3}', "not JSON"])
+def test_another_file_is_refused_by_name(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match="x.json"):
+        read_result_file(tmp_path / "x.json")
+
+
+def test_a_folder_without_results_says_where_to_look(tmp_path):
+    with pytest.raises(ValueError, match="may exit with 0"):
+        read_models([str(tmp_path)])
+
+
+def test_samples_become_answers_with_the_first_number_as_score(tmp_path):
+    better = {"pope": {"pope_accuracy": True}, "tex": {"edit_distance": False}, "mmmu_val": {"mmmu_acc": True}}
+    path = write_results(tmp_path, higher_is_better=better)
+    write_samples(tmp_path, "pope", [{"pope_accuracy": {"score": 1.0}}, {"pope_accuracy": {"score": 0.0}}])
+    write_samples(tmp_path, "tex", [{"edit_distance": 0.25, "target": "x^2", "filtered_resps": ["x^3"]}])
+    write_samples(
+        tmp_path, "mmmu_val", [{"mmmu_acc": {"parsed_pred": ["A"]}, "target": "['a', 'B']"}, {"target": "B"}]
+    )
+    answers = {(answer.task, answer.name): answer for answer in read_sample_answers(path)}
+    assert [answers["pope", name].score for name in "01"] == [1, 0]
+    assert answers["tex", "0"].score == 0.75 and answers["tex", "0"].answer == "x^3"
+    assert [answers["mmmu_val", name].score for name in "01"] == [1, 0]  # no number: exact match
+    assert answers["mmmu_val", "0"].truth == ["a", "B"] and len(answers) == 5
+
+
+def test_samples_of_another_date_belong_to_another_run(tmp_path):
+    path = write_results(tmp_path)
+    write_samples(tmp_path, "pope", [{}], date="20250101_000000")
+    assert read_sample_answers(path) == []
+    with pytest.raises(ValueError, match="--log_samples"):
+        load_answers([str(tmp_path)])
+
+
+def test_answers_of_a_file_and_of_samples_are_read_alike(tmp_path):
+    write_results(tmp_path)
+    write_samples(tmp_path, "pope", [{}])
+    (sample,) = load_answers([str(tmp_path)])
+    (tmp_path / "answers.jsonl").write_text(sample.as_line())
+    assert load_answers([str(tmp_path / "answers.jsonl"), str(tmp_path)]) == [sample, sample]
+
+
+def test_logged_pictures_are_found_in_their_order(tmp_path):
+    for name in ("0-0", "0-1", "0-10", "1-0"):
+        path = tmp_path / f"kept/pope/{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2)).save(path)
+    path = write_results(tmp_path, config={"model_args": f"pretrained=x,log_pictures={tmp_path}/kept"})
+    write_samples(tmp_path, "pope", [{}, {}, {}])
+    names = [[picture.rpartition("/")[2] for picture in answer.pictures] for answer in read_sample_answers(path)]
+    assert names == [["0-0.png", "0-1.png"], ["1-0.png"], []]
+
+
+def test_a_run_record_of_another_model_is_not_taken(tmp_path):
+    path = write_results(tmp_path, config={"model_args": f"pretrained=x,log_pictures={tmp_path}"})
+    (tmp_path / "pope").mkdir()
+    for model, found in (("/models/mine", 1), ("/models/other", 0)):
+        (tmp_path / "pope/run.json").write_text(json.dumps({"model": model}))
+        assert len(read_records(read_result_file(path))) == found
+
+
+@pytest.mark.parametrize(
+    "target, truths",
+    [("a", ["a"]), ("['a', 'b']", ["a", "b"]), ("[1, 2]", ["1", "2"]), ("[0, 1)", ["[0, 1)"]), ("[x]", ["[x]"])],
+)
+def test_logged_targets_are_texts_or_lists_of_them(target, truths):
+    assert truths_of(target) == truths

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from omnifusion_hf.cli import main
 from omnifusion_hf.training import train as train_module
-from omnifusion_hf.training.stopping import SaveAndStop, checkpoint_to_resume
+from omnifusion_hf.training.stopping import SaveAndStop, begin_run, checkpoint_to_resume
 
 
 STEPS = 8
@@ -163,14 +164,60 @@ def test_half_written_checkpoints_are_not_resumed_from(tmp_path):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text("{}")
         torch.save({"cpu": torch.zeros(9)}, tmp_path / f"checkpoint-{step}/rng_state.pth")
-    assert checkpoint_to_resume(args).endswith("checkpoint-10")
+    assert checkpoint_to_resume(args, {}).endswith("checkpoint-10")
     states = (tmp_path / "checkpoint-10/rng_state.pth").read_bytes()
     (tmp_path / "checkpoint-10/rng_state.pth").write_bytes(states[:-9])
-    assert checkpoint_to_resume(args).endswith("checkpoint-6")
+    assert checkpoint_to_resume(args, {}).endswith("checkpoint-6")
     (tmp_path / "checkpoint-6/trainer_state.json").write_text('{"log_history": [')
-    assert checkpoint_to_resume(args).endswith("checkpoint-3")
+    assert checkpoint_to_resume(args, {}).endswith("checkpoint-3")
     (tmp_path / "checkpoint-3/trainer_state.json").unlink()
-    assert checkpoint_to_resume(args) is None
+    assert checkpoint_to_resume(args, {}) is None
+
+
+def test_folders_of_other_names_are_no_checkpoints(tmp_path):
+    args = TrainingArguments(str(tmp_path), resume_from_checkpoint="true", use_cpu=True)
+    for name in ("checkpoint-3", "checkpoint-old", "checkpoint-12-copy", "my-checkpoint-9"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text("{}")
+    assert checkpoint_to_resume(args, {}).endswith("checkpoint-3")
+
+
+def test_run_is_not_resumed_as_another_and_none_starts_among_its_checkpoints(tmp_path, base, capsys):
+    path = recipe(tmp_path / "run", base, max_steps=3)
+    assert run(path) == 0
+    others = {
+        "stage=finetune": "stage was pretrain and is finetune",
+        "learning_rate=0.5": "learning_rate was 0.01 and is 0.5",
+        "optim=adafactor": "optimizer was .* and is adafactor",
+        "data_seed=7": "data_seed was 42 and is 7",
+        "gradient_accumulation_steps=2": "global_batch was 2 and is 4",
+    }
+    for other, message in others.items():
+        assert run(path, other, "--resume") == 2
+        assert re.search(f"checkpoint-3 is of a run with other settings: {message}. Go on", capsys.readouterr().err)
+    assert run(path) == 2
+    assert "checkpoint-3 is of an earlier run: go on from it by --resume, or change" in capsys.readouterr().err
+    assert run(path, "max_steps=4", "bf16=true", "--resume") == 0
+    assert checkpoints(tmp_path / "run") == {3, 4}
+
+
+def test_complete_run_that_is_resumed_stays_as_it_is(tmp_path, base):
+    """Also in the middle of an epoch; with another step to go it goes on."""
+    path = recipe(tmp_path / "run", base, max_steps=3, lr_scheduler_type="constant")
+    weights = []
+    for options in ([], ["--resume"], ["max_steps=4", "--resume"]):
+        assert run(path, *options) == 0
+        weights.append(load_file(tmp_path / "run/out/model.safetensors"))
+        assert json.loads((tmp_path / "run/out/training_summary.json").read_text())["steps"] == 3 + (len(options) > 1)
+    first, again, longer = weights
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], longer[name]) for name in first)
+
+
+def test_summary_is_that_of_a_complete_run(tmp_path):
+    (tmp_path / "training_summary.json").write_text("{}")
+    begin_run(TrainingArguments(str(tmp_path), use_cpu=True), {"stage": "lora"})
+    assert [path.name for path in tmp_path.iterdir()] == ["training_settings.json"]
 
 
 def test_ctrl_c_at_a_terminal_reaches_workers_too_and_still_saves(tmp_path, base):
@@ -185,7 +232,7 @@ def test_ctrl_c_at_a_terminal_reaches_workers_too_and_still_saves(tmp_path, base
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT and "SIGINT: stopped with a checkpoint at step" in errors
     args = TrainingArguments(str(tmp_path / "run/out"), resume_from_checkpoint="true", use_cpu=True)
-    assert checkpoint_to_resume(args).endswith(f"checkpoint-{max(checkpoints(tmp_path / 'run'))}")
+    assert checkpoint_to_resume(args, {}).endswith(f"checkpoint-{max(checkpoints(tmp_path / 'run'))}")
 
 
 def stop_one_of_two(rank: int, folder: Path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import conversations
@@ -12,6 +13,9 @@ from safetensors.torch import load_file
 from tiny import user
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from omnifusion_hf.cli import main
+from omnifusion_hf.training import progress
+from omnifusion_hf.training import train as train_module
 from omnifusion_hf.training.stages import STAGES, part_of
 from omnifusion_hf.training.stopping import checkpoint_to_resume
 from omnifusion_hf.training.train import parse_recipe, train
@@ -105,15 +109,18 @@ def test_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, base,
 def test_resuming_takes_the_last_whole_checkpoint_or_starts_anew(tmp_path, base):
     recipe = conversations.write_recipe(tmp_path, base)
     _, args = parse_recipe(recipe, ["resume_from_checkpoint=true"])
-    assert checkpoint_to_resume(args) is None
+    assert checkpoint_to_resume(args, {}) is None
     for step in (2, 10, 12):
         (tmp_path / f"out/checkpoint-{step}").mkdir(parents=True)
     for step in (2, 10):
         (tmp_path / f"out/checkpoint-{step}/trainer_state.json").write_text("{}")
-    assert checkpoint_to_resume(args) == str(tmp_path / "out/checkpoint-10")
-    assert checkpoint_to_resume(parse_recipe(recipe)[1]) is None
-    assert checkpoint_to_resume(parse_recipe(recipe, ["resume_from_checkpoint=false"])[1]) is None
-    assert checkpoint_to_resume(parse_recipe(recipe, ["resume_from_checkpoint=a/b"])[1]) == "a/b"
+    assert checkpoint_to_resume(args, {}) == str(tmp_path / "out/checkpoint-10")
+    assert checkpoint_to_resume(parse_recipe(recipe, ["resume_from_checkpoint=a/b"])[1], {}) == "a/b"
+    for overrides in ([], ["resume_from_checkpoint=false"]):
+        elsewhere = parse_recipe(recipe, [*overrides, f"output_dir={tmp_path / 'other'}"])[1]
+        assert checkpoint_to_resume(elsewhere, {}) is None
+        with pytest.raises(ValueError, match="checkpoint-10 is of an earlier run"):
+            checkpoint_to_resume(parse_recipe(recipe, overrides)[1], {})
 
 
 def first_log(folder: Path) -> dict:
@@ -166,6 +173,10 @@ def test_folder_keeps_the_checkpoints_dtype(tmp_path):
         ("lerning_rate=1", "unknown key `lerning_rate`; did you mean `learning_rate`?"),
         ("learning=1", "unknown key `learning`"),
         ("learning_rate=fast", "learning_rate.*'fast'"),
+        ("learning_rate=[1, 2]", r"learning_rate.*'\[1, 2\]'"),
+        ("label_smoothing_factor=0.1", "label_smoothing_factor must stay 0.0: .* not with the next"),
+        ("auto_find_batch_size=true", "auto_find_batch_size must stay False"),
+        ("eval_strategy=epoch", "eval_strategy must stay no"),
         ("stage=sft", "stage.*'sft'.*pretrain"),
         ("data_path=null", "required: data_path"),
         ("bf16", "`bf16` is not an override; write key=value"),
@@ -187,3 +198,30 @@ def test_fields_have_the_types_that_their_classes_say(tmp_path):
     assert args.save_strategy == "no"
     assert (args.learning_rate, args.seed, args.bf16, args.run_name) == (1e-3, -1, True, "a b")
     assert (args.label_names, args.lr_scheduler_kwargs, model_data.max_length) == (["labels"], {"num_cycles": 2}, 64)
+
+
+def test_run_without_a_step_is_an_error_and_saves_no_model(tmp_path, base):
+    with pytest.raises(ValueError, match="not one step was made"):
+        run(tmp_path, base, per_device_train_batch_size=100, dataloader_drop_last=True)
+    assert not list(tmp_path.glob("out/*.safetensors")) and not (tmp_path / "out/training_summary.json").exists()
+
+
+def test_folder_of_another_model_is_refused(tmp_path, parts):
+    with pytest.raises(ValueError, match="is no OmniFusion model, its processor is a"):
+        run(tmp_path, parts / "llm")
+
+
+def test_missing_tools_are_said_in_one_line(tmp_path, base, monkeypatch, capsys):
+    recipe = str(conversations.write_recipe(tmp_path, base))
+
+    class Missing:
+        def __init__(self):
+            raise RuntimeError("it requires wandb: pip install wandb")
+
+    monkeypatch.setattr(progress, "get_reporting_integration_callbacks", lambda names: [Missing])
+    assert main(["train", recipe, "report_to=wandb"]) == 2
+    assert capsys.readouterr().err == "omnifusion: error: report_to wandb: it requires wandb: pip install wandb\n"
+    monkeypatch.setattr(train_module, "load_processor", lambda name: import_module("flash_attention_of_nobody"))
+    monkeypatch.setattr(train_module, "check_reporting", lambda args: None)
+    assert main(["train", recipe]) == 2
+    assert capsys.readouterr().err == "omnifusion: error: No module named 'flash_attention_of_nobody'\n"

@@ -56,8 +56,12 @@ def group_by_length(dataset: Dataset, processor: OmniFusionProcessor, args: Trai
             "group_by_length needs the lengths of all samples, but these are streamed; use packing: true."
         )
     args.train_sampling_strategy = "sequential"
-    seed = args.seed if args.data_seed is None else args.data_seed
-    return LengthGroupedDataset(dataset, lengths_of(dataset, processor), global_batch(args), seed)
+    return LengthGroupedDataset(dataset, lengths_of(dataset, processor), global_batch(args), order_seed(args))
+
+
+def order_seed(args: TrainingArguments) -> int:
+    """What the order of the data is a function of."""
+    return args.seed if args.data_seed is None else args.data_seed
 
 
 def lengths_of(dataset: EncodedDataset | CachedDataset, processor: OmniFusionProcessor) -> list[int]:

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import reduce
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging
 
 
 logger = logging.get_logger(__name__)
 
+SUMMARY = "training_summary.json"  # of a finished run; the model card shows both
 LOSS_PLOT = "training_loss.png"
 
 
@@ -107,6 +109,15 @@ def peak_memory_gb(device: torch.device) -> float:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
+
+
+def check_reporting(args: TrainingArguments):
+    """Raises `ValueError` for a tool of `report_to` that is not installed, before anything is loaded."""
+    try:
+        for callback in get_reporting_integration_callbacks(args.report_to):
+            callback()
+    except RuntimeError as error:
+        raise ValueError(f"report_to {', '.join(args.report_to)}: {error}") from None
 
 
 def plot_loss(log_history: list[dict], folder: Path):

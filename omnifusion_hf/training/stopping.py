@@ -1,8 +1,9 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Ctrl-C and SIGTERM end a run with a checkpoint; which checkpoint of a run that was cut off is whole."""
+"""Ctrl-C and SIGTERM end a run with a checkpoint; a run that was cut off goes on from its last whole one."""
 
 import json
 import os
+import re
 import signal
 import sys
 import zipfile
@@ -10,7 +11,14 @@ from pathlib import Path
 
 import torch
 from torch import distributed as dist
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..files import write_whole
+from .progress import SUMMARY
+
+
+SETTINGS = "training_settings.json"
+MAY_CHANGE = ("precision", "max_length", "packing")  # neither the optimiser nor the order of samples depends on them
 
 
 class SaveAndStop(TrainerCallback):
@@ -60,15 +68,57 @@ class SaveAndStop(TrainerCallback):
         sys.exit(128 + self.signal)
 
 
-def checkpoint_to_resume(args: TrainingArguments) -> str | None:
-    """`resume_from_checkpoint` as Trainer wants it: true means the last whole checkpoint in output_dir, if any."""
+class NoStepTooMany(TrainerCallback):
+    """A complete run that is resumed makes no step. (Trainer asks whether it is at `max_steps` after a step only.)"""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if state.global_step >= state.max_steps:
+            self.trainer.get_batch_samples = lambda *_: ([], None)
+
+
+def checkpoint_to_resume(args: TrainingArguments, settings: dict) -> str | None:
+    """`resume_from_checkpoint` as Trainer wants it: true means the last whole checkpoint in output_dir, if any.
+
+    Raises `ValueError` where a run would start anew among the checkpoints of another, for nobody could tell them apart
+    later, and for a checkpoint of a run with other `settings`.
+    """
     wanted = str(args.resume_from_checkpoint or "false")
-    if wanted.lower() not in ("true", "false"):
-        return wanted
-    whole = [folder for folder in Path(args.output_dir).glob("checkpoint-*") if is_whole(folder)]
-    if wanted.lower() == "false" or not whole:
-        return None
-    return str(max(whole, key=lambda path: int(path.name.split("-")[-1])))
+    if wanted.lower() in ("true", "false"):
+        numbered = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in Path(args.output_dir).glob("*")}
+        whole = {int(name[1]): str(path) for path, name in numbered.items() if name and is_whole(path)}
+        last = whole[max(whole)] if whole else None
+        if last and wanted.lower() == "false":
+            raise ValueError(f"{last} is of an earlier run: go on from it by --resume, or change output_dir.")
+        wanted = last
+    if wanted is not None:
+        _check_same_run(wanted, settings)
+    return wanted
+
+
+def _check_same_run(checkpoint: str, settings: dict):
+    """Trainer would keep the checkpoint's learning rates, and skip as many of other samples as the run had seen."""
+    noted = Path(checkpoint).parent / SETTINGS
+    before = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else settings
+    changed = [
+        f"{name} was {before.get(name)} and is {value}"
+        for name, value in settings.items()
+        if name not in MAY_CHANGE and before.get(name) != value
+    ]
+    if changed:
+        raise ValueError(
+            f"{checkpoint} is of a run with other settings: {'; '.join(changed)}. Go on with the recipe as it was, or "
+            "start a run of its own in another output_dir."
+        )
+
+
+def begin_run(args: TrainingArguments, settings: dict):
+    """Notes a run's settings, to be compared when it is resumed. A summary goes: it says that a run is complete."""
+    if args.process_index == 0:
+        (Path(args.output_dir) / SUMMARY).unlink(missing_ok=True)
+        write_whole(Path(args.output_dir) / SETTINGS, json.dumps(settings, indent=2))
 
 
 def is_whole(checkpoint: Path) -> bool:

@@ -26,14 +26,14 @@ from .collator import PaddingCollator
 from .data import BadSamplePolicy, BadSamples, ConversationFormat
 from .devices import check_sharding, global_batch, is_sharded, memory_per_device, whole_weights
 from .encoding import ConversationEncoder, encode
-from .grouping import group_by_length
+from .grouping import group_by_length, order_seed
 from .lora import LoraSettings
 from .mixture import Source, load_data
 from .optimizer import optimizer_for
 from .packing import packing_collator
-from .progress import plot_loss, watch
+from .progress import SUMMARY, check_reporting, plot_loss, watch
 from .stages import STAGES, PartPlan, VisionTuning, apply_stage, format_plan, parts_of_stage, stage_plan
-from .stopping import SaveAndStop, checkpoint_to_resume
+from .stopping import NoStepTooMany, SaveAndStop, begin_run, checkpoint_to_resume
 from .vision_cache import cached_dataset
 
 
@@ -92,7 +92,11 @@ def parse_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[ModelDataA
     # As command-line words, not parse_yaml_file: YAML reads 1e-3 as text, the dataclass knows that it is a float.
     parser = HfArgumentParser(kinds, allow_abbrev=False)
     parser.error = _raise_error
-    return parser.parse_args_into_dataclasses(args=[word for item in given.items() for word in _words(*item)])
+    lists = {entry.name for kind in kinds for entry in fields(kind) if "list" in str(entry.type)}
+    words = [word for key, value in given.items() for word in _words(key, value, takes_list=key in lists)]
+    model_data, args = parser.parse_args_into_dataclasses(args=words)
+    _check_taken(args)
+    return model_data, args
 
 
 def _check_keys(given: dict, known: set[str]):
@@ -141,11 +145,23 @@ def _raise_error(message: str):
     raise ValueError(message.replace("--", ""))
 
 
-def _words(key: str, value) -> list[str]:
+def _check_taken(args: TrainingArguments):
+    """Raises `ValueError` for fields of TrainingArguments that would do something else than they say here."""
+    refused = {
+        "label_smoothing_factor": (0.0, "Trainer would compare each place with its own token, not with the next"),
+        "auto_find_batch_size": (False, "the global batch would no longer be the recipe's"),
+        "eval_strategy": ("no", "a recipe has no data to evaluate on; evaluate the checkpoints that it saves"),
+    }
+    for name, (only, reason) in refused.items():
+        if getattr(args, name) != only:
+            raise ValueError(f"{name} must stay {only}: {reason}.")
+
+
+def _words(key: str, value, takes_list: bool) -> list[str]:
     """One field as command-line words; null is the default."""
     if value is None:
         return []
-    if isinstance(value, list):
+    if isinstance(value, list) and takes_list:
         return [f"--{key}", *map(str, value)]
     return [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"]
 
@@ -153,7 +169,10 @@ def _words(key: str, value) -> list[str]:
 def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     """Trains one stage; leaves model and processor in `args.output_dir`, returns what training_summary.json says."""
     check_sharding(model_data.stage, args)
-    processor = AutoProcessor.from_pretrained(model_data.model_name_or_path)
+    settings = settings_of(model_data, args)
+    checkpoint = checkpoint_to_resume(args, settings)
+    check_reporting(args)
+    processor = load_processor(model_data.model_name_or_path)
     bad_samples = BadSamples(model_data.on_bad_sample)
     dataset = read_data(model_data, args, processor, bad_samples)
     samples = len(dataset) if isinstance(dataset, Sized) else None
@@ -190,21 +209,32 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
         optimizer_cls_and_kwargs=optimizer_for(model_data.optimizer, args, rates_of(model_data)),
     )
     trainer.add_callback(stop := SaveAndStop())
+    trainer.add_callback(NoStepTooMany(trainer))
     speed = watch(trainer, processor.image_token_id)
     start = time.monotonic()
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
+    begin_run(args, settings)
+    trainer.train(resume_from_checkpoint=checkpoint)
     stop.leave_if_stopped(trainer.state)
+    if not trainer.state.global_step:
+        raise ValueError("not one step was made: fewer samples than a batch takes, or no epochs; nothing was saved.")
     seconds = time.monotonic() - start
     if not is_sharded(args):  # whose own views of the weights a cast would miss
         for name, parameter in model.named_parameters():
             parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
     trainer.save_model()
-    summary = settings_of(model_data, args) | summarise(trainer, plans, samples, seconds) | speed.summary()
+    summary = settings | summarise(trainer, plans, samples, seconds) | speed.summary()
     summary["skipped_samples"] = bad_samples.count
     if trainer.is_world_process_zero():
         plot_loss(trainer.state.log_history, Path(args.output_dir))
-        write_whole(Path(args.output_dir) / "training_summary.json", json.dumps(summary, indent=2))
+        write_whole(Path(args.output_dir) / SUMMARY, json.dumps(summary, indent=2))
     return summary
+
+
+def load_processor(name: str) -> OmniFusionProcessor:
+    processor = AutoProcessor.from_pretrained(name)
+    if not isinstance(processor, OmniFusionProcessor):
+        raise ValueError(f"{name} is no OmniFusion model, its processor is a {type(processor).__name__}.")
+    return processor
 
 
 def read_data(
@@ -246,6 +276,7 @@ def settings_of(model_data: ModelDataArguments, args: TrainingArguments) -> dict
         "weight_decay": args.weight_decay,
         "global_batch": global_batch(args),
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+        "data_seed": order_seed(args),
         "max_length": model_data.max_length,
         "packing": model_data.packing,
     }

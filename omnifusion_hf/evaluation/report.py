@@ -114,7 +114,8 @@ def _paper_table(table: PaperTable, models: list[ModelResults]) -> str:
     for model in models:
         scores = paper_scores(model)
         rows.append([f"**{model.name}**", *(_measured(scores.get(column)) for column in table.columns)])
-    return f"## {table.title}\n\n{_table(['model', *table.columns], rows)}"
+    text = f"## {table.title}\n\n{_table(['model', *table.columns], rows)}"
+    return f"{text}\n\n{table.note}" if table.note else text
 
 
 def _columns_table() -> str:
@@ -162,8 +163,8 @@ def _measured(found: tuple[Score, float] | None) -> str:
     return MISSING if found is None else _number(found[1]) + PARTIAL * found[0].is_partial
 
 
-def _number(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.2f}"
+def _number(value: float) -> str:
+    return f"{value:.2f}"
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

@@ -19,7 +19,10 @@ def place_on_site(path: str) -> str:
 
 
 def place_in_repository(place: str) -> str:
-    return {"index.md": "README.md"}.get(place, place if not (ROOT / "docs" / place).exists() else f"docs/{place}")
+    """The other way round."""
+    if place == "index.md":
+        return "README.md"
+    return f"docs/{place}" if (ROOT / "docs" / place).exists() else place
 
 
 def linked(page: str) -> list[str]:
@@ -29,6 +32,7 @@ def linked(page: str) -> list[str]:
 
 
 def on_files(files: Files, config) -> Files:
+    """Adds the README and what pages link to, and what those link to."""
     pages = ["README.md", *(place_in_repository(file.src_uri) for file in files.documentation_pages())]
     while pages:
         for path in ("README.md", *linked(pages.pop())):
@@ -41,6 +45,7 @@ def on_files(files: Files, config) -> Files:
 
 
 def on_page_markdown(markdown: str, page, config, files: Files) -> str:
+    """Turns links between files of the repository into links between their places on the site."""
     source = place_in_repository(page.file.src_uri)
 
     def move(match: re.Match) -> str:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -75,9 +76,10 @@ def run_page(page: Path, folder: Path) -> Run:
         if not path.name.startswith("."):
             (folder / path.name).symlink_to(path)
     run, names = Run(folder), {"__name__": "__main__"}
+    offline = patch("socket.getaddrinfo", side_effect=RuntimeError("code of pages is run offline"))
     for block in blocks(page.read_text(encoding="utf-8")):
         if block.runs:
-            with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as printed:
+            with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as printed, offline:
                 if block.language == "python":
                     run_python(block, page, names)
                     run.names.append(dict(names))
@@ -109,8 +111,8 @@ def run_commands(block: Block, page: Path):
         if words[0] == "omnifusion":
             done = main(words[1:])
         elif words[0] == "python":
-            clean = os.environ | {"OMP_NUM_THREADS": "1"}
-            done = subprocess.run([sys.executable, *words[1:]], env=clean, check=False).returncode
+            offline = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+            done = subprocess.run([sys.executable, *words[1:]], env=offline, check=False).returncode
         else:
             raise ValueError(f"{page.name}, line {block.line}: cannot run `{line}`; mark it `not run`, and why.")
         assert done == 0, f"{page.name}, line {block.line}: `{line}` ended with {done}"

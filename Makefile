@@ -18,7 +18,7 @@ lab: $(VENV)/.installed-lab
 	$(BIN)/python -m lab
 
 docs: $(VENV)/.installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 	@echo "open site/index.html"
 
 # A stamp file is written only after its installation went through.

@@ -32,9 +32,10 @@ def read_groups(path: str | Path) -> dict[str, dict[str, str]]:
     comes twice.
     """
     with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file, strict=True))
-    columns = [column for column in (rows[0] if rows else {}) if column != PICTURE]
-    if not columns or PICTURE not in rows[0] or None in columns:
+        reader = csv.DictReader(file, strict=True)
+        rows, names = list(reader), reader.fieldnames or []
+    columns = [name for name in names if name != PICTURE]
+    if not rows or not columns or PICTURE not in names:
         raise ValueError(f"{path} must have a first line with `{PICTURE}` and names of groupings, then lines.")
     groups = {column: {} for column in columns}
     for number, row in enumerate(rows, start=2):
@@ -84,6 +85,11 @@ def compare_groups(groups: dict[str, dict[str, str]], answers: list[Answer]) -> 
     answers = [answer for answer in answers if answer.perturbation is None and answer.pictures]
     listed = next(iter(groups.values()))
     matches = match_pictures(list(listed), answers)
+    if not matches.line_of:
+        raise ValueError(
+            f"no picture of the CSV was asked about: it names {_some(list(listed))}, asked were "
+            f"{_some(matches.unlisted)}; name pictures by their path or its end."
+        )
     columns = {}
     for column, group_of in groups.items():
         members = [_groups_of(answer, matches, group_of) for answer in answers]

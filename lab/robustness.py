@@ -1,0 +1,122 @@
+"""The study of docs/robustness.md: held-out questions of the miniature world, asked by `omnifusion report`.
+
+python -m lab.robustness          # an hour on two cores; interrupt it and give it again at will
+"""
+
+import argparse
+import csv
+import json
+from hashlib import sha256
+from io import StringIO
+from pathlib import Path
+from shutil import copyfile
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from omnifusion_hf.ask import TINY
+from omnifusion_hf.cli import main as omnifusion
+from omnifusion_hf.evaluation.perturbations import PERTURBATIONS, REMOVED, SWAPPED
+from omnifusion_hf.files import write_whole
+
+from .canvas import Picture
+from .evaluate import TOPICS, examples
+
+
+OUT = Path(__file__).parent / "out/robustness"
+DOCS = Path(__file__).parents[1] / "docs"
+SPLIT, SEEN = "test", 500  # the first 500 questions of a topic are those of docs/lab.md
+GROUPINGS = ("things", "largest", "ink")
+
+
+def write_questions(folder: Path, count: int) -> None:
+    """`count` questions a topic as questions.json with their pictures, and the groups of these as groups.csv."""
+    samples, lines = [], {}
+    for topic in tqdm(TOPICS, desc="questions", disable=None):
+        for index, example in enumerate(examples(SPLIT, topic, SEEN + count)[SEEN:]):
+            name = sha256(example.picture.image.tobytes()).hexdigest()[:12] + ".png"  # topics share scenes
+            if name not in lines:
+                (folder / "pictures").mkdir(parents=True, exist_ok=True)
+                Image.fromarray(example.picture.image).save(folder / "pictures" / name)
+            lines[name] = groups_of(example.picture)
+            said = [{"from": "human", "value": example.question}, {"from": "gpt", "value": example.answer}]
+            sample = {"id": f"{topic} {index}", "task": topic, "image": f"pictures/{name}", "conversations": said}
+            samples.append(sample)
+    table = StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerows([["picture", *GROUPINGS], *([name, *groups] for name, groups in lines.items())])
+    write_whole(folder / "groups.csv", table.getvalue())
+    write_whole(folder / "questions.json", json.dumps(samples, indent=1))
+
+
+def groups_of(picture: Picture) -> tuple[str, str, str]:
+    """How many things a scene has and the colour of its largest; whether glyphs are dark or light. Empty: neither."""
+    if picture.kind == "scene":
+        things = picture.facts["things"]
+        return str(len(things)), max(things, key=lambda thing: thing.radius).colour, ""
+    border = np.concatenate([picture.image[0], picture.image[-1]])
+    return "", "", "dark on light" if border.mean() > 127 else "light on dark"
+
+
+def tables(content: dict) -> str:
+    """robustness.json as two Markdown tables: against strength, and by topic at middle strengths."""
+    rows = {(row["perturbation"], row["strength"]): row for row in content["rows"]}
+    lines = ["| perturbation | accuracy at each strength, 95% interval |", "|---|---|"]
+    for name in (None, REMOVED, SWAPPED, *PERTURBATIONS):
+        of_name = [row for key, row in rows.items() if key[0] == name]
+        cells = ", ".join(_cell(row) for row in of_name)
+        lines.append(f"| {name or 'none'} | {cells} |")
+    lines = list(dict.fromkeys(lines))
+    shown = [(None, None)] + [(name, _middle(name)) for name in PERTURBATIONS if name not in (REMOVED, SWAPPED)]
+    shown += [(REMOVED, None), (SWAPPED, None)]
+    heads = [" ".join(f"{part:g}" if isinstance(part, float) else part for part in key if part) for key in shown]
+    lines += ["", f"| topic | {' | '.join(head.replace('_', ' ') or 'clean' for head in heads)} |"]
+    lines.append("|---" * (len(shown) + 1) + "|")
+    for topic in TOPICS:
+        cells = [f"{rows[key]['tasks'][topic]['accuracy']:.2f}" for key in shown]
+        lines.append(f"| {topic} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _middle(name: str) -> float:
+    strengths = PERTURBATIONS[name].strengths
+    return float(strengths[(len(strengths) - 1) // 2])
+
+
+def _cell(row: dict) -> str:
+    strength = "" if row["strength"] is None else f"{row['strength']:g}: "
+    return f"{strength}{row['accuracy']:.3f} ({row['interval'][0]:.2f}–{row['interval'][1]:.2f})"
+
+
+def study(model: str, folder: Path, perturbed: int, asked: int) -> None:
+    """Writes questions and asks them: few under every perturbation, more as they are, for errors and groups."""
+    for name, count, flags in (
+        ("clean", asked, ["--errors", "--groups", str(folder / "clean/groups.csv")]),
+        ("perturbed", perturbed, ["--perturb", "all"]),
+    ):
+        part = folder / name
+        if not (part / "questions.json").exists():
+            write_questions(part, count)
+        given = ["--model", model, "--data", str(part / "questions.json"), "-o", str(part / "report")]
+        if omnifusion(["report", *given, "--batch-size", "30", "--max-new-tokens", "64", *flags]):
+            raise SystemExit(2)
+    content = json.loads((folder / "perturbed/report/robustness.json").read_text(encoding="utf-8"))
+    write_whole(folder / "tables.md", tables(content))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(TINY))
+    parser.add_argument("--output", type=Path, default=OUT)
+    parser.add_argument("--perturbed", type=int, default=30, help="questions a topic asked under every perturbation")
+    parser.add_argument("--asked", type=int, default=100, help="questions a topic asked as they are")
+    options = parser.parse_args()
+    study(options.model, options.output, options.perturbed, options.asked)
+    if options.output == OUT:
+        copyfile(OUT / "perturbed/report/robustness.png", DOCS / "robustness.png")
+        copyfile(OUT / "clean/report/groups.png", DOCS / "groups.png")
+
+
+if __name__ == "__main__":
+    main()

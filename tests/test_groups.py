@@ -1,0 +1,97 @@
+"""evaluation/groups.py: who is answered worse, against figures counted by hand; what is in no group is told."""
+
+import pytest
+
+from omnifusion_hf.evaluation.answers import Answer
+from omnifusion_hf.evaluation.groups import as_markdown, compare_groups, is_answered, match_pictures, read_groups
+from omnifusion_hf.evaluation.metrics import difference_interval, wilson_interval
+from omnifusion_hf.evaluation.robustness_plots import draw_groups
+
+
+def answer(name, pictures, said="red", score=1.0, **more) -> Answer:
+    return Answer(str(name), "t", "What?", pictures, ["red"], said, score, **more)
+
+
+def write_csv(tmp_path, text: str):
+    (tmp_path / "groups.csv").write_text(text, encoding="utf-8")
+    return tmp_path / "groups.csv"
+
+
+@pytest.mark.parametrize(
+    "said", ["", "  \n", "I'm sorry, but I cannot", "Unanswerable.", "I can’t tell", "Извините, нет"]
+)
+def test_declined_is_not_answered(said):
+    assert not is_answered(answer(0, [], said))
+
+
+@pytest.mark.parametrize("said", ["red", "no", "Sorrel", "I see a man who says sorry.", "0", "Unknownville"])
+def test_answers_count_as_answers(said):
+    assert is_answered(answer(0, [], said))
+
+
+def test_csv_with_several_columns(tmp_path):
+    path = write_csv(tmp_path, '\ufeffpicture,age,"place, time"\na.png,old,\nb/c.png, young ,"day, out"\n')
+    assert read_groups(path) == {
+        "age": {"a.png": "old", "b/c.png": "young"},
+        "place, time": {"a.png": "", "b/c.png": "day, out"},
+    }
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "first line"),
+        ("picture\na.png\n", "first line"),
+        ("file,group\na.png,x\n", "first line"),
+        ("picture,group\na.png\n", "line 2"),
+        ("picture,group\na.png,x,y\n", "line 2"),
+        ("picture,group\na.png,x\na.png,y\n", "line 3: a.png comes a second time"),
+    ],
+)
+def test_other_csvs_are_refused(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_groups(write_csv(tmp_path, text))
+
+
+def test_pictures_are_found_by_the_end_of_their_path():
+    asked = [answer(0, ["data/a/1.png", "data/b/1.png", "data/b/11.png"])]
+    matches = match_pictures(["a/1.png", "data/b/1.png", "1.png", "c.png"], asked)
+    assert matches.line_of == {"data/a/1.png": "a/1.png", "data/b/1.png": "data/b/1.png"}
+    assert matches.unlisted == ["data/b/11.png"] and matches.unasked == ["1.png", "c.png"]
+    with pytest.raises(ValueError, match="data/a/1.png and data/b/1.png"):
+        match_pictures(["1.png"], asked)
+
+
+def test_figures_of_groups(tmp_path):
+    answers = [answer(n, [f"x/{n}.png"], score=float(n % 2)) for n in range(4)]  # right: 1, 3
+    answers += [answer(4, ["x/4.png"], "", 0.0), answer(5, ["x/5.png"]), answer(6, ["x/6.png"]), answer(7, [])]
+    answers.append(answer(0, ["x/0.png"], perturbation="blur", strength=1.0))
+    groups = {"g": {"0.png": "a", "1.png": "a", "2.png": "a", "3.png": "b", "4.png": "b", "5.png": "", "9.png": "b"}}
+    result = compare_groups(groups, answers)
+    assert result["pictures_not_in_csv"] == ["x/6.png"] and result["pictures_not_asked_about"] == ["9.png"]
+    first, second = result["columns"]["g"]["groups"]
+    assert result["columns"]["g"]["questions_in_no_group"] == 2  # 5 and 6; 7 has no picture
+    assert (first["group"], first["n"], first["pictures"]) == ("a", 3, 3)
+    assert first["accuracy"]["value"] == pytest.approx(1 / 3)
+    assert first["accuracy"]["interval"] == list(wilson_interval(1, 3))
+    assert first["accuracy"]["difference"] == pytest.approx(1 / 3 - 1 / 2)
+    assert first["accuracy"]["difference_interval"] == list(difference_interval(1, 3, 1, 2))
+    assert (first["answer_rate"]["value"], second["answer_rate"]["value"]) == (1, 0.5)
+    page = as_markdown(result)
+    assert (
+        "| a | 3 | 3 | 1.000 (0.439 to 1.000) | 0.333 (0.061 to 0.792) | -0.167 (" in page and "1 (`x/6.png`)" in page
+    )
+    draw_groups(tmp_path / "groups.png", result)
+    assert (tmp_path / "groups.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_question_about_two_pictures_counts_in_both_their_groups():
+    result = compare_groups({"g": {"0.png": "a", "1.png": "b"}}, [answer(0, ["0.png", "1.png"]), answer(1, ["1.png"])])
+    assert [row["n"] for row in result["columns"]["g"]["groups"]] == [1, 2]
+    b = result["columns"]["g"]["groups"][1]
+    assert b["accuracy"]["difference"] is None and "| – |" in as_markdown(result)
+
+
+def test_a_csv_that_matches_nothing_is_refused():
+    with pytest.raises(ValueError, match="no picture of the CSV"):
+        compare_groups({"g": {"z.png": "a"}}, [answer(0, ["0.png"])])

@@ -1,0 +1,143 @@
+"""evaluation/robustness.py: what is asked under which change, and `omnifusion report` doing it on the demo model."""
+
+import json
+
+import conversations
+import numpy as np
+import pytest
+from conversations import sample, turn
+
+from omnifusion_hf.ask import EXAMPLES, TINY
+from omnifusion_hf.cli import main
+from omnifusion_hf.evaluation.answers import Answer, read_answers
+from omnifusion_hf.evaluation.perturbations import PERTURBATIONS, PGD, RANDOM, SWAPPED
+from omnifusion_hf.evaluation.questions import read_questions
+from omnifusion_hf.evaluation.robustness import (
+    conditions_of,
+    present_perturbed,
+    summary,
+    swap_pictures,
+    without_pictures,
+)
+
+
+def test_clean_and_picture_blind_are_always_asked_and_chance_beside_pgd():
+    assert conditions_of(["removed"]) == [(None, None), ("removed", None), (SWAPPED, None)]
+    attacked = conditions_of([PGD], [3, 5])
+    assert attacked == [(None, None), (PGD, 3.0), (PGD, 5.0), (RANDOM, 3.0), (RANDOM, 5.0), (SWAPPED, None)]
+    assert {name for name, _ in conditions_of(["all"])} == {None, *PERTURBATIONS}
+    with pytest.raises(ValueError, match="--perturb bluur is unknown; use all or some of blur,"):
+        conditions_of(["blur", "bluur"])
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """Two tasks, the first with two questions about one picture and one about two pictures, with a region in it."""
+    two = [turn("human", "Is <image> older than <image>?"), turn("gpt", "Yes.")]
+    samples = [sample(0), sample(1, image="0.png"), sample(2, image=["2.png", "3.png"], conversations=two), sample(4)]
+    samples[2]["regions"] = [[[0, 0, 20, 20]], []]
+    samples += [sample(5, task="other", image="1.png"), sample(6, task="other", image="2.png")]
+    return read_questions(conversations.write(tmp_path, samples))
+
+
+def test_swapped_pictures_are_others_of_the_task_with_their_regions(questions):
+    swapped = swap_pictures(questions)
+    assert [question.name for question in swapped] == [question.name for question in questions]
+    for before, after in zip(questions, swapped):
+        assert len(before.pictures) == len(after.pictures) == len(after.regions)
+        assert all(old != new for old, new in zip(before.pictures, after.pictures))
+        assert (before.text, before.truth) == (after.text, after.truth)
+    of_task = {picture.name for question in questions[:4] for picture in question.pictures}
+    assert {picture.name for question in swapped[:4] for picture in question.pictures} <= of_task
+    moved = [
+        (picture.name, boxes) for question in swapped for picture, boxes in zip(question.pictures, question.regions)
+    ]
+    assert [picture for picture, boxes in moved if boxes] == ["2.png"] * sum(name == "2.png" for name, _ in moved[:5])
+
+
+def test_a_task_of_one_picture_cannot_be_swapped(questions):
+    with pytest.raises(ValueError, match="nothing to swap .*0.png with"):
+        swap_pictures(questions[:2])
+
+
+def test_removed_pictures_leave_the_text(questions):
+    bare = without_pictures(questions[2])
+    assert bare.pictures == [] and bare.regions == [] and bare.text == questions[2].text
+
+
+def test_chance_is_each_pictures_own_and_the_same_in_every_batch(processor, questions):
+    same_picture = questions[:2]
+    together = present_perturbed(processor, ("noise", 32.0), 0, same_picture)["pixel_values"]
+    alone = present_perturbed(processor, ("noise", 32.0), 0, same_picture[1:])["pixel_values"]
+    other_seed = present_perturbed(processor, ("noise", 32.0), 1, same_picture[1:])["pixel_values"]
+    assert np.array_equal(together[1:], alone)
+    assert not np.array_equal(together[:1], alone) and not np.array_equal(other_seed, alone)
+
+
+def test_summary_counts_by_condition_and_task():
+    answers = [Answer(str(n), "ab"[n % 2], "?", [], ["x"], "x", float(n > 1)) for n in range(4)]
+    answers += [Answer("0", "a", "?", [], ["x"], "x", 0.0, "blur", 1.0)]
+    clean, blurred = summary(answers, [(None, None), ("blur", 1.0)])
+    assert (clean["n"], clean["accuracy"], clean["tasks"]["b"]["accuracy"]) == (4, 0.5, 0.5)
+    assert clean["interval"][0] < 0.5 < clean["interval"][1]
+    assert (blurred["perturbation"], blurred["strength"], blurred["n"], blurred["accuracy"]) == ("blur", 1.0, 1, 0)
+
+
+@pytest.fixture(scope="module")
+def demo_questions(tmp_path_factory):
+    """The bundled examples as a file of questions, and groups of their pictures."""
+    folder = tmp_path_factory.mktemp("questions")
+    samples, lines = [], ["picture,kind"]
+    for number, example in enumerate(json.loads(EXAMPLES.read_text(encoding="utf-8"))):
+        said = [turn("human", "<image>\n" + example["question"]), turn("gpt", example["truth"])]
+        samples.append({"id": number, "image": example["picture"], "conversations": said})
+        lines.append(f"{example['picture']},{'scene' if number < 7 else 'glyphs'}")
+    (folder / "questions.json").write_text(json.dumps(samples), encoding="utf-8")
+    (folder / "groups.csv").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+def test_report_asks_perturbs_attacks_and_shows(demo_questions, tmp_path, capsys):
+    data, groups = demo_questions / "questions.json", demo_questions / "groups.csv"
+    asked = ["report", "--model", str(TINY), "--data", str(data), "--image-folder", str(EXAMPLES.parent)]
+    asked += ["-o", str(tmp_path), "--max-new-tokens", "24"]
+    perturbed = ["--perturb", "rotation", "removed", "pgd", "--epsilon", "8"]
+    assert main([*asked, *perturbed, "--errors", "--groups", str(groups)]) == 0
+    names = {"answers.jsonl", "settings.json", "robustness.json", "robustness.png", "errors.html"}
+    assert {path.name for path in tmp_path.iterdir()} == names | {"groups.json", "groups.md", "groups.png"}
+    rows = json.loads((tmp_path / "robustness.json").read_text(encoding="utf-8"))["rows"]
+    accuracy = {(row["perturbation"], row["strength"]): row["accuracy"] for row in rows}
+    assert accuracy[None, None] >= 0.8 and accuracy[SWAPPED, None] <= 0.4 and accuracy["removed", None] <= 0.4
+    assert accuracy[PGD, 8.0] <= accuracy[RANDOM, 8.0] - 0.3
+    assert accuracy["rotation", 5.0] > accuracy["rotation", 45.0]
+    kinds = json.loads((tmp_path / "groups.json").read_text(encoding="utf-8"))["columns"]["kind"]["groups"]
+    assert [row["group"] for row in kinds] == ["glyphs", "scene"] and sum(row["n"] for row in kinds) == rows[0]["n"]
+    before = read_answers(tmp_path / "answers.jsonl")
+    assert main(["report", str(tmp_path / "answers.jsonl"), "--errors", "-o", str(tmp_path / "again")]) == 0
+    pages = [(folder / "errors.html").read_text(encoding="utf-8") for folder in (tmp_path, tmp_path / "again")]
+    assert pages[0].split("<table>")[1] == pages[1].split("<table>")[1] and "answers about changed" in pages[1]
+    assert main([*asked, "--seed", "1"]) == 2 and "seed=0, now it is 1" in capsys.readouterr().err
+    assert read_answers(tmp_path / "answers.jsonl") == before
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--model", "m"], "--model and --data go together"),
+        (["--errors"], "there are no answers"),
+        (["--perturb", "blur", "--errors"], "--perturb asks a model"),
+        (["--epsilon", "8", "--errors"], "--epsilon is of the attack"),
+        ([], "nothing to report"),
+    ],
+)
+def test_flags_that_do_not_go_together(tmp_path, capsys, flags, message):
+    assert main(["report", "-o", str(tmp_path / "out"), *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_answers_of_two_runs_are_not_mixed(tmp_path, capsys):
+    line = Answer("0", "t", "?", [], ["x"], "y", 0.0).as_line()
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text(line, encoding="utf-8")
+    assert main(["report", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"), "--errors", "-o", str(tmp_path)]) == 2
+    assert "t, 0 was answered twice" in capsys.readouterr().err

@@ -144,6 +144,12 @@ def test_merged_folder_is_plain_and_has_equal_logits(trained, tmp_path):
     assert not torch.allclose(logits(load(base), base), logits(load(out), out), atol=1e-3)
 
 
+def test_folder_of_a_lora_run_is_no_start_for_another(trained, tmp_path):
+    recipe = trained[1].parent / "recipe.yaml"
+    with pytest.raises(ValueError, match=r"out holds LoRA weights alone; first `omnifusion merge .*out -o FOLDER`"):
+        train(*parse_recipe(recipe, [f"model_name_or_path={trained[1]}", f"output_dir={tmp_path / 'next'}"]))
+
+
 def test_base_that_moved_is_named_and_may_be_given(tmp_path):
     base = conversations.write_model(tmp_path / "base")
     out = run(tmp_path, base, max_steps=1)

@@ -20,6 +20,8 @@ from transformers import (
     set_seed,
 )
 
+from transformers.utils import find_adapter_config_file
+
 from ..files import read_yaml, write_whole
 from ..processing_omnifusion import OmniFusionProcessor
 from .collator import PaddingCollator
@@ -231,6 +233,8 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
 
 
 def load_processor(name: str) -> OmniFusionProcessor:
+    if find_adapter_config_file(name) is not None:
+        raise ValueError(f"{name} holds LoRA weights alone; first `omnifusion merge {name} -o FOLDER`, start from that.")
     processor = AutoProcessor.from_pretrained(name)
     if not isinstance(processor, OmniFusionProcessor):
         raise ValueError(f"{name} is no OmniFusion model, its processor is a {type(processor).__name__}.")

@@ -19,7 +19,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-
 from transformers.utils import find_adapter_config_file
 
 from ..files import read_yaml, write_whole
@@ -234,7 +233,7 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
 
 def load_processor(name: str) -> OmniFusionProcessor:
     if find_adapter_config_file(name) is not None:
-        raise ValueError(f"{name} holds LoRA weights alone; first `omnifusion merge {name} -o FOLDER`, start from that.")
+        raise ValueError(f"{name} holds LoRA weights alone; start from what `omnifusion merge {name} -o FOLDER` makes.")
     processor = AutoProcessor.from_pretrained(name)
     if not isinstance(processor, OmniFusionProcessor):
         raise ValueError(f"{name} is no OmniFusion model, its processor is a {type(processor).__name__}.")

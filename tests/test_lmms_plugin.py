@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import lmms
+import pages
 import pytest
 import tiny
 import torch
@@ -90,6 +91,13 @@ def test_a_failed_run_ends_with_exit_code_1_and_without_results(runs):
     assert failed.returncode == 1 and "--batch_size auto" in failed.stderr.splitlines()[-1]
     with pytest.raises(ValueError, match="holds no"):
         result_files(runs.folder / "failed")
+
+
+def test_the_page_of_evaluation_measures_what_it_says(ran_page):
+    run = ran_page(pages.ROOT / "docs/evaluation.md")
+    (model,) = read_models([str(run.folder / "results")])
+    assert model.scores["first", "exact_match"].value == pytest.approx(11 / 13)
+    assert "| **tiny** | – |" in (run.folder / "report/report.md").read_text()
 
 
 @pytest.fixture(scope="module")

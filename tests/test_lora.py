@@ -146,7 +146,7 @@ def test_merged_folder_is_plain_and_has_equal_logits(trained, tmp_path):
 
 def test_folder_of_a_lora_run_is_no_start_for_another(trained, tmp_path):
     recipe = trained[1].parent / "recipe.yaml"
-    with pytest.raises(ValueError, match=r"out holds LoRA weights alone; start from what `omnifusion merge .*out -o FOLDER`"):
+    with pytest.raises(ValueError, match="out holds LoRA weights only; start from what `omnifusion merge"):
         train(*parse_recipe(recipe, [f"model_name_or_path={trained[1]}", f"output_dir={tmp_path / 'next'}"]))
 
 

@@ -233,7 +233,7 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
 
 def load_processor(name: str) -> OmniFusionProcessor:
     if find_adapter_config_file(name) is not None:
-        raise ValueError(f"{name} holds LoRA weights alone; start from what `omnifusion merge {name} -o FOLDER` makes.")
+        raise ValueError(f"{name} holds LoRA weights only; start from what `omnifusion merge {name} -o DIR` makes.")
     processor = AutoProcessor.from_pretrained(name)
     if not isinstance(processor, OmniFusionProcessor):
         raise ValueError(f"{name} is no OmniFusion model, its processor is a {type(processor).__name__}.")

@@ -88,8 +88,10 @@ def test_the_saved_folder_has_the_logits_of_the_trained_model(ran_page):
     assert not torch.equal(logits(load(), run.folder / "tuned"), trained)  # control
 
 
+@pytest.mark.parametrize("views", ["processor", "grid_processor"])
 @pytest.mark.parametrize("samples", [[ONE, TWO, NONE], [NONE]])
-def test_batches_of_assistant_only_loss_are_those_of_our_own_training(processor, samples):
+def test_batches_of_assistant_only_loss_are_those_of_our_own_training(views, samples, request):
+    processor = request.getfixturevalue(views)
     batch = DataCollatorForVisionLanguageModeling(processor, assistant_only_loss=True)(as_rows(samples))
     ours = conversations.collate(processor, samples)
     for name in ours:

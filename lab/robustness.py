@@ -27,7 +27,7 @@ from .evaluate import TOPICS, examples
 OUT = Path(__file__).parent / "out/robustness"
 DOCS = Path(__file__).parents[1] / "docs"
 SPLIT, SEEN = "test", 500  # the first 500 questions of a topic are those of docs/lab.md
-GROUPINGS = ("things", "largest", "ink")
+GROUPINGS = ("number of things", "colour of the largest thing", "ink")
 
 
 def write_questions(folder: Path, count: int) -> None:
@@ -62,26 +62,27 @@ def groups_of(picture: Picture) -> tuple[str, str, str]:
 def tables(content: dict) -> str:
     """robustness.json as two Markdown tables: against strength, and by topic at middle strengths."""
     rows = {(row["perturbation"], row["strength"]): row for row in content["rows"]}
+    names = dict.fromkeys((None, REMOVED, SWAPPED, *PERTURBATIONS))
     lines = ["| perturbation | accuracy at each strength, 95% interval |", "|---|---|"]
-    for name in (None, REMOVED, SWAPPED, *PERTURBATIONS):
-        of_name = [row for key, row in rows.items() if key[0] == name]
-        cells = ", ".join(_cell(row) for row in of_name)
-        lines.append(f"| {name or 'none'} | {cells} |")
-    lines = list(dict.fromkeys(lines))
-    shown = [(None, None)] + [(name, _middle(name)) for name in PERTURBATIONS if name not in (REMOVED, SWAPPED)]
-    shown += [(REMOVED, None), (SWAPPED, None)]
-    heads = [" ".join(f"{part:g}" if isinstance(part, float) else part for part in key if part) for key in shown]
-    lines += ["", f"| topic | {' | '.join(head.replace('_', ' ') or 'clean' for head in heads)} |"]
-    lines.append("|---" * (len(shown) + 1) + "|")
+    for name in names:
+        cells = [_cell(row) for key, row in rows.items() if key[0] == name]
+        lines.append(f"| {name or 'none'} | {', '.join(cells)} |")
+    shown = [(name, _middle(name)) for name in names]
+    heads = ["topic", *(_head(*key) for key in shown)]
+    lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for topic in TOPICS:
         cells = [f"{rows[key]['tasks'][topic]['accuracy']:.2f}" for key in shown]
         lines.append(f"| {topic} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _middle(name: str) -> float:
-    strengths = PERTURBATIONS[name].strengths
-    return float(strengths[(len(strengths) - 1) // 2])
+def _head(name: str | None, strength: float | None) -> str:
+    return (name or "none").replace("_", " ") + ("" if strength is None else f" {strength:g}")
+
+
+def _middle(name: str | None) -> float | None:
+    strengths = PERTURBATIONS[name].strengths if name else ()
+    return float(strengths[(len(strengths) - 1) // 2]) if strengths else None
 
 
 def _cell(row: dict) -> str:

@@ -115,7 +115,7 @@ def test_report_asks_perturbs_attacks_and_shows(demo_questions, tmp_path, capsys
     before = read_answers(tmp_path / "answers.jsonl")
     assert main(["report", str(tmp_path / "answers.jsonl"), "--errors", "-o", str(tmp_path / "again")]) == 0
     pages = [(folder / "errors.html").read_text(encoding="utf-8") for folder in (tmp_path, tmp_path / "again")]
-    assert pages[0].split("<table>")[1] == pages[1].split("<table>")[1] and "answers about changed" in pages[1]
+    assert pages[0].split("<table>")[1] == pages[1].split("<table>")[1] and "left out" in pages[1]
     assert main([*asked, "--seed", "1"]) == 2 and "seed=0, now it is 1" in capsys.readouterr().err
     assert read_answers(tmp_path / "answers.jsonl") == before
 

@@ -17,6 +17,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from omnifusion_hf import modeling_omnifusion
+from omnifusion_hf.training.lora import LoraSettings
 from omnifusion_hf.training.stages import apply_stage
 
 
@@ -24,14 +25,18 @@ TIMEOUT = timedelta(seconds=20)  # of one collective: a rank that waits longer w
 
 
 def make_model(projector_type: str, trained: str, checkpointing: str):
-    """`trained`: `adapter` as in stage 1, `llm` as in stage 2, `all` with the encoders."""
+    """`trained`: `adapter` as in stage 1, `lora` or `llm` as in stage 2, `all` with the encoders."""
     encoders = ["clip"] if projector_type == "mlp" else ["clip", "siglip"]
     model = tiny.model(tiny.config(encoders, projector_type=projector_type, projector_dropout=0.0))
-    stage = "pretrain" if trained == "adapter" else "finetune"
-    apply_stage(model, stage, vision_tuning="full" if trained == "all" else "frozen")
+    model.skip_logits = True  # as in training
+    stage = {"adapter": "pretrain", "lora": "lora"}.get(trained, "finetune")
+    lora = LoraSettings(rank=4, alpha=8, dropout=0.0)
+    model = apply_stage(model, stage, "full" if trained == "all" else "frozen", lora)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # starts at zero and would hide the other factor
+            parameter.data.normal_(std=0.05)
     if checkpointing == "checkpointing":
         model.activation_checkpointing_enable()
-    model.skip_logits = True  # as in training
     return model.train()
 
 

@@ -9,6 +9,7 @@ import tiny
 import torch
 from tiny import assistant, user
 
+from omnifusion_hf import OmniFusionForConditionalGeneration
 from omnifusion_hf.training.stages import STAGES, apply_stage, format_plan, part_of, stage_plan
 
 
@@ -38,6 +39,12 @@ def step(model, inputs: dict) -> torch.optim.AdamW:
     model(**inputs).loss.backward()
     optimizer.step()
     return optimizer
+
+
+def saved(model, folder) -> dict[str, torch.Tensor]:
+    """The weights of the folder that a run would save."""
+    model.save_pretrained(folder)
+    return OmniFusionForConditionalGeneration.from_pretrained(folder, dtype="auto").state_dict()
 
 
 def changed(before: dict, after: dict) -> set[str]:
@@ -94,13 +101,13 @@ def test_plan_counts_what_the_optimizer_will_hold():
 
 
 @pytest.mark.parametrize("make", [untied, tied])
-def test_pretrain_step_changes_adapter_and_special_rows_only(make):
+def test_pretrain_step_changes_adapter_and_special_rows_only(make, tmp_path):
     model = make()
     before = copy.deepcopy(model.state_dict())
     inputs = batch(model)
     apply_stage(model, "pretrain")
     step(model, inputs)
-    after = model.state_dict()
+    after = saved(model, tmp_path)
     assert set(after) == set(before)
     table = "model.language_model.embed_tokens.weight"
     moved = changed(before, after)
@@ -133,20 +140,33 @@ def test_split_rows_give_the_logits_and_gradients_of_the_table(make):
 
 
 @pytest.mark.parametrize("make", [untied, tied])
-def test_state_dict_of_a_split_model_is_a_plain_models_and_loads_into_both(make):
+def test_folder_of_a_split_model_is_a_plain_models_and_its_weights_load_into_both(make, tmp_path):
     split, plain, again = make(), make(), make()
     inputs = batch(split)
     apply_stage(split, "pretrain")
     step(split, inputs)
     apply_stage(again, "pretrain")
     logits = split.eval()(**inputs).logits
+    weights = saved(split, tmp_path)
     for model in (plain, again):
         assert not torch.allclose(model.eval()(**inputs).logits, logits)
-        model.load_state_dict(split.state_dict())
+        model.load_state_dict(weights)
         torch.testing.assert_close(model.eval()(**inputs).logits, logits)
 
 
-def test_trained_parts_are_float32_in_a_bfloat16_model_and_small_steps_count():
+def test_state_dict_of_a_split_model_names_its_parameters_and_loads_again():
+    # what FSDP and DeepSpeed save and load to go on
+    split, again = untied(), untied()
+    inputs = batch(split)
+    apply_stage(split, "pretrain")
+    apply_stage(again, "pretrain")
+    step(split, inputs)
+    assert set(split.state_dict()) == {name for name, _ in split.named_parameters()}
+    again.load_state_dict(split.state_dict())
+    assert not changed(split.state_dict(), again.state_dict())
+
+
+def test_trained_parts_are_float32_in_a_bfloat16_model_and_small_steps_count(tmp_path):
     model = untied().to(torch.bfloat16)
     inputs = batch(model)
     apply_stage(model, "pretrain")
@@ -158,7 +178,7 @@ def test_trained_parts_are_float32_in_a_bfloat16_model_and_small_steps_count():
     model(**inputs).loss.backward()
     optimizer.step()
     assert not torch.equal(weight, before)
-    assert model.state_dict()["model.language_model.embed_tokens.weight"].dtype == torch.bfloat16
+    assert saved(model, tmp_path)["model.language_model.embed_tokens.weight"].dtype == torch.bfloat16
 
 
 def test_frozen_encoder_drops_no_paths_in_training_mode():

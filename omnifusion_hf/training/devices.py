@@ -1,5 +1,5 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Several GPUs: what each must hold, and what cannot be sharded is refused before a model is loaded."""
+"""Several GPUs: what each must hold, and what cannot be sharded is refused."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from .stages import STAGES, PartPlan
+from .stages import PartPlan
 
 
 def is_sharded(args: TrainingArguments) -> bool:
@@ -35,15 +35,13 @@ def global_batch(args: TrainingArguments) -> int:
     return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
-def check_sharding(stage: str, args: TrainingArguments):
-    """Raises `ValueError` where FSDP or DeepSpeed would shard special-token rows, a part of the embedding table.
-
-    Checkpoints have the rows within the table, which no rank has whole there.
-    """
-    if "special_token_rows" in STAGES.get(stage, ()) and is_sharded(args):
+def check_sharding(parts: dict[str, str], tied: bool, args: TrainingArguments):
+    """Raises `ValueError` for LoRA under FSDP where the LLM's head is its embedding table: PEFT's layer around the
+    table hides from accelerate that both are one."""
+    if tied and "lora" in parts.values() and (parse_flag_from_env("ACCELERATE_USE_FSDP") or args.fsdp):
         raise ValueError(
-            f"stage {stage} keeps the special tokens' rows apart, which FSDP and DeepSpeed cannot save: use "
-            "recipes/accelerate/ddp.yaml. It trains little, and the frozen weights are bfloat16."
+            "LoRA under FSDP needs an LLM whose head is not its embedding table (tie_word_embeddings: false), which "
+            "this one's is: use recipes/accelerate/zero3.yaml or ddp.yaml."
         )
 
 

@@ -2,8 +2,8 @@
 """What each stage trains (paper section 2): one table, `STAGES`, and the function that makes it so.
 
 Where the embedding table is frozen, the special tokens' rows are a small parameter of their own that stands in for its
-rows, so the optimiser knows of nothing else. Every state dict shows them folded into the table: all checkpoints of a
-run are plain model folders. With LoRA, PEFT does the same and checkpoints are PEFT's folders.
+rows, so the optimiser knows of nothing else. Saving folds them into the table: all checkpoints of a run are plain
+model folders. With LoRA, PEFT does the same and checkpoints are PEFT's folders.
 """
 
 from dataclasses import dataclass
@@ -77,6 +77,7 @@ def apply_stage(
             split_special_token_rows(model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(part_of(name) in parts)
+        model.save_pretrained = partial(_save_plain, model)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -142,7 +143,6 @@ def split_special_token_rows(model: OmniFusionForConditionalGeneration):
     table.register_forward_hook(_embed_rows)
     if model.config.tie_word_embeddings:
         model.lm_head.register_forward_hook(partial(_score_rows, table))
-    model.register_state_dict_post_hook(_fold_rows)
     model.register_load_state_dict_pre_hook(_unfold_rows)
 
 
@@ -165,17 +165,29 @@ def _table_keys(model: nn.Module) -> tuple[str, str]:
     return f"{prefix}.weight", f"{prefix}.special_token_rows"
 
 
-def _fold_rows(model: nn.Module, state_dict: dict, prefix: str, metadata: dict):
-    weight_key, rows_key = (prefix + key for key in _table_keys(model))
+def _save_plain(model: OmniFusionForConditionalGeneration, folder: str, state_dict: dict | None = None, **options):
+    """`save_pretrained` of a model in training. Rows go back into the table here and in no state dict: FSDP and
+    DeepSpeed, from which `state_dict` comes, know tensors by the names of parameters."""
+    state_dict = dict(model.state_dict() if state_dict is None else state_dict)
+    if hasattr(model.get_input_embeddings(), "special_token_rows"):
+        _fold_rows(model, state_dict)
+    sharded, model.__class__ = model.__class__, OmniFusionForConditionalGeneration  # FSDP2's class has no file to copy
+    try:
+        OmniFusionForConditionalGeneration.save_pretrained(model, folder, state_dict=state_dict, **options)
+    finally:
+        model.__class__ = sharded
+
+
+def _fold_rows(model: nn.Module, state_dict: dict):
+    weight_key, rows_key = _table_keys(model)
     weight, rows = state_dict[weight_key], state_dict.pop(rows_key)
-    ids = model.get_input_embeddings().special_token_ids
-    folded = weight.index_copy(0, ids.to(weight.device), rows.to(weight))
-    tied = [key for key, value in state_dict.items() if value.data_ptr() == weight.data_ptr()]
-    state_dict.update(dict.fromkeys(tied, folded))
+    ids = model.get_input_embeddings().special_token_ids.to(weight.device)
+    folded = weight.index_copy(0, ids, rows.to(weight))
+    state_dict.update(dict.fromkeys([weight_key, *(model.all_tied_weights_keys.keys() & state_dict)], folded))
 
 
 def _unfold_rows(model: nn.Module, state_dict: dict, prefix: str, *unused):
     weight_key, rows_key = (prefix + key for key in _table_keys(model))
-    if weight_key in state_dict:
+    if weight_key in state_dict and rows_key not in state_dict:
         weight = state_dict[weight_key]
         state_dict[rows_key] = weight[model.get_input_embeddings().special_token_ids.to(weight.device)]

@@ -10,6 +10,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
+import torch
+from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 from transformers import (
     AutoModelForImageTextToText,
@@ -169,7 +171,6 @@ def _words(key: str, value, takes_list: bool) -> list[str]:
 
 def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     """Trains one stage; leaves model and processor in `args.output_dir`, returns what training_summary.json says."""
-    check_sharding(model_data.stage, args)
     settings = settings_of(model_data, args)
     checkpoint = checkpoint_to_resume(args, settings)
     check_reporting(args)
@@ -177,38 +178,14 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     bad_samples = BadSamples(model_data.on_bad_sample)
     dataset = read_data(model_data, args, processor, bad_samples)
     samples = len(dataset) if isinstance(dataset, Sized) else None
-    with whole_weights(args):
-        model = AutoModelForImageTextToText.from_pretrained(
-            model_data.model_name_or_path, attn_implementation=model_data.attn_implementation
-        )
-    model.skip_logits = True
-    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    set_seed(args.seed)  # LoRA's factors start at random
-    lora = LoraSettings(model_data.lora_rank, model_data.lora_alpha, model_data.lora_dropout)
-    model = apply_stage(model, model_data.stage, model_data.vision_tuning, lora)
+    model, dtypes = load_model(model_data, args)
     plans, batch = stage_plan(model), describe_batch(model_data, args)
     if args.process_index == 0:
         print(f"stage {model_data.stage}, {samples or 'streamed'} samples\n{format_plan(plans)}\n{batch}", flush=True)
         memory = memory_per_device(plans, args.world_size, is_sharded(args)) / 1e9
         print(f"{memory:.1f} GB per device, activations not counted, docs/training.md", flush=True)
 
-    if model_data.cache_vision_features:
-        folder = model_data.cache_vision_features
-        dataset = cached_dataset(dataset, model, processor.image_processor, folder, args)
-    if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = False  # the model uses all of them, pictures or not
-    args.remove_unused_columns = False  # they are the encoder's, not the model's
-    pad = processor.tokenizer.pad_token_id
-    trainer = Trainer(
-        model=model,
-        args=args,
-        train_dataset=group_by_length(dataset, processor, args),
-        data_collator=(
-            packing_collator(model, pad, model_data.max_length) if model_data.packing else PaddingCollator(pad)
-        ),
-        processing_class=processor,  # saved beside every checkpoint
-        optimizer_cls_and_kwargs=optimizer_for(model_data.optimizer, args, rates_of(model_data)),
-    )
+    trainer = make_trainer(model_data, args, model, dataset, processor)
     trainer.add_callback(stop := SaveAndStop())
     trainer.add_callback(NoStepTooMany(trainer))
     speed = watch(trainer, processor.image_token_id)
@@ -231,6 +208,48 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     return summary
 
 
+def load_model(model_data: ModelDataArguments, args: TrainingArguments) -> tuple[nn.Module, dict[str, torch.dtype]]:
+    """The model, ready for its stage, and the dtypes that its weights had before."""
+    with whole_weights(args):
+        model = AutoModelForImageTextToText.from_pretrained(
+            model_data.model_name_or_path, attn_implementation=model_data.attn_implementation
+        )
+        parts = parts_of_stage(model_data.stage, model_data.vision_tuning)
+        check_sharding(parts, model.config.tie_word_embeddings, args)
+        model.skip_logits = True
+        dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+        set_seed(args.seed)  # LoRA's factors start at random
+        lora = LoraSettings(model_data.lora_rank, model_data.lora_alpha, model_data.lora_dropout)
+        return apply_stage(model, model_data.stage, model_data.vision_tuning, lora), dtypes
+
+
+def make_trainer(
+    model_data: ModelDataArguments,
+    args: TrainingArguments,
+    model: nn.Module,
+    dataset: Dataset | IterableDataset,
+    processor: OmniFusionProcessor,
+) -> Trainer:
+    """transformers' own Trainer with this recipe's data, batches and optimiser."""
+    if model_data.cache_vision_features:
+        folder = model_data.cache_vision_features
+        dataset = cached_dataset(dataset, model, processor.image_processor, folder, args)
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False  # the model uses all of them, pictures or not
+    args.remove_unused_columns = False  # they are the encoder's, not the model's
+    pad = processor.tokenizer.pad_token_id
+    return Trainer(
+        model=model,
+        args=args,
+        train_dataset=group_by_length(dataset, processor, args),
+        data_collator=(
+            packing_collator(model, pad, model_data.max_length) if model_data.packing else PaddingCollator(pad)
+        ),
+        processing_class=processor,  # saved beside every checkpoint
+        optimizer_cls_and_kwargs=optimizer_for(model_data.optimizer, args, rates_of(model_data)),
+    )
+
+
 def load_processor(name: str) -> OmniFusionProcessor:
     if find_adapter_config_file(name) is not None:
         raise ValueError(f"{name} holds LoRA weights only; start from what `omnifusion merge {name} -o DIR` makes.")
@@ -245,8 +264,7 @@ def read_data(
 ) -> Dataset | IterableDataset:
     """The recipe's data as encoded samples."""
     source = Source(model_data.data_path, model_data.image_folder, conversation_format=model_data.conversation_format)
-    seed = args.seed if args.data_seed is None else args.data_seed
-    samples = load_data(source, processor.image_processor.max_image_pixels, seed, bad_samples)
+    samples = load_data(source, processor.image_processor.max_image_pixels, order_seed(args), bad_samples)
     if isinstance(samples, IterableDataset):
         args.accelerator_config.dispatch_batches = False  # it would cut a batch's views by the number of samples
     append_eos = model_data.conversation_format != "v1.1"

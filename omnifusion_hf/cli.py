@@ -129,6 +129,50 @@ def count(text: str) -> int:
     return int(text)
 
 
+def add_build(commands):
+    command = commands.add_parser("build", help="assemble pretrained parts to a folder that is ready to train")
+    command.add_argument("--preset", help="a model of the paper's tables, such as clip-dinov2-summation")
+    command.add_argument("--vision", action="append", help="preset, PRESET=FOLDER, folder or Hub id; once per encoder")
+    command.add_argument("--text", help="the LLM: preset, folder or Hub id")
+    adapters = ["mlp", "transformer", "concatenation", "summation", "attention"]
+    command.add_argument("--projector", choices=adapters, help="the adapter, default: mlp")
+    command.add_argument("--views", choices=["whole", "grid"])
+    command.add_argument("--chat-template", choices=["release", "own"], help="own: that of a chat-tuned LLM")
+    command.add_argument("--image-size", type=int, action="append", dest="image_sizes", help="once per encoder")
+    command.add_argument("--layer", type=int, action="append", dest="layers", help="hidden state, once per encoder")
+    command.add_argument("--image-fit", choices=["crop", "pad", "squash"], help="default: the first encoder's")
+    command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as stored")
+    command.add_argument("-o", "--output", required=True, metavar="FOLDER")
+    command.set_defaults(run=build)
+
+
+def add_train(commands):
+    command = commands.add_parser("train", help="train one stage as a recipe says")
+    command.add_argument("recipe", help="YAML file, such as recipes/pretrain.yaml")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="fields that win over the recipe's")
+    command.add_argument("--resume", action="store_true", help="go on from output_dir's last whole checkpoint, if any")
+    command.set_defaults(run=train)
+
+
+def add_merge(commands):
+    command = commands.add_parser("merge", help="make a plain model folder of one with LoRA weights")
+    command.add_argument("folder", help="a checkpoint or the final folder of a LoRA run")
+    command.add_argument("-o", "--output", required=True, metavar="FOLDER")
+    command.add_argument("--base", metavar="MODEL", help="what the run started from, where that moved")
+    command.set_defaults(run=merge)
+
+
+def add_ask(commands):
+    command = commands.add_parser("ask", help="ask a model about pictures")
+    command.add_argument(
+        "pictures_and_question", nargs="*", metavar="PICTURE", help="picture files, then the question"
+    )
+    command.add_argument("--model", help="folder or Hub id; default: the bundled tiny model")
+    command.add_argument("--max-new-tokens", type=int, default=128)
+    command.add_argument("--examples", action="store_true", help="answer the questions about the bundled pictures")
+    command.set_defaults(run=ask)
+
+
 def add_views(commands):
     command = commands.add_parser("views", help="draw what a model sees of a picture, with its token counts")
     command.add_argument("picture")
@@ -150,6 +194,14 @@ def add_views(commands):
     command.add_argument("--tokens", type=count, metavar="P", help="visual tokens per view")
     command.add_argument("--context-length", type=count, metavar="N", help="tokens that the LLM has room for")
     command.set_defaults(run=views)
+
+
+def add_demo(commands):
+    command = commands.add_parser("demo", help="start a page to talk to a model in the browser")
+    command.add_argument("--model", help="folder or Hub id; default: the bundled tiny model")
+    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other computers in")
+    command.add_argument("--port", type=count, help="default: the first free one from 7860")
+    command.set_defaults(run=demo)
 
 
 def add_serve(commands):
@@ -180,60 +232,13 @@ def add_report(commands):
     command.add_argument("--seed", type=int, default=0, help="of noise, places and the attack's start")
     command.set_defaults(run=report)
 
+
+def add_tasks(commands):
     command = commands.add_parser("tasks", help="print the folder of tasks for lmms-eval's --include_path")
     command.set_defaults(run=tasks)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="omnifusion", description="OmniFusion: pictures and questions in, text out.")
-    commands = parser.add_subparsers(required=True, metavar="command")
-
-    command = commands.add_parser("build", help="assemble pretrained parts to a folder that is ready to train")
-    command.add_argument("--preset", help="a model of the paper's tables, such as clip-dinov2-summation")
-    command.add_argument("--vision", action="append", help="preset, PRESET=FOLDER, folder or Hub id; once per encoder")
-    command.add_argument("--text", help="the LLM: preset, folder or Hub id")
-    adapters = ["mlp", "transformer", "concatenation", "summation", "attention"]
-    command.add_argument("--projector", choices=adapters, help="the adapter, default: mlp")
-    command.add_argument("--views", choices=["whole", "grid"])
-    command.add_argument("--chat-template", choices=["release", "own"], help="own: that of a chat-tuned LLM")
-    command.add_argument("--image-size", type=int, action="append", dest="image_sizes", help="once per encoder")
-    command.add_argument("--layer", type=int, action="append", dest="layers", help="hidden state, once per encoder")
-    command.add_argument("--image-fit", choices=["crop", "pad", "squash"], help="default: the first encoder's")
-    command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as stored")
-    command.add_argument("-o", "--output", required=True, metavar="FOLDER")
-    command.set_defaults(run=build)
-
-    command = commands.add_parser("train", help="train one stage as a recipe says")
-    command.add_argument("recipe", help="YAML file, such as recipes/pretrain.yaml")
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="fields that win over the recipe's")
-    command.add_argument("--resume", action="store_true", help="go on from output_dir's last whole checkpoint, if any")
-    command.set_defaults(run=train)
-
-    command = commands.add_parser("merge", help="make a plain model folder of one with LoRA weights")
-    command.add_argument("folder", help="a checkpoint or the final folder of a LoRA run")
-    command.add_argument("-o", "--output", required=True, metavar="FOLDER")
-    command.add_argument("--base", metavar="MODEL", help="what the run started from, where that moved")
-    command.set_defaults(run=merge)
-
-    command = commands.add_parser("ask", help="ask a model about pictures")
-    command.add_argument(
-        "pictures_and_question", nargs="*", metavar="PICTURE", help="picture files, then the question"
-    )
-    command.add_argument("--model", help="folder or Hub id; default: the bundled tiny model")
-    command.add_argument("--max-new-tokens", type=int, default=128)
-    command.add_argument("--examples", action="store_true", help="answer the questions about the bundled pictures")
-    command.set_defaults(run=ask)
-
-    add_views(commands)
-
-    add_serve(commands)
-
-    command = commands.add_parser("demo", help="start a page to talk to a model in the browser")
-    command.add_argument("--model", help="folder or Hub id; default: the bundled tiny model")
-    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other computers in")
-    command.add_argument("--port", type=count, help="default: the first free one from 7860")
-    command.set_defaults(run=demo)
-
+def add_card(commands):
     command = commands.add_parser("card", help="write the model card of a folder")
     command.add_argument("folder")
     command.add_argument("--repo-id", help="what the card's usage code loads; default: the folder")
@@ -244,14 +249,32 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--results", help="result file of lmms-eval")
     command.set_defaults(run=card)
 
-    add_report(commands)
 
+def add_push(commands):
     command = commands.add_parser("push", help="check a folder and upload it to the Hub")
     command.add_argument("folder")
     command.add_argument("repo_id")
     command.add_argument("--private", action="store_true")
     command.set_defaults(run=push)
 
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="omnifusion", description="OmniFusion: pictures and questions in, text out.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for add in (
+        add_build,
+        add_train,
+        add_merge,
+        add_ask,
+        add_views,
+        add_demo,
+        add_serve,
+        add_report,
+        add_tasks,
+        add_card,
+        add_push,
+    ):
+        add(commands)
     return parser
 
 

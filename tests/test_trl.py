@@ -17,6 +17,7 @@ from omnifusion_hf import OmniFusionForConditionalGeneration, OmniFusionProcesso
 
 
 pytest.importorskip("trl", reason="pip install trl; training with TRL was not tested")
+from trl import SFTConfig, SFTTrainer  # noqa: E402
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling  # noqa: E402
 from trl.trainer.utils import add_fused_lm_head  # noqa: E402
 
@@ -154,6 +155,16 @@ def test_lora_trains_on_an_llm_of_four_bits(tmp_path):
     assert len(losses(trainer)) == 3 and all(map(math.isfinite, losses(trainer)))
     factors = [parameter for name, parameter in trainer.model.named_parameters() if "lora_B" in name]
     assert factors and all(factor.any() for factor in factors)  # they start as zeros
+
+
+def test_a_folder_can_be_given_by_its_name(model_folder, ran_page, tmp_path):
+    rows = ran_page(PAGE).names[0]["dialogues"]
+    settings = SFTConfig(tmp_path, bf16=False, max_length=None, report_to="none")
+    trainer = SFTTrainer(str(model_folder), args=settings, train_dataset=rows)
+    assert type(trainer.model) is OmniFusionForConditionalGeneration
+    assert type(trainer.processing_class) is OmniFusionProcessor
+    with pytest.raises(AttributeError, match="auto_map"):  # as the page says
+        SFTTrainer(str(pages.ROOT / TINY), args=settings, train_dataset=rows)
 
 
 @pytest.mark.parametrize("setting", ["packing=True", "padding_free=True", 'truncation_mode="keep_end"'])

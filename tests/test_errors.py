@@ -55,6 +55,11 @@ def test_kind_of_answer(truth, kind):
     assert errors.kind_of(answer(0, truth)) == kind
 
 
+def test_an_unknown_right_answer_is_said_to_be_unknown(page):
+    unknown = Answer("0", "vizwiz_vqa_val", "What is it?", [], [], "tea", 0.3)
+    assert ">not logged<" in page([unknown]) and "not logged" not in page([answer(0, "tea", "milk", 0.0)])
+
+
 def test_wrong_answers_are_grouped_and_counted(page):
     answers = [answer(n, "red", "red" if n else "blue", float(n > 0), task="colours") for n in range(4)]
     answers += [answer(9, "7", "8", 0.0, task="counts"), answer(10, "7", "8.", 0.6, task="counts")]

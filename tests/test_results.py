@@ -52,6 +52,8 @@ def test_runs_of_a_model_are_put_together_and_the_newest_counts(tmp_path):
     write_results(tmp_path / "a", "20260102_000000", {"gqa": {"exact_match,none": 0.6}})
     write_results(tmp_path / "a", "20260101_000000", {"gqa": {"exact_match,none": 0.1}, "pope": POPE})
     write_results(tmp_path / "b", model_name="org/other/")
+    (tmp_path / "submissions").mkdir()
+    (tmp_path / "submissions/mmbench_en_dev_results.json").write_text('{"overall_acc": 1}')  # as MMBench leaves
     mine, other = read_models([str(tmp_path)])
     assert (mine.name, other.name) == ("mine", "other")
     assert mine.scores["gqa", "exact_match"].value == 0.6 and mine.scores["pope", "pope_accuracy"].value == 0.8
@@ -88,6 +90,18 @@ def test_samples_become_answers_with_the_first_number_as_score(tmp_path):
     assert answers["tex", "0"].score == 0.75 and answers["tex", "0"].answer == "x^3"
     assert [answers["mmmu_val", name].score for name in "01"] == [1, 0]  # no number: exact match
     assert answers["mmmu_val", "0"].truth == ["a", "B"] and len(answers) == 5
+
+
+def test_a_right_answer_that_was_not_logged_is_unknown(tmp_path):
+    """VQA tasks name a column `answer` that their data lack; lmms-eval logs the name."""
+    configs = {task: {"doc_to_target": "answer"} for task in ("vizwiz_vqa_val", "mmmu_val")}
+    path = write_results(tmp_path, configs=configs, higher_is_better={"vizwiz_vqa_val": {"exact_match": True}})
+    write_samples(tmp_path, "vizwiz_vqa_val", [{"target": "answer", "exact_match": 0.9}, {"exact_match": 0.3}])
+    answers = read_sample_answers(path)
+    assert [(answer.truth, answer.score) for answer in answers] == [([], 0.9), (["a"], 0.3)]
+    write_samples(tmp_path, "mmmu_val", [{"target": "answer"}])
+    with pytest.raises(ValueError, match="mmmu_val, 0"):
+        read_sample_answers(path)
 
 
 def test_samples_of_another_date_belong_to_another_run(tmp_path):

@@ -13,7 +13,7 @@ class Answer:
     """One question that was asked, with what was said.
 
     name: of the sample, unique within its task; pictures: paths of what was shown (none: text alone).
-    truth: every answer that counts as right; score: what the answer is worth, 0..1.
+    truth: every answer that counts as right, empty where that is unknown; score: what the answer is worth, 0..1.
     perturbation, strength: what was done to the pictures first (perturbations.py); None for nothing.
 
     Raises `ValueError` for a score outside 0..1.

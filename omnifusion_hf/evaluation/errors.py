@@ -23,6 +23,7 @@ TEMPLATE = Path(__file__).with_name("errors.html")
 THUMBNAIL = 240  # pixels of the longer side
 MOST_SHOWN = 60  # wrong answers of one task and kind; pages stay small enough to open
 MAX_PIXELS = 2**27
+UNKNOWN = "right answer not logged"  # lmms-eval does not log that of every task
 
 # What the first right answer is decides; the first that fits counts.
 KINDS = {
@@ -36,7 +37,9 @@ KINDS = {
 
 
 def kind_of(answer: Answer) -> str:
-    """What kind of answer was wanted, a key of `KINDS`."""
+    """What kind of answer was wanted: a key of `KINDS`, or `UNKNOWN`."""
+    if not answer.truth:
+        return UNKNOWN
     truth = normalise(answer.truth[0]) if normalise(answer.truth[0]) in ("yes", "no") else answer.truth[0].strip()
     return next(kind for kind, pattern in KINDS.items() if pattern.fullmatch(truth.removesuffix(".")))
 
@@ -69,7 +72,7 @@ class Section:
 def sections_of(answers: list[Answer]) -> list[Section]:
     """Tasks in the order in which they were asked, kinds in the order of `KINDS`."""
     tasks = list(dict.fromkeys(answer.task for answer in answers))
-    sorted_in = {(task, kind): [] for task in tasks for kind in KINDS}
+    sorted_in = {(task, kind): [] for task in tasks for kind in (*KINDS, UNKNOWN)}
     for answer in answers:
         sorted_in[answer.task, kind_of(answer)].append(answer)
     return [Section(*key, members) for key, members in sorted_in.items() if members]

@@ -99,10 +99,13 @@ def split_name(argument: str) -> tuple[str | None, Path]:
 
 
 def result_files(path: Path) -> list[Path]:
-    """The result files of a folder at any depth, or the file itself. Raises `ValueError` where there is none."""
+    """The result files of a folder at any depth, or the file itself. Raises `ValueError` where there is none.
+
+    Some tasks leave files of such a name under submissions/; those do not begin with a date.
+    """
     if path.is_file():
         return [path]
-    if files := sorted(path.rglob(f"*{RESULTS}")):
+    if files := sorted(path.rglob(f"[0-9]*{RESULTS}")):
         return files
     raise ValueError(
         f"{path} holds no *{RESULTS}; give what --output_path of lmms-eval named. "
@@ -124,27 +127,27 @@ def model_arguments(content: dict) -> dict[str, str]:
 def read_sample_answers(results_file: Path) -> list[Answer]:
     """The answers that `--log_samples` wrote beside a result file, task by task."""
     content, answers = read_result_file(results_file), []
-    pictures = model_arguments(content).get("log_pictures")
     date = results_file.name.removesuffix(RESULTS)
     for file in sorted(results_file.parent.glob(f"{date}{SAMPLES}*.jsonl")):
         task = file.stem.removeprefix(date + SAMPLES)
-        better = content.get("higher_is_better", {}).get(task, {})
         lines = file.read_text(encoding="utf-8").split("\n")
-        answers += [_answer(json.loads(line), task, better, pictures) for line in lines if line.strip()]
+        answers += [_answer(json.loads(line), task, content) for line in lines if line.strip()]
     return answers
 
 
-def _answer(sample: dict, task: str, higher_is_better: dict, pictures: str | None) -> Answer:
-    said, truths = sample["filtered_resps"], truths_of(sample["target"])
+def _answer(sample: dict, task: str, content: dict) -> Answer:
+    said, wanted = sample["filtered_resps"], content.get("configs", {}).get(task, {}).get("doc_to_target")
     said = str(said[0] if isinstance(said, list) and said else said)
+    # Tasks that score by themselves often name a column that is not there; lmms-eval then logs the name.
+    truths = [] if sample["target"] == wanted else truths_of(sample["target"])
     return Answer(
         name=str(sample["doc_id"]),
         task=task,
         question=sample["input"],
-        pictures=pictures_of(sample["doc_id"], task, pictures),
+        pictures=pictures_of(sample["doc_id"], task, model_arguments(content).get("log_pictures")),
         truth=truths,
         answer=said,
-        score=_score_of(sample, higher_is_better, said, truths),
+        score=_score_of(sample, task, content.get("higher_is_better", {}).get(task, {}), said, truths),
     )
 
 
@@ -158,7 +161,7 @@ def truths_of(target: str) -> list[str]:
     return [target]
 
 
-def _score_of(sample: dict, higher_is_better: dict, said: str, truths: list[str]) -> float:
+def _score_of(sample: dict, task: str, higher_is_better: dict, said: str, truths: list[str]) -> float:
     """The task's first metric that is a number in 0..1, turned so that 1 is right; without one, exact match.
 
     A metric that is summed up over the whole task is logged as a dict, whose `score`, if any, is its number.
@@ -168,6 +171,8 @@ def _score_of(sample: dict, higher_is_better: dict, said: str, truths: list[str]
         value = value.get("score") if isinstance(value, dict) else value
         if isinstance(value, (int, float)) and 0 <= value <= 1:
             return float(value if better or better is None else 1 - value)
+    if not truths:
+        raise ValueError(f"{task}, {sample['doc_id']}: its log has neither a score in 0..1 nor the right answer.")
     return exact_match(said, truths)
 
 

@@ -235,18 +235,6 @@ def rename_in_pickle(file: Path, old: bytes, new: bytes):
             archive.writestr(name, content.replace(old, new) if name.endswith("data.pkl") else content)
 
 
-def test_case_27_nothing_but_conversion_reads_pickles():
-    root = Path(__file__).parent.parent
-    sources = [p for folder in ("omnifusion_hf", "conversion", "lab") for p in (root / folder).rglob("*.py")]
-    readers = {
-        p.relative_to(root).parts[0]
-        for p in sources
-        if "torch.load(" in p.read_text() or "pickle.load" in p.read_text()
-    }
-    assert "omnifusion_hf" not in readers
-    assert "conversion" in readers  # the pattern finds what it looks for
-
-
 @needs_fixture
 @pytest.mark.parametrize("name", ["projection", "special_embeddings"])
 def test_case_27_hostile_files_of_the_fixture(tmp_path, name, monkeypatch, capsys):

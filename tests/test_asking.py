@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from omnifusion_hf.ask import complete, prompts
 from omnifusion_hf.evaluation import asking
-from omnifusion_hf.evaluation.answers import AnswerLog, read_answers
+from omnifusion_hf.evaluation.answers import Answer, AnswerLog, read_answers
 from omnifusion_hf.evaluation.asking import AS_IT_IS, Asker, open_log, opened, present_as_it_is
 from omnifusion_hf.evaluation.questions import read_questions
 
@@ -65,7 +65,11 @@ def test_answers_of_other_questions_are_not_taken(model, processor, questions, t
 
 
 def test_answers_under_other_settings_are_not_mixed(tmp_path):
-    open_log(tmp_path / "out", {"model": "a", "seed": 0})
-    assert open_log(tmp_path / "out", {"model": "a", "seed": 0}).answers == []
+    open_log(tmp_path / "out", {"model": "misspelt", "seed": 0})  # nothing was answered
+    open_log(tmp_path / "out", {"model": "a", "seed": 0}).add([Answer("0", "t", "?", [], ["x"], "x", 1.0)])
+    assert len(open_log(tmp_path / "out", {"model": "a", "seed": 0}).answers) == 1
     with pytest.raises(ValueError, match="model='a', now it is 'b'"):
         open_log(tmp_path / "out", {"model": "b", "seed": 0})
+    (tmp_path / "out/settings.json").unlink()
+    with pytest.raises(ValueError, match="model=None, now it is 'a'"):
+        open_log(tmp_path / "out", {"model": "a", "seed": 0})

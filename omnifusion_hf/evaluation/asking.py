@@ -96,13 +96,13 @@ def open_log(folder: str | Path, settings: dict) -> AnswerLog:
 
     Raises `ValueError` where there are answers that were given under other settings.
     """
-    path = Path(folder) / "settings.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
-    if changed := [name for name in settings if before.get(name) != settings[name]]:
+    log, path = AnswerLog(Path(folder) / "answers.jsonl"), Path(folder) / "settings.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if log.answers and (changed := [name for name in settings if before.get(name) != settings[name]]):
         name = changed[0]
         raise ValueError(
             f"{folder} holds answers with {name}={before.get(name)!r}, now it is {settings[name]!r}; give another "
             "output folder, or remove this one."
         )
     write_whole(path, json.dumps(settings, indent=1))
-    return AnswerLog(Path(folder) / "answers.jsonl")
+    return log

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
@@ -13,12 +14,13 @@ import ranks
 import tiny
 import torch
 from conversations import sample, turn
+from safetensors.torch import load_file
 from torch import nn
-from transformers import TrainingArguments
+from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments
 
 from omnifusion_hf.cli import main
 from omnifusion_hf.training.devices import check_sharding
-from omnifusion_hf.training.stages import apply_stage, parts_of_stage
+from omnifusion_hf.training.stages import STAGES, apply_stage, parts_of_stage
 
 
 # PEFT 0.21 reads an attribute that transformers renamed
@@ -146,3 +148,58 @@ def test_launched_on_two_processes_a_run_has_the_losses_of_one_process(tmp_path,
     assert losses(tmp_path / "together") == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
     summary = json.loads((tmp_path / "together/out/training_summary.json").read_text())
     assert summary["global_batch"] == 2
+
+
+SHARDED = {"fsdp2": {"use_cpu": True}, "zero3": {"use_cpu": False}}  # accelerate runs no DeepSpeed on a "CPU"
+LORA = {"lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.0}
+
+
+@pytest.fixture(scope="module", params=SHARDED)
+def sharded(request, tmp_path_factory) -> Path:
+    """Folders of all stages, run in one process and on two that shard the model, these with a stop in the middle."""
+    if request.param == "zero3" and find_spec("deepspeed") is None:
+        pytest.skip("needs DeepSpeed: pip install deepspeed (whose first run on a CPU compiles for some minutes)")
+    folder = tmp_path_factory.mktemp(request.param)
+    base = conversations.write_model(folder / "base")
+    recipes = []
+    for stage in STAGES:
+        alone = write_recipe(folder / f"{stage}_alone", base, stage=stage, per_device_train_batch_size=2, **LORA)
+        assert main(["train", str(alone)]) == 0
+        options = {"stage": stage, "per_device_train_batch_size": 1, **SHARDED[request.param], **LORA}
+        recipes.append(write_recipe(folder / stage, base, **options))
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        ACCELERATE / f"{request.param}.yaml",
+    ]
+    command = [*launch, "--num_processes=2", Path(__file__).parent / "sharded_on_cpu.py", *recipes]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_sharded_and_resumed_run_has_the_losses_and_the_folders_of_an_undisturbed_process(sharded, stage):
+    alone, together = sharded / f"{stage}_alone", sharded / stage
+    assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
+    weights = "adapter_model.safetensors" if stage == "lora" else "model.safetensors"
+    for name in ("out/checkpoint-2", "out/checkpoint-4", "out"):
+        expected, found = load_file(alone / name / weights), load_file(together / name / weights)
+        assert found.keys() == expected.keys()
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    first = load_file(together / "out/checkpoint-2" / weights)
+    assert any((first[name] - tensor).abs().max() > 0.01 for name, tensor in found.items())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_sharded_run_leaves_the_files_of_one_process_and_they_load(sharded, stage):
+    alone, together = sharded / f"{stage}_alone/out", sharded / f"{stage}/out"
+    assert {path.name for path in together.iterdir()} == {path.name for path in alone.iterdir()}
+    config = together / ("adapter_config.json" if stage == "lora" else "config.json")
+    assert json.loads(config.read_text()) == json.loads((alone / config.name).read_text())
+    inputs = tiny.prompt(AutoProcessor.from_pretrained(together), [tiny.user(tiny.picture(0), "What colour?")])
+    models = [AutoModelForImageTextToText.from_pretrained(path).eval() for path in (alone, together)]
+    torch.testing.assert_close(models[1](**inputs).logits, models[0](**inputs).logits, rtol=0, atol=1e-3)

@@ -1,7 +1,8 @@
-"""Asks vLLM: reads jobs (served.py) from standard input, and ends its output with prompts and answers as JSON."""
+"""Asks vLLM: `ask.py JOBS ANSWERS`, the jobs of served.py as JSON, their prompts and answers as JSON."""
 
 import json
 import sys
+from pathlib import Path
 
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
@@ -17,13 +18,13 @@ def answer(job: dict) -> list[dict]:
     return found
 
 
-def main():
+def main(jobs: str, answers: str):
     found = []
-    for job in json.load(sys.stdin):
+    for job in json.loads(Path(jobs).read_text()):
         found.append(answer(job))
         cleanup_dist_env_and_memory()
-    print("\n" + json.dumps(found))
+    Path(answers).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":  # vLLM's workers import this file
-    main()
+    main(*sys.argv[1:])

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import tiny
@@ -90,16 +91,13 @@ def job(folder: Path, asked: list[list[dict]], **engine) -> dict:
 
 def by_vllm(jobs: list[dict], **environment) -> list[list[dict]]:
     """As by_transformers, for one job after another, in a process of their own."""
-    done = subprocess.run(
-        [sys.executable, ASK],
-        input=json.dumps(jobs),
-        capture_output=True,
-        text=True,
-        env=os.environ | ENVIRONMENT | environment,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-6000:] + done.stdout[-6000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    with tempfile.TemporaryDirectory() as folder:
+        asking, answers = Path(folder, "jobs.json"), Path(folder, "answers.json")
+        asking.write_text(json.dumps(jobs))
+        command, env = [sys.executable, ASK, asking, answers], os.environ | ENVIRONMENT | environment
+        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+        assert done.returncode == 0, done.stderr[-20000:] + done.stdout[-9000:]
+        return json.loads(answers.read_text())
 
 
 def as_openai(message: dict) -> dict:

@@ -35,9 +35,10 @@ LOOK = {
     "font_mono": ("ui-monospace", "monospace"),
 }
 CSS = """
-.examples { grid-template-columns: repeat(3, 1fr) !important }
+.examples { grid-template-columns: repeat(auto-fill, minmax(180px, 1fr)) !important }
 .example { padding: 8px 12px !important }
-.message-buttons button[aria-label="Share"] { display: none } /* it would upload the picture to the Hub */
+input[type=radio]:checked { background-color: var(--checkbox-background-color-selected) !important }
+.message-buttons:has([aria-label="Share"]) { display: none } /* it would upload the picture to the Hub */
 """
 
 

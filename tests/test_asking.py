@@ -59,9 +59,13 @@ def test_a_killed_run_goes_on(model, processor, questions, tmp_path, monkeypatch
 
 def test_answers_of_other_questions_are_not_taken(model, processor, questions, tmp_path):
     ask(model, processor, tmp_path / "answers.jsonl", questions[:1])
-    conversations.write(tmp_path, [sample(0, conversations=[turn("human", "<image>\nAnd this?"), turn("gpt", "No.")])])
-    with pytest.raises(ValueError, match="answers another question named 's0'"):
-        ask(model, processor, tmp_path / "answers.jsonl", read_questions(tmp_path / "samples.json"))
+    asked = [turn("human", "<image>\nAnd this?"), turn("gpt", "No.")]
+    for other in (sample(0, conversations=asked), sample(0, image="1.png")):
+        path = conversations.write(tmp_path, [other, sample(1)])
+        with pytest.raises(ValueError, match="answers another question, .* named 's0'"):
+            ask(model, processor, tmp_path / "answers.jsonl", read_questions(path))
+    path = conversations.write(tmp_path, [sample(0), sample(1)])
+    assert len(ask(model, processor, tmp_path / "answers.jsonl", read_questions(path))) == 2
 
 
 def test_answers_under_other_settings_are_not_mixed(tmp_path):

@@ -68,10 +68,10 @@ class Asker:
         done = {(answer.task, answer.name): answer for answer in self.answers(questions, [condition])}
         for question in questions:
             answer = done.get((question.task, question.name))
-            if answer and (answer.question, answer.truth) != (question.text, [question.truth]):
+            if answer and answer != answer_record(question, answer.answer, condition):
                 raise ValueError(
-                    f"{self.log.path} answers another question named {question.name!r} of {question.task!r}; give "
-                    "another output folder for another file of questions."
+                    f"{self.log.path} answers another question, or one about another picture, named {question.name!r} "
+                    f"of {question.task!r}; give another output folder for another file of questions."
                 )
         return [question for question in questions if (question.task, question.name) not in done]
 

@@ -1,4 +1,4 @@
-"""A task for lmms-eval about the bundled pictures, and lmms-eval run on it as users run it, offline."""
+"""lmms-eval as users run it, offline: on the bundled questions, on formulas and on stand-ins of the paper's benchmarks."""
 
 import json
 import os
@@ -7,12 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import standins
 from datasets import Dataset, Features, Image, Sequence, Value
 
 from omnifusion_hf.ask import EXAMPLES, TINY
 
-
-TASKS = TINY.parent / "evaluation" / "tasks"
 
 TASK = """\
 task: bundled
@@ -48,8 +47,9 @@ def picture(name: str) -> dict:
 
 
 def write_tasks(folder: Path):
-    """The shipped tasks with tex.parquet, the bundled formulas; and bundled.yaml with its data."""
-    shutil.copytree(TASKS, folder, dirs_exist_ok=True)
+    """The shipped tasks with tex.parquet, the bundled formulas; bundled.yaml with its data; the stand-ins."""
+    shutil.copytree(standins.TASKS, folder, dirs_exist_ok=True)
+    standins.write(folder)
     rows = documents()
     features = Features({"pictures": Sequence(Image()), "question": Value("string"), "answer": Value("string")})
     Dataset.from_list(rows, features=features).to_parquet(folder / "bundled.parquet")
@@ -61,13 +61,13 @@ def write_tasks(folder: Path):
 
 
 def run(folder: Path, output: str, *options: str, launcher: list[str] | None = None) -> subprocess.CompletedProcess:
-    """Runs lmms-eval on the demo checkpoint and both tasks in `folder`; returns the finished process."""
+    """Runs lmms-eval on the demo checkpoint and all tasks in `folder`; returns the finished process."""
     program = launcher or [str(Path(sys.executable).with_name("lmms-eval")), "eval"]
     arguments = f"pretrained={TINY},log_pictures={output}/pictures"
     fixed = ["--model", "omnifusion", "--model_args", arguments, "--output_path", output, "--log_samples"]
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*program, *fixed, "--tasks", "bundled,tex", "--include_path", ".", *options],
+        [*program, *fixed, "--tasks", ",".join(["bundled", "tex", *standins.NAMES]), "--include_path", ".", *options],
         cwd=folder,
         env=os.environ | environment,
         capture_output=True,

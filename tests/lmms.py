@@ -1,4 +1,4 @@
-"""lmms-eval as users run it, offline: on the bundled questions, on formulas and on stand-ins of the paper's benchmarks."""
+"""lmms-eval as users run it, offline: on the bundled questions, formulas and stand-ins of the paper's benchmarks."""
 
 import json
 import os

@@ -12,6 +12,9 @@ from omnifusion_hf.serving import conversation as module
 from omnifusion_hf.serving.conversation import Conversation, text_part, user_turn
 
 
+pytestmark = pytest.mark.timeout(120)  # an answer that does not end would be waited for
+
+
 @pytest.fixture(scope="module")
 def parts():
     return ask.load(ask.TINY)

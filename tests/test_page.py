@@ -29,7 +29,7 @@ PICTURES = ask.EXAMPLES.parent
 SPACE = Path(module.__file__).parent / "space"
 expect = playwright.expect
 # Gradio 6.31 uses what pandas 3 is about to drop.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.*")
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.*"), pytest.mark.timeout(120)]
 
 
 @pytest.fixture(scope="module")

@@ -287,6 +287,8 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
     """The whole model with the language modelling head."""
 
     _tp_plan = {"lm_head": "colwise_gather_output"}
+    # Checkpoints of training hold these a second time, in the precision in which they train.
+    _keys_to_ignore_on_load_unexpected = [r"special_token_rows$"]
     # Set by training: it needs the loss alone, and the logits of a batch are the largest tensor there is.
     skip_logits = False
 

@@ -106,6 +106,22 @@ def test_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, base,
     assert not changed(whole, weights(tmp_path / "out"))
 
 
+def test_resumed_stage_1_of_a_bfloat16_llm_is_exact_and_its_checkpoints_load_without_a_word(tmp_path, caplog):
+    base = conversations.write_model(tmp_path, dtype=torch.bfloat16)
+    run(tmp_path / "run", base)
+    out, rows = tmp_path / "run/out", "model.language_model.embed_tokens.special_token_rows"
+    whole, halfway = weights(out), weights(out / "checkpoint-2")
+    assert rows not in whole and halfway[rows].dtype == torch.float32
+    assert not torch.equal(halfway[rows], halfway[rows].bfloat16().float())  # rounding would lose something
+    with caplog.at_level("WARNING", logger="transformers"):
+        AutoModelForImageTextToText.from_pretrained(out / "checkpoint-2")
+    assert "special_token_rows" not in caplog.text
+    last = weights(out / "checkpoint-4")
+    shutil.rmtree(out / "checkpoint-4")
+    train(*parse_recipe(tmp_path / "run/recipe.yaml", ["resume_from_checkpoint=true"]))
+    assert not changed(whole, weights(out)) and not changed(last, weights(out / "checkpoint-4"))
+
+
 def test_resuming_takes_the_last_whole_checkpoint_or_starts_anew(tmp_path, base):
     recipe = conversations.write_recipe(tmp_path, base)
     _, args = parse_recipe(recipe, ["resume_from_checkpoint=true"])

@@ -180,10 +180,12 @@ def _save_plain(model: OmniFusionForConditionalGeneration, folder: str, state_di
 
 def _fold_rows(model: nn.Module, state_dict: dict):
     weight_key, rows_key = _table_keys(model)
-    weight, rows = state_dict[weight_key], state_dict.pop(rows_key)
+    weight, rows = state_dict[weight_key], state_dict[rows_key]
     ids = model.get_input_embeddings().special_token_ids.to(weight.device)
     folded = weight.index_copy(0, ids, rows.to(weight))
     state_dict.update(dict.fromkeys([weight_key, *(model.all_tied_weights_keys.keys() & state_dict)], folded))
+    if rows.dtype == weight.dtype:  # else they stay beside it: resuming needs them as they are, not rounded
+        del state_dict[rows_key]
 
 
 def _unfold_rows(model: nn.Module, state_dict: dict, prefix: str, *unused):

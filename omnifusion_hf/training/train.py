@@ -198,7 +198,8 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     seconds = time.monotonic() - start
     if not is_sharded(args):  # whose own views of the weights a cast would miss
         for name, parameter in model.named_parameters():
-            parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
+            in_table = name.replace("special_token_rows", "weight")
+            parameter.data = parameter.data.to(dtypes.get(in_table, parameter.dtype))
     trainer.save_model()
     summary = settings | summarise(trainer, plans, samples, seconds) | speed.summary()
     summary["skipped_samples"] = bad_samples.count

@@ -215,7 +215,7 @@ def add_serve(commands):
 def add_report(commands):
     command = commands.add_parser("report", help="put results beside the paper's tables; errors, robustness, groups")
     command.add_argument(
-        "results", nargs="*", metavar="RESULTS", help="folders that lmms-eval wrote (NAME=PATH names one), answers.jsonl"
+        "results", nargs="*", metavar="RESULTS", help="folders of lmms-eval (NAME=PATH names one), answers.jsonl"
     )
     command.add_argument("-o", "--output", required=True, metavar="DIR")
     command.add_argument("--errors", action="store_true", help="errors.html: wrong answers with their pictures")

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pages
 import pytest
 import standins
 from lmms_eval.utils import load_yaml_config
@@ -49,3 +50,16 @@ def test_textvqa_with_ocr_puts_the_data_sets_tokens_into_the_question():
     doc = {"question": "what is written?", "ocr_tokens": ["STOP", "9"]}
     ask, settings = config["doc_to_text"], config["lmms_eval_specific_kwargs"]["default"]
     assert "STOP, 9" in ask(doc, settings) and "STOP" not in ask(doc, settings | {"ocr": False})
+
+
+def test_the_page_of_evaluation_has_a_command_for_every_benchmark_and_says_who_must_log_in():
+    page = (pages.ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    rows = {
+        task: row
+        for row in re.findall(r"^\|.*evaluate .*\|$", page, re.M)
+        for task in re.findall(r"evaluate ([\w-]+)", row)
+    }
+    assert {task for task, *_ in SOURCES} - {"tex"} <= rows.keys()
+    for task, row in rows.items():
+        config = load_yaml_config(str(standins.task_files()[task]), mode="simple")
+        assert ("*login*" in row) == bool((config.get("dataset_kwargs") or {}).get("token")), task

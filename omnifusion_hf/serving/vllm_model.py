@@ -21,6 +21,12 @@ class OmniFusionForVllm(TransformersMultiModalForCausalLM):
         predicted = self.config.predicted_vocab_size or vocab_size
         self.never_generated = sorted({*range(predicted, vocab_size), *self.config.special_token_ids})
 
+    def _patch_config(self):
+        """Parts are built in the dtype that their own configuration says; all are served in one."""
+        super()._patch_config()
+        for part in (self.text_config, *self.config.vision_config.encoder_configs):
+            part.dtype = self.config.dtype
+
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """(tokens, vocab) on the ranks that sample, None on others."""
         logits = super().compute_logits(hidden_states)

@@ -29,9 +29,10 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory) -> str:
-    """A server of the demo model, started by the page's command, from the source tree's folder."""
+    """A server of the demo model; vLLM's CPU build has a `vllm` command that does not start, which this stands for."""
     port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
-    command = [Path(sys.executable).with_name("vllm"), "serve", DEMO, "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", DEMO, "--enforce-eager"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
     with log.open("w") as file:
         environment = os.environ | served.ENVIRONMENT | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
         server = subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=pages.ROOT)

@@ -95,13 +95,16 @@ def test_size_of_a_picture_as_file_bytes_and_image(tmp_path):
     assert [picture_size(source) for source in sources] == [(30, 50)] * 3
 
 
-def test_streams_cannot_be_grouped(tmp_path):
+def test_streams_cannot_be_grouped_and_the_other_strategy_that_measures_is_refused(tmp_path):
     class Stream(IterableDataset):
         def __iter__(self):
             yield from ()
 
     args = TrainingArguments(tmp_path, train_sampling_strategy="group_by_length", use_cpu=True)
     with pytest.raises(ValueError, match="these are streamed; use packing"):
+        group_by_length(Stream(), PROCESSOR, args)
+    args.train_sampling_strategy = "batch_rebalance"
+    with pytest.raises(ValueError, match="use group_by_length or packing"):
         group_by_length(Stream(), PROCESSOR, args)
     args.train_sampling_strategy = "random"
     stream = Stream()

@@ -48,7 +48,12 @@ class LengthGroupedDataset(Dataset):
 
 def group_by_length(dataset: Dataset, processor: OmniFusionProcessor, args: TrainingArguments) -> Dataset:
     """`dataset` of encoded samples as `args.train_sampling_strategy` wants it; where that is `group_by_length`, the
-    strategy becomes `sequential`, for the order is then the dataset's own. Raises `ValueError` for streamed data."""
+    strategy becomes `sequential`, for the order is then the dataset's own. Raises `ValueError` for streamed data, and
+    for `batch_rebalance`, which takes every sample, decoded pictures and all."""
+    if args.train_sampling_strategy == "batch_rebalance":
+        raise ValueError(
+            "train_sampling_strategy: batch_rebalance reads all samples beforehand; use group_by_length or packing."
+        )
     if args.train_sampling_strategy != "group_by_length":
         return dataset
     if isinstance(dataset, IterableDataset):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pytest
 from PIL import Image
@@ -110,6 +111,13 @@ def test_nothing_to_report_is_a_mistake_that_says_what_to_give(tmp_path, capsys)
     for results in ([], [str(tmp_path)]):
         assert main(["report", *results, "-o", str(tmp_path / "r")]) == 2
         assert "--output_path" in capsys.readouterr().err
+
+
+def test_missing_matplotlib_is_said_in_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["report", str(write_results(tmp_path)), "-o", str(tmp_path / "r")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("pip install 'omnifusion_hf[eval]'.")
+    assert not list((tmp_path / "r").iterdir())
 
 
 def test_tasks_prints_the_folder_of_tasks(capsys):

@@ -35,6 +35,7 @@ setup(
         "open_clip": ["open_clip_torch"],  # conversion by the name of a model of theirs
         "data": ["datasets>=4"],  # parquet, the Hub, streams
         "lora": ["peft>=0.21"],
+        "deepspeed": ["deepspeed>=0.19"],  # recipes/accelerate/zero3.yaml
         "plot": ["matplotlib"],  # the loss of a training run
         "lab": ["scikit-learn", "matplotlib", "torch>=2.9"],  # torch.optim.Muon
         "quantization": ["bitsandbytes>=0.46", "torchao"],

@@ -13,6 +13,9 @@ import pytest
 import ranks
 import tiny
 import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from conversations import sample, turn
 from safetensors.torch import load_file
 from torch import nn
@@ -20,6 +23,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArg
 
 from omnifusion_hf.cli import main
 from omnifusion_hf.training.devices import check_sharding
+from omnifusion_hf.training.optimizer import optimizer_for
 from omnifusion_hf.training.stages import STAGES, apply_stage, parts_of_stage
 
 
@@ -118,6 +122,29 @@ def test_lora_on_an_llm_with_tied_embeddings_is_refused_under_fsdp_alone(tmp_pat
     check_sharding(whole, True, args)
     with pytest.raises(ValueError, match="tie_word_embeddings.*use recipes/accelerate/zero3.yaml"):
         check_sharding(lora, True, args)
+
+
+@pytest.mark.parametrize("flag", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_muon_is_refused_where_matrices_are_sharded(tmp_path, monkeypatch, flag):
+    args = TrainingArguments(str(tmp_path), use_cpu=True)
+    assert optimizer_for("muon", args, {})
+    monkeypatch.setenv(flag, "true")
+    assert optimizer_for(None, args, {}) is None
+    with pytest.raises(ValueError, match="`muon` needs whole matrices.*use ddp.yaml"):
+        optimizer_for("muon", args, {})
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero3"])
+def test_the_launcher_knows_every_key_of_the_configurations(name, tmp_path):
+    known = {action.dest for action in launch_command_parser()._actions}
+    given = yaml.safe_load((ACCELERATE / f"{name}.yaml").read_text())
+    for section in ("fsdp_config", "deepspeed_config"):  # whose keys become options, and nobody looks at others
+        assert set(given.get(section, {})) <= known
+    assert load_config_from_file(str(ACCELERATE / f"{name}.yaml")).num_processes == 8
+    misspelt = tmp_path / "misspelt.yaml"
+    misspelt.write_text(yaml.safe_dump(given | {"num_processed": 8}))
+    with pytest.raises(ValueError, match="unknown keys.*num_processed"):
+        load_config_from_file(str(misspelt))
 
 
 def losses(folder: Path) -> list[float]:

@@ -6,6 +6,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_optimizer import is_optimizer_factory
 
+from .devices import is_sharded
 from .muon import MuonWithAdamW
 from .stages import part_of
 
@@ -17,7 +18,7 @@ def optimizer_for(name: str | None, args: TrainingArguments, rates: dict[str, fl
         name: `"muon"` or `None`.
         rates: learning rate of a part (`stages.PARTS`); the other parts have `args.learning_rate`.
 
-    Raises `ValueError` for a rate below 0, for rates of parts beside Muon's, and for a torch that has no Muon.
+    Raises `ValueError` for a rate below 0, for rates of parts beside Muon's, and for Muon on shards or without torch's.
     """
     rates = {part: rate for part, rate in rates.items() if rate is not None}
     if below := [f"{rate} of {part}" for part, rate in rates.items() if rate < 0]:  # torch looks at the default alone
@@ -26,6 +27,8 @@ def optimizer_for(name: str | None, args: TrainingArguments, rates: dict[str, fl
         raise ValueError(f"optimizer `muon` has one learning rate; leave out those of {', '.join(rates)}.")
     if name == "muon" and not hasattr(torch.optim, "Muon"):
         raise ValueError(f"optimizer `muon` needs torch 2.9, this is {torch.__version__}; update it or leave it out.")
+    if name == "muon" and is_sharded(args):
+        raise ValueError("optimizer `muon` needs whole matrices, which FSDP and DeepSpeed shard; use ddp.yaml.")
     if name == "muon":
         return lambda: MuonWithAdamW, {"lr": args.learning_rate, "weight_decay": args.weight_decay}
     return (lambda: optimizer_by_part, {"args": args, "rates": rates}) if rates else None

@@ -167,10 +167,11 @@ def _table_keys(model: nn.Module) -> tuple[str, str]:
 
 def _save_plain(model: OmniFusionForConditionalGeneration, folder: str, state_dict: dict | None = None, **options):
     """`save_pretrained` of a model in training. Rows go back into the table here and in no state dict: FSDP and
-    DeepSpeed, from which `state_dict` comes, know tensors by the names of parameters."""
-    state_dict = dict(model.state_dict() if state_dict is None else state_dict)
+    DeepSpeed, which gather `state_dict`, know tensors by the names of parameters."""
+    gathered = state_dict is not None
+    state_dict = dict(state_dict if gathered else model.state_dict())
     if hasattr(model.get_input_embeddings(), "special_token_rows"):
-        _fold_rows(model, state_dict)
+        _fold_rows(model, state_dict, keep=not gathered)
     sharded, model.__class__ = model.__class__, OmniFusionForConditionalGeneration  # FSDP2's class has no file to copy
     try:
         OmniFusionForConditionalGeneration.save_pretrained(model, folder, state_dict=state_dict, **options)
@@ -178,13 +179,14 @@ def _save_plain(model: OmniFusionForConditionalGeneration, folder: str, state_di
         model.__class__ = sharded
 
 
-def _fold_rows(model: nn.Module, state_dict: dict):
+def _fold_rows(model: nn.Module, state_dict: dict, keep: bool):
+    """`keep`: rows that the table's dtype rounds stay beside it, to resume from (FSDP and DeepSpeed have own files)."""
     weight_key, rows_key = _table_keys(model)
     weight, rows = state_dict[weight_key], state_dict[rows_key]
     ids = model.get_input_embeddings().special_token_ids.to(weight.device)
     folded = weight.index_copy(0, ids, rows.to(weight))
     state_dict.update(dict.fromkeys([weight_key, *(model.all_tied_weights_keys.keys() & state_dict)], folded))
-    if rows.dtype == weight.dtype:  # else they stay beside it: resuming needs them as they are, not rounded
+    if not keep or rows.dtype == weight.dtype:
         del state_dict[rows_key]
 
 

@@ -8,7 +8,7 @@ import tiny
 from conversations import sample, turn
 from PIL import Image
 
-from omnifusion_hf.training.data import BrokenSampleError, to_messages
+from omnifusion_hf.training.data import BadSamples, BrokenSampleError, map_good, to_messages
 
 
 def flat(messages: list[dict]) -> list[tuple]:
@@ -143,6 +143,22 @@ def test_broken_picture_of_any_kind_is_named(tmp_path):
     (tmp_path / "0.icns").write_bytes(file.getvalue().replace(b"IHDR\0", b"IHDR\1"))  # its checksum is wrong then
     with pytest.raises(BrokenSampleError, match=r"sample 0 \(id s0\): cannot read .*0\.icns: broken PNG"):
         conversations.load(path)[0]
+
+
+def test_only_broken_samples_without_a_good_one_between_them_are_too_many(monkeypatch):
+    monkeypatch.setattr(BadSamples, "most_in_a_row", 3)
+
+    def read(items: str) -> str:
+        def check(item: str) -> str:
+            if item == "-":
+                raise BrokenSampleError("broken")
+            return item
+
+        return "".join(map_good(check, items, BadSamples("skip")))
+
+    assert read("--a--b--") == "ab"
+    with pytest.raises(ValueError, match="3 broken samples in a row, the last: broken"):
+        read("--a---b")
 
 
 def test_image_folder_is_the_jsons_own_unless_given(tmp_path):

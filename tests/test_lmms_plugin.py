@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import lmms
@@ -21,18 +22,18 @@ from omnifusion_hf.evaluation.results import read_models, read_sample_answers, r
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Every task at batch 1 in one process, and at batch 8 in two."""
+    """Every task at batch 1 in one process, and at batch 8 in two; and a run that cannot succeed. All at once."""
     folder = tmp_path_factory.mktemp("lmms")
     lmms.write_tasks(folder)
     two = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
     two += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "lmms_eval"]
-    finished = {
-        "one": lmms.run(folder, "one", "--batch_size", "1", "--device", "cpu"),
-        "eight": lmms.run(folder, "eight", "--batch_size", "8", launcher=two),
-    }
-    for process in finished.values():
+    with ThreadPoolExecutor() as pool:
+        eight = pool.submit(lmms.run, folder, "eight", "--batch_size", "8", launcher=two)
+        one = pool.submit(lmms.run, folder, "one", "--batch_size", "1", "--device", "cpu")
+        failed = pool.submit(lmms.run, folder, "failed", "--batch_size", "auto")
+    for process in (one.result(), eight.result()):
         assert process.returncode == 0, process.stderr[-3000:]
-    return SimpleNamespace(folder=folder, **finished)
+    return SimpleNamespace(folder=folder, failed=failed.result())
 
 
 def samples(runs, output: str, task: str | None = None) -> list:
@@ -102,8 +103,7 @@ def test_formulas_are_scored_by_edit_distance(runs):
 
 
 def test_a_failed_run_ends_with_exit_code_1_and_without_results(runs):
-    failed = lmms.run(runs.folder, "failed", "--batch_size", "auto")
-    assert failed.returncode == 1 and "--batch_size auto" in failed.stderr.splitlines()[-1]
+    assert runs.failed.returncode == 1 and "--batch_size auto" in runs.failed.stderr.splitlines()[-1]
     with pytest.raises(ValueError, match="holds no"):
         result_files(runs.folder / "failed")
 

@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import conversations
 import pytest
@@ -52,6 +53,20 @@ def test_padding_is_not_counted_and_packed_samples_are(packed):
     assert callback.counts.tolist() == [3, TOKENS, visual_tokens]
     model.eval()(**batch)  # an evaluation
     assert callback.counts.tolist() == [3, TOKENS, visual_tokens]
+
+
+def test_a_log_line_is_of_what_was_done_since_the_one_before(monkeypatch):
+    clock = iter([0, 10, 12])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    callback, state = SpeedCallback(0), TrainerState(max_steps=10)
+    args = SimpleNamespace(device=torch.device("cpu"))
+    callback.on_train_begin(args, state, TrainerControl(), model=torch.nn.Identity())
+    for state.global_step in (1, 2):
+        callback.counts += torch.tensor([20, 400, 100])
+        state.log_history.append({"loss": 1.0})
+        callback.on_log(args, state, TrainerControl(), logs={"loss": 1.0})
+    assert [line["samples_per_second"] for line in state.log_history] == [2, 10]
+    assert [line["minutes_left"] for line in state.log_history] == [1.5, 0.8]  # 9 steps of 10 s, 8 of 6 s
 
 
 @pytest.fixture(scope="module")

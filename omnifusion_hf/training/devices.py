@@ -4,7 +4,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from accelerate.utils import parse_flag_from_env
+from torch import nn
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -55,3 +57,19 @@ def whole_weights(args: TrainingArguments) -> Iterator[None]:
     yield
     if plugin is not None:
         plugin.set_deepspeed_weakref()
+
+
+def spread_weights(model: nn.Module, args: TrainingArguments):
+    """Under ZeRO-3, gives each device its part of the weights, one parameter after the other: DeepSpeed would first
+    move the whole model to every device. Weights are cast as it does; what trains it keeps in float32 too."""
+    plugin = args.deepspeed_plugin
+    if plugin is None or plugin.zero_stage != 3:
+        return
+    from deepspeed import zero
+
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    stage = plugin.hf_ds_config.config["zero_optimization"]
+    config = {"zero_optimization": {name: value for name, value in stage.items() if value != "auto"}}
+    zero.Init(model, config_dict_or_path=config | {"train_batch_size": args.world_size}, dtype=dtype)

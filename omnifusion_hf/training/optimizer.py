@@ -18,7 +18,7 @@ def optimizer_for(name: str | None, args: TrainingArguments, rates: dict[str, fl
         name: `"muon"` or `None`.
         rates: learning rate of a part (`stages.PARTS`); the other parts have `args.learning_rate`.
 
-    Raises `ValueError` for a rate below 0, for rates of parts beside Muon's, and for Muon on shards or without torch's.
+    Raises `ValueError` for a rate below 0, for rates of parts beside Muon's, and for Muon on shards or in old torch.
     """
     rates = {part: rate for part, rate in rates.items() if rate is not None}
     if below := [f"{rate} of {part}" for part, rate in rates.items() if rate < 0]:  # torch looks at the default alone

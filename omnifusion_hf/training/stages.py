@@ -180,7 +180,7 @@ def _save_plain(model: OmniFusionForConditionalGeneration, folder: str, state_di
 
 
 def _fold_rows(model: nn.Module, state_dict: dict, keep: bool):
-    """`keep`: rows that the table's dtype rounds stay beside it, to resume from (FSDP and DeepSpeed have own files)."""
+    """`keep`: rows that the table's dtype rounds stay beside it, to resume from; FSDP and DeepSpeed need no such."""
     weight_key, rows_key = _table_keys(model)
     weight, rows = state_dict[weight_key], state_dict[rows_key]
     ids = model.get_input_embeddings().special_token_ids.to(weight.device)

@@ -27,7 +27,7 @@ from ..files import read_yaml, write_whole
 from ..processing_omnifusion import OmniFusionProcessor
 from .collator import PaddingCollator
 from .data import BadSamplePolicy, BadSamples, ConversationFormat
-from .devices import check_sharding, global_batch, is_sharded, memory_per_device, whole_weights
+from .devices import check_sharding, global_batch, is_sharded, memory_per_device, spread_weights, whole_weights
 from .encoding import ConversationEncoder, encode
 from .grouping import group_by_length, order_seed
 from .lora import LoraSettings
@@ -189,6 +189,7 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     trainer.add_callback(stop := SaveAndStop())
     trainer.add_callback(NoStepTooMany(trainer))
     speed = watch(trainer, processor.image_token_id)
+    spread_weights(model, args)
     start = time.monotonic()
     begin_run(args, settings)
     trainer.train(resume_from_checkpoint=checkpoint)

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from .configuration_omnifusion import OmniFusionConfig
 from .evaluation.results import read_scores
 from .files import write_whole
-from .training.progress import LOSS_PLOT
+from .training.progress import LOSS_PLOT, SUMMARY
 
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
@@ -117,7 +117,7 @@ def describe_views(preprocessing: dict) -> str:
 
 def read_training(folder: Path) -> dict:
     """What `omnifusion train` left beside the model, empty where it was made otherwise."""
-    summary = folder / "training_summary.json"
+    summary = folder / SUMMARY
     settings = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
     parts = settings.get("trained_parameters", {})
     settings["trained_parameters"] = ", ".join(f"{part} {count:,}" for part, count in parts.items())

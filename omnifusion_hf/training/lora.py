@@ -13,12 +13,11 @@ from transformers.pytorch_utils import Conv1D
 
 from ..files import staged_folder
 from ..modeling_omnifusion import OmniFusionForConditionalGeneration
+from .progress import SUMMARY
 
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-SUMMARY = "training_summary.json"  # the model card reads it
 
 
 @dataclass

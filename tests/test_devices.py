@@ -1,6 +1,7 @@
 """What each GPU must hold: the documented figures are those of the formula, and the formula is the stage table's."""
 
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from transformers.integrations.deepspeed import (
 )
 
 from omnifusion_hf import OmniFusionForConditionalGeneration
-from omnifusion_hf.training.devices import memory_per_device, whole_weights
+from omnifusion_hf.training.devices import memory_per_device, spread_weights, whole_weights
 from omnifusion_hf.training.stages import STAGES, apply_stage, stage_plan
 
 
@@ -70,3 +71,18 @@ def test_weights_are_loaded_whole_under_zero_3_which_is_then_as_before():
         assert is_deepspeed_zero3_enabled()
     finally:
         unset_hf_deepspeed_config()
+
+
+def test_under_zero_3_weights_are_cast_and_handed_to_deepspeed_which_moves_no_whole_model(monkeypatch):
+    handed = []
+    init = lambda model, config_dict_or_path, dtype: handed.append((model, config_dict_or_path, dtype))  # noqa: E731
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(zero=SimpleNamespace(Init=init)))
+    stage = {"stage": 3, "stage3_prefetch_bucket_size": "auto"}
+    plugin = SimpleNamespace(zero_stage=3, hf_ds_config=SimpleNamespace(config={"zero_optimization": stage}))
+    model = torch.nn.Linear(2, 2)
+    for other in (None, SimpleNamespace(zero_stage=2)):
+        spread_weights(model, SimpleNamespace(deepspeed_plugin=other))
+    assert not handed and model.weight.dtype == torch.float32
+    spread_weights(model, SimpleNamespace(deepspeed_plugin=plugin, bf16=True, fp16=False, world_size=8))
+    assert handed == [(model, {"zero_optimization": {"stage": 3}, "train_batch_size": 8}, torch.bfloat16)]
+    assert model.weight.dtype == torch.bfloat16

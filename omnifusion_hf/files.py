@@ -25,13 +25,26 @@ def staged_folder(path: str | Path):
         shutil.rmtree(part, ignore_errors=True)
 
 
-def write_whole(path: str | Path, text: str):
-    """Writes a text file, and the folders above it, that nobody ever sees half written."""
+@contextmanager
+def staged_file(path: str | Path):
+    """Yields a name beside `path` for a file that takes that of `path` if the block ends well, else goes.
+
+    Missing folders are made. Its suffix is another one: tell writers the format.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".incomplete")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    part = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_whole(path: str | Path, text: str):
+    """Writes a text file, and the folders above it, that nobody ever sees half written."""
+    with staged_file(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 class _Loader(yaml.SafeLoader):

@@ -28,6 +28,7 @@ def test_file_is_whole_or_the_old_one(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         files.write_whole(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_yaml_keeps_words_and_refuses_what_stands_twice():

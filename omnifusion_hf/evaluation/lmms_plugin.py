@@ -7,7 +7,6 @@ its share of the documents on a device of its own.
 """
 
 import json
-import os
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from transformers.image_utils import load_image
 
 from ..ask import complete, load, prompts
-from ..files import write_whole
+from ..files import staged_file, write_whole
 from ..image_processing_omnifusion import viewer_rgb
 from .provenance import RunRecord
 from .results import picture_path, run_path
@@ -186,7 +185,5 @@ def save_pictures(folder: str | Path, task: str, doc_id: int, pictures: list):
     """Writes a document's pictures as files that are whole or absent."""
     for index, picture in enumerate(pictures):
         path = picture_path(folder, task, doc_id, index)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
-        viewer_rgb(picture if isinstance(picture, Image) else load_image(picture)).save(part, format="PNG")
-        os.replace(part, path)
+        with staged_file(path) as part:
+            viewer_rgb(picture if isinstance(picture, Image) else load_image(picture)).save(part, format="PNG")

@@ -2,9 +2,9 @@
 """The radar plot of benchmarks, after the paper's Figure 1: one line a model, rows of the paper beside."""
 
 import math
-import os
 from pathlib import Path
 
+from ..files import staged_file
 from .paper_tables import BENCHMARKS, RADAR_COLUMNS, RADAR_ROWS
 
 
@@ -17,9 +17,8 @@ def radar_columns(models: dict[str, dict[str, float]]) -> list[str]:
 
 def draw_radar(path: Path, models: dict[str, dict[str, float]]):
     """Writes the plot of each model's percent by column, as a PNG that is whole or absent."""
-    part = path.with_name(path.name + ".incomplete")
-    radar(models).savefig(part, format="png", dpi=120)
-    os.replace(part, path)
+    with staged_file(path) as part:
+        radar(models).savefig(part, format="png", dpi=120)
 
 
 def radar(models: dict[str, dict[str, float]]):

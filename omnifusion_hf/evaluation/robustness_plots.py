@@ -1,9 +1,9 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
 """Plots of the checks that the paper lacks: accuracy against the strength of perturbations, accuracy by group."""
 
-import os
 from pathlib import Path
 
+from ..files import staged_file
 from .perturbations import PERTURBATIONS, PGD, RANDOM, REMOVED, SWAPPED
 
 
@@ -20,9 +20,8 @@ def new_figure(width: float, height: float):
 
 
 def save(figure, path: Path):
-    part = path.with_name(path.name + ".incomplete")
-    figure.savefig(part, format="png", dpi=110)
-    os.replace(part, path)
+    with staged_file(path) as part:
+        figure.savefig(part, format="png", dpi=110)
 
 
 def draw_robustness(path: Path, rows: list[dict]):

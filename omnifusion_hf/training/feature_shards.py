@@ -6,7 +6,6 @@ so that a stale one is recognised. Shards are whole or absent, and several proce
 """
 
 import json
-import os
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
@@ -15,6 +14,8 @@ from uuid import uuid4
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from ..files import staged_file
 
 
 NO_PART_OF_THE_FEATURES = ("max_image_pixels", "dtype", "transformers_version", "_name_or_path")
@@ -62,10 +63,8 @@ class FeatureShards:
 
     def write(self, rows: dict[str, torch.Tensor]):
         """Adds a shard."""
-        path = self.folder / f"features-{uuid4().hex}.safetensors"
-        part = path.with_name(path.name + ".incomplete")
-        save_file(rows, part, self.settings)
-        os.replace(part, path)
+        with staged_file(self.folder / f"features-{uuid4().hex}.safetensors") as part:
+            save_file(rows, part, self.settings)
 
 
 @cache

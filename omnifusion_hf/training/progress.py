@@ -1,7 +1,6 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
 """Seeing a run: speed, visual tokens, memory and time left in Trainer's log lines; a plot of the loss at its end."""
 
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from accelerate.utils import reduce
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging
+
+from ..files import staged_file
 
 
 logger = logging.get_logger(__name__)
@@ -134,9 +135,8 @@ def plot_loss(log_history: list[dict], folder: Path):
         axes.plot(*zip(*points), linewidth=1)
         axes.set(xlabel="step", ylabel="loss")
         axes.grid(alpha=0.3)
-        part = folder / f"{LOSS_PLOT}.incomplete"
-        figure.savefig(part, format="png", dpi=120)
-        os.replace(part, folder / LOSS_PLOT)
+        with staged_file(folder / LOSS_PLOT) as part:
+            figure.savefig(part, format="png", dpi=120)
     except ImportError:
         logger.warning("no plot of the loss: matplotlib is missing, pip install 'omnifusion_hf[plot]'.")
     except Exception as error:

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from omnifusion_hf.files import staged_file
 from omnifusion_hf.training import feature_shards
 from omnifusion_hf.training.feature_shards import FeatureShards, as_metadata, view_name, weights_hash
 
@@ -39,7 +40,11 @@ def test_a_shard_cut_off_while_written_is_none(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(feature_shards, "save_file", dies)
         FeatureShards(tmp_path, SETTINGS).write(ROWS)
-    assert len(list(tmp_path.iterdir())) == 1 and not FeatureShards(tmp_path, SETTINGS).shard_of
+    assert not list(tmp_path.iterdir())
+    with staged_file(tmp_path / "features-at-work.safetensors") as part:
+        save_file(ROWS, part, SETTINGS)
+        assert not FeatureShards(tmp_path, SETTINGS).shard_of
+    (tmp_path / "features-at-work.safetensors").unlink()
     FeatureShards(tmp_path, SETTINGS).write(ROWS)
     assert FeatureShards(tmp_path, SETTINGS).shard_of.keys() == ROWS.keys()
 

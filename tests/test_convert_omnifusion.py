@@ -52,7 +52,7 @@ def pictures(tmp_path_factory) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def test_converted_folder_computes_what_the_release_does(release, tower, converted, pictures):
+def test_case_28_converted_folder_computes_what_the_release_does(release, tower, converted, pictures):
     rows = verify(release, tower, converted, pictures)
     assert {row.stage for row in rows} >= {
         "pixels",
@@ -65,7 +65,7 @@ def test_converted_folder_computes_what_the_release_does(release, tower, convert
     assert all(row.ok for row in rows), rows
 
 
-def test_comparison_sees_a_wrong_weight(release, tower, converted, pictures, tmp_path):
+def test_case_28_comparison_sees_a_wrong_weight(release, tower, converted, pictures, tmp_path):
     broken = shutil.copytree(converted, tmp_path / "broken")
     name = "model.multi_modal_projector.transformer_layer.self_attn.q_proj.weight"
     file = broken / json.loads((broken / "model.safetensors.index.json").read_text())["weight_map"][name]
@@ -128,7 +128,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_every_tensor_is_accounted_for(release, tower, tmp_path, case):
+def test_case_28_every_tensor_is_accounted_for(release, tower, tmp_path, case):
     change, message = BROKEN[case]
     broken = edit_llm(shutil.copytree(release, tmp_path / "release"), change)
     with pytest.raises(ValueError, match=message):

@@ -77,7 +77,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_features_equal_those_of_open_clip(variant, tmp_path):
+def test_case_28_features_equal_those_of_open_clip(variant, tmp_path):
     options = dict(VARIANTS[variant])
     model = tiny_model(**options)
     options.pop("kind", None)
@@ -96,7 +96,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("mistake", WRONG)
-def test_comparison_sees_a_wrong_conversion(mistake, tmp_path):
+def test_case_28_comparison_sees_a_wrong_conversion(mistake, tmp_path):
     """Control: each would be the mistake of a converter, and none passes the bound."""
     options, damage = WRONG[mistake]
     model = tiny_model(quick_gelu=True)
@@ -222,7 +222,7 @@ def test_what_clip_cannot_express_is_refused_by_name(setting, tmp_path):
 
 
 @pytest.mark.parametrize("quick_gelu, act_kwargs, name", [(True, None, "quick_gelu"), (False, {}, "gelu")])
-def test_activation_has_a_name(quick_gelu, act_kwargs, name):
+def test_case_28_activation_has_a_name(quick_gelu, act_kwargs, name):
     assert activation(quick_gelu, act_kwargs) == name
     with pytest.raises(ValueError, match="no counterpart"):
         activation(True, {"approximate": "tanh"})
@@ -239,7 +239,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_every_tensor_is_accounted_for(case, tmp_path):
+def test_case_28_every_tensor_is_accounted_for(case, tmp_path):
     change, message = BROKEN[case]
     tensors = tiny_model().state_dict()
     change(tensors)

@@ -67,7 +67,7 @@ def difference(model: VisionEncoderDecoderModel, folder: Path, size: int = SIZE)
 
 @pytest.mark.parametrize("variant", [{}, {"qkv_bias": False, "hidden_act": "relu", "window_size": 3}])
 @pytest.mark.parametrize("size", [SIZE, 84])
-def test_features_equal_those_of_the_original(variant, size, tmp_path):
+def test_case_28_features_equal_those_of_the_original(variant, size, tmp_path):
     model = write_folder(tmp_path / "source", **variant)
     assert difference(model, convert(str(tmp_path / "source"), str(tmp_path / "out")), size) <= 1e-5
 
@@ -87,7 +87,7 @@ def swap(folder: Path, attention: str):
 
 
 @pytest.mark.parametrize("mistake", WRONG)
-def test_comparison_sees_a_wrong_conversion(mistake, tmp_path):
+def test_case_28_comparison_sees_a_wrong_conversion(mistake, tmp_path):
     """Control: each would be the mistake of a converter, and none passes the bound."""
     model = write_folder(tmp_path / "source")
     WRONG[mistake](tmp_path / "source")
@@ -164,7 +164,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_every_tensor_is_accounted_for(case, tmp_path):
+def test_case_28_every_tensor_is_accounted_for(case, tmp_path):
     change, message = BROKEN[case]
     write_folder(tmp_path / "source")
     tensors = load_file(tmp_path / "source/model.safetensors")

@@ -23,6 +23,7 @@ from transformers import TrainingArguments
 
 from ..image_processing_omnifusion import OmniFusionImageProcessor
 from ..modeling_omnifusion_vision import OmniFusionVisionModel, OmniFusionVisionOutput
+from .devices import is_sharded
 from .feature_shards import FeatureShards, as_metadata, view_name, weights_hash
 
 
@@ -43,7 +44,7 @@ def cached_dataset(
     Raises `ValueError` for encoders that train, streamed data, a cache of other encoders or settings, and a full disk.
     """
     tower = vision_tower_of(model)
-    _check_can_cache(tower, dataset)
+    _check_can_cache(tower, dataset, args)
     layout = FeatureLayout.of(tower, args)
     shards = FeatureShards(folder, feature_settings(model, image_processor, args))
     samples = name_views(dataset, args)
@@ -203,16 +204,13 @@ def feature_settings(
     )
 
 
-def _check_can_cache(tower: OmniFusionVisionModel, dataset: Dataset):
+def _check_can_cache(tower: OmniFusionVisionModel, dataset: Dataset, args: TrainingArguments):
     if any(parameter.requires_grad for parameter in tower.parameters()):
         raise ValueError(
             "cache_vision_features keeps what frozen encoders yield, but here they train; unset it, or freeze them."
         )
-    if any(parameter.numel() == 0 for parameter in tower.parameters()):
-        raise ValueError(
-            "cache_vision_features cannot be filled while ZeRO-3 has the encoders in pieces; fill it in a run without "
-            "ZeRO-3 first (max_steps=1 is enough)."
-        )
+    if is_sharded(args):  # a rank without pictures would wait for weights of encoders that the others do not run
+        raise ValueError("cache_vision_features does not go with FSDP or DeepSpeed; unset it, or use ddp.yaml.")
     if isinstance(dataset, IterableDataset):
         raise ValueError("cache_vision_features reads samples again by their index, but these are streamed; unset it.")
 

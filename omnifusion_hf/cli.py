@@ -258,9 +258,24 @@ def add_push(commands):
     command.set_defaults(run=push)
 
 
+class Command(argparse.ArgumentParser):
+    """Takes options between words too: `train RECIPE --resume key=value`, `ask PICTURE --model FOLDER "question"`."""
+
+    mixing = False
+
+    def parse_known_args(self, args=None, namespace=None):
+        if self.mixing:  # called by argparse's own method below
+            return super().parse_known_args(args, namespace)
+        self.mixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self.mixing = False
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="omnifusion", description="OmniFusion: pictures and questions in, text out.")
-    commands = parser.add_subparsers(required=True, metavar="command")
+    commands = parser.add_subparsers(required=True, metavar="command", parser_class=Command)
     for add in (
         add_build,
         add_train,

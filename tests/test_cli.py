@@ -7,7 +7,7 @@ import conversations
 import pytest
 from PIL import Image
 
-from omnifusion_hf.cli import main
+from omnifusion_hf.cli import build_parser, main
 
 
 def test_train_runs_a_recipe_with_overrides(tmp_path):
@@ -70,6 +70,21 @@ def test_mistake_in_views_is_one_line_and_leaves_no_file(arguments, said, tmp_pa
     printed = capsys.readouterr().err
     assert printed.count("omnifusion: error: ") == 1 and said in printed and "Traceback" not in printed
     assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
+
+
+@pytest.mark.parametrize(
+    "line, field, words",
+    [
+        ("train recipe.yaml a=1 --resume b=2", "overrides", ["a=1", "b=2"]),
+        ("ask one.png --model folder two.png question", "pictures_and_question", ["one.png", "two.png", "question"]),
+        ("report one -o out two --errors", "results", ["one", "two"]),
+    ],
+)
+def test_options_may_stand_between_words(line, field, words, capsys):
+    assert getattr(build_parser().parse_args(line.split()), field) == words
+    with pytest.raises(SystemExit, match="2"):
+        build_parser().parse_args([*line.split(), "--no-such-option"])
+    assert "unrecognized arguments: --no-such-option" in capsys.readouterr().err
 
 
 def test_wrong_usage_exits_with_code_2():

@@ -6,6 +6,10 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from typing import get_args
+
+from .modeling_omnifusion_projector import PROJECTORS
+from .views_omnifusion import ImageFit, ViewStrategy
 
 
 def build(options: argparse.Namespace):
@@ -134,13 +138,12 @@ def add_build(commands):
     command.add_argument("--preset", help="a model of the paper's tables, such as clip-dinov2-summation")
     command.add_argument("--vision", action="append", help="preset, PRESET=FOLDER, folder or Hub id; once per encoder")
     command.add_argument("--text", help="the LLM: preset, folder or Hub id")
-    adapters = ["mlp", "transformer", "concatenation", "summation", "attention"]
-    command.add_argument("--projector", choices=adapters, help="the adapter, default: mlp")
-    command.add_argument("--views", choices=["whole", "grid"])
+    command.add_argument("--projector", choices=list(PROJECTORS), help="the adapter, default: mlp")
+    command.add_argument("--views", choices=get_args(ViewStrategy))
     command.add_argument("--chat-template", choices=["release", "own"], help="own: that of a chat-tuned LLM")
     command.add_argument("--image-size", type=int, action="append", dest="image_sizes", help="once per encoder")
     command.add_argument("--layer", type=int, action="append", dest="layers", help="hidden state, once per encoder")
-    command.add_argument("--image-fit", choices=["crop", "pad", "squash"], help="default: the first encoder's")
+    command.add_argument("--image-fit", choices=get_args(ImageFit), help="default: the first encoder's")
     command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as stored")
     command.add_argument("-o", "--output", required=True, metavar="FOLDER")
     command.set_defaults(run=build)
@@ -180,8 +183,8 @@ def add_views(commands):
     command.add_argument(
         "--model", help="folder or Hub id whose settings count; default: CLIP ViT-L/14-336 of the paper"
     )
-    command.add_argument("--strategy", choices=["whole", "grid"])
-    command.add_argument("--fit", choices=["crop", "pad", "squash"], help="how the whole picture becomes a square")
+    command.add_argument("--strategy", choices=get_args(ViewStrategy))
+    command.add_argument("--fit", choices=get_args(ImageFit), help="how the whole picture becomes a square")
     command.add_argument(
         "--region",
         type=box,

@@ -1,7 +1,6 @@
 """The `omnifusion` command: `train` works, mistakes give one line and exit code 2."""
 
-import subprocess
-import sys
+import re
 
 import conversations
 import pytest
@@ -92,11 +91,9 @@ def test_wrong_usage_exits_with_code_2():
         main([])
 
 
-def test_help_is_quick_and_lists_the_commands():
-    """No command's imports run before it is chosen."""
-    code = "import sys; sys.modules['torch.nn'] = None\nfrom importlib import util\n"
-    code += "spec = util.spec_from_file_location('cli', sys.argv.pop(1)); cli = util.module_from_spec(spec)\n"
-    code += "spec.loader.exec_module(cli); cli.main(['--help'])"
-    source = sys.modules[main.__module__].__file__
-    result = subprocess.run([sys.executable, "-c", code, source], capture_output=True, text=True)
-    assert result.returncode == 0 and "train" in result.stdout, result.stderr
+def test_help_lists_the_commands(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    said = capsys.readouterr().out
+    commands = "build train merge ask views demo serve report tasks card push"
+    assert [line.split()[0] for line in said.splitlines() if re.match(r" {4}\w", line)] == commands.split()

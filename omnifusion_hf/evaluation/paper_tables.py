@@ -79,7 +79,7 @@ MIXES = PaperTable(
     "Two encoders: CLIP ViT-L/14 and DINOv2 (GigaChat-7B)",
     _NINE,
     {
-        "one encoder": (71.21, 68.17, 57.20, 78.42, 54.11, 84.50, 65.72, 32.30, 33.60),
+        "one encoder (transformer)": (71.21, 68.17, 57.20, 78.42, 54.11, 84.50, 65.72, 32.30, 33.60),
         "concatenation": (72.25, 68.62, 54.02, 75.95, 51.33, 85.40, 67.87, 34.10, 30.60),
         "projection & summation": (71.09, 67.18, 60.87, 78.77, 57.09, 85.73, 69.24, 36.50, 34.60),
         "projection & attention": (72.01, 68.17, 47.75, 70.84, 50.82, 84.93, 57.47, 29.40, 21.90),
@@ -110,6 +110,7 @@ RELEASE = PaperTable(
         "one encoder": (48.93, 68.02, 78.18, 46.00, 51.87),
         "two encoders": (47.55, 67.32, 81.53, 47.61, 53.17),
     },
+    "The README says ScienceQA and does not name its part; it stands under SQA-full here.",
 )
 FORMULAS = PaperTable(
     "Formulas (normalised edit distance, lower is better)",

@@ -6,6 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import llms
 import lmms
 import pages
 import pytest
@@ -196,6 +197,16 @@ def test_case_29_another_prompt_or_processor_has_another_hash(plugin, monkeypatc
     assert hashes()["prompts_sha256"] != first["prompts_sha256"]
     changed = lmms_plugin.OmniFusion(str(TINY), device="cpu").record.facts
     assert changed["processor_sha256"] != first["processor_sha256"]
+
+
+def test_an_llm_that_names_no_longest_prompt_is_measured_without_a_warning(monkeypatch, tmp_path):
+    config_class, fields = llms.FAMILIES["bloom"]
+    config = tiny.config(text=config_class(**fields | {"vocab_size": 405}))
+    assert not hasattr(config.text_config, "max_position_embeddings")
+    monkeypatch.setattr(lmms_plugin, "load", lambda *_, **__: (tiny.model(config), tiny.processor(config)))
+    plugin = lmms_plugin.OmniFusion("bloom", device="cpu", log_pictures=str(tmp_path))
+    ask(plugin, lmms.documents()[:1], max_new_tokens=2)
+    assert json.loads((tmp_path / "t/run.json").read_text())["context_length"] is None
 
 
 def test_pictures_are_kept_as_a_viewer_shows_them(tmp_path):

@@ -10,7 +10,7 @@ from test_results import POPE, write_results
 
 from omnifusion_hf.cli import main
 from omnifusion_hf.evaluation.paper_tables import ENCODERS, TABLES
-from omnifusion_hf.evaluation.radar import radar, radar_columns
+from omnifusion_hf.evaluation.radar import draw_radar, radar, radar_columns
 
 
 SCORES = {
@@ -98,13 +98,24 @@ def test_axes_are_the_papers_and_what_was_measured_beside():
 
 
 def test_lines_have_a_gap_where_nothing_was_measured():
-    (axes,) = radar({"mine": {"POPE": 80.0, "MMMU": 30.0}}).axes
-    lines = {line.get_label(): line.get_ydata().tolist() for line in axes.lines}
-    mine = lines.pop("mine (2 of 9 measured)")
-    assert [value for value in mine if value == value] == [80, 30] and len(
-        mine
-    ) == 10  # the first axis closes the line
-    assert len(lines) == 3 and all(value == value for line in lines.values() for value in line)
+    figure = radar({"mine": {"POPE": 80.0, "MMMU": 30.0}})
+    assert labels_of(figure)[-1] == "mine (2 of 9 measured)" and len(labels_of(figure)) == 4
+    *papers, mine = [line.get_ydata().tolist() for line in figure.axes[0].lines]
+    assert [value for value in mine if value == value] == [80, 30] and len(mine) == 10  # the first axis closes it
+    assert len(papers) == 3 and all(value == value for line in papers for value in line)
+
+
+def labels_of(figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+@pytest.mark.parametrize("name", ["$\\frac$", "from $10 to $20", "_mine"])
+def test_a_models_name_stands_in_the_plot_as_it_is(tmp_path, name):
+    figure = radar({name: {"POPE": 80.0}})
+    assert labels_of(figure)[-1] == f"{name} (1 of 9 measured)"
+    assert not any(text.get_parse_math() for text in figure.legends[0].get_texts())
+    draw_radar(tmp_path / "radar.png", {name: {"POPE": 80.0}})
+    assert Image.open(tmp_path / "radar.png").size > (500, 500)
 
 
 def test_nothing_to_report_is_a_mistake_that_says_what_to_give(tmp_path, capsys):

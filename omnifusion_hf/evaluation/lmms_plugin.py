@@ -121,7 +121,8 @@ class OmniFusion(lmms):
         records = self.record.of_tasks()
         for task, facts in records.items() if self.accelerator.is_main_process else ():
             logger.info(f"{task} was measured with {facts}")
-            if facts["longest_prompt"] > facts["context_length"]:
+            context = facts["context_length"]
+            if context is not None and facts["longest_prompt"] > context:
                 logger.warning(
                     f"{task}: prompts of up to {facts['longest_prompt']} tokens are longer than the context."
                 )

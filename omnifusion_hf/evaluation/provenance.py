@@ -33,7 +33,7 @@ class RunRecord:
             "attn_implementation": model.config._attn_implementation,
             "batch_size": batch_size,
             "processor_sha256": processor_hash(processor),
-            "context_length": model.config.text_config.max_position_embeddings,
+            "context_length": getattr(model.config.text_config, "max_position_embeddings", None),  # BLOOM names none
         }
         self.prompts = {}  # task -> doc_id -> (hash, length)
 

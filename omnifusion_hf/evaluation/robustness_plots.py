@@ -5,18 +5,10 @@ from pathlib import Path
 
 from ..files import staged_file
 from .perturbations import PERTURBATIONS, PGD, RANDOM, REMOVED, SWAPPED
+from .radar import new_figure
 
 
 BAND = 0.2  # opacity of confidence bands
-
-
-def new_figure(width: float, height: float):
-    """Raises `ValueError` where matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("the plots need matplotlib: pip install 'omnifusion_hf[eval]'.") from None
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def save(figure, path: Path):
@@ -26,10 +18,9 @@ def save(figure, path: Path):
 
 def draw_robustness(path: Path, rows: list[dict]):
     """A panel for each perturbation: accuracy against strength with its 95% band, between clean and picture-blind."""
-    names = [name for name in PERTURBATIONS if PERTURBATIONS[name].strengths and _rows_of(rows, name)]
-    panels = [name for name in names if name != RANDOM or PGD not in names]
-    columns = min(len(panels), 4) or 1
-    lines = -(-len(panels) // columns) or 1
+    panels = panels_of(rows)
+    columns = min(len(panels), 4)
+    lines = -(-len(panels) // columns)
     figure = new_figure(3.3 * columns, 2.9 * lines + 0.5)
     all_axes = figure.subplots(lines, columns, sharey=True, squeeze=False).flatten()
     for axes, name in zip(all_axes, panels):
@@ -41,6 +32,12 @@ def draw_robustness(path: Path, rows: list[dict]):
     handles = {label: handle for axes in all_axes for handle, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
     save(figure, path)
+
+
+def panels_of(rows: list[dict]) -> list[str]:
+    """The perturbations with a panel: those that have strengths; chance is drawn beside PGD where that is asked."""
+    names = [name for name in PERTURBATIONS if PERTURBATIONS[name].strengths and _rows_of(rows, name)]
+    return [name for name in names if name != RANDOM or PGD not in names]
 
 
 def _rows_of(rows: list[dict], name: str | None) -> list[dict]:
@@ -94,7 +91,7 @@ def _forest(axes, column: str, rows: list[dict]):
         axes.plot(row["accuracy"]["value"], place, color="tab:blue", marker="o", markersize=5)
     total = sum(row["n"] for row in rows)
     axes.axvline(sum(row["n"] * row["accuracy"]["value"] for row in rows) / total, color="tab:gray", linestyle="--")
-    axes.set_yticks(places, [f"{row['group']} (n = {row['n']})" for row in rows])
+    axes.set_yticks(places, [f"{row['group']} (n = {row['n']})" for row in rows], parse_math=False)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_title(column, loc="left", fontsize=10)
+    axes.set_title(column, loc="left", fontsize=10, parse_math=False)
     axes.grid(axis="x", alpha=0.25)

@@ -47,6 +47,14 @@ def write_whole(path: str | Path, text: str):
         part.write_text(text, encoding="utf-8")
 
 
+def read_text(path: str | Path) -> str:
+    """A user's text file, without the mark that Windows puts in front. Raises `ValueError` that names it."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}; convert it.") from None
+
+
 class _Loader(yaml.SafeLoader):
     """Takes `no` and `off` for text, as YAML 1.2 does, and refuses a key that stands twice."""
 

@@ -63,6 +63,12 @@ def test_other_files_are_refused(tmp_path):
         read_questions(tmp_path / "shards.tar")
 
 
+def test_an_empty_list_is_called_so(tmp_path):
+    (tmp_path / "q.json").write_text("[]")
+    with pytest.raises(ValueError, match="q.json must hold a list with a sample at least, got an empty list"):
+        read_questions(tmp_path / "q.json")
+
+
 def test_pictures_take_the_places_of_others(tmp_path):
     path = conversations.write(tmp_path, [sample(0, image=["0.png", "0.png"], conversations=[
         turn("human", "Is <image> older than <image>?"), turn("gpt", "Yes.")])])  # fmt: skip

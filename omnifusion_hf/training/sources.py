@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..files import read_text
 from .data import Rows
 
 
@@ -24,13 +25,14 @@ class JsonRows:
     def __init__(self, path: Path):
         self.path = path
         try:
-            self.samples = json.loads(_text_of(path))
+            self.samples = json.loads(read_text(path))
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"{path} is not a JSON file ({error}); it must be one list of samples (one sample a line: .jsonl)."
             ) from None
         if not isinstance(self.samples, list) or not self.samples:
-            raise ValueError(f"{path} must hold a list with a sample at least, got {type(self.samples).__name__}.")
+            given = "an empty list" if self.samples == [] else type(self.samples).__name__
+            raise ValueError(f"{path} must hold a list with a sample at least, got {given}.")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -47,7 +49,7 @@ class JsonLinesRows:
 
     def __init__(self, path: Path):
         self.path = path
-        lines = enumerate(_text_of(path).split("\n"), start=1)
+        lines = enumerate(read_text(path).split("\n"), start=1)
         self.lines = [(number, line) for number, line in lines if line.strip()]
         if not self.lines:
             raise ValueError(f"{path} must hold at least one line with a sample.")
@@ -60,13 +62,6 @@ class JsonLinesRows:
 
     def place(self, index: int) -> str:
         return f"{self.path}, line {self.lines[index][0]}"
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")  # without the mark that Windows puts in front
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}; convert it.") from None
 
 
 class TarRows:

@@ -32,6 +32,31 @@ def test_a_score_outside_its_range_is_refused():
         Answer("0", "t", "q", [], ["a"], "a", 40)
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"task": ["t"]}, r"line 1: `task` of an answer must be text, got \['t'\]"),
+        ({"answer": None}, "`answer` of an answer must be text, got None"),
+        ({"pictures": "abc"}, "`pictures` of an answer must be a list of texts, got 'abc'"),
+        ({"truth": "cat"}, "`truth` of an answer must be a list of texts"),
+        ({"truth": [1]}, "`truth` of an answer must be a list of texts"),
+        ({"score": None}, "`score` of an answer must be a number"),
+        ({"score": float("nan")}, "line 1: the score of colours, 0 must lie in 0..1, got nan"),
+        ({"strength": "2"}, "`strength` of an answer must be a number or null"),
+    ],
+)
+def test_a_field_of_another_type_is_named(tmp_path, changes, message):
+    (tmp_path / "answers.jsonl").write_text(json.dumps(vars(FIRST) | changes), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"answers.jsonl, .*{message}"):
+        read_answers(tmp_path / "answers.jsonl")
+
+
+def test_answers_of_another_encoding_are_named(tmp_path):
+    (tmp_path / "answers.jsonl").write_text(FIRST.as_line(), encoding="utf-16")
+    with pytest.raises(ValueError, match="answers.jsonl is not UTF-8"):
+        read_answers(tmp_path / "answers.jsonl")
+
+
 @pytest.mark.parametrize("cut", [1, 20, 1000])
 def test_a_log_goes_on_where_a_killed_run_stopped(tmp_path, cut):
     """What was half written is asked again; the control is a file that was closed in time."""

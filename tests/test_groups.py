@@ -2,6 +2,7 @@
 
 import pytest
 
+from omnifusion_hf.evaluation import robustness_plots
 from omnifusion_hf.evaluation.answers import Answer
 from omnifusion_hf.evaluation.groups import as_markdown, compare_groups, is_answered, match_pictures, read_groups
 from omnifusion_hf.evaluation.metrics import difference_interval, wilson_interval
@@ -46,11 +47,53 @@ def test_csv_with_several_columns(tmp_path):
         ("picture,group\na.png\n", "line 2"),
         ("picture,group\na.png,x,y\n", "line 2"),
         ("picture,group\na.png,x\na.png,y\n", "line 3: a.png comes a second time"),
+        ("picture,group\na.png,x\n./a.png,y\n", "line 3: a.png comes a second time"),
+        ("picture,group\n,x\n", "line 2 names no picture"),
+        ('picture,group\n"a.png,x\n', "groups.csv, line 2 is no CSV"),
+        ('picture,group\na.png,x\n"b.png" ,y\n', "groups.csv, line 3 is no CSV"),
+        ('picture,group\na.png,"x\ny"\nb.png\n', "line 4 has another number of cells"),
+        ("picture;group\na.png;x\n", "separated by commas.* first line is 'picture;group'"),
+        ("picture,group,group\na.png,x,y\n", "each column needs a name of its own"),
+        ("picture,group,\na.png,x,y\n", "each column needs a name of its own"),
     ],
 )
 def test_other_csvs_are_refused(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         read_groups(write_csv(tmp_path, text))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_csv_of_another_encoding_is_named(tmp_path, encoding):
+    path = tmp_path / "groups.csv"
+    path.write_text("picture,group\nü.png,x\n", encoding=encoding)
+    with pytest.raises(ValueError, match="groups.csv is not UTF-8"):
+        read_groups(path)
+
+
+def test_a_path_from_here_is_that_path(tmp_path):
+    groups = read_groups(write_csv(tmp_path, "picture,group\n./a/1.png,x\n"))
+    assert match_pictures(list(groups["group"]), [answer(0, ["./a/1.png"])]).line_of == {"./a/1.png": "a/1.png"}
+
+
+def test_a_column_without_any_group_is_refused():
+    asked = [answer(0, ["0.png"]), answer(1, ["1.png"])]
+    compare_groups({"age": {"0.png": "old", "1.png": ""}}, asked)  # control: one has
+    with pytest.raises(ValueError, match="no picture that was asked about has a group in the column 'place'"):
+        compare_groups({"age": {"0.png": "old"}, "place": {"0.png": ""}}, asked)
+
+
+def test_dollars_in_names_are_dollars(tmp_path, monkeypatch):
+    """Not the marks of a formula, which may be one that cannot be drawn; names stand as they were written."""
+    shown = []
+    monkeypatch.setattr(robustness_plots, "save", lambda figure, path: shown.append(figure))
+    names = {"0.png": r"$\frac$", "1.png": "$10-$20"}
+    result = compare_groups({"$price_$": names}, [answer(0, ["0.png"]), answer(1, ["1.png"])])
+    draw_groups(tmp_path / "groups.png", result)
+    (axes,) = shown[0].axes
+    texts = [axes.title, axes._left_title, *axes.get_yticklabels()]
+    assert [text.get_text() for text in texts[1:]] == ["$price_$", "$10-$20 (n = 1)", r"$\frac$ (n = 1)"]
+    shown[0].savefig(tmp_path / "groups.png")  # a formula would fail here
+    assert not any(text.get_parse_math() for text in texts[1:])
 
 
 def test_pictures_are_found_by_the_end_of_their_path():

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from ..files import write_whole
+from ..files import read_text, write_whole
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Answer:
     truth: every answer that counts as right, empty where that is unknown; score: what the answer is worth, 0..1.
     perturbation, strength: what was done to the pictures first (perturbations.py); None for nothing.
 
-    Raises `ValueError` for a score outside 0..1.
+    Raises `ValueError` for a field of another type, or a score outside 0..1.
     """
 
     name: str
@@ -30,6 +30,9 @@ class Answer:
     strength: float | None = None
 
     def __post_init__(self):
+        for name, (is_right, wanted) in CHECKS.items():
+            if not is_right(value := getattr(self, name)):
+                raise ValueError(f"`{name}` of an answer must be {wanted}, got {value!r}.")
         if not 0 <= self.score <= 1:
             raise ValueError(f"the score of {self.task}, {self.name} must lie in 0..1, got {self.score}.")
 
@@ -43,23 +46,48 @@ class Answer:
 
 
 FIELDS = {field.name for field in fields(Answer)}
+REQUIRED = FIELDS - {"perturbation", "strength"}
+
+
+def _is_text(value) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float))
+
+
+CHECKS = {
+    **dict.fromkeys(("name", "task", "question", "answer"), (_is_text, "text")),
+    **dict.fromkeys(("pictures", "truth"), (_are_texts, "a list of texts")),
+    "score": (_is_number, "a number"),
+    "perturbation": (lambda value: value is None or _is_text(value), "text or null"),
+    "strength": (lambda value: value is None or _is_number(value), "a number or null"),
+}
 
 
 def answer_of_line(line: str, place: str) -> Answer:
     """The record of one JSON line. Raises `ValueError` that names `place`."""
     try:
         row = json.loads(line)
-        return Answer(**row)
     except json.JSONDecodeError as error:
         raise ValueError(f"{place} is not JSON ({error}).") from None
-    except TypeError:
+    if not isinstance(row, dict) or not REQUIRED <= set(row) <= FIELDS:
         given = sorted(row) if isinstance(row, dict) else type(row).__name__
-        raise ValueError(f"{place} is no answer: it must have the fields {sorted(FIELDS)}, got {given}.") from None
+        raise ValueError(f"{place} is no answer: it must have the fields {sorted(FIELDS)}, got {given}.")
+    try:
+        return Answer(**row)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
 
 
 def read_answers(path: str | Path) -> list[Answer]:
     """The records of a JSONL file. Raises `ValueError` that names the line that is none."""
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    lines = read_text(path).split("\n")
     return [answer_of_line(line, f"{path}, line {n}") for n, line in enumerate(lines, start=1) if line.strip()]
 
 

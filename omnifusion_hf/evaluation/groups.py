@@ -4,8 +4,10 @@
 import csv
 import re
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path, PurePath
 
+from ..files import read_text
 from .answers import Answer
 from .metrics import difference_interval, wilson_interval
 
@@ -28,24 +30,42 @@ def is_answered(answer: Answer) -> bool:
 def read_groups(path: str | Path) -> dict[str, dict[str, str]]:
     """Column -> picture -> group, of a CSV with a column `picture` and others that each divide pictures into groups.
 
-    An empty cell: this picture is in no group of that column. Raises `ValueError` for another form, or a picture that
-    comes twice.
+    An empty cell: this picture is in no group of that column. Raises `ValueError` that names the file and the line for
+    another form, or a picture that comes twice.
     """
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        rows, names = list(reader), reader.fieldnames or []
+    (_, first), *rows = _numbered_rows(path)
+    names = [" ".join(name.split()) for name in first]
     columns = [name for name in names if name != PICTURE]
     if not rows or not columns or PICTURE not in names:
-        raise ValueError(f"{path} must have a first line with `{PICTURE}` and names of groupings, then lines.")
+        raise ValueError(
+            f"{path} must have a first line with `{PICTURE}` and names of groupings, separated by commas, then lines; "
+            f"its first line is {','.join(first)!r}."
+        )
+    if not all(names) or len(set(names)) < len(names):
+        raise ValueError(f"{path}: each column needs a name of its own, got {names}.")
     groups = {column: {} for column in columns}
-    for number, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
+    for number, cells in rows:
+        if len(cells) != len(names):
             raise ValueError(f"{path}, line {number} has another number of cells than the first line.")
-        if row[PICTURE] in groups[columns[0]]:
-            raise ValueError(f"{path}, line {number}: {row[PICTURE]} comes a second time; give each picture one line.")
+        row = dict(zip(names, cells))
+        if not row[PICTURE]:
+            raise ValueError(f"{path}, line {number} names no picture.")
+        picture = str(PurePath(row[PICTURE]))  # ./a.png is a.png
+        if picture in groups[columns[0]]:
+            raise ValueError(f"{path}, line {number}: {picture} comes a second time; give each picture one line.")
         for column in columns:
-            groups[column][row[PICTURE]] = row[column].strip()
+            groups[column][picture] = " ".join(row[column].split())
     return groups
+
+
+def _numbered_rows(path: str | Path) -> list[tuple[int, list[str]]]:
+    """Cells of each line that is not blank, with its number; a file without any has one empty line."""
+    reader = csv.reader(StringIO(read_text(path), newline=""), strict=True)
+    try:
+        rows = [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num} is no CSV ({error}); look at its quotes.") from None
+    return rows or [(1, [])]
 
 
 @dataclass(frozen=True)
@@ -80,7 +100,8 @@ def match_pictures(listed: list[str], answers: list[Answer]) -> Matches:
 def compare_groups(groups: dict[str, dict[str, str]], answers: list[Answer]) -> dict:
     """For each column a row per group, the pictures that are in none, and the lines that nobody asked about.
 
-    A question about several pictures counts in the group of each. Perturbed answers do not count.
+    A question about several pictures counts in the group of each. Perturbed answers do not count. Raises `ValueError`
+    for a column in which no question has a group.
     """
     answers = [answer for answer in answers if answer.perturbation is None and answer.pictures]
     listed = next(iter(groups.values()))
@@ -94,6 +115,8 @@ def compare_groups(groups: dict[str, dict[str, str]], answers: list[Answer]) -> 
     for column, group_of in groups.items():
         members = [_groups_of(answer, matches, group_of) for answer in answers]
         names = sorted(set().union(*members))
+        if not names:
+            raise ValueError(f"no picture that was asked about has a group in the column {column!r}; leave it out.")
         columns[column] = {
             "groups": [_row(name, answers, members) for name in names],
             "questions_in_no_group": sum(not groups_of for groups_of in members),

@@ -105,6 +105,23 @@ def test_the_model_is_left_as_it_was(model, processor):
     assert not model.training and all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_weights_need_no_gradient_while_the_views_are_attacked(model, processor, monkeypatch):
+    """And need one afterwards again, also where the attack was interrupted."""
+    batch, trained = batch_of(processor, count=1), [parameter.requires_grad for parameter in model.parameters()]
+    assert any(trained)
+    seen = []
+    hook = model.register_forward_pre_hook(
+        lambda *_: seen.append(any(parameter.requires_grad for parameter in model.parameters()))
+    )
+    pgd(model, batch, Attack(4, steps=2))
+    assert seen == [False, False]
+    monkeypatch.setattr(torch.autograd, "grad", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        pgd(model, batch, Attack(4, steps=2))
+    hook.remove()
+    assert [parameter.requires_grad for parameter in model.parameters()] == trained
+
+
 @pytest.mark.parametrize("epsilon, steps", [(-1, 10), (256, 10), (8, 0)])
 def test_senseless_settings_are_refused(epsilon, steps):
     with pytest.raises(ValueError, match="epsilon must lie in 0..255"):

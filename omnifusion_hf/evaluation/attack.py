@@ -5,6 +5,8 @@ Views are changed where they are colours in 0..1, behind resizing and in front o
 value. Encoders of another size or normalisation make their input of the same views, so that all are attacked at once.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +64,19 @@ class Views:
         return self.pixel_values + change / self.std  # exactly what it was where there is no change
 
 
+@contextmanager
+def frozen(model) -> Iterator[None]:
+    """No weight needs a gradient inside, so that none of what weights' gradients would need is kept."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
 def pgd(model, batch: BatchFeature, attack: Attack) -> torch.Tensor:
     """`pixel_values` of a batch with `labels` after steps that make these labels unlikely."""
     views = Views(model, batch["pixel_values"])
@@ -69,7 +84,7 @@ def pgd(model, batch: BatchFeature, attack: Attack) -> torch.Tensor:
     change = views.allowed(attack.draw(views.colours) * attack.bound, attack.bound)
     for _ in range(attack.steps):
         change.requires_grad_(True)
-        with torch.enable_grad():
+        with torch.enable_grad(), frozen(model):
             loss = model(pixel_values=views.changed(change), **rest).loss
         (gradient,) = torch.autograd.grad(loss, change)
         change = views.allowed(change.detach() + attack.stride * gradient.sign(), attack.bound)

@@ -1,9 +1,12 @@
 """evaluation/errors.py: kinds of answers, what the page shows, and that hostile text stays text."""
 
+import base64
 from html.parser import HTMLParser
+from io import BytesIO
 
 import pytest
 import tiny
+from PIL import ExifTags, Image
 
 from omnifusion_hf.evaluation import errors
 from omnifusion_hf.evaluation.answers import Answer
@@ -46,7 +49,10 @@ def page(tmp_path):
         ("Yes", "yes or no"), ("no.", "yes or no"), ("No", "yes or no"), ("nothing", "single word"),
         ("12", "number"), ("-3.5", "number"), ("1,000", "number"), ("40%", "number"), ("12a", "single word"),
         ("B", "option letter"), ("(c)", "option letter"), ("d)", "option letter"), ("K", "single word"),
-        ("x^{2}", "formula"), ("\\frac{1}{2}", "formula"), ("2a+b", "formula"), ("E = mc", "formula"),
+        ("x^{2}", "formula"), ("\\frac{1}{2}", "formula"), ("x^2+1", "formula"), ("E = mc", "formula"),
+        ("12/05/1998", "number"), ("24/7", "number"), ("1 000", "number"), ("$5", "number"), ("5 €", "number"),
+        ("3:15", "number"), ("3:15 p.m.", "number"), ("and/or", "single word"), ("TCP/IP", "single word"),
+        ("www.a.com/b", "single word"), ("C++", "single word"), ("10 km/h", "text"),
         ("zebra", "single word"), ("Zürich.", "single word"), ("top left", "text"), ("A red\nstar", "text"),
         ("", "text"),
     ],
@@ -91,6 +97,17 @@ def test_pictures_are_embedded_small_and_missing_ones_named(page, tmp_path):
     html = page([answer(0, pictures=[str(tmp_path / "large.png"), str(tmp_path / "absent.png")])])
     assert html.count("<img ") == 1 and "absent.png cannot be shown" in html
     assert len(html) < 40_000
+
+
+def test_thumbnails_stand_as_viewers_show_them(tmp_path):
+    """A photo that was taken upright lies in its file, and says so."""
+    lying, turned = tiny.picture(0, (40, 90)), Image.Exif()  # (H, W)
+    turned[ExifTags.Base.Orientation] = 6
+    lying.save(tmp_path / "upright.jpg", exif=turned)
+    lying.save(tmp_path / "lying.jpg")
+    for name, size in (("upright.jpg", (40, 90)), ("lying.jpg", (90, 40))):
+        data = errors.thumbnail(str(tmp_path / name)).partition(",")[2]
+        assert Image.open(BytesIO(base64.b64decode(data))).size == size
 
 
 def test_long_lists_are_cut_and_say_so(page):

@@ -28,9 +28,9 @@ UNKNOWN = "right answer not logged"  # lmms-eval does not log that of every task
 # What the first right answer is decides; the first that fits counts.
 KINDS = {
     "yes or no": re.compile(r"yes|no", re.IGNORECASE),
-    "number": re.compile(r"[-+]?[\d.,]*\d\s*%?"),
+    "number": re.compile(r"[-+]?[$€£¥₽]?\s?[\d.,:/\s-]*\d\s*([%$€£¥₽]|[ap]\.?m)?", re.IGNORECASE),  # dates, times too
     "option letter": re.compile(r"[A-J]|\([A-Ja-j]\)|[A-Ja-j]\)"),
-    "formula": re.compile(r".*(\\[A-Za-z]|[\^_]\{|\w\s*[=+*/^]\s*[\w\\(]).*", re.DOTALL),
+    "formula": re.compile(r".*(\\[A-Za-z]|[\^_]\{|\w\^[\w(]|[\w)]\s*=\s*[-\w(]).*", re.DOTALL),
     "single word": re.compile(r"\S+"),
     "text": re.compile(r".*", re.DOTALL),
 }

@@ -2,14 +2,17 @@
 
 import conversations
 import pytest
+import tiny
+import torch
 from conversations import sample, turn
+from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from omnifusion_hf.ask import complete, prompts
 from omnifusion_hf.evaluation import asking
 from omnifusion_hf.evaluation.answers import Answer, AnswerLog, read_answers
-from omnifusion_hf.evaluation.asking import AS_IT_IS, Asker, open_log, opened, present_as_it_is
-from omnifusion_hf.evaluation.questions import read_questions
+from omnifusion_hf.evaluation.asking import AS_IT_IS, Asker, model_facts, open_log, opened, present_as_it_is
+from omnifusion_hf.evaluation.questions import Question, read_questions
 
 
 @pytest.fixture
@@ -68,12 +71,48 @@ def test_answers_of_other_questions_are_not_taken(model, processor, questions, t
     assert len(ask(model, processor, tmp_path / "answers.jsonl", read_questions(path))) == 2
 
 
+def test_pictures_stand_as_viewers_show_them(processor, tmp_path):
+    """A photo that was taken upright lies in its file, and says so: what changes it gets it upright."""
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    tiny.picture(0, (40, 90)).save(tmp_path / "upright.jpg", exif=turned)  # (H, W)
+    shown = {"role": "user", "content": [{"type": "image", "image": tmp_path / "upright.jpg"}]}
+    sizes = []
+    ((part,),) = (
+        message["content"]
+        for message in opened(processor, Question("0", "t", [shown], "x"), lambda p, _: sizes.append(p.size) or p)
+    )
+    assert part["image"].size == (40, 90) and sizes == [(40, 90)]
+
+
 def test_answers_under_other_settings_are_not_mixed(tmp_path):
     open_log(tmp_path / "out", {"model": "misspelt", "seed": 0})  # nothing was answered
     open_log(tmp_path / "out", {"model": "a", "seed": 0}).add([Answer("0", "t", "?", [], ["x"], "x", 1.0)])
     assert len(open_log(tmp_path / "out", {"model": "a", "seed": 0}).answers) == 1
     with pytest.raises(ValueError, match="model='a', now it is 'b'"):
         open_log(tmp_path / "out", {"model": "b", "seed": 0})
+    for text, message in (('{"model', "settings.json is not JSON"), ("[]", "settings.json holds no settings")):
+        (tmp_path / "out/settings.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            open_log(tmp_path / "out", {"model": "a", "seed": 0})
     (tmp_path / "out/settings.json").unlink()
     with pytest.raises(ValueError, match="model=None, now it is 'a'"):
         open_log(tmp_path / "out", {"model": "a", "seed": 0})
+
+
+def test_a_model_that_was_replaced_is_another_one(processor):
+    """Its name alone does not tell: weights, dtype, configuration, settings of `generate` and processor do."""
+    model = tiny.model(tiny.config())
+    before = model_facts(model, processor)
+    assert model_facts(model, processor) == before
+    changed = []
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    changed.append(model_facts(model, processor))
+    model.generation_config.repetition_penalty = 1.5
+    changed.append(model_facts(model, processor))
+    changed.append(model_facts(model.to(torch.bfloat16), processor))
+    assert len({facts["model_sha256"] for facts in (before, *changed)}) == 4
+    assert [facts["dtype"] for facts in (before, changed[-1])] == ["float32", "bfloat16"]
+    other = model_facts(model, tiny.processor(model.config, view_strategy="grid"))
+    assert other["processor_sha256"] != before["processor_sha256"]

@@ -1,5 +1,7 @@
 """evaluation/robustness.py: what is asked under which change, and how it is summed up."""
 
+from dataclasses import replace
+
 import conversations
 import numpy as np
 import pytest
@@ -21,9 +23,19 @@ def test_clean_and_picture_blind_are_always_asked_and_chance_beside_pgd():
     assert conditions_of(["removed"]) == [(None, None), ("removed", None), (SWAPPED, None)]
     attacked = conditions_of([PGD], [3, 5])
     assert attacked == [(None, None), (PGD, 3.0), (PGD, 5.0), (RANDOM, 3.0), (RANDOM, 5.0), (SWAPPED, None)]
+    assert conditions_of([PGD], [5, 3, 3.0]) == attacked  # once each, weakest first
     assert {name for name, _ in conditions_of(["all"])} == {None, *PERTURBATIONS}
     with pytest.raises(ValueError, match="--perturb bluur is unknown; use all or some of blur,"):
         conditions_of(["blur", "bluur"])
+
+
+@pytest.mark.parametrize(
+    "names, epsilon, message",
+    [(["blur", PGD], -1, "0..255"), ([RANDOM], float("nan"), "0..255"), (["blur"], 8, "--epsilon is of the attack")],
+)
+def test_epsilons_are_refused_before_anything_is_asked(names, epsilon, message):
+    with pytest.raises(ValueError, match=message):
+        conditions_of(names, [epsilon])
 
 
 @pytest.fixture
@@ -68,6 +80,17 @@ def test_chance_is_each_pictures_own_and_the_same_in_every_batch(processor, ques
     other_seed = present_perturbed(processor, ("noise", 32.0), 1, same_picture[1:])["pixel_values"]
     assert np.array_equal(together[1:], alone)
     assert not np.array_equal(together[:1], alone) and not np.array_equal(other_seed, alone)
+
+
+def test_chance_is_the_same_at_every_strength(processor, questions, monkeypatch):
+    seeds = []
+    record = replace(PERTURBATIONS["noise"], apply=lambda picture, strength, seed: seeds.append(seed) or picture)
+    monkeypatch.setitem(PERTURBATIONS, "noise", record)
+    for strength in record.strengths:
+        present_perturbed(processor, ("noise", strength), 0, questions[2:3])
+    first, second, *others = seeds
+    assert first != second  # a seed for each of the two pictures
+    assert others == [first, second] * (len(record.strengths) - 1)
 
 
 def test_summary_counts_by_condition_and_task():

@@ -3,17 +3,20 @@
 
 import json
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
+import torch
 from PIL import Image
 from tqdm import tqdm
 from transformers.feature_extraction_utils import BatchFeature
 
 from ..ask import complete, prompts
-from ..files import write_whole
+from ..files import read_text, write_whole
 from ..image_processing_omnifusion import open_image, viewer_rgb
 from .answers import Answer, AnswerLog
 from .metrics import exact_match
+from .provenance import processor_hash
 from .questions import Question, with_pictures
 
 
@@ -91,13 +94,33 @@ def answer_record(question: Question, said: str, condition: Condition) -> Answer
     )
 
 
+def model_facts(model, processor) -> dict[str, str]:
+    """What answers rest on beside the questions: another model under the same name has other facts."""
+    return {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "model_sha256": model_hash(model),
+        "processor_sha256": processor_hash(processor),
+    }
+
+
+def model_hash(model) -> str:
+    """SHA-256 of the configuration, the settings of `generate` and every weight."""
+    configs = [model.config.to_dict(), model.generation_config.to_dict()]
+    facts = [config | {"transformers_version": None} for config in configs]
+    digest = sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def open_log(folder: str | Path, settings: dict) -> AnswerLog:
     """`answers.jsonl` of a folder, and beside it `settings.json`, under which all its answers were given.
 
     Raises `ValueError` where there are answers that were given under other settings.
     """
     log, path = AnswerLog(Path(folder) / "answers.jsonl"), Path(folder) / "settings.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    before = read_settings(path) if path.is_file() else {}
     if log.answers and (changed := [name for name in settings if before.get(name) != settings[name]]):
         name = changed[0]
         raise ValueError(
@@ -106,3 +129,14 @@ def open_log(folder: str | Path, settings: dict) -> AnswerLog:
         )
     write_whole(path, json.dumps(settings, indent=1))
     return log
+
+
+def read_settings(path: Path) -> dict:
+    """Raises `ValueError` that names a file which is none of settings."""
+    try:
+        settings = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}); give another output folder, or remove this one.") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds no settings; give another output folder, or remove this one.")
+    return settings

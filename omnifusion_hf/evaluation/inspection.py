@@ -12,12 +12,13 @@ from ..ask import load
 from ..files import write_whole
 from . import groups
 from .answers import Answer
-from .asking import AS_IT_IS, Asker, open_log, present_as_it_is
+from .asking import AS_IT_IS, Asker, Condition, model_facts, open_log, opened, present_as_it_is
+from .attack import with_labels
 from .errors import write_errors
 from .questions import Question, read_questions
 from .results import load_answers
-from .robustness import ask_perturbed, conditions_of, summary
-from .robustness_plots import draw_groups, draw_robustness
+from .robustness import VIEW_CHANGES, ask_perturbed, conditions_of, summary, swap_pictures
+from .robustness_plots import draw_groups, draw_robustness, panels_of
 
 
 def inspect(options: argparse.Namespace, folder: Path) -> list[Path]:
@@ -26,6 +27,7 @@ def inspect(options: argparse.Namespace, folder: Path) -> list[Path]:
     Raises `ValueError` for flags that do not go together.
     """
     _check(options)
+    divided = groups.read_groups(options.groups) if options.groups else {}
     written, answers = [], []
     if options.model:
         written, answers = ask_model(options, folder)
@@ -35,8 +37,8 @@ def inspect(options: argparse.Namespace, folder: Path) -> list[Path]:
     if options.errors:
         write_errors(folder / "errors.html", answers)
         written.append(folder / "errors.html")
-    if options.groups:
-        written += write_groups(options.groups, answers, folder)
+    if divided:
+        written += write_groups(divided, answers, folder)
     return written
 
 
@@ -45,6 +47,8 @@ def _check(options: argparse.Namespace):
         raise ValueError("--model and --data go together: which model is asked, and the file of questions.")
     if options.epsilon and not options.perturb:
         raise ValueError("--epsilon is of the attack; add --perturb pgd, or --perturb all.")
+    if options.image_folder and not options.data:
+        raise ValueError("--image-folder is of the pictures of --data; add --model FOLDER --data QUESTIONS.json.")
     if options.perturb and not options.model:
         raise ValueError("--perturb asks a model; add --model FOLDER --data QUESTIONS.json.")
     if (options.errors or options.groups) and not (options.model or options.results):
@@ -62,34 +66,49 @@ def ask_model(options: argparse.Namespace, folder: Path) -> tuple[list[Path], li
     """Asks the questions about the pictures as they are and, with `--perturb`, changed: files and clean answers."""
     conditions = conditions_of(options.perturb, options.epsilon) if options.perturb else []
     questions = read_questions(options.data, options.image_folder)
+    shown = about_pictures(questions, options.data) if conditions else []
+    model, processor = load(options.model)
+    if any(name in VIEW_CHANGES for name, _ in conditions):
+        with_labels(processor, [opened(processor, shown[0])], shown[:1])  # refuses what the attack will
     settings = {"model": options.model, "max_new_tokens": options.max_new_tokens, "seed": options.seed}
+    settings |= model_facts(model, processor)
     log = open_log(folder, settings)
-    asker = Asker(*load(options.model), log, options.batch_size, options.max_new_tokens)
+    asker = Asker(model, processor, log, options.batch_size, options.max_new_tokens)
     with tqdm(total=len(questions), unit="answer", disable=None) as bar:
-        asker.ask(questions, AS_IT_IS, present_as_it_is(asker.processor), bar)
+        asker.ask(questions, AS_IT_IS, present_as_it_is(processor), bar)
     written = [log.path]
     if conditions:
-        written += write_robustness(folder, asker, questions, conditions, settings | {"data": options.data})
+        told = settings | {"data": options.data, "questions_without_pictures": len(questions) - len(shown)}
+        written += write_robustness(folder, asker, shown, conditions, told)
     return written, asker.answers(questions, [AS_IT_IS])
 
 
-def write_robustness(folder: Path, asker: Asker, questions: list[Question], conditions: list, settings: dict):
-    """Asks what needs pictures under all conditions; writes figures and plot and returns their paths."""
-    asked = [question for question in questions if question.pictures]
-    if not asked:
-        raise ValueError(f"{settings['data']} has no question about a picture; --perturb changes pictures.")
-    rows = summary(ask_perturbed(asker, asked, conditions, settings["seed"]), conditions)
-    content = settings | {"questions_without_pictures": len(questions) - len(asked), "rows": rows}
-    paths = [folder / name for name in ("robustness.json", "robustness.png")]
-    write_whole(paths[0], json.dumps(content, indent=1, ensure_ascii=False))
-    draw_robustness(paths[1], rows)
+def about_pictures(questions: list[Question], source: str) -> list[Question]:
+    """Those that `--perturb` can change. Raises `ValueError` where there is none, or no picture to swap with."""
+    shown = [question for question in questions if question.pictures]
+    if not shown:
+        raise ValueError(f"{source} has no question about a picture; --perturb changes pictures.")
+    swap_pictures(shown)
+    return shown
+
+
+def write_robustness(
+    folder: Path, asker: Asker, questions: list[Question], conditions: list[Condition], settings: dict
+) -> list[Path]:
+    """Asks under all conditions; writes figures and, where something has strengths, the plot; returns their paths."""
+    rows = summary(ask_perturbed(asker, questions, conditions, settings["seed"]), conditions)
+    paths = [folder / "robustness.json"]
+    if panels_of(rows):
+        paths.append(folder / "robustness.png")
+        draw_robustness(paths[1], rows)
+    write_whole(paths[0], json.dumps(settings | {"rows": rows}, indent=1, ensure_ascii=False))
     return paths
 
 
-def write_groups(csv: str, answers: list[Answer], folder: Path) -> list[Path]:
-    comparison = groups.compare_groups(groups.read_groups(csv), answers)
+def write_groups(divided: dict[str, dict[str, str]], answers: list[Answer], folder: Path) -> list[Path]:
+    comparison = groups.compare_groups(divided, answers)
     paths = [folder / name for name in ("groups.json", "groups.md", "groups.png")]
+    draw_groups(paths[2], comparison)
     write_whole(paths[0], json.dumps(comparison, indent=1, ensure_ascii=False))
     write_whole(paths[1], groups.as_markdown(comparison))
-    draw_groups(paths[2], comparison)
     return paths

@@ -22,11 +22,17 @@ VIEW_CHANGES = {PGD: pgd, RANDOM: random_signs}
 
 def conditions_of(names: Iterable[str], epsilons: list[float] | None = None) -> list[Condition]:
     """What is asked for these perturbations: beside them always the clean pictures and, as the picture-blind
-    baseline, swapped ones; beside PGD random changes of its size. Raises `ValueError` for an unknown name."""
+    baseline, swapped ones; beside PGD random changes of its size.
+
+    Raises `ValueError` for an unknown name, for epsilons that are out of range or that nothing asked for has.
+    """
     names = list(PERTURBATIONS) if "all" in names else list(names)
     if unknown := [name for name in names if name not in PERTURBATIONS]:
         raise ValueError(f"--perturb {unknown[0]} is unknown; use all or some of {', '.join(PERTURBATIONS)}.")
     wanted = {SWAPPED, *names, *([RANDOM] if PGD in names else [])}
+    if epsilons and not wanted & set(VIEW_CHANGES):
+        raise ValueError(f"--epsilon is of the attack; add {PGD} to --perturb, or leave --epsilon out.")
+    epsilons = sorted({Attack(float(epsilon)).epsilon for epsilon in epsilons or []})
     conditions = [AS_IT_IS]
     for name in (name for name in PERTURBATIONS if name in wanted):
         strengths = epsilons if epsilons and name in VIEW_CHANGES else PERTURBATIONS[name].strengths

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from PIL import Image
-from test_results import POPE, write_results
+from test_results import POPE, RECORD, write_results
 
 from omnifusion_hf.cli import main
 from omnifusion_hf.evaluation.paper_tables import ENCODERS, TABLES
@@ -77,17 +77,36 @@ def test_the_plot_is_a_picture_and_nothing_half_written_stays(report):
 
 
 def test_a_run_says_how_it_was_asked(tmp_path):
-    record = {"model": "/models/mine", "dtype": "float32", "versions": {"torch": "9.9"}}
-    record |= {"processor_sha256": "ab" * 32, "prompts_sha256": "cd" * 32}
     write_results(tmp_path / "a", config={"model_args": f"pretrained=x,log_pictures={tmp_path}", "batch_size": "8"})
     for written in (False, True):
         if written:
             (tmp_path / "pope").mkdir()
-            (tmp_path / "pope/run.json").write_text(json.dumps(record))
+            (tmp_path / "pope/run.json").write_text(json.dumps(RECORD))
         main(["report", str(tmp_path / "a"), "-o", str(tmp_path / "r")])
         text = (tmp_path / "r/report.md").read_text()
         assert ("| mine | pope | torch 9.9 | float32 | abababababab | cdcdcdcdcdcd |" in text) is written
         assert ("No record of versions" in text) is not written
+
+
+def test_a_folder_of_records_that_is_not_found_from_here_is_named(tmp_path, monkeypatch):
+    write_results(tmp_path / "a", config={"model_args": "pretrained=x,log_pictures=kept"})
+    (tmp_path / "kept/pope").mkdir(parents=True)
+    (tmp_path / "kept/pope/run.json").write_text(json.dumps(RECORD))
+    for folder, found in ((tmp_path, True), (tmp_path / "a", False)):
+        monkeypatch.chdir(folder)
+        main(["report", str(tmp_path / "a"), "-o", str(tmp_path / "r")])
+        text = (tmp_path / "r/report.md").read_text()
+        assert ("torch 9.9" in text) is found and ("log_pictures=kept was not found from here" in text) is not found
+        assert "run lmms-eval with log_pictures" not in text
+
+
+def test_what_was_measured_as_not_a_number_is_null_in_json_that_others_read(tmp_path):
+    write_results(tmp_path, results={"pope": {"pope_accuracy,none": float("nan"), "pope_f1_score,none": 0.5}})
+    assert main(["report", str(tmp_path), "-o", str(tmp_path / "r")]) == 0
+    text = (tmp_path / "r/report.json").read_text()
+    data = json.loads(text, parse_constant=pytest.fail)
+    assert data["models"][0]["paper_columns"]["POPE"] is None
+    assert row((tmp_path / "r/report.md").read_text(), "**mine**")[5] == "–"
 
 
 def test_axes_are_the_papers_and_what_was_measured_beside():

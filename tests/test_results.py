@@ -1,10 +1,12 @@
 """What lmms-eval wrote is read whole: scores by task and metric, answers as records."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from omnifusion_hf.evaluation import results
 from omnifusion_hf.evaluation.results import (
     Score,
     load_answers,
@@ -19,6 +21,10 @@ from omnifusion_hf.evaluation.results import (
 
 POPE = {"alias": "pope", "pope_accuracy,none": 0.8, "pope_accuracy_stderr,none": 0.02, "pope_f1_score,none": 0.7}
 POPE |= {"pope_f1_score_stderr,none": "N/A", "pope_accuracy_stderr_clt,none": 0.02}
+
+
+RECORD = {"model": "/models/mine", "dtype": "float32", "versions": {"torch": "9.9"}}
+RECORD |= {"processor_sha256": "ab" * 32, "prompts_sha256": "cd" * 32}
 
 
 def write_results(folder, date="20260101_000000", results=None, **content):
@@ -65,11 +71,60 @@ def test_a_name_may_be_given(tmp_path):
     assert [model.name for model in read_models([f"ours={path}", str(path)])] == ["ours", "mine"]
 
 
-@pytest.mark.parametrize("text", ["{}", "[1]", '{"results": 3}', "not JSON"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "[1]",
+        '{"results": 3}',
+        '{"results": {"pope": null}}',
+        '{"results": {}, "n-samples": {"pope": 3}}',
+        '{"results": {}, "config": []}',
+        "not JSON",
+    ],
+)
 def test_another_file_is_refused_by_name(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match="x.json"):
         read_result_file(tmp_path / "x.json")
+
+
+def test_a_file_of_another_encoding_is_refused_by_name(tmp_path):
+    path = write_results(tmp_path)
+    path.write_bytes(path.read_text().encode("utf-16"))
+    with pytest.raises(ValueError, match="_results.json is not UTF-8"):
+        read_result_file(path)
+
+
+def test_tables_that_are_null_are_not_there(tmp_path):
+    names = ("n-samples", "config", "configs", "higher_is_better")
+    path = write_results(tmp_path, **dict.fromkeys(names))
+    write_samples(tmp_path, "pope", [{}])
+    assert read_scores(path)[0].documents is None and len(read_sample_answers(path)) == 1
+
+
+def test_what_is_not_a_number_was_not_measured(tmp_path):
+    values = {"a,none": float("nan"), "b,none": float("inf"), "c,none": 0.5, "c_stderr,none": float("nan")}
+    assert read_scores(write_results(tmp_path, results={"t": values})) == [Score("t", "c", 0.5)]
+
+
+def test_a_model_without_a_name_is_called_as_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (None, "", ".", "/"):
+        path = write_results(Path("."), model_name=name)
+        assert [model.name for model in read_models([path.name])] == [tmp_path.name]
+
+
+@pytest.mark.parametrize("argument", ["=results", "ours=", " =results"])
+def test_half_a_name_is_refused(tmp_path, argument):
+    with pytest.raises(ValueError, match="neither NAME=PATH nor a path"):
+        read_models([argument])
+
+
+def test_a_path_that_is_not_there_is_called_so(tmp_path):
+    for argument in (str(tmp_path / "nothing"), f"ours={tmp_path}/nothing"):
+        with pytest.raises(ValueError, match=f"there is no {tmp_path}/nothing"):
+            read_models([argument])
 
 
 def test_a_folder_without_results_says_where_to_look(tmp_path):
@@ -112,6 +167,30 @@ def test_samples_of_another_date_belong_to_another_run(tmp_path):
         load_answers([str(tmp_path)])
 
 
+def test_of_a_task_answered_twice_the_newest_counts(tmp_path):
+    for folder, date, tasks in (("b", "20260101_000000", ["gqa", "pope"]), ("a", "20260102_000000", ["pope"])):
+        write_results(tmp_path / folder, date)
+        for task in tasks:
+            write_samples(tmp_path / folder, task, [{"filtered_resps": date}], date)
+    write_results(tmp_path / "c", "20260103_000000")  # without samples
+    answers = load_answers([str(tmp_path / "b"), str(tmp_path / "a"), str(tmp_path / "c")])
+    assert [(a.task, a.answer[:8]) for a in answers] == [("gqa", "20260101"), ("pope", "20260102")]
+    named = load_answers([f"one={tmp_path}/a", f"two={tmp_path}/b"])  # other models: nothing is left out
+    assert len(named) == 3
+
+
+@pytest.mark.parametrize(
+    "line", ['{"doc_id": 0, "input"', '{"doc_id": 0, "input": "q", "target": "a"}', "3", '{"input": 3}']
+)
+def test_a_line_that_is_no_sample_is_named(tmp_path, line):
+    path = write_results(tmp_path)
+    write_samples(tmp_path, "pope", [{}])
+    with (tmp_path / "20260101_000000_samples_pope.jsonl").open("a") as file:
+        file.write(line)
+    with pytest.raises(ValueError, match="samples_pope.jsonl, line 2: this is no"):
+        read_sample_answers(path)
+
+
 def test_answers_of_a_file_and_of_samples_are_read_alike(tmp_path):
     write_results(tmp_path)
     write_samples(tmp_path, "pope", [{}])
@@ -131,12 +210,29 @@ def test_logged_pictures_are_found_in_their_order(tmp_path):
     assert names == [["0-0.png", "0-1.png"], ["1-0.png"], []]
 
 
+def test_pictures_that_are_not_found_from_here_are_missed_aloud(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(results.logger, "warning", said.append)
+    (tmp_path / "kept").mkdir()
+    path = write_results(tmp_path, config={"model_args": "pretrained=x,log_pictures=kept"})
+    monkeypatch.chdir(tmp_path)
+    read_sample_answers(path)
+    assert not said
+    monkeypatch.chdir(tmp_path.parent)
+    read_sample_answers(path)
+    assert len(said) == 1 and "log_pictures=kept was not found from here" in said[0]
+
+
 def test_a_run_record_of_another_model_is_not_taken(tmp_path):
     path = write_results(tmp_path, config={"model_args": f"pretrained=x,log_pictures={tmp_path}"})
     (tmp_path / "pope").mkdir()
     for model, found in (("/models/mine", 1), ("/models/other", 0)):
-        (tmp_path / "pope/run.json").write_text(json.dumps({"model": model}))
+        (tmp_path / "pope/run.json").write_text(json.dumps(RECORD | {"model": model}))
         assert len(read_records(read_result_file(path))) == found
+    for text in (json.dumps({"versions": {}}), "{", "[]", json.dumps(RECORD | {"versions": "9.9"})):
+        (tmp_path / "pope/run.json").write_text(text)
+        with pytest.raises(ValueError, match="pope/run.json"):
+            read_records(read_result_file(path))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..files import write_whole
 from .paper_tables import BENCHMARKS, TABLES, PaperTable
-from .results import ModelResults, Score, read_models, read_records, read_result_file
+from .results import ModelResults, Score, lost_pictures, read_models, read_records, read_result_file
 
 
 ANSWERS = ".jsonl"  # what a file of answer records ends with
@@ -18,7 +18,8 @@ PARTIAL = "*"
 def report(options: argparse.Namespace) -> list[Path]:
     """Does in the folder `options.output` what the command line asks for; returns the files."""
     results = [path for path in options.results if not path.endswith(ANSWERS)]
-    looks_closer = options.model or options.data or options.perturb or options.errors or options.groups
+    closer = ("model", "data", "image_folder", "perturb", "epsilon", "errors", "groups")
+    looks_closer = any(getattr(options, name) for name in closer)
     if not results and not looks_closer:
         raise ValueError(
             "nothing to report: give the folder that lmms-eval's --output_path named, answers with --errors or "
@@ -26,12 +27,12 @@ def report(options: argparse.Namespace) -> list[Path]:
         )
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
-    written = write_tables(folder, read_models(results)) if results else []
+    models, written = read_models(results), []
     if looks_closer:
         from .inspection import inspect
 
         written += inspect(options, folder)
-    return written
+    return (write_tables(folder, models) if models else []) + written
 
 
 def write_tables(folder: Path, models: list[ModelResults]) -> list[Path]:
@@ -40,7 +41,7 @@ def write_tables(folder: Path, models: list[ModelResults]) -> list[Path]:
 
     paths = [folder / name for name in ("report.md", "report.json", "radar.png")]
     draw_radar(paths[2], {_label(model): paper_values(model) for model in models})
-    write_whole(paths[1], json.dumps(as_data(models), indent=1, ensure_ascii=False) + "\n")
+    write_whole(paths[1], json.dumps(as_data(models), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write_whole(paths[0], as_markdown(models))
     return paths
 
@@ -82,12 +83,16 @@ def as_data(models: list[ModelResults]) -> dict:
 
 
 def run_facts(file: Path) -> dict:
-    """How a result file came about; `records`: by task, what the plug-in noted in run.json."""
+    """How a result file came about.
+
+    `records`: by task, what the plug-in noted in run.json; `not_found`: the folder of these notes, if it is not here.
+    """
     content = read_result_file(file)
-    config = content.get("config", {})
+    config = content["config"]
     kept = ("model_args", "batch_size", "device", "limit", "gen_kwargs", "random_seed", "torch_seed")
     facts = {"file": str(file), "tasks": sorted(content["results"]), "date": content.get("date")}
-    return facts | {name: config.get(name) for name in kept} | {"records": read_records(content)}
+    facts |= {name: config.get(name) for name in kept}
+    return facts | {"records": read_records(content), "not_found": lost_pictures(content)}
 
 
 def as_markdown(models: list[ModelResults]) -> str:
@@ -149,9 +154,14 @@ def _runs_table(models: list[ModelResults]) -> str:
     records = [
         [name, task, *_record_cells(record)] for name, fact in facts for task, record in fact["records"].items()
     ]
-    if not records:
-        return f"{table}\n\nNo record of versions and prompts: run lmms-eval with log_pictures=DIR in --model_args."
-    return f"{table}\n\n{_table(['model', 'task', 'versions', 'dtype', 'processor', 'prompts'], records)}"
+    parts = [table]
+    if lost := sorted({fact["not_found"] for _, fact in facts if fact["not_found"]}):
+        parts.append(f"log_pictures={', '.join(lost)} was not found from here; make the report where lmms-eval ran.")
+    elif not records:
+        parts.append("No record of versions and prompts: run lmms-eval with log_pictures=DIR in --model_args.")
+    if records:
+        parts.append(_table(["model", "task", "versions", "dtype", "processor", "prompts"], records))
+    return "\n\n".join(parts)
 
 
 def _record_cells(record: dict) -> list[str]:

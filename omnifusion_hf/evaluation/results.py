@@ -8,13 +8,22 @@ model are put together; where a task was measured twice the newest counts.
 import ast
 import json
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
+from transformers.utils import logging
+
+from ..files import read_text
 from .answers import Answer, read_answers
 from .metrics import exact_match
 
 
 RESULTS, SAMPLES = "_results.json", "_samples_"
+WANTED = f"give the *{RESULTS} that lmms-eval wrote"
+LOGGED = ("doc_id", "input", "target", "filtered_resps")  # what every logged sample has
+RECORDED = {"model": str, "versions": dict, "dtype": str, "processor_sha256": str, "prompts_sha256": str}  # of a run
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,34 +51,45 @@ class ModelResults:
     files: list[Path] = field(default_factory=list)
 
 
-def read_result_file(path: str | Path) -> dict:
-    """An lmms-eval result file. Raises `ValueError` for another kind of file."""
+def _parse(text: str, source: str | Path):
+    """What JSON says; NaN and infinity, which lmms-eval writes for what it could not measure, are None."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(text, parse_constant=lambda _: None)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); give the *{RESULTS} that lmms-eval wrote.") from None
+        raise ValueError(f"{source} is not JSON ({error}).") from None
+
+
+def read_result_file(path: str | Path) -> dict:
+    """An lmms-eval result file; of its tables by task only `results` must be there. Raises `ValueError` for another."""
+    content = _parse(read_text(path), path)
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
-        raise ValueError(f"{path} has no `results`; give the *{RESULTS} that lmms-eval wrote.")
+        raise ValueError(f"{path} has no `results`; {WANTED}.")
+    for name in ("results", "n-samples", "configs", "higher_is_better", "config"):
+        content[name] = table = {} if content.get(name) is None else content[name]
+        if not isinstance(table, dict) or (name != "config" and not all(isinstance(x, dict) for x in table.values())):
+            raise ValueError(f"{path}: `{name}` must hold objects by task, got {table!r:.80}; {WANTED}.")
     return content
 
 
 def read_scores(path: str | Path) -> list[Score]:
     """The scores of an lmms-eval result file: every number that is not an error bar."""
     content = read_result_file(path)
-    sizes = content.get("n-samples", {})
     return [
-        _score(task, key, metrics, sizes.get(task, {}))
+        _score(task, key, metrics, content["n-samples"].get(task, {}))
         for task, metrics in content["results"].items()
         for key, value in metrics.items()
-        if isinstance(value, (int, float)) and "," in key and "_stderr" not in key
+        if _number(value) is not None and "," in key and "_stderr" not in key
     ]
+
+
+def _number(value) -> float | None:
+    return value if isinstance(value, (int, float)) else None
 
 
 def _score(task: str, key: str, metrics: dict, size: dict) -> Score:
     metric, _, kind = key.partition(",")  # kind: the filter behind which it was measured, mostly "none"
-    stderr = metrics.get(f"{metric}_stderr,{kind}")
-    stderr = stderr if isinstance(stderr, (int, float)) else None
-    return Score(task, metric, metrics[key], stderr, size.get("effective"), size.get("original"))
+    others = metrics.get(f"{metric}_stderr,{kind}"), size.get("effective"), size.get("original")
+    return Score(task, metric, metrics[key], *map(_number, others))
 
 
 def read_models(arguments: list[str]) -> list[ModelResults]:
@@ -91,10 +111,12 @@ def read_models(arguments: list[str]) -> list[ModelResults]:
 
 
 def split_name(argument: str) -> tuple[str | None, Path]:
-    """NAME=PATH, or PATH alone (a path that exists as it stands may hold a `=`)."""
+    """NAME=PATH, or PATH alone (a path that exists as it stands may hold a `=`). Raises `ValueError` for half."""
     name, equals, path = argument.partition("=")
     if Path(argument).exists() or not equals:
         return None, Path(argument)
+    if not name.strip() or not path:
+        raise ValueError(f"{argument} is neither NAME=PATH nor a path.")
     return name, Path(path)
 
 
@@ -103,6 +125,8 @@ def result_files(path: Path) -> list[Path]:
 
     Some tasks leave files of such a name under submissions/; those do not begin with a date.
     """
+    if not path.exists():
+        raise ValueError(f"there is no {path}; give what --output_path of lmms-eval named.")
     if path.is_file():
         return [path]
     if files := sorted(path.rglob(f"[0-9]*{RESULTS}")):
@@ -114,40 +138,59 @@ def result_files(path: Path) -> list[Path]:
 
 
 def model_name(content: dict, path: Path) -> str:
-    """What was evaluated: the last part of `pretrained`."""
-    return Path(str(content.get("model_name") or path.parent.name).rstrip("/")).name
+    """What was evaluated: the last part of `pretrained`; where that says nothing, the name of the folder or the file."""
+    return Path(str(content.get("model_name") or "")).name or path.resolve().parent.name or path.stem
 
 
 def model_arguments(content: dict) -> dict[str, str]:
     """`--model_args` of a run."""
-    text = content.get("config", {}).get("model_args", "") or ""
-    return dict(pair.split("=", 1) for pair in text.split(",") if "=" in pair)
+    given = content["config"].get("model_args") or ""  # a dict where lmms-eval was called from Python
+    return (
+        given if isinstance(given, dict) else dict(pair.split("=", 1) for pair in str(given).split(",") if "=" in pair)
+    )
 
 
 def read_sample_answers(results_file: Path) -> list[Answer]:
     """The answers that `--log_samples` wrote beside a result file, task by task."""
     content, answers = read_result_file(results_file), []
+    if folder := lost_pictures(content):
+        logger.warning(f"{results_file}: its log_pictures={folder} was not found from here; answers have no pictures.")
     date = results_file.name.removesuffix(RESULTS)
     for file in sorted(results_file.parent.glob(f"{date}{SAMPLES}*.jsonl")):
-        task = file.stem.removeprefix(date + SAMPLES)
-        lines = file.read_text(encoding="utf-8").split("\n")
-        answers += [_answer(json.loads(line), task, content) for line in lines if line.strip()]
+        answers += _answers_of_log(file, file.stem.removeprefix(date + SAMPLES), content)
     return answers
 
 
+def _answers_of_log(file: Path, task: str, content: dict) -> list[Answer]:
+    answers = []
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
+        try:
+            answers += [_answer(_sample(line), task, content)] if line.strip() else []
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number}: {error}") from None
+    return answers
+
+
+def _sample(line: str) -> dict:
+    sample = _parse(line, "this")
+    if not isinstance(sample, dict) or not set(LOGGED) <= set(sample):
+        raise ValueError(f"this is no logged sample: it must have the fields {', '.join(LOGGED)}.")
+    return sample
+
+
 def _answer(sample: dict, task: str, content: dict) -> Answer:
-    said, wanted = sample["filtered_resps"], content.get("configs", {}).get(task, {}).get("doc_to_target")
+    said, wanted = sample["filtered_resps"], content["configs"].get(task, {}).get("doc_to_target")
     said = str(said[0] if isinstance(said, list) and said else said)
     # Tasks that score by themselves often name a column that is not there; lmms-eval then logs the name.
-    truths = [] if sample["target"] == wanted else truths_of(sample["target"])
+    truths = [] if sample["target"] == wanted else truths_of(str(sample["target"]))
     return Answer(
         name=str(sample["doc_id"]),
         task=task,
         question=sample["input"],
-        pictures=pictures_of(sample["doc_id"], task, model_arguments(content).get("log_pictures")),
+        pictures=pictures_of(sample["doc_id"], task, log_folder(content)),
         truth=truths,
         answer=said,
-        score=_score_of(sample, task, content.get("higher_is_better", {}).get(task, {}), said, truths),
+        score=_score_of(sample, task, content["higher_is_better"].get(task, {}), said, truths),
     )
 
 
@@ -186,12 +229,30 @@ def run_path(folder: str | Path, task: str) -> Path:
     return Path(folder) / task / "run.json"
 
 
+def log_folder(content: dict) -> str | None:
+    """`log_pictures` of a run, as it was given: a relative one counts from where lmms-eval ran."""
+    return model_arguments(content).get("log_pictures")
+
+
+def lost_pictures(content: dict) -> str | None:
+    """`log_pictures` of a run, if it names a folder that is not found from here."""
+    folder = log_folder(content)
+    return folder if folder and not Path(folder).is_dir() else None
+
+
 def read_records(content: dict) -> dict[str, dict]:
     """By task: what the plug-in noted of the run that wrote these results, where `log_pictures` made it keep notes."""
-    folder = model_arguments(content).get("log_pictures")
+    folder = log_folder(content)
     paths = {task: run_path(folder, task) for task in content["results"]} if folder else {}
-    records = {task: json.loads(path.read_text(encoding="utf-8")) for task, path in paths.items() if path.is_file()}
+    records = {task: _read_record(path) for task, path in paths.items() if path.is_file()}
     return {task: record for task, record in records.items() if record["model"] == content.get("model_name")}
+
+
+def _read_record(path: Path) -> dict:
+    record = _parse(read_text(path), path)
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), kind) for key, kind in RECORDED.items()):
+        raise ValueError(f"{path} is no record of a run: it must have {', '.join(RECORDED)}; remove it.")
+    return record
 
 
 def pictures_of(doc_id, task: str, folder: str | None) -> list[str]:
@@ -206,17 +267,23 @@ def pictures_of(doc_id, task: str, folder: str | None) -> list[str]:
 
 
 def load_answers(arguments: list[str]) -> list[Answer]:
-    """Answers of any source: answers.jsonl of `omnifusion report`, or lmms-eval's logged samples.
+    """Answers of any source: answers.jsonl of `omnifusion report`, and lmms-eval's logged samples.
 
-    Raises `ValueError` where a path holds neither.
+    Raises `ValueError` for a model without logged samples.
     """
-    answers = []
-    for _, path in map(split_name, arguments):
-        if path.suffix == ".jsonl":
-            answers += read_answers(path)
-            continue
-        found = [answer for file in result_files(path) for answer in read_sample_answers(file)]
-        if not found:
-            raise ValueError(f"{path} holds no logged samples; run lmms-eval with --log_samples.")
-        answers += found
+    records = [argument for argument in arguments if argument.endswith(".jsonl")]
+    answers = [answer for argument in records for answer in read_answers(split_name(argument)[1])]
+    for model in read_models([argument for argument in arguments if argument not in records]):
+        answers += newest_answers(model)
     return answers
+
+
+def newest_answers(model: ModelResults) -> list[Answer]:
+    """The logged samples of each task's newest run that has some."""
+    newest = {}
+    for file in model.files:  # oldest first; samples come task by task
+        newest |= {task: list(group) for task, group in groupby(read_sample_answers(file), lambda answer: answer.task)}
+    if not newest:
+        folders = ", ".join(sorted({str(file.parent) for file in model.files}))
+        raise ValueError(f"{folders}: no logged samples of {model.name}; run lmms-eval with --log_samples.")
+    return [answer for answers in newest.values() for answer in answers]

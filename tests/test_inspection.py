@@ -1,13 +1,18 @@
 """evaluation/inspection.py: what `omnifusion report` does with a model, with answers and with lmms-eval's samples."""
 
 import json
+import re
+import shutil
 
+import conversations
 import pytest
 import tiny
-from conversations import turn
+from conversations import sample, turn
+from safetensors.torch import load_file, save_file
 
-from omnifusion_hf.ask import EXAMPLES, TINY
+from omnifusion_hf.ask import EXAMPLES, TINY, load
 from omnifusion_hf.cli import main
+from omnifusion_hf.evaluation import inspection
 from omnifusion_hf.evaluation.answers import Answer, read_answers
 from omnifusion_hf.evaluation.perturbations import PGD, RANDOM, SWAPPED
 
@@ -56,12 +61,81 @@ def test_report_asks_perturbs_attacks_and_shows(demo_questions, tmp_path, capsys
         (["--errors"], "there are no answers"),
         (["--perturb", "blur", "--errors"], "--perturb asks a model"),
         (["--epsilon", "8", "--errors"], "--epsilon is of the attack"),
+        (["results", "--epsilon", "8"], "--epsilon is of the attack"),
+        (["results", "--image-folder", "x"], "--image-folder is of the pictures of --data"),
         ([], "nothing to report"),
     ],
 )
-def test_flags_that_do_not_go_together(tmp_path, capsys, flags, message):
+def test_flags_that_do_not_go_together(tmp_path, capsys, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    results = {"results": {"pope": {"pope_accuracy,none": 0.5}}}
+    (tmp_path / "results/20260101_000000_results.json").write_text(json.dumps(results), encoding="utf-8")
     assert main(["report", "-o", str(tmp_path / "out"), *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--perturb", "blur", "pgd", "--epsilon", "-1"], "epsilon must lie in 0..255"),
+        (["--perturb", "blur", "--epsilon", "8"], "--epsilon is of the attack"),
+        (["--groups", "absent.csv"], "absent.csv"),
+        (["absent.jsonl", "--errors"], "absent.jsonl"),
+        (["absent", "--errors"], "absent"),
+        (["--perturb", "blur", "--data", "one"], "nothing to swap"),
+        (["--perturb", "blur", "--data", "none"], "none.json has no question about a picture"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_a_model_is_loaded(tmp_path, capsys, monkeypatch, flags, message):
+    tiny.picture().save(tmp_path / "0.png")
+    data = {"one": [sample(0)], "none": [sample(0, conversations=[turn("human", "Hello?"), turn("gpt", "Hi.")])]}
+    del data["none"][0]["image"]
+    for name, samples in data.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(samples), encoding="utf-8")
+    flags = [str(tmp_path / f"{flag}.json") if flag in data else flag for flag in flags]
+    monkeypatch.setattr(inspection, "load", lambda folder: pytest.fail("a model was loaded"))
+    given = ["--model", "m", "--data", str(tmp_path / "one.json")]
+    assert main(["report", "-o", str(tmp_path / "out"), *given, *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_template_that_marks_no_answer_is_refused_before_anything_is_asked(tmp_path, capsys, monkeypatch):
+    model, processor = load(TINY)
+    processor.chat_template = re.sub(r"\{%-? (end)?generation -?%\}", "", processor.chat_template)
+    monkeypatch.setattr(inspection, "load", lambda folder: (model, processor))
+    asked = ["--model", "m", "--data", str(conversations.write(tmp_path, [sample(0), sample(1)])), "--perturb", "pgd"]
+    assert main(["report", "-o", str(tmp_path / "out"), *asked]) == 2
+    assert "marks no answer" in capsys.readouterr().err and not (tmp_path / "out/answers.jsonl").exists()
+
+
+def test_a_replaced_model_is_not_served_the_answers_of_the_old_one(tmp_path, capsys):
+    folder, data = tmp_path / "model", conversations.write(tmp_path, [sample(0), sample(1)])
+    shutil.copytree(TINY, folder)
+    asked = ["report", "--model", str(folder), "--data", str(data), "-o", str(tmp_path / "out")]
+    asked += ["--max-new-tokens", "2"]
+    assert main(asked) == 0
+    before = read_answers(tmp_path / "out/answers.jsonl")
+    shutil.copytree(folder, tmp_path / "copy")  # control: copied anew it is the same model
+    shutil.rmtree(folder)
+    (tmp_path / "copy").rename(folder)
+    assert main(asked) == 0
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: 0 * weight for name, weight in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    assert main(asked) == 2 and "holds answers with model_sha256=" in capsys.readouterr().err
+    assert read_answers(tmp_path / "out/answers.jsonl") == before
+
+
+def test_questions_without_pictures_are_left_out_and_no_strength_is_no_plot(tmp_path):
+    text_only = sample(2, conversations=[turn("human", "Hello?"), turn("gpt", "Hi.")])
+    del text_only["image"]
+    data = conversations.write(tmp_path, [sample(0), sample(1), text_only])
+    asked = ["report", "--model", str(TINY), "--data", str(data), "-o", str(tmp_path / "out")]
+    assert main([*asked, "--max-new-tokens", "2", "--perturb", "swapped"]) == 0
+    content = json.loads((tmp_path / "out/robustness.json").read_text(encoding="utf-8"))
+    assert [row["n"] for row in content["rows"]] == [2, 2] and content["questions_without_pictures"] == 1
+    assert len(read_answers(tmp_path / "out/answers.jsonl")) == 3 + 2
+    assert not (tmp_path / "out/robustness.png").exists()
 
 
 def test_answers_of_two_runs_are_not_mixed(tmp_path, capsys):

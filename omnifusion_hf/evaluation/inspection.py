@@ -28,11 +28,12 @@ def inspect(options: argparse.Namespace, folder: Path) -> list[Path]:
     """
     _check(options)
     divided = groups.read_groups(options.groups) if options.groups else {}
-    written, answers = [], []
+    answers = load_answers(options.results) if options.errors or options.groups else []
+    _check_one_model(answers)
+    written = []
     if options.model:
-        written, answers = ask_model(options, folder)
-    if options.errors or options.groups:
-        answers = answers + load_answers(options.results)
+        written, said = ask_model(options, folder)
+        answers = said + answers
         _check_one_model(answers)
     if options.errors:
         write_errors(folder / "errors.html", answers)

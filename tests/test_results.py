@@ -223,6 +223,13 @@ def test_pictures_that_are_not_found_from_here_are_missed_aloud(tmp_path, monkey
     assert len(said) == 1 and "log_pictures=kept was not found from here" in said[0]
 
 
+def test_a_run_from_python_gives_its_arguments_as_they_are(tmp_path):
+    (tmp_path / "kept/pope").mkdir(parents=True)
+    (tmp_path / "kept/pope/run.json").write_text(json.dumps(RECORD))
+    path = write_results(tmp_path, config={"model_args": {"pretrained": "x", "log_pictures": f"{tmp_path}/kept"}})
+    assert read_records(read_result_file(path)) == {"pope": RECORD}
+
+
 def test_a_run_record_of_another_model_is_not_taken(tmp_path):
     path = write_results(tmp_path, config={"model_args": f"pretrained=x,log_pictures={tmp_path}"})
     (tmp_path / "pope").mkdir()

@@ -20,6 +20,7 @@ from .metrics import exact_match
 
 RESULTS, SAMPLES = "_results.json", "_samples_"
 WANTED = f"give the *{RESULTS} that lmms-eval wrote"
+TABLES = ("n-samples", "configs", "higher_is_better")  # of a result file, beside `results`: an object for each task
 LOGGED = ("doc_id", "input", "target", "filtered_resps")  # what every logged sample has
 RECORDED = {"model": str, "versions": dict, "dtype": str, "processor_sha256": str, "prompts_sha256": str}  # of a run
 
@@ -60,15 +61,19 @@ def _parse(text: str, source: str | Path):
 
 
 def read_result_file(path: str | Path) -> dict:
-    """An lmms-eval result file; of its tables by task only `results` must be there. Raises `ValueError` for another."""
+    """An lmms-eval result file; tables that it lacks are empty. Raises `ValueError` for another kind of file."""
     content = _parse(read_text(path), path)
-    if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
-        raise ValueError(f"{path} has no `results`; {WANTED}.")
-    for name in ("results", "n-samples", "configs", "higher_is_better", "config"):
-        content[name] = table = {} if content.get(name) is None else content[name]
-        if not isinstance(table, dict) or (name != "config" and not all(isinstance(x, dict) for x in table.values())):
-            raise ValueError(f"{path}: `{name}` must hold objects by task, got {table!r:.80}; {WANTED}.")
+    if not isinstance(content, dict) or not _is_table(content.get("results")):
+        raise ValueError(f"{path} has no `results` by task; {WANTED}.")
+    content |= {name: {} for name in ("config", *TABLES) if content.get(name) is None}
+    wrong = [name for name in TABLES if not _is_table(content[name])]
+    if wrong or not isinstance(content["config"], dict):
+        raise ValueError(f"{path}: `{(*wrong, 'config')[0]}` is not as lmms-eval writes it; {WANTED}.")
     return content
+
+
+def _is_table(value) -> bool:
+    return isinstance(value, dict) and all(isinstance(row, dict) for row in value.values())
 
 
 def read_scores(path: str | Path) -> list[Score]:
@@ -138,16 +143,16 @@ def result_files(path: Path) -> list[Path]:
 
 
 def model_name(content: dict, path: Path) -> str:
-    """What was evaluated: the last part of `pretrained`; where that says nothing, the name of the folder or the file."""
+    """What was evaluated: the last part of `pretrained`, or else the name of the folder or the file."""
     return Path(str(content.get("model_name") or "")).name or path.resolve().parent.name or path.stem
 
 
 def model_arguments(content: dict) -> dict[str, str]:
     """`--model_args` of a run."""
-    given = content["config"].get("model_args") or ""  # a dict where lmms-eval was called from Python
-    return (
-        given if isinstance(given, dict) else dict(pair.split("=", 1) for pair in str(given).split(",") if "=" in pair)
-    )
+    given = content["config"].get("model_args") or ""
+    if isinstance(given, dict):  # lmms-eval was called from Python
+        return given
+    return dict(pair.split("=", 1) for pair in str(given).split(",") if "=" in pair)
 
 
 def read_sample_answers(results_file: Path) -> list[Answer]:

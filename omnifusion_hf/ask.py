@@ -1,6 +1,8 @@
 """Asking a saved model about picture files: what `omnifusion ask` and `make demo` do."""
 
 import json
+import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,16 +20,51 @@ def placement(device: str | None = None) -> tuple[str, str]:
     return device, "auto" if device != "cpu" else "float32"
 
 
+@contextmanager
+def told_if_missing(folder_or_hub_id: str | Path):
+    """Loading what is no folder fails with one line that says so: transformers takes any such name for a Hub id."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if os.path.isdir(folder_or_hub_id):
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(f"there is no folder {folder_or_hub_id}, and the Hub did not give it: {reason}") from None
+
+
 def load(folder_or_hub_id: str, device: str | None = None, **options):
     """(model, processor) for answering, where `placement` says.
 
-    `options` go to the model's `from_pretrained`, such as `dtype` or `attn_implementation`.
+    `options` go to the model's `from_pretrained`, such as `dtype` or `attn_implementation`. Raises `ValueError` where
+    neither a folder nor a model of the Hub has that name.
     """
     device, dtype = placement(device)
     options = {"dtype": dtype} | options
     logging.disable_progress_bar()
-    model = AutoModelForImageTextToText.from_pretrained(folder_or_hub_id, device_map=device, **options)
-    return model.eval(), AutoProcessor.from_pretrained(folder_or_hub_id)
+    with told_if_missing(folder_or_hub_id):
+        model = AutoModelForImageTextToText.from_pretrained(folder_or_hub_id, device_map=device, **options)
+        return model.eval(), AutoProcessor.from_pretrained(folder_or_hub_id)
+
+
+def context_length(model) -> int | None:
+    """The tokens that the LLM has room for, prompt and answer; None for one without a limit (BLOOM, MPT)."""
+    return getattr(model.config.text_config, "max_position_embeddings", None)
+
+
+def room_for_answer(inputs, context_length: int | None, max_new_tokens: int) -> int:
+    """How many tokens the answer to a prompt may have, at most `max_new_tokens`.
+
+    Raises `ValueError` for a prompt that fills the context: beyond it models answer, but nonsense.
+    """
+    num_tokens = inputs["input_ids"].shape[1]
+    if context_length is None:
+        return max_new_tokens
+    if num_tokens >= context_length:
+        raise ValueError(
+            f"the prompt takes {num_tokens} tokens, and the model has room for {context_length}, its answer included; "
+            "ask less at once, or with fewer or whole views."
+        )
+    return min(max_new_tokens, context_length - num_tokens)
 
 
 def prompts(processor, conversations: list[list[dict]], regions: list[list] | None = None):
@@ -51,10 +88,14 @@ def complete(model, inputs, processor, max_new_tokens: int = 128, **options) -> 
 
 
 def answer(model, processor, pictures: list, question: str, max_new_tokens: int = 128) -> str:
-    """The model's greedy answer to one question about 0, 1 or many pictures (paths, URLs or PIL images)."""
+    """The model's greedy answer to one question about 0, 1 or many pictures (paths, URLs or PIL images).
+
+    Raises `ValueError` for a prompt that leaves no room in the LLM's context.
+    """
     content = [{"type": "image", "image": str(p) if isinstance(p, Path) else p} for p in pictures]
     message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
-    return complete(model, prompts(processor, [[message]]), processor, max_new_tokens)[0]
+    inputs = prompts(processor, [[message]])
+    return complete(model, inputs, processor, room_for_answer(inputs, context_length(model), max_new_tokens))[0]
 
 
 def answer_examples(model, processor) -> list[dict]:

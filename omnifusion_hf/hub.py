@@ -133,7 +133,9 @@ def read_results(path: str | Path) -> list[EvalResult]:
 
 
 def check_is_whole(folder: Path):
-    """Raises `ValueError` for what a LoRA run leaves: it needs the model that the run started from."""
+    """Raises `ValueError` for no folder, and for what a LoRA run leaves, which needs the model it started from."""
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}.")
     if (folder / "adapter_config.json").is_file():
         raise ValueError(f"{folder} holds LoRA weights alone; first `omnifusion merge {folder} -o FOLDER`.")
 

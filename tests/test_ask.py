@@ -41,6 +41,35 @@ def test_command_answers_about_a_picture_file(capsys):
     assert capsys.readouterr().out.strip()
 
 
+def test_a_prompt_longer_than_the_context_is_refused_and_an_answer_stays_within_it(tiny_model, monkeypatch):
+    model, processor = tiny_model
+    with pytest.raises(ValueError, match=r"takes 1\d\d\d tokens, .* room for 1024"):
+        ask.answer(model, processor, [], "word " * 1020)
+    given = []
+    monkeypatch.setattr(ask, "complete", lambda model, inputs, processor, most: given.append(most) or [""])
+    for question in ("word", "word " * 950):
+        ask.answer(model, processor, [], question, max_new_tokens=100)
+    assert given[0] == 100 > given[1] > 0
+    del model.config.text_config.max_position_embeddings  # as in BLOOM
+    try:
+        assert ask.answer(model, processor, [], "word " * 1020, 100) == "" and given[2] == 100
+    finally:
+        model.config.text_config.max_position_embeddings = 1024
+
+
+@pytest.mark.parametrize("name", ["/no/where", "no/where", "nowhere", "../nowhere"])
+def test_a_model_that_is_missing_is_told_in_one_line(name, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it tries for long to reach the Hub
+    assert main(["ask", "Hello", "--model", name]) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "omnifusion: error" in line]
+    assert f"there is no folder {name}, and the Hub" in line
+
+
+def test_a_folder_that_is_there_but_broken_is_not_called_missing(tmp_path, capsys):
+    assert main(["ask", "Hello", "--model", str(tmp_path)]) == 2
+    assert "no folder" not in (said := capsys.readouterr().err) and str(tmp_path) in said
+
+
 @pytest.mark.parametrize(
     "words, message",
     [

@@ -133,6 +133,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """A number of a TCP port."""
+    if count(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port; give one of 1 to 65535")
+    return int(text)
+
+
 def add_build(commands):
     command = commands.add_parser("build", help="assemble pretrained parts to a folder that is ready to train")
     command.add_argument("--preset", help="a model of the paper's tables, such as clip-dinov2-summation")
@@ -203,7 +210,7 @@ def add_demo(commands):
     command = commands.add_parser("demo", help="start a page to talk to a model in the browser")
     command.add_argument("--model", help="folder or Hub id; default: the bundled tiny model")
     command.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other computers in")
-    command.add_argument("--port", type=count, help="default: the first free one from 7860")
+    command.add_argument("--port", type=port, help="default: the first free one from 7860")
     command.set_defaults(run=demo)
 
 
@@ -211,7 +218,7 @@ def add_serve(commands):
     command = commands.add_parser("serve", help="serve a model to OpenAI clients and `transformers chat`")
     command.add_argument("model", help="folder or Hub id")
     command.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other computers in")
-    command.add_argument("--port", type=count, default=8000)
+    command.add_argument("--port", type=port, default=8000)
     command.set_defaults(run=serve)
 
 

@@ -86,6 +86,15 @@ def test_options_may_stand_between_words(line, field, words, capsys):
     assert "unrecognized arguments: --no-such-option" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["serve folder", "demo"])
+def test_a_port_is_1_to_65535(command, capsys):
+    for port in ("0", "65536", "99999", "http"):
+        with pytest.raises(SystemExit, match="2"):
+            build_parser().parse_args([*command.split(), "--port", port])
+        assert "--port" in (said := capsys.readouterr().err) and port in said
+    assert build_parser().parse_args([*command.split(), "--port", "65535"]).port == 65535
+
+
 def test_wrong_usage_exits_with_code_2():
     with pytest.raises(SystemExit, match="2"):
         main([])

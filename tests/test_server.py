@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import httpx
 from transformers.cli import serve as transformers_serve  # noqa: F401  # before a test says that it lacks its packages
 
 from omnifusion_hf.ask import EXAMPLES, TINY, answer, complete, load, prompts
@@ -132,13 +133,24 @@ def test_a_stream_gives_the_same_answer_piece_by_piece(client):
         (user({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}, text("What?")), "Pillow"),
         (user({"type": "image_url", "image_url": {"url": "/no/such.png"}}, text("What?")), "No picture at"),
         ({"role": "narrator", "content": "Hello"}, "Roles are"),
+        ({"content": "Hello"}, "message 0 has no role"),
+        (user({"type": "video_url", "video_url": {"url": "/no/such.mp4"}}), "message 0: a part must be"),
+        (user({"type": "image_url"}, text("What?")), "message 0: a part must be"),
+        (user(text("word " * 1020)), r"takes 1\d\d\d tokens, .* room for 1024"),
     ],
-    ids=["no picture", "no file", "unknown role"],
+    ids=["no picture", "no file", "unknown role", "no role", "video", "no URL", "too long"],
 )
 def test_a_request_that_cannot_be_answered_is_told_why_and_the_server_lives_on(client, message, reason):
     with pytest.raises(openai.BadRequestError, match=reason):
         ask(client, message)
     assert ask(client, user(picture(FIRST["picture"]), text(FIRST["question"]))).choices[0].message.content == "black"
+
+
+@pytest.mark.parametrize("body", [{}, {"messages": []}, {"messages": "Hello"}, {"messages": ["Hello"]}, []])
+def test_a_request_without_messages_is_refused_without_a_trace_in_the_log(server, port, body):
+    answered = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body)
+    assert answered.status_code == 400 and "message" in answered.json()["error"]["message"]
+    assert "Traceback" not in server[1].read_text()
 
 
 def test_clients_find_the_model_by_name_and_no_other_is_served(client):
@@ -175,7 +187,7 @@ def test_without_its_packages_it_says_what_to_install(monkeypatch, capsys):
 
 def test_a_folder_that_is_none_is_refused_in_one_line(capsys, tmp_path):
     assert main(["serve", str(tmp_path / "nothing")]) == 2
-    assert str(tmp_path / "nothing") in capsys.readouterr().err
+    assert f"there is no folder {tmp_path / 'nothing'}" in capsys.readouterr().err
 
 
 def test_terminated_it_ends_cleanly(server, port):

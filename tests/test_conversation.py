@@ -102,6 +102,16 @@ def test_a_bad_file_is_named_with_the_reason(conversation, tmp_path):
     assert conversation.messages([user_turn("What?", [str(tmp_path / "whole.png")])])  # control
 
 
+def test_a_phones_photograph_with_a_second_picture_in_it_is_taken(conversation, tmp_path):
+    first, second = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (8, 6), "blue")
+    path = tmp_path / "photo.jpg"
+    first.save(path, format="MPO", save_all=True, append_images=[second])
+    assert Image.open(path).format == "MPO"
+    [message] = conversation.messages([user_turn("What?", [str(path)])])
+    picture = message["content"][0]["image"]
+    assert picture.size == (40, 30) and picture.getpixel((20, 15))[0] > 200
+
+
 @pytest.mark.parametrize(
     "text, num_pictures, said",
     [

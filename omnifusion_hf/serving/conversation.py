@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from transformers import TextIteratorStreamer
 
+from ..ask import context_length, room_for_answer
 from ..draw_views import draw_views
 from ..image_processing_omnifusion import open_image, viewer_rgb
 from ..processing_omnifusion import TokenCount
@@ -24,7 +25,14 @@ MAX_PICTURES = 8  # in a conversation
 MAX_CHARACTERS = 2000  # in a question
 MAX_NEW_TOKENS = 512
 # Not all that Pillow reads: files come from strangers, and to decode an EPS, say, it starts Ghostscript.
-SUFFIXES = {"PNG": [".png"], "JPEG": [".jpg", ".jpeg"], "WEBP": [".webp"], "GIF": [".gif"], "BMP": [".bmp"]}
+SUFFIXES = {
+    "PNG": [".png"],
+    "JPEG": [".jpg", ".jpeg"],
+    "MPO": [".mpo"],  # many phones' JPEG: with a second picture (depth, a preview) behind the first
+    "WEBP": [".webp"],
+    "GIF": [".gif"],
+    "BMP": [".bmp"],
+}
 
 
 def user_turn(text: str, paths: list[str]) -> dict:
@@ -64,7 +72,7 @@ class Conversation:
     def __init__(self, model, processor):
         self.model, self.processor = model, processor
         self.max_pixels = processor.image_processor.max_image_pixels
-        self.context_length = getattr(model.config.text_config, "max_position_embeddings", None)
+        self.context_length = context_length(model)
 
     def messages(self, said: list[dict]) -> list[dict]:
         """Messages of the chat template, pictures opened."""
@@ -96,17 +104,15 @@ class Conversation:
         return draw_views(pictures[-1], views, last, image_processor, pictures[-1].filename), count
 
     def prompt(self, messages: list[dict], view_strategy: str):
-        """What the model reads to answer the last message."""
+        """What the model reads to answer the last message. Raises `ValueError` where it leaves no room for that."""
         inputs = self.processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
             processor_kwargs={"view_strategy": view_strategy},
         )  # fmt: skip
-        num_tokens = inputs["input_ids"].shape[1]
-        if self.context_length is not None and num_tokens >= self.context_length:
-            raise ValueError(
-                f"With this question the chat takes {num_tokens} tokens, and the model has room for "
-                f"{self.context_length}, its answer included; clear the chat, or choose whole views."
-            )
+        try:
+            room_for_answer(inputs, self.context_length, MAX_NEW_TOKENS)
+        except ValueError as error:
+            raise ValueError(f"The chat is too long with this question, clear it: {error}") from None
         return inputs.to(self.model.device)
 
     def answer(self, inputs) -> Iterator[str]:
@@ -115,9 +121,7 @@ class Conversation:
         The model writes in a thread of its own. It ends with the answer, when generation fails (that error is raised
         here) and, at the next token, when this iterator is closed.
         """
-        room = MAX_NEW_TOKENS
-        if self.context_length is not None:
-            room = min(room, self.context_length - inputs["input_ids"].shape[1])
+        room = room_for_answer(inputs, self.context_length, MAX_NEW_TOKENS)
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         closed = Event()
 

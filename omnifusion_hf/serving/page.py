@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from transformers.utils import logging
 
 from ..ask import EXAMPLES, TINY, load
-from .conversation import MAX_CHARACTERS, MAX_PICTURES, SUFFIXES, Conversation, paths_of, text_of, text_part, user_turn
+from .conversation import MAX_PICTURES, SUFFIXES, Conversation, paths_of, text_of, text_part, user_turn
 
 
 try:
@@ -121,7 +121,7 @@ def build_page(conversation: Conversation, about: str) -> gr.Blocks:
                 box = gr.MultimodalTextbox(
                     file_count="multiple", file_types=sum(SUFFIXES.values(), []), label="Question", show_label=False,
                     placeholder="Add pictures with the clip, then ask",
-                    max_plain_text_length=MAX_CHARACTERS + 1,  # longer text is pasted as a file
+                    max_plain_text_length=10**9,  # longer text would be pasted as a file, and refused as one
                 )  # fmt: skip
             with gr.Column(scale=2):
                 chosen = conversation.processor.image_processor.view_strategy
@@ -139,7 +139,8 @@ def connect(handlers: Handlers, box: gr.MultimodalTextbox, chat: gr.Chatbot, str
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     picked = chat.example_select(pick, None, box, **quiet)
     read, changed = [box, chat, strategy], [box, chat, *seen]
-    asked = [asks(handlers.ask, read, changed, concurrency_id="model", **quiet) for asks in (box.submit, picked.then)]
+    told = quiet | {"show_progress": "minimal", "show_progress_on": chat}  # the place in the queue, and the time
+    asked = [asks(handlers.ask, read, changed, concurrency_id="model", **told) for asks in (box.submit, picked.then)]
     for answered in asked:
         answered.then(handlers.unlock, chat, [box, chat], **quiet)
     box.stop(None, None, None, cancels=asked, api_visibility="private")
@@ -156,7 +157,7 @@ def start(model: str | None = None, host: str = "127.0.0.1", port: int | None = 
         host: the address to listen on; `"0.0.0.0"` lets other computers in.
         port: default: the first free one from 7860.
     """
-    about = ABOUT_TINY if model is None else ABOUT.format(model=model, pictures=MAX_PICTURES)
+    about = ABOUT.format(model=model, pictures=MAX_PICTURES) if model else ABOUT_TINY
     page = build_page(Conversation(*load(model or TINY)), about)
     page.launch(
         server_name=host, server_port=port, share=False, prevent_thread_lock=True, quiet=True,

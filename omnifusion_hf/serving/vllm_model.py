@@ -19,7 +19,8 @@ class OmniFusionForVllm(TransformersMultiModalForCausalLM):
         vocab_size = self.text_config.vocab_size
         self.logits_processor = LogitsProcessor(vocab_size)  # the product alone: vLLM's does not know every scaling
         predicted = self.config.predicted_vocab_size or vocab_size
-        self.never_generated = sorted({*range(predicted, vocab_size), *self.config.special_token_ids})
+        never_generated = sorted({*range(predicted, vocab_size), *self.config.special_token_ids})
+        self.register_buffer("never_generated", torch.tensor(never_generated), persistent=False)
 
     def _patch_config(self):
         """Parts are built in the dtype that their own configuration says; all are served in one."""
@@ -33,5 +34,4 @@ class OmniFusionForVllm(TransformersMultiModalForCausalLM):
         if logits is None:
             return None
         logits = scale_logits(logits, self.text_config)
-        logits[..., self.never_generated] = float("-inf")
-        return logits
+        return logits.index_fill_(-1, self.never_generated, float("-inf"))

@@ -11,7 +11,15 @@ from tqdm import tqdm
 from omnifusion_hf.ask import complete, prompts
 from omnifusion_hf.evaluation import asking
 from omnifusion_hf.evaluation.answers import Answer, AnswerLog, read_answers
-from omnifusion_hf.evaluation.asking import AS_IT_IS, Asker, model_facts, open_log, opened, present_as_it_is
+from omnifusion_hf.evaluation.asking import (
+    AS_IT_IS,
+    Asker,
+    model_facts,
+    model_hash,
+    open_log,
+    opened,
+    present_as_it_is,
+)
 from omnifusion_hf.evaluation.questions import Question, read_questions
 
 
@@ -116,3 +124,14 @@ def test_a_model_that_was_replaced_is_another_one(processor):
     assert [facts["dtype"] for facts in (before, changed[-1])] == ["float32", "bfloat16"]
     other = model_facts(model, tiny.processor(model.config, view_strategy="grid"))
     assert other["processor_sha256"] != before["processor_sha256"]
+
+
+def test_quantised_weights_count_as_well():
+    torchao = pytest.importorskip("torchao.quantization", reason="pip install torchao; no quantised weight was hashed")
+    model = tiny.model(tiny.config())
+    torchao.quantize_(model.model.language_model, torchao.Int8WeightOnlyConfig(version=2))
+    weights = [weight for weight in model.state_dict().values() if hasattr(weight, "qdata")]
+    before = model_hash(model)
+    assert weights and model_hash(model) == before
+    weights[0].qdata[0, 0] ^= 1
+    assert model_hash(model) != before

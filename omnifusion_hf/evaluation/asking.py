@@ -2,7 +2,7 @@
 """Asking a model many questions in batches, so that a killed run goes on and the batch size changes no answer."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -110,8 +110,18 @@ def model_hash(model) -> str:
     digest = sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     for name, weight in sorted(model.state_dict().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+        for plain in _plain(weight):
+            digest.update(plain.cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _plain(weight: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensors that a quantised weight of torchao is made of; any other weight is one."""
+    if not hasattr(weight, "__tensor_flatten__"):
+        yield weight.detach()
+        return
+    for name in weight.__tensor_flatten__()[0]:
+        yield from _plain(getattr(weight, name))
 
 
 def open_log(folder: str | Path, settings: dict) -> AnswerLog:

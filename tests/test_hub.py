@@ -51,6 +51,11 @@ def test_card_reads_training_and_results(folder, tmp_path):
     assert card.data.library_name == "transformers" and card.data.model_name == "omni"
 
 
+def test_a_card_of_a_folder_that_is_not_there_is_refused_in_one_line(tmp_path, capsys):
+    assert main(["card", str(tmp_path / "gone")]) == 2
+    assert f"omnifusion: error: there is no folder {tmp_path / 'gone'}." in capsys.readouterr().err
+
+
 def test_card_without_training_or_results_has_no_such_sections(folder):
     card = hub.render_card(folder, hub.CardFacts())
     assert "## Training" not in card.text and "## Evaluation" not in card.text

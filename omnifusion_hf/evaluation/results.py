@@ -130,14 +130,13 @@ def result_files(path: Path) -> list[Path]:
 
     Some tasks leave files of such a name under submissions/; those do not begin with a date.
     """
-    if not path.exists():
-        raise ValueError(f"there is no {path}; give what --output_path of lmms-eval named.")
     if path.is_file():
         return [path]
     if files := sorted(path.rglob(f"[0-9]*{RESULTS}")):
         return files
+    found = f"{path} holds no *{RESULTS}" if path.exists() else f"there is no {path}"
     raise ValueError(
-        f"{path} holds no *{RESULTS}; give what --output_path of lmms-eval named. "
+        f"{found}; give what --output_path of lmms-eval named. "
         "lmms-eval may exit with 0 when it failed: look at what it printed."
     )
 

@@ -63,6 +63,7 @@ def test_views_draws_a_picture_and_tells_its_tokens(tmp_path, capsys):
     ],
 )
 def test_mistake_in_views_is_one_line_and_leaves_no_file(arguments, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it tries for long to reach the Hub
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (300, 200)).save("in.png")
     assert main(["views", *arguments, "-o", "out.png"]) == 2

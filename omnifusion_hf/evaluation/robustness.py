@@ -42,10 +42,9 @@ def conditions_of(names: Iterable[str], epsilons: list[float] | None = None) -> 
 
 def ask_perturbed(asker: Asker, questions: list[Question], conditions: list[Condition], seed: int = 0) -> list[Answer]:
     """Asks every question that has pictures under every condition; resumes what the asker's log holds."""
-    swapped = swap_pictures(questions)
+    asked = {SWAPPED: swap_pictures(questions), REMOVED: [without_pictures(each) for each in questions]}
     with tqdm(total=len(questions) * len(conditions), unit="answer", disable=None) as bar:
         for condition in conditions:
-            asked = {SWAPPED: swapped, REMOVED: [without_pictures(each) for each in questions]}
             present = presentation(asker, condition, seed)
             asker.ask(asked.get(condition[0], questions), condition, present, bar)
     return asker.answers(questions, conditions)

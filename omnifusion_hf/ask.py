@@ -46,9 +46,9 @@ def load(folder_or_hub_id: str, device: str | None = None, **options):
         return model.eval(), AutoProcessor.from_pretrained(folder_or_hub_id)
 
 
-def context_length(model) -> int | None:
-    """The tokens that the LLM has room for, prompt and answer; None for one without a limit (BLOOM, MPT)."""
-    return getattr(model.config.text_config, "max_position_embeddings", None)
+def context_length(text_config) -> int | None:
+    """The tokens that an LLM has room for, prompt and answer; None for one without a limit (BLOOM, MPT)."""
+    return getattr(text_config, "max_position_embeddings", None)
 
 
 def room_for_answer(inputs, context_length: int | None, max_new_tokens: int) -> int:
@@ -95,7 +95,8 @@ def answer(model, processor, pictures: list, question: str, max_new_tokens: int 
     content = [{"type": "image", "image": str(p) if isinstance(p, Path) else p} for p in pictures]
     message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
     inputs = prompts(processor, [[message]])
-    return complete(model, inputs, processor, room_for_answer(inputs, context_length(model), max_new_tokens))[0]
+    room = room_for_answer(inputs, context_length(model.config.text_config), max_new_tokens)
+    return complete(model, inputs, processor, room)[0]
 
 
 def answer_examples(model, processor) -> list[dict]:

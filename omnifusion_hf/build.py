@@ -9,6 +9,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import AutoConfig
 
+from .ask import context_length
 from .configuration_omnifusion import ALL_LAYERS, ENCODER_FAMILIES, OmniFusionVisionConfig
 from .files import staged_folder
 from .modeling_omnifusion import OmniFusionForConditionalGeneration
@@ -154,7 +155,7 @@ def report(model: OmniFusionForConditionalGeneration, processor: OmniFusionProce
     """What was built, what stage 1 trains in it (the model is prepared for that), and the command that does."""
     vision, text = model.config.vision_config, model.config.text_config
     encoders = [f"{c.model_type} {size} px" for c, size in zip(vision.encoder_configs, vision.image_sizes)]
-    cost = processor.count_tokens((1080, 1920), getattr(text, "max_position_embeddings", None))
+    cost = processor.count_tokens((1080, 1920), context_length(text))
     data = "data_path=DATA.json image_folder=PICTURES"
     next_command = f"omnifusion train recipes/pretrain.yaml model_name_or_path={folder} {data}"
     if cost.total > 1536:  # the recipe's max_length is 2048, and the conversation needs room

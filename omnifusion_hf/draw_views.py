@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from . import ask
 from .configuration_omnifusion import OmniFusionConfig
 from .image_processing_omnifusion import OmniFusionImageProcessor, cut_picture, open_image, viewer_rgb
 from .processing_omnifusion import TokenCount
@@ -46,7 +47,7 @@ def draw_file(
         processor = OmniFusionImageProcessor.from_pretrained(model, **image_options)
         config = OmniFusionConfig.from_pretrained(model)
         tokens = tokens or config.image_seq_length
-        context_length = context_length or getattr(config.text_config, "max_position_embeddings", None)
+        context_length = context_length or ask.context_length(config.text_config)
     image = viewer_rgb(open_image(picture, processor.max_image_pixels))
     views = processor.plan_views([(image.height, image.width)], regions=regions)[0]
     count = TokenCount([len(views)], tokens, context_length)

@@ -11,6 +11,8 @@ from importlib.metadata import version
 
 from accelerate.utils import gather_object
 
+from ..ask import context_length
+
 
 PACKAGES = ("omnifusion_hf", "transformers", "torch", "lmms-eval")
 
@@ -33,7 +35,7 @@ class RunRecord:
             "attn_implementation": model.config._attn_implementation,
             "batch_size": batch_size,
             "processor_sha256": processor_hash(processor),
-            "context_length": getattr(model.config.text_config, "max_position_embeddings", None),  # BLOOM names none
+            "context_length": context_length(model.config.text_config),
         }
         self.prompts = {}  # task -> doc_id -> (hash, length)
 

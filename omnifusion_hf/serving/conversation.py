@@ -72,7 +72,7 @@ class Conversation:
     def __init__(self, model, processor):
         self.model, self.processor = model, processor
         self.max_pixels = processor.image_processor.max_image_pixels
-        self.context_length = context_length(model)
+        self.context_length = context_length(model.config.text_config)
 
     def messages(self, said: list[dict]) -> list[dict]:
         """Messages of the chat template, pictures opened."""

@@ -85,7 +85,7 @@ def refuse_long_prompts(manager: ModelManager):
 
     def prompt(model, processor, *args, **kwargs):
         inputs = type(processor).apply_chat_template(processor, *args, **kwargs)
-        room_for_answer(inputs, context_length(model), max_new_tokens=1)
+        room_for_answer(inputs, context_length(model.config.text_config), max_new_tokens=1)
         return inputs
 
     def load_checked(*args, **kwargs):

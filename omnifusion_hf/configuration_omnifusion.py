@@ -23,7 +23,8 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -32,7 +33,6 @@ from transformers.image_utils import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
 )
-from transformers.models.auto.image_processing_auto import get_image_processor_config
 
 
 SPECIAL_TOKENS = {
@@ -89,6 +89,20 @@ def padded_vocab_size(rows: int) -> int:
     return -(-rows // 64) * 64
 
 
+def saved_fields(config: PreTrainedConfig) -> dict:
+    """A part's configuration as it is saved: its class's fields, and of those of all configurations what was set."""
+    return {name: value for name, value in config.to_diff_dict().items() if name != "transformers_version"}
+
+
+def published_normalization(name: str) -> dict[str, list[float]]:
+    """Mean and standard deviation of an encoder's own image processor; empty where it brings none."""
+    try:
+        processor, _ = ImageProcessingMixin.get_image_processor_dict(name)
+    except OSError:
+        return {}
+    return {key: processor[key] for key in ("image_mean", "image_std") if processor.get(key)}
+
+
 @strict
 class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     r"""
@@ -138,8 +152,7 @@ class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         """From names or folders of encoders; each one's own image processor, where it has one, gives normalisation."""
         configs = [AutoConfig.from_pretrained(name) for name in vision]
         configs = [getattr(config, "vision_config", config) for config in configs]
-        keys, processors = ("image_mean", "image_std"), [get_image_processor_config(name) for name in vision]
-        published = [{key: processor[key] for key in keys if processor.get(key)} for processor in processors]
+        published = [published_normalization(name) for name in vision]
         return cls(encoder_configs=configs, **{"image_normalizations": published} | kwargs)
 
     def _check_families(self):
@@ -183,10 +196,7 @@ class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
 
     def to_dict(self) -> dict:
         output = super().to_dict()
-        output["encoder_configs"] = [config.to_diff_dict() for config in self.encoder_configs]
-        for config in output["encoder_configs"]:
-            config.pop("transformers_version", None)
-        return output
+        return output | {"encoder_configs": [saved_fields(config) for config in self.encoder_configs]}
 
     @property
     def image_size(self) -> int:
@@ -241,10 +251,9 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     """
 
     model_type = "omnifusion"
-    sub_configs_defaults = {
-        "vision_config": SubConfigSpec(config_class=OmniFusionVisionConfig),
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="mistral", init_kwargs={"vocab_size": 32064}),
-    }
+    # `sub_configs_defaults`, its successor in transformers 5.20, would save parts without the values that are defaults
+    # of the version at hand, and another version may have others.
+    sub_configs = {"vision_config": OmniFusionVisionConfig, "text_config": AutoConfig}
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
@@ -264,6 +273,11 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        if not isinstance(self.vision_config, PreTrainedConfig):
+            self.vision_config = OmniFusionVisionConfig(**(self.vision_config or {}))
+        if not isinstance(self.text_config, PreTrainedConfig):
+            text_config = self.text_config or {"vocab_size": 32064}
+            self.text_config = AutoConfig.for_model(**{"model_type": "mistral"} | text_config)
         super().__post_init__(**kwargs)
         self._resolve_feature_layers()
         # Text configurations carry the flag for their own class; the head is ours.
@@ -294,6 +308,10 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
             **ids,
             **kwargs,
         )
+
+    def to_dict(self) -> dict:
+        parts = {name: saved_fields(getattr(self, name)) for name in self.sub_configs}
+        return super().to_dict() | parts
 
     def _resolve_feature_layers(self):
         encoders, given = self.vision_config.encoder_configs, self.vision_feature_layer

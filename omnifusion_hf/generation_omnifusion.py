@@ -11,70 +11,129 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What `generate()` does otherwise here: tokens that are never an answer, the n-gram rule, views in a kept cache."""
+"""Changes to `generate()`: suppressed tokens, n-gram ban without the prompt, images encoded once for each sample."""
+
+from functools import wraps
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers.cache_utils import Cache
 from transformers.generation import (
+    GenerationConfig,
     GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
     NoRepeatNGramLogitsProcessor,
+    SuppressTokensLogitsProcessor,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 
-class AnswerOnly(LogitsProcessor):
-    """Hides the prompt from another logits processor."""
+class SuppressSpecialTokens(SuppressTokensLogitsProcessor):
+    """A class of its own: transformers drops its processor of a class for one that is passed."""
 
-    def __init__(self, processor: LogitsProcessor, prompt_length: int):
-        self.processor, self.prompt_length = processor, prompt_length
+
+class NoRepeatNGramInAnswer(LogitsProcessor):
+    """The n-gram ban over generated tokens alone."""
+
+    def __init__(self, ngram_size: int, prompt_length: int):
+        self.ban, self.prompt_length = NoRepeatNGramLogitsProcessor(ngram_size), prompt_length
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        return self.processor(input_ids[:, self.prompt_length :], scores)
+        return self.ban(input_ids[:, self.prompt_length :], scores)
 
 
 class OmniFusionGenerationMixin(GenerationMixin):
-    """transformers' own `generate()`, with the hooks that OmniFusion needs."""
+    """transformers' own `generate()`, with what OmniFusion needs around it."""
 
-    def _prepare_generation_config(self, generation_config, **kwargs):
-        # Special tokens are places and marks, never an answer, whatever else a caller suppresses.
-        generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
-        suppressed = {*(generation_config.suppress_tokens or ()), *self.config.special_token_ids}
-        generation_config.suppress_tokens = sorted(suppressed)
-        return generation_config, model_kwargs
+    def generate(
+        self,
+        inputs: torch.LongTensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        **kwargs,
+    ):
+        """As transformers' `generate()`; `pixel_values` and `image_view_index` are those of the processor. With a kept
+        cache, images may be those of the whole conversation or the new ones alone.
 
-    def _get_logits_processor(self, generation_config, input_ids_seq_length=None, **kwargs):
-        # The release generates from embeddings, so its n-gram rule never sees the prompt; converted models say so.
-        processors = super()._get_logits_processor(generation_config, input_ids_seq_length, **kwargs)
-        if getattr(generation_config, "no_repeat_ngram_in_prompt", True):
-            return processors
-        return LogitsProcessorList(
-            AnswerOnly(processor, input_ids_seq_length)
-            if isinstance(processor, NoRepeatNGramLogitsProcessor)
-            else processor
-            for processor in processors
-        )
+        Special tokens are places and marks: they are never generated. `no_repeat_ngram_in_prompt=False` in the
+        generation configuration (converted v1.1 has it) keeps the n-gram ban from looking into the prompt.
+        """
+        input_ids = kwargs.get("input_ids") if inputs is None else inputs
+        prompt_length = 0 if input_ids is None else input_ids.shape[1]
 
-    def _maybe_prepare_encoder_kwargs_for_generation(self, inputs_tensor, model_kwargs, model_input_name, *args):
-        if model_input_name == "input_ids" and model_kwargs.get("pixel_values") is not None:
-            model_kwargs = self._without_cached_views(inputs_tensor, model_kwargs)
-        return super()._maybe_prepare_encoder_kwargs_for_generation(
-            inputs_tensor, model_kwargs, model_input_name, *args
-        )
+        def setting(name: str):
+            configs = [vars(config) for config in (generation_config, self.generation_config) if config is not None]
+            return next((given[name] for given in (kwargs, *configs) if given.get(name) is not None), None)
 
-    def _without_cached_views(self, input_ids: torch.LongTensor, model_kwargs: dict) -> dict:
-        """Drops views whose tokens a kept cache holds, so that each turn may pass the whole conversation again."""
-        cache, pixel_values = model_kwargs.get("past_key_values"), model_kwargs["pixel_values"]
-        in_cache = cache.get_seq_length() if cache is not None else 0
+        processors = [SuppressSpecialTokens(self.config.special_token_ids, device=self.device)]
+        if setting("no_repeat_ngram_in_prompt") is False and setting("no_repeat_ngram_size"):
+            processors.append(NoRepeatNGramInAnswer(setting("no_repeat_ngram_size"), prompt_length))
+            kwargs["no_repeat_ngram_size"] = 0
+        if input_ids is not None:
+            kwargs |= self._images_for_generation(input_ids, kwargs)
+        processors = LogitsProcessorList([*processors, *(logits_processor or [])])
+        return super().generate(inputs, generation_config, processors, **kwargs)
+
+    def _images_for_generation(self, input_ids: torch.LongTensor, kwargs: dict) -> dict:
+        """The images in `kwargs` in a form that is repeated with its sample: one row of visual tokens for each."""
+        given = {name: kwargs.pop(name, None) for name in ("pixel_values", "image_view_index", "mm_encoder_outputs")}
+        cache = _cache_of(kwargs)
+        tokens = self._new_visual_tokens(input_ids, 0 if cache is None else cache.get_seq_length(), **given)
+        if not any(map(len, tokens)):
+            return {}
+        if kwargs.get("assistant_model") is None:
+            return {"image_embeds": pad_sequence(tokens, batch_first=True)}  # (B, N, D)
+        # A draft model gets all arguments but this one. It drafts for one sample, so that nothing is repeated.
+        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=tokens)}}
+
+    @torch.no_grad()
+    def _new_visual_tokens(
+        self,
+        input_ids: torch.LongTensor,
+        cached_length: int,
+        pixel_values: torch.Tensor | None,
+        image_view_index: torch.LongTensor | None,
+        mm_encoder_outputs: dict | None,
+    ) -> list[torch.Tensor]:
+        """Visual tokens for the places that a kept cache does not hold, one (N, D) per sample.
+
+        Raises `ValueError` where places and tokens differ in number.
+        """
         is_image = input_ids == self.config.image_token_id
-        views = is_image.sum(-1) // self.config.image_seq_length  # (B,)
-        cached = is_image[:, :in_cache].sum(-1) // self.config.image_seq_length  # (B,)
-        if not cached.any() or len(pixel_values) != views.sum():
-            return model_kwargs
-        new = torch.cat([torch.arange(total) >= known for total, known in zip(views.tolist(), cached.tolist())])
-        per_view = {
-            name: model_kwargs.pop(name) for name in ("pixel_values", "image_view_index") if name in model_kwargs
-        }
-        return model_kwargs | ({name: values[new] for name, values in per_view.items()} if new.any() else {})
+        all_, new = (places.sum(-1).tolist() for places in (is_image, is_image[:, cached_length:]))
+        outputs = (mm_encoder_outputs or {}).get("image")
+        if pixel_values is not None:
+            views, unseen = ([count // self.config.image_seq_length for count in counts] for counts in (all_, new))
+            if len(pixel_values) == sum(views):  # the whole conversation: what the cache holds is not encoded again
+                keep = torch.cat([torch.arange(total) >= total - last for total, last in zip(views, unseen)])
+                pixel_values = pixel_values[keep]
+                image_view_index = None if image_view_index is None else image_view_index[keep]
+            if len(pixel_values):
+                outputs = self.get_image_features(pixel_values.to(self.device), image_view_index, return_dict=True)
+        tokens = torch.cat(outputs.pooler_output) if outputs is not None else torch.empty(0)  # (ΣN, D)
+        given = all_ if len(tokens) == sum(all_) else new
+        if len(tokens) != sum(given):
+            raise ValueError(
+                f"Image features and image tokens do not match: new <image> tokens per sample {new}, image features "
+                f"{len(tokens)}; make both with one OmniFusionProcessor, and with a kept cache pass all images or the "
+                "new ones alone."
+            )
+        return [sample[len(sample) - last :] for sample, last in zip(tokens.split(given), new)]
+
+    @wraps(GenerationMixin.prepare_inputs_for_generation)
+    def prepare_inputs_for_generation(self, *args, is_first_iteration: bool = False, **kwargs) -> dict:
+        inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+        cache = _cache_of(kwargs)
+        if not is_first_iteration and cache is not None and cache.get_seq_length():  # it holds the images
+            for name in ("image_embeds", "mm_encoder_outputs"):
+                inputs.pop(name, None)
+        return inputs
+
+
+def _cache_of(kwargs: dict) -> Cache | None:
+    """The kept cache among arguments; transformers 5.24 renamed it."""
+    return kwargs.get("cache", kwargs.get("past_key_values"))
 
 
 __all__ = ["OmniFusionGenerationMixin"]

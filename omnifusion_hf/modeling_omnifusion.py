@@ -20,12 +20,18 @@ import copy
 from dataclasses import dataclass
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import distributed as dist
 from torch import nn
 from transformers import AutoModel
-from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
-from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+    ModelOutput,
+)
+from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
@@ -36,27 +42,29 @@ from .configuration_omnifusion import OmniFusionConfig
 from .generation_omnifusion import OmniFusionGenerationMixin
 from .head_omnifusion import loss_of_answers, predict
 from .modeling_omnifusion_projector import PROJECTORS
-from .modeling_omnifusion_vision import OmniFusionVisionModel, OmniFusionVisionOutput, side_by_side
+from .modeling_omnifusion_vision import OmniFusionVisionModel, side_by_side
 from .views_omnifusion import views_per_image
 
 
+# transformers 5.24 renamed the cache in outputs and arguments. It is never named here: subclasses inherit its field,
+# `**kwargs` hands it on and `**outputs` hands it back.
 @dataclass
 class OmniFusionModelOutputWithPast(BaseModelOutputWithPast):  # trf-ignore: TRF057
-    """As `BaseModelOutputWithPast`; image_hidden_states: visual tokens of the batch's pictures in order, (ΣV·P, D)."""
+    """As `BaseModelOutputWithPast`; image_outputs: what `get_image_features` gave for the batch's images."""
 
-    image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 @dataclass
-class OmniFusionCausalLMOutputWithPast(ModelOutput):  # trf-ignore: TRF057
-    """loss: scalar. logits: (B, L, vocab). image_hidden_states: visual tokens of the batch's pictures, (ΣV·P, D)."""
+class OmniFusionCausalLMOutputWithPast(CausalLMOutputWithPast):  # trf-ignore: TRF057
+    """As `CausalLMOutputWithPast`; image_outputs: what `get_image_features` gave for the batch's images."""
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor] | None = None
-    attentions: tuple[torch.Tensor] | None = None
-    image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
+
+
+def shared_fields(outputs: ModelOutput, output_class: type[ModelOutput]) -> dict:
+    """What of `outputs` the other class has a field for: some LLMs return more, such as router logits."""
+    return {name: value for name, value in outputs.items() if name in output_class.__dataclass_fields__}
 
 
 AUTO_MAP = {
@@ -92,7 +100,7 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
     supports_gradient_checkpointing = True
     # Attention and residuals of a view must stay on one device.
     _no_split_modules = ["ProjectorLayer", "SummationProjector", "AttentionProjector"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     # Activations of large encoders leave float16's range (InternViT-6B does); bfloat16 is not touched by this.
     _keep_in_fp32_modules = ["vision_tower", "multi_modal_projector"]
 
@@ -125,6 +133,20 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         # A class adds its own name alone, but serving engines look for the headless AutoModel in any saved folder.
         self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    def load_adapter(self, peft_model_id: str | None = None, adapter_name: str | None = None, **kwargs):
+        """As usual. transformers before 5.18 loads LoRA's factors alone and leaves out what PEFT saves beside them,
+        the adapter and the special tokens' rows; there PEFT loads the file once more."""
+        info = super().load_adapter(peft_model_id, adapter_name, **kwargs)
+        if peft_model_id is None or Version(transformers.__version__) >= Version("5.18"):
+            return info
+        try:  # remote code is refused where a package that it imports elsewhere is not installed
+            from peft import load_peft_weights, set_peft_model_state_dict
+        except ImportError:
+            raise  # transformers has asked for PEFT before
+        weights = load_peft_weights(peft_model_id, device="cpu", **kwargs.get("adapter_kwargs") or {})
+        weights = {name.removeprefix("base_model.model."): weight for name, weight in weights.items()}
+        return set_peft_model_state_dict(self, weights, adapter_name or "default")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -165,10 +187,9 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
 
     def encode_views(
         self, pixel_values: torch.Tensor, image_view_index: torch.LongTensor | None = None, **kwargs
-    ) -> OmniFusionVisionOutput:
-        """What the encoders give, with the visual tokens (ΣV, P, D) as its `features`. Which view belongs to which
-        picture does not matter for them: splitting needs the values of `image_view_index`, which a compiled graph has
-        not."""
+    ) -> BaseModelOutputWithPooling:
+        """As `get_image_features`, with the visual tokens of all views as one tensor, `pooler_output` [(ΣV·P, D)]: a
+        compiled graph has no values of `image_view_index` to split them by."""
         if image_view_index is not None and len(image_view_index) != len(pixel_values):
             raise ValueError(
                 f"image_view_index has {len(image_view_index)} entries for {len(pixel_values)} views in pixel_values; "
@@ -176,11 +197,17 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
             )
         # Quantised weights are integers; biases and norms keep the dtype that the adapter computes in.
         dtype = next(p.dtype for p in self.multi_modal_projector.parameters() if p.is_floating_point())
-        return self.vision_tower(
+        outputs = self.vision_tower(
             pixel_values,
             read=lambda features: self.multi_modal_projector(feature.to(dtype) for feature in features),
             return_dict=True,
             **kwargs,
+        )
+        return BaseModelOutputWithPooling(
+            last_hidden_state=side_by_side(outputs.last_features),
+            pooler_output=[outputs.features.flatten(0, 1)],  # (ΣV·P, D)
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
     @can_return_tuple
@@ -190,30 +217,26 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         image_view_index: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
-        """Visual tokens of the pictures.
+        """Visual tokens of the images.
 
         Args:
             pixel_values: (ΣV, 3, S, S).
-            image_view_index: (ΣV,), 0 at the first view of each picture; without it every view is a picture.
+            image_view_index: (ΣV,), 0 at the first view of each image; without it every view is an image.
 
         Returns: `last_hidden_state` (ΣV, max P_e, Σd), the encoders' last features side by side, and `pooler_output`,
-        the adapter's output, one (V·P, D) per picture.
+        the adapter's output, one (V·P, D) per image.
         """
         outputs = self.encode_views(pixel_values, image_view_index, **kwargs)
-        tokens = outputs.features  # (ΣV, P, D)
-        num_views = [1] * len(tokens) if image_view_index is None else views_per_image(image_view_index.cpu())
-        return BaseModelOutputWithPooling(
-            last_hidden_state=side_by_side(outputs.last_features),
-            pooler_output=[views.flatten(0, 1) for views in tokens.split(num_views)],  # (V·P, D) each
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        num_views = [1] * len(pixel_values) if image_view_index is None else views_per_image(image_view_index.cpu())
+        num_tokens = [count * self.config.image_seq_length for count in num_views]
+        outputs.pooler_output = list(outputs.pooler_output[0].split(num_tokens))  # (V·P, D) each
+        return outputs
 
     def _tokens_of_no_picture(self, device: torch.device) -> torch.Tensor:
-        """None of the tokens of a blank view, (0, P, D). Ranks wait for one another's weights and gradients, so
+        """None of the tokens of a blank view, (0, D). Ranks wait for one another's weights and gradients, so
         encoders and adapter take part on a rank whose batch has no picture as well; its gradients there are zero."""
         size = self.config.vision_config.image_size
-        return self.encode_views(torch.zeros(1, 3, size, size, device=device)).features[:0]
+        return self.encode_views(torch.zeros(1, 3, size, size, device=device)).pooler_output[0][:0]
 
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
@@ -234,6 +257,11 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         )
         return mask.unsqueeze(-1).to(inputs_embeds.device)
 
+    def _without_padding(self, image_embeds: torch.Tensor, input_ids: torch.LongTensor) -> torch.Tensor:
+        """(B, N, D) -> (ΣV·P, D): as many rows of each sample as it has `<image>` tokens."""
+        num_tokens = (input_ids == self.config.image_token_id).sum(-1, keepdim=True).to(image_embeds.device)  # (B, 1)
+        return image_embeds[torch.arange(image_embeds.shape[1], device=image_embeds.device) < num_tokens]
+
     @can_return_tuple
     def forward(  # trf-ignore: TRF057
         self,
@@ -242,26 +270,31 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         image_view_index: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        image_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | OmniFusionModelOutputWithPast:
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        if pixel_values is not None and mm_encoder_outputs is not None:
-            raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
+        if sum(given is not None for given in (pixel_values, mm_encoder_outputs or None, image_embeds)) > 1:
+            raise ValueError("pixel_values, mm_encoder_outputs and image_embeds are the same images; pass only one")
 
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)  # (B, L, D)
 
-        image_features = None  # (ΣV·P, D)
+        image_outputs, image_features = (mm_encoder_outputs or {}).get("image"), None
         if pixel_values is not None:
-            image_features = self.encode_views(pixel_values, image_view_index).features.flatten(0, 1)
-        elif mm_encoder_outputs:
-            image_features = torch.cat(mm_encoder_outputs["image"].pooler_output)
+            encode = self.encode_views if torch.compiler.is_compiling() else self.get_image_features
+            image_outputs = encode(pixel_values, image_view_index, return_dict=True, **kwargs)
+        if image_outputs is not None:
+            image_features = torch.cat(image_outputs.pooler_output)  # (ΣV·P, D)
+        elif image_embeds is not None:
+            image_features = self._without_padding(image_embeds, input_ids)  # (ΣV·P, D)
         elif self.training and trains_on_many_ranks():
-            image_features = self._tokens_of_no_picture(inputs_embeds.device).flatten(0, 1)
+            image_features = self._tokens_of_no_picture(inputs_embeds.device)
+        elif input_ids is not None and input_ids.shape[1] > 1:  # a single token is a generated one, never <image>
+            image_features = inputs_embeds[0, :0]  # places without an image raise
         if image_features is not None:
             image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
@@ -270,17 +303,12 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
+            return_dict=True,
             **kwargs,
         )
-        return OmniFusionModelOutputWithPast(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=image_features,
-        )
+        outputs = shared_fields(outputs, OmniFusionModelOutputWithPast)
+        return OmniFusionModelOutputWithPast(**outputs, image_outputs=image_outputs)
 
 
 class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGenerationMixin):  # trf-ignore: TRF057
@@ -338,11 +366,11 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
         image_view_index: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        image_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | OmniFusionCausalLMOutputWithPast:
         r"""
@@ -354,6 +382,8 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
             Ids to predict, -100 where none; shifted inside.
         mm_encoder_outputs (`dict`):
             `{"image": get_image_features(...)}` computed before, instead of `pixel_values`.
+        image_embeds (`torch.Tensor` of shape `(B, N, D)`):
+            Visual tokens of each sample, padded at the end; `generate()` passes them instead of `pixel_values`.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -361,12 +391,14 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
             image_view_index=image_view_index,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
+            image_embeds=image_embeds,
+            return_dict=True,
             **kwargs,
         )
-        hidden_states = slice_logits_to_keep(outputs[0], logits_to_keep)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        hidden_states = outputs.last_hidden_state[:, kept]
         logits = loss = None
         if self.skip_logits and self.training and labels is not None:
             loss = loss_of_answers(hidden_states, labels, self.lm_head, self.config, **kwargs)
@@ -375,14 +407,8 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
         if labels is not None and loss is None:
             vocab_size = self.config.text_config.vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
-        return OmniFusionCausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=outputs.image_hidden_states,
-        )
+        outputs = shared_fields(outputs, OmniFusionCausalLMOutputWithPast)
+        return OmniFusionCausalLMOutputWithPast(loss=loss, logits=logits, **outputs)
 
 
 __all__ = ["OmniFusionForConditionalGeneration", "OmniFusionModel", "OmniFusionPreTrainedModel"]

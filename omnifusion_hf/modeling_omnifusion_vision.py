@@ -142,9 +142,9 @@ def _run_block(
     if family == "donut-swin":
         hidden_states, _, sizes = block(hidden_states, grid)[:3]
         return hidden_states, sizes[-2:]
-    # CLIP and SigLIP require the mask argument, InternVL has none
-    masks = () if family == "internvl_vision" else (None,)
-    return block(hidden_states, *masks), None
+    mask = (None,) if family in ("clip_vision_model", "siglip_vision_model") else ()  # these require the argument
+    hidden_states = block(hidden_states, *mask)
+    return hidden_states, None
 
 
 def side_by_side(features: list[torch.Tensor]) -> torch.Tensor:

@@ -17,6 +17,7 @@ Every `<image>` in a prompt becomes `<img_start>` + V·P x `<image>` + `<img_end
 """
 
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -91,6 +92,13 @@ def add_special_tokens(tokenizer) -> PreTrainedTokenizerFast:
         extra_special_tokens=dict(SPECIAL_TOKENS),
         **named,
     )
+
+
+# Arguments of `apply_chat_template` that say how a rendered prompt becomes model inputs.
+NOT_FOR_THE_TEMPLATE = {
+    "tokenize", "return_dict", "return_tensors", "processor_kwargs", "padding", "truncation", "max_length",
+    "load_audio_from_video",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -213,6 +221,37 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
             images = None
         return super().__call__(images=images, text=text, **kwargs)
 
+    def apply_chat_template(  # trf-ignore: TRF057
+        self, conversation, chat_template=None, *, return_assistant_tokens_mask: bool = False, **kwargs
+    ):
+        """As transformers' own. It makes `assistant_masks` (B, L) itself: transformers before 5.18 places them as if
+        an image took one token."""
+        outputs = super().apply_chat_template(conversation, chat_template, **kwargs)
+        if return_assistant_tokens_mask:
+            outputs["assistant_masks"] = self._assistant_masks(conversation, chat_template, outputs, **kwargs)
+            outputs.convert_to_tensors(kwargs.get("return_tensors"))
+        return outputs
+
+    def _assistant_masks(self, conversation, chat_template, outputs: BatchFeature, **kwargs) -> list[list[int]]:
+        """1 where the template marks an answer, else 0: the mask of the prompts before their images are expanded, with
+        every `<image>` continued to the tokens that it has become."""
+        is_batch = isinstance(conversation[0], (list, tuple))
+        template_options = {name: value for name, value in kwargs.items() if name not in NOT_FOR_THE_TEMPLATE}
+        prompts = self.tokenizer.apply_chat_template(
+            conversation if is_batch else [conversation],
+            chat_template=chat_template or self.chat_template,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            **template_options,
+        )
+        views = views_per_image(outputs.get("image_view_index", []))
+        spans, masks = iter(TokenCount(views, self.image_seq_length).tokens), []
+        for ids, marks, attended in zip(prompts["input_ids"], prompts["assistant_masks"], outputs["attention_mask"]):
+            lengths = [next(spans) if token == self.image_token_id else 1 for token in ids]
+            mask = iter([mark for mark, length in zip(marks, lengths) for _ in range(length)])
+            masks.append([next(mask) if int(real) else 0 for real in attended])  # 0 where padded
+        return masks
+
     def prepare_inputs_layout(self, images=None, text=None, **kwargs):
         if images is not None:
             images = self.image_processor.fetch_images(images, _image_option(kwargs, "max_image_pixels"))
@@ -221,20 +260,21 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
     def validate_inputs(self, images=None, text=None, **kwargs):
         if images is None and (regions := _image_option(kwargs, "regions")) is not None:
             regions_per_image(regions, [0])  # raises for boxes without pictures, which would be lost
-        nested = isinstance(images, (list, tuple)) and any(isinstance(sample, (list, tuple)) for sample in images)
-        if nested and text is not None:
-            self._check_pictures_per_prompt(images, text)
+        if text is not None:
+            self._check_pictures_per_prompt(images, [text] if isinstance(text, str) else text)
         super().validate_inputs(images=images, text=text, **kwargs)
 
-    def _check_pictures_per_prompt(self, images: list, text: list[str]):
+    def _check_pictures_per_prompt(self, images, text: list[str]):
         found = [prompt.count(self.image_token) for prompt in text]
-        given = [len(_flatten(sample)) for sample in images]
-        if found != given:
-            sample = next(i for i in range(max(len(found), len(given))) if found[i : i + 1] != given[i : i + 1])
+        nested = isinstance(images, (list, tuple)) and any(isinstance(sample, (list, tuple)) for sample in images)
+        given = [len(_flatten(sample)) for sample in images] if nested else [len(_flatten(images or []))]
+        if given != (found if nested else [sum(found)]):
+            differ = [i for i, (count, placeholders) in enumerate(zip_longest(given, found)) if count != placeholders]
             raise ValueError(
-                f"Sample {sample}: the prompts hold {found} `{self.image_token}` placeholders, but {given} pictures "
-                "were given. The number of image tokens in the prompts should be the same as the number of pictures: "
-                "pass one list of pictures per prompt, in the order of its placeholders."
+                (f"Sample {differ[0]}: " if nested else "")
+                + f"the prompts hold {found} `{self.image_token}` placeholders, but {given} pictures were given. The "
+                "number of image tokens in the prompts should be the same as the number of pictures: pass one list of "
+                "pictures per prompt, in the order of its placeholders."
             )
 
     def _check_special_mm_tokens(self, text, text_inputs, modalities):
@@ -258,7 +298,10 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         sizes = np.atleast_2d(image_sizes).tolist() if len(image_sizes) else []
         if not all(np.shape(size) == (2,) for size in sizes):
             raise ValueError(f"image_sizes are (height, width) of each picture, got {image_sizes}.")
-        views = self.image_processor.plan_views(sizes, **self._merge_kwargs(**image_options)["images_kwargs"])
+        image_options = image_options | image_options.pop("images_kwargs", {})
+        known = self.image_processor.valid_kwargs.__annotations__  # engines pass options of other parts as well
+        image_options = {name: value for name, value in image_options.items() if name in known}
+        views = self.image_processor.plan_views(sizes, **image_options)
         return TokenCount([len(boxes) for boxes in views], self.image_seq_length, context_length)
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:

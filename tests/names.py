@@ -2,6 +2,9 @@
 
 from itertools import product
 
+import transformers
+from packaging.version import Version
+
 
 def each(*pieces: str) -> list[str]:
     """Dotted names: one word of each piece, words in a piece are parted by blanks."""
@@ -16,7 +19,12 @@ CLIP_LAYERS, DINO_LAYERS = (
     f"{DINO}.encoder.layer.0 {DINO}.encoder.layer.1",
 )
 CLIP_LINEAR = each(CLIP_LAYERS, "self_attn", "q_proj k_proj v_proj out_proj") + each(CLIP_LAYERS, "mlp", "fc1 fc2")
-DINO_LINEAR = each(DINO_LAYERS, "attention", "q_proj k_proj v_proj o_proj") + each(DINO_LAYERS, "mlp", "fc1 fc2")
+# transformers 5.18 renamed them in memory; files keep the old names
+DINO_ATTENTION = ("q_proj k_proj v_proj o_proj", "attention.query attention.key attention.value output.dense")
+DINO_LINEAR = [
+    *each(DINO_LAYERS, "attention", DINO_ATTENTION[Version(transformers.__version__) < Version("5.18")]),
+    *each(DINO_LAYERS, "mlp", "fc1 fc2"),
+]
 LLM_LINEAR = each(LLM, "self_attn", "q_proj k_proj v_proj o_proj") + each(LLM, "mlp", "gate_proj up_proj down_proj")
 
 WEIGHT_AND_BIAS = "weight bias"

@@ -36,7 +36,7 @@ def make_model(projector_type: str, trained: str, checkpointing: str):
         if "lora_B" in name:  # starts at zero and would hide the other factor
             parameter.data.normal_(std=0.05)
     if checkpointing == "checkpointing":
-        model.activation_checkpointing_enable()
+        tiny.checkpoint_activations(model)
     return model.train()
 
 

@@ -161,4 +161,4 @@ def test_visual_tokens_enter_behind_the_scale_of_the_embedding_table(family, cli
     ids = torch.full((1, 16), model.config.image_token_id)
     outputs = model(input_ids=ids, pixel_values=torch.rand(1, 3, 32, 32))
     scale = {"gemma": 1.0, "granite": 6.0}[family]
-    torch.testing.assert_close(seen[0][0], scale * outputs.image_hidden_states)
+    torch.testing.assert_close(seen[0][0], scale * torch.cat(outputs.image_outputs.pooler_output))

@@ -5,9 +5,12 @@ import json
 import pytest
 import tiny
 import torch
-from transformers import GenerationConfig, GenerationMixin, MistralForCausalLM
+import transformers
+from packaging.version import Version
+from transformers import GenerationConfig, MistralForCausalLM
 
 from omnifusion_hf import OmniFusionProcessor
+from omnifusion_hf.generation_omnifusion import SuppressSpecialTokens
 
 
 NEW_TOKENS = 6
@@ -101,6 +104,8 @@ def test_case_20_assisted_decoding_equals_greedy(draft, model, grid_processor, c
         "prompt lookup": {"prompt_lookup_num_tokens": 3},
         "the model itself": {"assistant_model": model},
     }[draft]
+    if draft == "text-only model" and Version(transformers.__version__) < Version("5.18"):
+        pytest.skip("transformers before 5.18 gives a draft model the images too, and a text-only one refuses them")
     for conversation, expected in zip(conversations, singles):
         inputs = tiny.prompt(grid_processor, conversation)
         assert answers(model, inputs, **options)[0].tolist() == expected.tolist()
@@ -150,7 +155,7 @@ def test_features_computed_before_give_the_same_answers(model, grid_processor, c
         features = {"image": model.get_image_features(**pixels)}
         given = answers(model, inputs, mm_encoder_outputs=features, **options)
         assert given.tolist() == answers(model, {**inputs, **pixels}, **options).tolist()
-    with pytest.raises(ValueError, match="both"):
+    with pytest.raises(ValueError, match="pass only one"):
         model(**inputs, **pixels, mm_encoder_outputs={"image": model.get_image_features(**pixels)})
 
 
@@ -192,7 +197,7 @@ def second_turn(model, processor, first_inputs, question: list, kept_pictures: l
     input_ids = torch.cat([first.sequences, turn.input_ids], dim=1)
     pictures = [*kept_pictures, *new_pictures]
     pixels = processor.image_processor(pictures, return_tensors="pt") if pictures else {}
-    return first.past_key_values, {"input_ids": input_ids, **pixels}
+    return tiny.cache_of(first), {"input_ids": input_ids, **pixels}
 
 
 @pytest.mark.parametrize(
@@ -208,7 +213,7 @@ def test_case_18_a_kept_cache_is_not_encoded_again(question, resend, model, grid
     recomputed = answers(model, whole)
     views_of_all = tower_calls.views
     tower_calls.views = 0
-    continued = answers(model, inputs, past_key_values=cache)
+    continued = answers(model, inputs, **tiny.cached(cache))
     assert continued.tolist() == recomputed.tolist()
     assert tower_calls.views == views_of_all - len(first_inputs.pixel_values)
 
@@ -219,7 +224,7 @@ def test_case_18_the_comparison_can_fail(model, grid_processor):
     for seed in (4, 6):
         first_inputs = tiny.prompt(grid_processor, [tiny.user(tiny.picture(seed, (90, 30)), "What?")])
         cache, inputs = second_turn(model, grid_processor, first_inputs, ["And now?"], [])
-        answers_of.append(answers(model, inputs, past_key_values=cache).tolist())
+        answers_of.append(answers(model, inputs, **tiny.cached(cache)).tolist())
     assert answers_of[0] != answers_of[1]
 
 
@@ -239,7 +244,7 @@ def test_case_18_batches_drop_the_right_pictures(model, grid_processor):
     attention_mask = torch.cat([first.attention_mask, ones, turn.attention_mask], dim=1)
     pixels = grid_processor.image_processor([a, d, b, c, e], return_tensors="pt")
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **pixels}
-    assert answers(model, inputs, past_key_values=past.past_key_values).tolist() == answers(model, inputs).tolist()
+    assert answers(model, inputs, **tiny.cached(tiny.cache_of(past))).tolist() == answers(model, inputs).tolist()
 
 
 HOT = {"do_sample": True, "temperature": 100.0, "top_k": 0, "num_return_sequences": 100}
@@ -263,6 +268,6 @@ def test_case_03_special_tokens_are_never_generated(options, model, processor, m
     assert not generated() & special
     if "suppress_tokens" in options:
         assert 7 not in generated()
-    unguarded = GenerationMixin._prepare_generation_config  # control: hot samples do reach these tokens
-    monkeypatch.setattr(type(model), "_prepare_generation_config", unguarded)
+    # control: hot samples do reach these tokens
+    monkeypatch.setattr(SuppressSpecialTokens, "__call__", lambda self, input_ids, scores: scores)
     assert generated() & special

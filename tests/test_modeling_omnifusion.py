@@ -6,7 +6,9 @@ import accelerate.utils.modeling
 import pytest
 import tiny
 import torch
+import transformers
 from accelerate import dispatch_model, infer_auto_device_map
+from packaging.version import Version
 from transformers import AutoModel, AutoModelForCausalLM
 
 from omnifusion_hf import OmniFusionForConditionalGeneration, OmniFusionModel, OmniFusionProcessor
@@ -142,6 +144,9 @@ def two_encoder_folder(tmp_path_factory):
 @torch.no_grad()
 @pytest.mark.parametrize("asked, expected", ATTENTION)
 def test_case_21_every_part_gets_the_attention_that_was_asked_for(asked, expected, two_encoder_folder):
+    per_encoder = isinstance(asked, dict) and isinstance(asked.get("vision_config"), dict)
+    if per_encoder and Version(transformers.__version__) < Version("5.20"):
+        pytest.skip("transformers before 5.20 reads attention per part, but not per part of a part")
     loaded = OmniFusionForConditionalGeneration.from_pretrained(two_encoder_folder, attn_implementation=asked)
     assert implementations(loaded) == expected
     changed = OmniFusionForConditionalGeneration.from_pretrained(two_encoder_folder)
@@ -221,7 +226,7 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(encoders, use
     model = tiny.model(tiny.config(encoders, projector_type="transformer", projector_dropout=0.0)).train()
     inputs = tiny.prompt(tiny.processor(model.config), [tiny.user(tiny.picture(), "What?")])
     plain, loss = gradients(model, inputs), model(**inputs, labels=inputs.input_ids).loss
-    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    tiny.checkpoint_activations(model, {"use_reentrant": use_reentrant})
     if use_reentrant:
         model.enable_input_require_grads()
     recomputed = []
@@ -268,9 +273,8 @@ def test_the_headless_base_gives_states_of_the_prompts_length(model, processor):
     output = base(**inputs)
     assert output.last_hidden_state.shape[:2] == inputs.input_ids.shape
     torch.testing.assert_close(model.lm_head(output.last_hidden_state), model(**inputs).logits)
-    assert torch.equal(
-        output.image_hidden_states, torch.cat(model.get_image_features(inputs.pixel_values).pooler_output)
-    )
+    [features] = model.get_image_features(inputs.pixel_values).pooler_output
+    assert torch.equal(output.image_outputs.pooler_output[0], features)
 
 
 def test_mixed_parts_reload_in_the_dtype_of_the_llm(parts, tmp_path):

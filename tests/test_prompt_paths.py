@@ -84,7 +84,8 @@ def transformers_server(processor) -> list[int]:
 
     class Recorder(ChatCompletionHandler):
         def _resolve_model(self, body):
-            model = SimpleNamespace(device="cpu", generation_config=tiny.model().generation_config)
+            whole = tiny.model()
+            model = SimpleNamespace(device="cpu", generation_config=whole.generation_config, config=whole.config)
             return "model", model, processor
 
         async def _non_streaming(self, request_id, model, processor, model_id, inputs, *args, **kwargs):

@@ -213,7 +213,7 @@ def test_case_07_checkpointing_keeps_gradients_of_the_trained_and_the_frozen_fro
     for name, parameter in trained.items():
         if "lora_B" in name:  # starts at zero and would hide the other factor
             parameter.data.normal_()
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    tiny.checkpoint_activations(model, {"use_reentrant": use_reentrant})
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     features = []
     tower = next(module for name, module in model.named_modules() if name.endswith("vision_tower"))
@@ -231,7 +231,7 @@ def test_case_07_checkpointing_gives_the_gradients_of_the_plain_run():
         inputs = batch(model, pictures=False)
         apply_stage(model, "pretrain")
         if options:
-            model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+            tiny.checkpoint_activations(model, options)
         step(model, inputs)
         gradients.append(model.get_input_embeddings().special_token_rows.grad)
     assert gradients[0].any()

@@ -1,5 +1,7 @@
 """Tiny random parts from which the tests build models: encoders of every family, LLMs, a tokenizer; seeded."""
 
+import inspect
+
 import numpy as np
 import torch
 from PIL import Image
@@ -8,6 +10,7 @@ from transformers import (
     CLIPVisionConfig,
     Dinov2Config,
     DonutSwinConfig,
+    GenerationMixin,
     InternVLVisionConfig,
     LlamaConfig,
     MistralConfig,
@@ -122,3 +125,19 @@ def prompt(model_processor, *conversations, **options):
         list(conversations), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
         processor_kwargs={"padding": True}, **options,
     )  # fmt: skip
+
+
+def cached(cache) -> dict:
+    """A kept cache as the argument of `generate()` or `forward`, which transformers 5.24 renamed."""
+    names = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    return {"cache" if "cache" in names else "past_key_values": cache}
+
+
+def checkpoint_activations(model, options: dict | None = None):
+    """Activation checkpointing by the method's name in this version of transformers."""
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)(options)
+
+
+def cache_of(outputs):
+    """The kept cache that `generate()` or `forward` gave back, by its name in this version of transformers."""
+    return outputs.cache if hasattr(outputs, "cache") else outputs.past_key_values

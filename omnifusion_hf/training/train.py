@@ -76,6 +76,14 @@ class ModelDataArguments:
     attn_implementation: str | None = field(default=None, metadata={"help": "As in from_pretrained: sdpa, eager, …"})
 
 
+# transformers 5.23 renamed these; a recipe may use either name under any version.
+RENAMED = {f"gradient_checkpointing{end}": f"activation_checkpointing{end}" for end in ("", "_kwargs")}
+if "activation_checkpointing" in TrainingArguments.__dataclass_fields__:
+    CHECKPOINTING = RENAMED
+else:
+    CHECKPOINTING = {new: old for old, new in RENAMED.items()}
+
+
 def parse_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[ModelDataArguments, TrainingArguments]:
     """Reads a YAML recipe; `overrides` are `key=value` strings that win over it.
 
@@ -90,6 +98,7 @@ def parse_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[ModelDataA
             raise ValueError(f"`{override}` is not an override; write key=value.")
         given[key] = read_yaml(value, override)
     kinds = (ModelDataArguments, TrainingArguments)
+    given = {CHECKPOINTING.get(key, key): value for key, value in given.items()}
     _check_keys(given, {entry.name for kind in kinds for entry in fields(kind)})
     given |= accumulation(given, processes=int(os.environ.get("WORLD_SIZE", 1)))
     # As command-line words, not parse_yaml_file: YAML reads 1e-3 as text, the dataclass knows that it is a float.

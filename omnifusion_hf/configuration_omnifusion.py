@@ -21,6 +21,19 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+import transformers
+from packaging.version import Version
+
+
+# Every entrance, the package's and that of remote code, imports this file first.
+TRANSFORMERS_VERSIONS = ("5.13", "6")  # the oldest, and the first that is too new
+if not Version(TRANSFORMERS_VERSIONS[0]) <= Version(transformers.__version__) < Version(TRANSFORMERS_VERSIONS[1]):
+    raise ImportError(
+        f"OmniFusion needs transformers {TRANSFORMERS_VERSIONS[0]} or newer, before {TRANSFORMERS_VERSIONS[1]}; "
+        f"installed is {transformers.__version__}: "
+        f"pip install 'transformers>={TRANSFORMERS_VERSIONS[0]},<{TRANSFORMERS_VERSIONS[1]}'"
+    )
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
@@ -309,9 +322,8 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
             **kwargs,
         )
 
-    def to_dict(self) -> dict:
-        parts = {name: saved_fields(getattr(self, name)) for name in self.sub_configs}
-        return super().to_dict() | parts
+    def to_diff_dict(self) -> dict:
+        return super().to_diff_dict() | {name: saved_fields(getattr(self, name)) for name in self.sub_configs}
 
     def _resolve_feature_layers(self):
         encoders, given = self.vision_config.encoder_configs, self.vision_feature_layer

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Changes to `generate()`: suppressed tokens, n-gram ban without the prompt, images encoded once for each sample."""
 
+import copy
 from functools import wraps
 
 import torch
@@ -60,20 +61,24 @@ class OmniFusionGenerationMixin(GenerationMixin):
         generation configuration (converted v1.1 has it) keeps the n-gram ban from looking into the prompt.
         """
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
-        prompt_length = 0 if input_ids is None else input_ids.shape[1]
-
-        def setting(name: str):
-            configs = [vars(config) for config in (generation_config, self.generation_config) if config is not None]
-            return next((given[name] for given in (kwargs, *configs) if given.get(name) is not None), None)
-
         processors = [SuppressSpecialTokens(self.config.special_token_ids, device=self.device)]
-        if setting("no_repeat_ngram_in_prompt") is False and setting("no_repeat_ngram_size"):
-            processors.append(NoRepeatNGramInAnswer(setting("no_repeat_ngram_size"), prompt_length))
-            kwargs["no_repeat_ngram_size"] = 0
+        ngram_size = self._setting("no_repeat_ngram_size", generation_config, kwargs)
+        if ngram_size and self._setting("no_repeat_ngram_in_prompt", generation_config, kwargs) is False:
+            processors.append(NoRepeatNGramInAnswer(ngram_size, 0 if input_ids is None else input_ids.shape[1]))
+            if generation_config is None:
+                kwargs["no_repeat_ngram_size"] = 0
+            else:  # transformers takes a configuration or arguments
+                generation_config = copy.deepcopy(generation_config)
+                generation_config.no_repeat_ngram_size = 0
         if input_ids is not None:
             kwargs |= self._images_for_generation(input_ids, kwargs)
         processors = LogitsProcessorList([*processors, *(logits_processor or [])])
         return super().generate(inputs, generation_config, processors, **kwargs)
+
+    def _setting(self, name: str, generation_config: GenerationConfig | None, kwargs: dict):
+        """What holds for this call: an argument, else the configuration that was passed, else the model's own."""
+        given = (kwargs.get(name), getattr(generation_config, name, None), getattr(self.generation_config, name, None))
+        return next((value for value in given if value is not None), None)
 
     def _images_for_generation(self, input_ids: torch.LongTensor, kwargs: dict) -> dict:
         """The images in `kwargs` in a form that is repeated with its sample: one row of visual tokens for each."""

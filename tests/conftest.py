@@ -1,5 +1,6 @@
 """Fixtures that several test files share: a lively tiny model, folders of tiny parts and of a whole model."""
 
+import logging
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,21 @@ from omnifusion_hf import OmniFusionForConditionalGeneration, OmniFusionProcesso
 def pictures_cut_short_are_errors(monkeypatch):
     """Whoever imports lmms-eval makes Pillow take them; the other tests shall not see that."""
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+
+
+OF_ASSISTED_DECODING = "Passing `generation_config` together with"  # transformers does so itself
+
+
+class DeprecationsAreErrors(logging.Handler):
+    """transformers logs some of its deprecations instead of warning of them."""
+
+    def emit(self, record: logging.LogRecord):
+        message = record.getMessage()
+        if "deprecated" in message and not message.startswith(OF_ASSISTED_DECODING):
+            raise DeprecationWarning(message)
+
+
+logging.getLogger("transformers").addHandler(DeprecationsAreErrors(logging.WARNING))
 
 
 @pytest.fixture(scope="session")

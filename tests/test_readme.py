@@ -18,7 +18,7 @@ def test_fifteen_lines_answer_about_the_bundled_picture(ran_page, tmp_path, monk
     (code,) = [block.code for block in BLOCKS if block.language == "python"]
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     (seen,) = ran_page(README).printed
-    assert seen.strip()
+    assert seen == "568\n" and code.rstrip().endswith("  # 568")  # what the image shows, and what the block promises
     original = Image.open
     monkeypatch.setattr(Image, "open", lambda source: Image.new("RGB", original(source).size, "white"))
     (blank,) = pages.run_page(README, tmp_path).printed

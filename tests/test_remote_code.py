@@ -2,8 +2,8 @@
 
 import json
 import os
-import site
 import subprocess
+import sys
 import sysconfig
 import venv
 from pathlib import Path
@@ -46,14 +46,14 @@ print(json.dumps(report))
 
 
 def environment_without_this_package(folder: Path) -> Path:
-    """The interpreter of a virtual environment that has every installed package but ours."""
+    """The interpreter of a virtual environment that has every installed package but ours.
+
+    Lines of a .pth file add folders and do not read the .pth files in them, by which an editable package is found.
+    """
     venv.create(folder, symlinks=True)
     bare = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
-    for installed in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}:
-        for entry in Path(installed).iterdir():
-            ours = "omnifusion" in entry.name.lower() or entry.suffix == ".pth"
-            if not ours and not (bare / entry.name).exists():
-                (bare / entry.name).symlink_to(entry)
+    installed = [path for path in sys.path if path.endswith("-packages")]
+    (bare / "installed.pth").write_text("\n".join(installed), encoding="utf-8")
     return folder / "bin" / "python"
 
 

@@ -167,6 +167,7 @@ def test_a_folder_can_be_given_by_its_name(model_folder, ran_page, tmp_path):
         SFTTrainer(str(pages.ROOT / TINY), args=settings, train_dataset=rows)
 
 
+@pytest.mark.filterwarnings("ignore:The .*keep_end.* truncation mode is deprecated:FutureWarning")  # TRL's
 @pytest.mark.parametrize("setting", ["packing=True", "padding_free=True", 'truncation_mode="keep_end"'])
 def test_what_the_page_calls_refused_is_refused(setting, tmp_path):
     page = pages.changed(PAGE, tmp_path, ("    assistant_only_loss=True,\n", f"    {setting},\n"))

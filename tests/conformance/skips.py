@@ -47,7 +47,8 @@ Left out as a whole:
   TRF016, of `do_resize`: views are always resized; False is refused before the place that the rule reads.
 
 Adapted: `test_can_init_all_missing_weights` runs as if our classes lay inside transformers, which initialises custom
-code in another way.
+code in another way. Where a test passes `input_ids` alone, and in random ids, there is no `<image>`: our models refuse
+one without an image, where LLaVA embeds the placeholder.
 
 The image processor has one class, on Pillow, registered under both backend names. The tests that compare backends thus
 compare it with itself; exact pixels are tested in `tests/test_image_processing_omnifusion.py`.

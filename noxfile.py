@@ -1,0 +1,78 @@
+"""Older versions of transformers, each in an environment of its own: `make test-matrix`, and a part of `make test`.
+
+An environment takes all packages of the one that nox runs in, except transformers and what that version requires.
+"""
+
+import datetime
+import re
+import sysconfig
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import nox
+
+
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_venv = "yes"
+
+MINORS = [f"5.{minor}" for minor in range(13, 25)]  # docs/compatibility.md says what keeps older ones out
+FILES = """
+    configuration_omnifusion modeling_omnifusion generation saving processing_omnifusion image_processing_omnifusion
+    prompt_paths stages train pipeline peft remote_code versions frozen_checkpoints
+""".split()
+RESULTS, TABLE = Path(".nox/results"), Path("docs/compatibility.md")
+LINK = "import site; site.addsitedir({!r})"
+
+
+def environment(session: nox.Session, minor: str):
+    """Installs the newest patch of a minor version."""
+    folder = session.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True).strip()
+    Path(folder, "shared.pth").write_text(LINK.format(sysconfig.get_path("purelib")), encoding="utf-8")
+    session.install(f"transformers=={minor}.*")
+
+
+def run_tests(session: nox.Session, files: list[str], *options: str):
+    paths = [f"tests/test_{name}.py" for name in files]
+    session.run("python", "-m", "pytest", *paths, *options, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def oldest(session: nox.Session):
+    """The short form on the oldest version; `make test` has run it on the newest before."""
+    environment(session, MINORS[0])
+    run_tests(session, ["versions", "remote_code"])
+
+
+@nox.session
+@nox.parametrize("minor", MINORS)
+def matrix(session: nox.Session, minor: str):
+    environment(session, minor)
+    run_tests(session, FILES, f"--junitxml={RESULTS / minor}.xml", "-p", "no:cacheprovider")
+
+
+@nox.session(python=False)
+def table(session: nox.Session):
+    """Writes what `matrix` found into docs/compatibility.md."""
+    counts = {minor: count(RESULTS / f"{minor}.xml") for minor in MINORS if (RESULTS / f"{minor}.xml").exists()}
+    head = "| test file | " + " | ".join(counts) + " |\n|---|" + "---|" * len(counts) + "\n"
+    rows = [
+        f"| `test_{name}.py` | {' | '.join(found.get(name, '–') for found in counts.values())} |" for name in FILES
+    ]
+    begin, end = f"<!-- matrix {datetime.date.today()} -->\n", "\n<!-- /matrix -->"
+    page = TABLE.read_text(encoding="utf-8")
+    page = re.sub(r"<!-- matrix .*?<!-- /matrix -->", lambda _: begin + head + "\n".join(rows) + end, page, flags=re.S)
+    TABLE.write_text(page, encoding="utf-8")
+
+
+def count(report: Path) -> dict[str, str]:
+    """`{"saving": "17"}`: passed tests of each file, with failed and skipped ones where there are any."""
+    found = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        name = case.get("classname").removeprefix("tests.test_")
+        states = {child.tag for child in case}
+        state = "failed" if states & {"failure", "error"} else "skipped" if "skipped" in states else "passed"
+        found.setdefault(name, {"passed": 0, "failed": 0, "skipped": 0})[state] += 1
+    return {
+        name: str(each["passed"]) + "".join(f", {each[s]} {s}" for s in ("failed", "skipped") if each[s])
+        for name, each in found.items()
+    }

@@ -1,0 +1,20 @@
+"""What conftest.py promises: deprecations of transformers end a test, whether they are warned of or logged."""
+
+import warnings
+
+import pytest
+from transformers.utils import logging
+
+
+def test_a_logged_deprecation_is_an_error():
+    logger = logging.get_logger("transformers.modeling_utils")
+    with pytest.raises(DeprecationWarning, match="`x` are deprecated"):
+        logger.warning("`x` are deprecated. Use `y` instead.")
+    logger.warning("`x` is unusual.")  # control
+
+
+def test_a_deprecated_argument_is_an_error_in_whoever_passes_it():
+    with pytest.raises(FutureWarning):
+        warnings.warn("`x` is deprecated and will be removed in version 6.0.0", FutureWarning, stacklevel=1)
+    with pytest.warns(FutureWarning):  # control
+        warnings.warn("`x` will change", FutureWarning, stacklevel=1)

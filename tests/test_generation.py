@@ -271,3 +271,40 @@ def test_case_03_special_tokens_are_never_generated(options, model, processor, m
     # control: hot samples do reach these tokens
     monkeypatch.setattr(SuppressSpecialTokens, "__call__", lambda self, input_ids, scores: scores)
     assert generated() & special
+
+
+def without_images(inputs) -> dict:
+    return {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+
+
+def test_places_without_images_are_refused(model, grid_processor):
+    """Trainers and wrappers that drop what they do not know would get an answer about nothing."""
+    inputs = tiny.prompt(grid_processor, [tiny.user(tiny.picture(), "What?")], [tiny.user("Only words")])
+    count = (inputs.input_ids[0] == model.config.image_token_id).sum().item()
+    with pytest.raises(ValueError, match=rf"new <image> tokens per sample \[{count}, 0\], image features 0"):
+        model.generate(**without_images(inputs), max_new_tokens=2)
+    with pytest.raises(ValueError, match=rf"<image> tokens per sample \[{count}, 0\], image features 0"):
+        model(**without_images(inputs))
+    with pytest.raises(ValueError, match="image features 0"):
+        model(**without_images(inputs), labels=inputs.input_ids)
+    words = tiny.prompt(grid_processor, [tiny.user("Only words")])  # control
+    assert model.generate(**without_images(words), max_new_tokens=2).shape[1] > words.input_ids.shape[1]
+
+
+def test_places_of_a_new_turn_need_images_where_those_of_the_cache_do_not(model, processor):
+    first = tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")])
+    past = model.generate(**first, max_new_tokens=2, return_dict_in_generate=True)
+    mark = torch.tensor([[model.config.image_token_id] * model.config.image_seq_length])
+    longer = {"input_ids": torch.cat([past.sequences, mark], dim=1), **tiny.cached(tiny.cache_of(past))}
+    with pytest.raises(ValueError, match=r"per sample \[16\], image features 0"):
+        model.generate(**longer, max_new_tokens=2)
+    words = {"input_ids": torch.cat([past.sequences, torch.tensor([[5, 6, 7]])], dim=1)}  # control
+    model.generate(**words, **tiny.cached(tiny.cache_of(past)), max_new_tokens=2)
+
+
+def test_a_negative_prompt_with_a_place_for_an_image_is_refused(model, processor):
+    inputs = tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")])
+    with pytest.raises(ValueError, match="image features 0"):
+        model.generate(**inputs, guidance_scale=1.5, negative_prompt_ids=inputs.input_ids, max_new_tokens=2)
+    words = tiny.prompt(processor, [tiny.user("Words")]).input_ids  # control
+    model.generate(**inputs, guidance_scale=1.5, negative_prompt_ids=words, max_new_tokens=2)

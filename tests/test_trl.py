@@ -157,14 +157,13 @@ def test_lora_trains_on_an_llm_of_four_bits(tmp_path):
     assert factors and all(factor.any() for factor in factors)  # they start as zeros
 
 
-def test_a_folder_can_be_given_by_its_name(model_folder, ran_page, tmp_path):
+@pytest.mark.parametrize("bundled", [False, True], ids=["a saved folder", "the bundled model"])
+def test_a_folder_can_be_given_by_its_name(bundled, model_folder, ran_page, tmp_path):
     rows = ran_page(PAGE).names[0]["dialogues"]
     settings = SFTConfig(tmp_path, bf16=False, max_length=None, report_to="none")
-    trainer = SFTTrainer(str(model_folder), args=settings, train_dataset=rows)
+    trainer = SFTTrainer(str(pages.ROOT / TINY if bundled else model_folder), args=settings, train_dataset=rows)
     assert type(trainer.model) is OmniFusionForConditionalGeneration
     assert type(trainer.processing_class) is OmniFusionProcessor
-    with pytest.raises(AttributeError, match="auto_map"):  # as the page says
-        SFTTrainer(str(pages.ROOT / TINY), args=settings, train_dataset=rows)
 
 
 @pytest.mark.filterwarnings("ignore:The .*keep_end.* truncation mode is deprecated:FutureWarning")  # TRL's

@@ -14,8 +14,8 @@
 """Chat formats as Jinja templates: the release's own, and any LLM's own with pictures where the message has them.
 
 In both, user text is data (special tokens that somebody types stay text) and the answers are marked for the labels.
-What a message says is read in one way: adjacent text is joined, then escaped. `messages_as_data` is that way in Python,
-for any template and with errors that name the message; the templates have it once more, for whoever uses them alone.
+What a message says is read in one way: adjacent text is joined, then escaped. `messages_as_data` is that way for any
+template, with errors that name the message; the templates have it once more, for whoever uses them alone.
 """
 
 import json
@@ -50,7 +50,7 @@ CARRIERS = {
     "function_call",
 }
 
-# A text that begins as a token ends, or ends as one begins, is also kept apart from what the template writes beside it.
+# A text that begins as a token ends, or ends as one begins, is also kept apart from what the template writes next.
 # Serving engines look for a loop over `message.content`: without one they would join a message's parts themselves.
 READ = """\
 {%- macro typed(text) -%}
@@ -165,7 +165,7 @@ def special_tokens(tokenizer) -> list[str]:
 
 def escape(text: str, tokens: list[str]) -> str:
     """`text` in which, and at whose ends, a tokenizer with the normalizer of `add_special_tokens` sees none of
-    `tokens`; it reads the same characters. The templates' `typed` is the same."""
+    `tokens`, longest first; it reads the same characters. The templates' `typed` is the same."""
     escaped, reach = text, len(tokens[0]) - 1
     for token in tokens:  # the second character keeps a token that overlaps itself, as "##" in "###", from being left
         escaped = escaped.replace(token, token[0] + ESCAPE + token[1:] + ESCAPE)

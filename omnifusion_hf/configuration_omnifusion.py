@@ -246,8 +246,8 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         Vocabulary rows of the special tokens. They are trained in both stages and never generated.
     predicted_vocab_size (`int`, *optional*):
         Rows from here on get no probability, in loss and generation; by default every row is predicted. Converted v1.1
-        sets it, so that the rows added to its vocabulary leave its distribution exactly as it was. Labels from there on
-        are refused; `resize_token_embeddings` unsets it. Unset it to teach tokens that were added to free rows.
+        sets it, so that the rows added to its vocabulary leave its distribution exactly as it was. Labels from there
+        on are refused; `resize_token_embeddings` unsets it. Unset it to teach tokens that were added to free rows.
     """
 
     model_type = "omnifusion"

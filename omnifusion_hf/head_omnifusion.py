@@ -48,8 +48,8 @@ def check_labels(labels: torch.LongTensor, config: OmniFusionConfig):
         torch_compilable_check(
             (labels < rows).all(),
             lambda: (
-                f"Label {labels.max().item()} is never predicted: config.predicted_vocab_size is {rows}. Set it to None "
-                "to teach tokens that were added (model.resize_token_embeddings does), or mask the label with -100."
+                f"Label {labels.max().item()} is never predicted: config.predicted_vocab_size is {rows}. Set it to "
+                "None to teach tokens that were added (resize_token_embeddings does), or mask the label with -100."
             ),
         )
 

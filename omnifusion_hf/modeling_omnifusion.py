@@ -152,9 +152,10 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         return set_peft_model_state_dict(self, weights, adapter_name or "default")
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
-        """As usual. Where some rows are never predicted (`predicted_vocab_size`), all are from now on, so that the model
-        can learn to answer with the tokens that are added."""
+        """As usual. Where some rows are never predicted (`predicted_vocab_size`), all are from now on, so that the
+        model can learn to answer with the tokens that are added."""
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        # CODEPATH: set in conversions of the authors' v1.1 and in the bundled model; else None
         if self.config.predicted_vocab_size is not None and new_num_tokens is not None:
             logger.warning(f"predicted_vocab_size was {self.config.predicted_vocab_size}; now every row is predicted.")
             self.config.predicted_vocab_size = None

@@ -75,10 +75,10 @@ def add_special_tokens(tokenizer) -> PreTrainedTokenizerFast:
 
     It adds no BOS or EOS by itself (the chat template does) and pads on the left, as generation needs. Without a
     padding token EOS pads: the attention mask, not the id, tells padding apart. Special tokens are looked for in the
-    text as it stands: after normalization, where some LLMs look for theirs, those in a user's text are no more escaped.
+    text as it stands: after normalization, where some LLMs look for theirs, those in a user's text are not escaped.
 
-    Raises `ValueError` for a tokenizer without a fast backend, without an EOS, by which answers end, or whose model has
-    a special token as a piece, so that no text could hold its characters.
+    Raises `ValueError` for a tokenizer without a fast backend, without an EOS, by which answers end, or whose model
+    has a special token as a piece, so that no text could hold its characters.
     """
     from tokenizers import Tokenizer, normalizers, processors
 
@@ -119,8 +119,8 @@ def _check_text_is_text(tokenizer: PreTrainedTokenizerFast):
         found += [token] if tokenizer.convert_tokens_to_ids(token) in whole else []
     if found:
         raise ValueError(
-            f"The tokenizer of {tokenizer.name_or_path} makes special tokens of text that somebody types: {found[:3]}. "
-            "They are single characters or pieces of its model; use an LLM with another tokenizer."
+            f"The tokenizer of {tokenizer.name_or_path} makes special tokens of text that somebody types: {found[:3]}."
+            " They are single characters or pieces of its model; use an LLM with another tokenizer."
         )
 
 
@@ -206,6 +206,11 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
                 )
             setattr(self, name, token)
             setattr(self, f"{name}_id", token_id)
+        if tokenizer("a" + ESCAPE).input_ids != tokenizer("a").input_ids:
+            raise ValueError(
+                "The tokenizer reads the character U+E0F5, by which special tokens that a user types are kept text; "
+                "prepare it with omnifusion_hf.add_special_tokens(tokenizer)."
+            )
         # On the right, generation answers short prompts wrongly: it is taken from a call, not from a folder.
         tokenizer.padding_side = "left"
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
@@ -263,8 +268,8 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
     def apply_chat_template(  # trf-ignore: TRF057
         self, conversation, chat_template=None, *, return_assistant_tokens_mask: bool = False, **kwargs
     ):
-        """As transformers' own, for any template; text is data (see `messages_as_data`) and tools are refused. It makes
-        `assistant_masks` (B, L) itself: transformers before 5.18 places them as if an image took one token."""
+        """As transformers' own, for any template; text is data (see `messages_as_data`) and tools are refused. It
+        makes `assistant_masks` (B, L) itself: transformers before 5.18 places them as if an image took one token."""
         if kwargs.get("tools") or kwargs.get("documents"):
             raise ValueError(NO_TOOLS)
         conversation = messages_as_data(conversation, special_tokens(self.tokenizer))

@@ -1,4 +1,4 @@
-"""Chat templates: an LLM's own to the letter, pictures in their places, answers marked; in each format text is data."""
+"""Chat templates: an LLM's own to the letter, pictures in their places, answers marked; everywhere text is data."""
 
 from functools import partial
 from itertools import pairwise

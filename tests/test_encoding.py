@@ -11,7 +11,6 @@ from transformers.testing_utils import CaptureLogger
 
 from omnifusion_hf import OmniFusionProcessor
 from omnifusion_hf.chat_template_omnifusion import chat_template_for
-
 from omnifusion_hf.training.data import BadSamples, BrokenSampleError
 from omnifusion_hf.training.encoding import ConversationEncoder, EncodedDataset
 

@@ -239,6 +239,15 @@ def test_a_tokenizer_without_the_special_tokens_is_refused():
         OmniFusionProcessor(image_processor, tiny.llm_tokenizer(), 16)
 
 
+def test_a_tokenizer_that_reads_the_escape_is_refused():
+    image_processor = tiny.processor(tiny.config()).image_processor
+    raw = tiny.llm_tokenizer()
+    raw.add_special_tokens({"additional_special_tokens": SPECIALS[:5]})
+    with pytest.raises(ValueError, match=r"reads the character U\+E0F5.*add_special_tokens"):
+        OmniFusionProcessor(image_processor, raw, 16)
+    OmniFusionProcessor(image_processor, add_special_tokens(raw), 16)
+
+
 def test_saved_and_reloaded_processor_gives_the_same_inputs(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     reloaded = OmniFusionProcessor.from_pretrained(tmp_path)

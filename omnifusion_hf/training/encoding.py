@@ -36,8 +36,8 @@ class ConversationEncoder:
         knows_it = "append_eos" in str(self.processor.chat_template)
         if not knows_it and not self.append_eos:
             raise ValueError(
-                "append_eos=False (conversation_format v1.1): the model's chat template ends answers in its own way; use "
-                "the format llava, or build the model with --chat-template release."
+                "append_eos=False (conversation_format v1.1): the model's chat template ends answers in its own way; "
+                "use the format llava, or build the model with --chat-template release."
             )
         # transformers takes what the template does not know for an argument of the processor, and warns
         self._template_options = {"append_eos": self.append_eos} if knows_it else {}

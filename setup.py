@@ -52,6 +52,7 @@ setup(
             "nox",
             "pytest",
             "pytest-timeout",
+            "hypothesis",
             "ruff",
             "transformers-mlinter",
             "parameterized",

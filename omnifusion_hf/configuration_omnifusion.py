@@ -267,8 +267,8 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         Vocabulary rows of the special tokens. They are trained in both stages and never generated.
     predicted_vocab_size (`int`, *optional*):
         Rows from here on get no probability, in loss and generation; by default every row is predicted. Converted v1.1
-        sets it, so that the rows added to its vocabulary leave its distribution exactly as it was. Unset it before
-        adding tokens that the model is to answer with.
+        sets it, so that the rows added to its vocabulary leave its distribution exactly as it was. Labels from there
+        on are refused; `resize_token_embeddings` unsets it. Unset it to teach tokens that were added to free rows.
     """
 
     model_type = "omnifusion"
@@ -307,7 +307,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
         self._check_feature_layers()
         self._check_projector()
-        self._check_special_tokens()
+        self._check_vocabulary()
 
     @classmethod
     def from_vision_text_pretrained(cls, vision: list[str], text: str, tokenizer, **kwargs) -> "OmniFusionConfig":
@@ -398,12 +398,17 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
                 f"projector_num_attention_heads {heads}; choose a divisor of {width}."
             )
 
-    def _check_special_tokens(self):
+    def _check_vocabulary(self):
         ids, rows = self.special_token_ids, self.text_config.vocab_size
-        if len(set(ids)) < len(ids) or max(ids) >= rows:
+        if len(set(ids)) < len(ids) or min(ids) < 0 or max(ids) >= rows:
             raise ValueError(
                 f"Special token ids {ids} must be {len(ids)} different rows of the vocabulary of {rows}; "
                 "resize the vocabulary (from_vision_text_pretrained does) or set the ids of the tokenizer in use."
+            )
+        if self.predicted_vocab_size is not None and not 0 < self.predicted_vocab_size <= rows:
+            raise ValueError(
+                f"predicted_vocab_size must be from 1 to the {rows} rows of the vocabulary, or None for all of them; "
+                f"got {self.predicted_vocab_size}."
             )
 
     @property

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import torch_compilable_check
 
 from .configuration_omnifusion import OmniFusionConfig
 
@@ -38,6 +39,19 @@ def predict(hidden_states: torch.Tensor, head: nn.Module, config: OmniFusionConf
     if config.predicted_vocab_size is not None:
         logits[..., config.predicted_vocab_size :] = torch.finfo(logits.dtype).min
     return logits
+
+
+def check_labels(labels: torch.LongTensor, config: OmniFusionConfig):
+    """Raises `ValueError` for a label whose row is never predicted: its loss would be infinite, or no row at all."""
+    rows = config.predicted_vocab_size
+    if rows is not None:
+        torch_compilable_check(
+            (labels < rows).all(),
+            lambda: (
+                f"Label {labels.max().item()} is never predicted: config.predicted_vocab_size is {rows}. Set it to "
+                "None to teach tokens that were added (resize_token_embeddings does), or mask the label with -100."
+            ),
+        )
 
 
 def loss_of_answers(

@@ -34,16 +34,19 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.quantizers import AutoQuantizationConfig
-from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
+from transformers.utils import TransformersKwargs, can_return_tuple, logging, torch_compilable_check
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .assembling_omnifusion import assemble
 from .configuration_omnifusion import AUTO_MAP, OmniFusionConfig
 from .generation_omnifusion import OmniFusionGenerationMixin
-from .head_omnifusion import loss_of_answers, predict
+from .head_omnifusion import check_labels, loss_of_answers, predict
 from .modeling_omnifusion_projector import PROJECTORS
 from .modeling_omnifusion_vision import OmniFusionVisionModel, side_by_side
 from .views_omnifusion import views_per_image
+
+
+logger = logging.get_logger(__name__)
 
 
 # transformers 5.24 renamed the cache in outputs and arguments. It is never named here: subclasses inherit its field,
@@ -139,6 +142,16 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         weights = load_peft_weights(peft_model_id, device="cpu", **kwargs.get("adapter_kwargs") or {})
         weights = {name.removeprefix("base_model.model."): weight for name, weight in weights.items()}
         return set_peft_model_state_dict(self, weights, adapter_name or "default")
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
+        """As usual. Where some rows are never predicted (`predicted_vocab_size`), all are from now on, so that the
+        model can learn to answer with the tokens that are added."""
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        # CODEPATH: set in conversions of the authors' v1.1 and in the bundled model; else None
+        if self.config.predicted_vocab_size is not None and new_num_tokens is not None:
+            logger.warning(f"predicted_vocab_size was {self.config.predicted_vocab_size}; now every row is predicted.")
+            self.config.predicted_vocab_size = None
+        return embeddings
 
     @property
     def dtype(self) -> torch.dtype:
@@ -392,6 +405,8 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden_states = outputs.last_hidden_state[:, kept]
         logits = loss = None
+        if labels is not None:
+            check_labels(labels, self.config)
         if self.skip_logits and self.training and labels is not None:
             loss = loss_of_answers(hidden_states, labels, self.lm_head, self.config, **kwargs)
         else:

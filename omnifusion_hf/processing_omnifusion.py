@@ -16,6 +16,7 @@
 Every `<image>` in a prompt becomes `<img_start>` + V·P x `<image>` + `<img_end>`, V views of P visual tokens each.
 """
 
+import json
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -28,7 +29,14 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
 from transformers.utils import cached_file
 
-from .chat_template_omnifusion import ESCAPE, chat_template_for
+from .chat_template_omnifusion import (
+    ESCAPE,
+    NO_TOOLS,
+    chat_template_for,
+    escape,
+    messages_as_data,
+    special_tokens,
+)
 from .configuration_omnifusion import SPECIAL_TOKENS, OmniFusionConfig
 from .image_processing_omnifusion import OmniFusionImageProcessor
 from .sentencepiece_omnifusion import fast_tokenizer
@@ -66,9 +74,11 @@ def add_special_tokens(tokenizer) -> PreTrainedTokenizerFast:
     """The LLM's tokenizer with OmniFusion's special tokens, as a plain fast tokenizer (tokenizer.json says all).
 
     It adds no BOS or EOS by itself (the chat template does) and pads on the left, as generation needs. Without a
-    padding token EOS pads: the attention mask, not the id, tells padding apart.
+    padding token EOS pads: the attention mask, not the id, tells padding apart. Special tokens are looked for in the
+    text as it stands: after normalization, where some LLMs look for theirs, those in a user's text are not escaped.
 
-    Raises `ValueError` for a tokenizer without a fast backend, or without an EOS, by which answers end.
+    Raises `ValueError` for a tokenizer without a fast backend, without an EOS, by which answers end, or whose model
+    has a special token as a piece, so that no text could hold its characters.
     """
     from tokenizers import Tokenizer, normalizers, processors
 
@@ -79,19 +89,39 @@ def add_special_tokens(tokenizer) -> PreTrainedTokenizerFast:
         )
     if tokenizer.eos_token is None:
         raise ValueError(f"The tokenizer of {tokenizer.name_or_path} has no EOS token; set its eos_token and save it.")
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    special, pipeline = special_tokens(tokenizer), json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in pipeline["added_tokens"]:
+        token["normalized"] = token["normalized"] and token["content"] not in special
+    backend = Tokenizer.from_str(json.dumps(pipeline))
     backend.post_processor = processors.Sequence([])
     escape = normalizers.Replace(ESCAPE, "")
     backend.normalizer = normalizers.Sequence([escape, *([backend.normalizer] if backend.normalizer else [])])
     named = {name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     named.setdefault("pad_token", named.get("eos_token"))
-    return PreTrainedTokenizerFast(
+    prepared = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         padding_side="left",
         clean_up_tokenization_spaces=False,
         extra_special_tokens=dict(SPECIAL_TOKENS),
         **named,
     )
+    _check_text_is_text(prepared)
+    return prepared
+
+
+def _check_text_is_text(tokenizer: PreTrainedTokenizerFast):
+    tokens = [token for token in special_tokens(tokenizer) if token != tokenizer.unk_token]
+    typed = tokenizer([f"a {escape(token, tokens)} b" for token in tokens], return_offsets_mapping=True)
+    found = []
+    for token, ids, places in zip(tokens, typed.input_ids, typed.offset_mapping):
+        # all of its characters: a byte token, "<0x30>" say, may be special and stand for a typed "0"
+        whole = [token_id for token_id, (start, end) in zip(ids, places) if end - start >= len(token)]
+        found += [token] if tokenizer.convert_tokens_to_ids(token) in whole else []
+    if found:
+        raise ValueError(
+            f"The tokenizer of {tokenizer.name_or_path} makes special tokens of text that somebody types: {found[:3]}."
+            " They are single characters or pieces of its model; use an LLM with another tokenizer."
+        )
 
 
 # Arguments of `apply_chat_template` that say how a rendered prompt becomes model inputs.
@@ -176,11 +206,25 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
                 )
             setattr(self, name, token)
             setattr(self, f"{name}_id", token_id)
-        # On the right, generation answers short prompts wrongly; trainers ask for it per call.
+        if tokenizer("a" + ESCAPE).input_ids != tokenizer("a").input_ids:
+            raise ValueError(
+                "The tokenizer reads the character U+E0F5, by which special tokens that a user types are kept text; "
+                "prepare it with omnifusion_hf.add_special_tokens(tokenizer)."
+            )
+        # On the right, generation answers short prompts wrongly: it is taken from a call, not from a folder.
         tokenizer.padding_side = "left"
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
         # Saving sets it and loading drops it; set here, a loaded processor equals the saved one.
         self.auto_map = {"AutoProcessor": "processing_omnifusion.OmniFusionProcessor"}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "OmniFusionProcessor":
+        """As transformers' own. Batches are padded on the left, whatever the folder says, unless `padding_side` is
+        given here or in a call."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        processor = loaded[0] if isinstance(loaded, tuple) else loaded  # with unused arguments, if these are asked for
+        processor.tokenizer.padding_side = kwargs.get("padding_side", "left")
+        return loaded
 
     @classmethod
     def from_vision_text_pretrained(
@@ -224,8 +268,11 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
     def apply_chat_template(  # trf-ignore: TRF057
         self, conversation, chat_template=None, *, return_assistant_tokens_mask: bool = False, **kwargs
     ):
-        """As transformers' own. It makes `assistant_masks` (B, L) itself: transformers before 5.18 places them as if
-        an image took one token."""
+        """As transformers' own, for any template; text is data (see `messages_as_data`) and tools are refused. It
+        makes `assistant_masks` (B, L) itself: transformers before 5.18 places them as if an image took one token."""
+        if kwargs.get("tools") or kwargs.get("documents"):
+            raise ValueError(NO_TOOLS)
+        conversation = messages_as_data(conversation, special_tokens(self.tokenizer))
         outputs = super().apply_chat_template(conversation, chat_template, **kwargs)
         if return_assistant_tokens_mask:
             outputs["assistant_masks"] = self._assistant_masks(conversation, chat_template, outputs, **kwargs)

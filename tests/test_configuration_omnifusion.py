@@ -48,6 +48,14 @@ def vision(*families, sizes=None, **fields) -> OmniFusionVisionConfig:
         (lambda: tiny.config(projector_dropout=2), "dropout must be at least 0 and below 1, got 2"),
         (lambda: tiny.config(text=tiny.text_config(vocab_size=402)), "different rows of the vocabulary of 402"),
         (lambda: OmniFusionConfig(**tiny.config().to_dict() | {"user_token_id": 400}), "must be 5 different rows"),
+        (
+            lambda: OmniFusionConfig(**tiny.config().to_dict() | {"image_token_id": -200}),
+            "-200.* must be 5 different rows",
+        ),
+        *(
+            (lambda rows=rows: tiny.config(predicted_vocab_size=rows), f"1 to the 512 rows .*; got {rows}")
+            for rows in (0, -1, 513, 10**9)
+        ),
         (lambda: tiny.config(projector_type="linear"), "projector_type"),
     ],
 )
@@ -55,6 +63,11 @@ def test_invalid_mixes_raise_and_say_what_to_do(make, said):
     with pytest.raises(Exception, match=said) as error:
         make()
     assert isinstance(error.value, ValueError) or isinstance(error.value.__cause__, (ValueError, TypeError))
+
+
+@pytest.mark.parametrize("rows", [1, 400, 512, None])
+def test_rows_that_are_predicted_may_be_some_or_all(rows):
+    assert tiny.config(predicted_vocab_size=rows).predicted_vocab_size == rows
 
 
 def test_the_papers_layer_is_the_default():

@@ -6,7 +6,11 @@ import tiny
 from conversations import NONE, ONE, TWO
 from tiny import assistant, user
 from torch.utils.data import DataLoader
+from transformers import processing_utils
+from transformers.testing_utils import CaptureLogger
 
+from omnifusion_hf import OmniFusionProcessor
+from omnifusion_hf.chat_template_omnifusion import chat_template_for
 from omnifusion_hf.training.data import BadSamples, BrokenSampleError
 from omnifusion_hf.training.encoding import ConversationEncoder, EncodedDataset
 
@@ -72,6 +76,33 @@ def test_regions_become_views_of_their_own_picture():
 def test_what_the_processor_refuses_is_refused_by_the_samples_name():
     with pytest.raises(BrokenSampleError, match="sample of 2 turns: .*regions"):
         ENCODE(TWO | {"regions": [[[0, 0, 2, 2]]]})
+
+
+def own_format() -> OmniFusionProcessor:
+    """In the format of an LLM, which ends answers in its own way."""
+    llm = tiny.llm_tokenizer()
+    llm.chat_template = "{% for message in messages %}{{ message.role }}: {{ message.content }}</s>{% endfor %}"
+    template = chat_template_for(llm, "own")
+    return OmniFusionProcessor(
+        PROCESSOR.image_processor, tiny.tokenizer_with_special_tokens(), 16, chat_template=template
+    )
+
+
+def test_an_llms_own_template_is_not_told_about_eos_and_nobody_is_warned():
+    """Before transformers 5.18 regions would be lost with it."""
+    encode, boxes = ConversationEncoder(own_format()), [[[0, 0, 20, 20]], []]
+    with CaptureLogger(processing_utils.logger) as log:
+        encoded = encode(TWO | {"regions": boxes})
+        assert log.io is not None and not log.io.getvalue()
+        own_format().apply_chat_template([user("Hi")], tokenize=True, append_eos=True)  # control: it warns
+        assert "processor_kwargs" in log.io.getvalue()
+    assert encoded["image_view_index"].tolist() == [0, 1, 0] and learnt(encoded).endswith("Yes, it is.</s>")
+
+
+def test_answers_without_eos_need_a_template_that_leaves_it_out():
+    with pytest.raises(ValueError, match="append_eos=False .*ends answers in its own way"):
+        ConversationEncoder(own_format(), append_eos=False)
+    ConversationEncoder(PROCESSOR, append_eos=False)  # control: the release's format
 
 
 @pytest.fixture

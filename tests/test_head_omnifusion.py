@@ -86,6 +86,24 @@ def test_control_another_weight_gives_another_loss_and_gradients():
         assert_equal(loss_and_gradients(model, skip_logits=True), stock)
 
 
+@pytest.mark.parametrize("skip_logits", [False, True], ids=["logits", "loss alone"])
+@pytest.mark.parametrize("soft_cap", [None, 2.0], ids=["chunked", "at once"])
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_a_label_that_is_never_predicted_is_refused_by_name(skip_logits, soft_cap, training):
+    text = Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=soft_cap)
+    model = tiny.model(tiny.config(predicted_vocab_size=300, text=text)).train(training)
+    model.skip_logits = skip_logits
+    inputs = batch()
+    assert model(**inputs).loss < 20  # control: labels are below 300
+    inputs["labels"][1, 7] = 299
+    assert model(**inputs).loss < 20
+    inputs["labels"][1, 7] = 300
+    with pytest.raises(ValueError, match="Label 300 is never predicted: config.predicted_vocab_size is 300. .*None"):
+        model(**inputs)
+    model.config.predicted_vocab_size = None
+    assert model(**inputs).loss < 20
+
+
 def test_evaluation_and_prompts_have_logits():
     model = tiny.model()
     model.skip_logits = True

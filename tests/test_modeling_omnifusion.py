@@ -11,7 +11,14 @@ from accelerate import dispatch_model, infer_auto_device_map
 from packaging.version import Version
 from transformers import AutoModel, AutoModelForCausalLM
 
-from omnifusion_hf import OmniFusionForConditionalGeneration, OmniFusionModel, OmniFusionProcessor
+from omnifusion_hf import (
+    OmniFusionConfig,
+    OmniFusionForConditionalGeneration,
+    OmniFusionModel,
+    OmniFusionProcessor,
+)
+from omnifusion_hf.ask import TINY, load
+from omnifusion_hf.training.encoding import ConversationEncoder
 
 
 FAMILIES = ["clip", "siglip", "dinov2", "internvl", "swin"]
@@ -96,6 +103,37 @@ def test_case_11_resizing_keeps_sizes_ties_and_values_together(parts, tmp_path):
         assert (reloaded.lm_head.weight is reloaded.get_input_embeddings().weight) == tied
         ids = torch.tensor([[5, 511, 7]])
         assert torch.isfinite(reloaded(input_ids=ids, labels=ids).loss)
+
+
+@pytest.mark.parametrize("skip_logits", [False, True], ids=["logits", "loss alone"])
+def test_case_11_tokens_added_to_a_model_that_does_not_predict_every_row_can_be_learnt(skip_logits, tmp_path, caplog):
+    """On the bundled model, whose special tokens are never predicted: what is added stands behind them."""
+    model, processor = load(TINY)
+    model.float().train().skip_logits = skip_logits
+    processor.tokenizer.add_tokens(["[DONE]"])
+    encode = ConversationEncoder(processor)
+    sample = encode({"name": "sample", "messages": [tiny.user("What?"), tiny.assistant("Yes [DONE]")]})
+    ids, labels = torch.tensor([sample["input_ids"]]), torch.tensor([sample["labels"]])
+    assert 447 in labels and model.config.predicted_vocab_size == 442
+    with pytest.raises(ValueError, match="Label 447 .*predicted_vocab_size is 442"):
+        model(input_ids=ids, labels=labels)
+    model.resize_token_embeddings(512)
+    assert "every row is predicted" in caplog.text and model.config.predicted_vocab_size is None
+    before = model(input_ids=ids, labels=labels).loss
+    before.backward()
+    assert before < 50 and model.lm_head.weight.grad[447].abs().sum() > 0
+    model.save_pretrained(tmp_path)
+    assert OmniFusionForConditionalGeneration.from_pretrained(tmp_path).config.predicted_vocab_size is None
+
+
+def test_case_11_a_vocabulary_that_is_looked_at_predicts_the_rows_that_it_predicted():
+    model = tiny.model(tiny.config(predicted_vocab_size=400))
+    model.resize_token_embeddings()
+    assert model.config.predicted_vocab_size == 400
+    model.resize_token_embeddings(pad_to_multiple_of=128)
+    assert model.config.predicted_vocab_size == 400
+    model.resize_token_embeddings(405)  # the five special tokens are the last
+    OmniFusionConfig(**model.config.to_dict())
 
 
 @pytest.mark.parametrize("top, nested", [(True, False), (False, True), (False, False)])

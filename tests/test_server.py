@@ -134,11 +134,23 @@ def test_a_stream_gives_the_same_answer_piece_by_piece(client):
         (user({"type": "image_url", "image_url": {"url": "/no/such.png"}}, text("What?")), "No picture at"),
         ({"role": "narrator", "content": "Hello"}, "Roles are"),
         ({"content": "Hello"}, "message 0 has no role"),
+        ({"role": "user", "content": None}, "message 0 .*content"),
+        ({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}, "message 0 .*content"),
         (user({"type": "video_url", "video_url": {"url": "/no/such.mp4"}}), "message 0: a part must be"),
         (user({"type": "image_url"}, text("What?")), "message 0: a part must be"),
         (user(text("word " * 1020)), r"takes 1\d\d\d tokens, .* room for 1024"),
     ],
-    ids=["no picture", "no file", "unknown role", "no role", "video", "no URL", "too long"],
+    ids=[
+        "no picture",
+        "no file",
+        "unknown role",
+        "no role",
+        "no content",
+        "tool calls",
+        "video",
+        "no URL",
+        "too long",
+    ],
 )
 def test_a_request_that_cannot_be_answered_is_told_why_and_the_server_lives_on(client, message, reason):
     with pytest.raises(openai.BadRequestError, match=reason):

@@ -19,7 +19,8 @@ class ConversationEncoder:
 
     max_length: the most tokens a sample may have, image tokens included; `None` for no limit.
 
-    append_eos: whether answers end with EOS, as they should; the authors' v1.1 was trained without.
+    append_eos: whether answers end with EOS, as they should; the authors' v1.1 was trained without. Templates of LLMs
+        end answers in their own way: without EOS they are refused with a `ValueError`.
 
     Returns `{"name": str, "input_ids": list[int], "labels": list[int]}`, labels -100 outside the assistant's turns,
     and where there is a picture `pixel_values` (V, 3, S, S) float32 and `image_view_index` (V,) int64.
@@ -30,6 +31,16 @@ class ConversationEncoder:
     processor: OmniFusionProcessor
     max_length: int | None = None
     append_eos: bool = True
+
+    def __post_init__(self):
+        knows_it = "append_eos" in str(self.processor.chat_template)
+        if not knows_it and not self.append_eos:
+            raise ValueError(
+                "append_eos=False (conversation_format v1.1): the model's chat template ends answers in its own way; "
+                "use the format llava, or build the model with --chat-template release."
+            )
+        # transformers takes what the template does not know for an argument of the processor, and warns
+        self._template_options = {"append_eos": self.append_eos} if knows_it else {}
 
     def __call__(self, sample: dict) -> dict:
         encoded = self._apply_template(sample)
@@ -49,7 +60,7 @@ class ConversationEncoder:
                 return_dict=True,
                 return_assistant_tokens_mask=True,
                 processor_kwargs={"regions": [regions]} if any(regions) else {},
-                append_eos=self.append_eos,
+                **self._template_options,
             )  # lists: the mask is made token by token, six times slower over tensors
         except (ValueError, TemplateError) as error:
             raise BrokenSampleError(f"{sample['name']}: {error}") from error

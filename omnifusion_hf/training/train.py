@@ -7,10 +7,12 @@ import time
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import Literal
 
 import torch
+import transformers
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 from transformers import (
@@ -21,8 +23,10 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer_pt_utils import LabelSmoother
 from transformers.utils import find_adapter_config_file
 
+from ..configuration_omnifusion import OmniFusionConfig
 from ..files import read_yaml, write_whole
 from ..processing_omnifusion import OmniFusionProcessor
 from .collator import PaddingCollator
@@ -160,13 +164,27 @@ def _raise_error(message: str):
 def _check_taken(args: TrainingArguments):
     """Raises `ValueError` for fields of TrainingArguments that would do something else than they say here."""
     refused = {
-        "label_smoothing_factor": (0.0, "Trainer would compare each place with its own token, not with the next"),
         "auto_find_batch_size": (False, "the global batch would no longer be the recipe's"),
         "eval_strategy": ("no", "a recipe has no data to evaluate on; evaluate the checkpoints that it saves"),
     }
     for name, (only, reason) in refused.items():
         if getattr(args, name) != only:
             raise ValueError(f"{name} must stay {only}: {reason}.")
+
+
+def check_smoothing(args: TrainingArguments, config: OmniFusionConfig):
+    """Raises `ValueError` where smoothed labels would give another loss than they say."""
+    if args.label_smoothing_factor and config.predicted_vocab_size is not None:
+        raise ValueError(
+            "label_smoothing_factor spreads over the whole vocabulary, of which this model predicts the first "
+            f"{config.predicted_vocab_size} tokens (predicted_vocab_size), so that the loss would be infinite; set 0."
+        )
+    knows_steps = "num_items_in_batch" in signature(LabelSmoother.__call__).parameters
+    if args.label_smoothing_factor and not knows_steps and args.gradient_accumulation_steps * args.world_size > 1:
+        raise ValueError(
+            f"label_smoothing_factor: transformers {transformers.__version__} adds the losses of several batches or "
+            "processes up where it should take their mean; update to 5.15, or take a step from one batch."
+        )
 
 
 def _words(key: str, value, takes_list: bool) -> list[str]:
@@ -188,6 +206,7 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     dataset = read_data(model_data, args, processor, bad_samples)
     samples = len(dataset) if isinstance(dataset, Sized) else None
     model, dtypes = load_model(model_data, args)
+    check_smoothing(args, model.config)
     plans, batch = stage_plan(model), describe_batch(model_data, args)
     if args.process_index == 0:
         print(f"stage {model_data.stage}, {samples or 'streamed'} samples\n{format_plan(plans)}\n{batch}", flush=True)

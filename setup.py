@@ -50,6 +50,7 @@ setup(
             "bitsandbytes>=0.46",
             "pytest",
             "pytest-timeout",
+            "hypothesis",
             "ruff",
             "transformers-mlinter",
             "parameterized",

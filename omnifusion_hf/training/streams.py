@@ -11,7 +11,8 @@ from itertools import count
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .data import BadSamples, SampleReader, map_good
+from ..files import named
+from .data import BadSamples, BrokenSampleError, SampleReader, map_good
 from .sources import row_of_dataset, undecoded
 
 
@@ -25,10 +26,8 @@ class SampleStream(IterableDataset):
     """
 
     def __init__(self, stream: IterableDataset, path: str, reader: SampleReader, seed: int, bad_samples: BadSamples):
-        try:
+        with named(f"cannot read {path}"):
             is_empty = next(iter(stream), None) is None
-        except (OSError, ValueError) as error:
-            raise ValueError(f"cannot read {path}: {error}") from error
         if is_empty:
             raise ValueError(f"{path} holds no rows.")
         rows = undecoded(stream).map(_with_index, with_indices=True)
@@ -44,12 +43,18 @@ class SampleStream(IterableDataset):
             )
         for epoch in count():
             self.rows.set_epoch(epoch)
-            yield from map_good(self._read, self.rows, self.bad_samples)
+            yield from map_good(self._read, self._rows(), self.bad_samples)
+
+    def _rows(self) -> Iterator[dict]:
+        with named(f"cannot read on in {self.path}"):
+            yield from self.rows
 
     def _read(self, indexed: dict) -> dict:
         row = indexed["row"]
         place = row.get("__url__") or f"{self.path}, row {indexed['index']} of a worker's share"
-        return self.reader(row_of_dataset(row), place)
+        with named(place, BrokenSampleError):
+            row = row_of_dataset(row)
+        return self.reader(row, place)
 
 
 def _with_index(row: dict, index: int) -> dict:

@@ -27,7 +27,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from transformers.utils import find_adapter_config_file
 
 from ..configuration_omnifusion import OmniFusionConfig
-from ..files import read_yaml, write_whole
+from ..files import read_text, read_yaml, write_whole
 from ..processing_omnifusion import OmniFusionProcessor
 from .collator import PaddingCollator
 from .data import BadSamplePolicy, BadSamples, ConversationFormat
@@ -93,7 +93,7 @@ def parse_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[ModelDataA
 
     Raises `ValueError` for an unknown key, a missing one or a value of the wrong type, and names it.
     """
-    given = read_yaml(Path(recipe).read_text(encoding="utf-8"), recipe)
+    given = read_yaml(read_text(recipe), recipe)
     if not isinstance(given, dict):
         raise ValueError(f"{recipe} must hold `key: value` lines, got {type(given).__name__}.")
     for override in overrides:

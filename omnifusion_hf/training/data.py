@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -21,6 +22,7 @@ from transformers.utils import logging
 from ..files import named
 from ..image_processing_omnifusion import open_image
 from ..views_omnifusion import read_region, regions_per_image
+from .fingerprints import as_bytes, content_hash
 
 
 ConversationFormat = Literal["llava", "v1.1"]
@@ -96,6 +98,10 @@ class Rows(Protocol):
 
     def place(self, index: int) -> str:
         """File and index (JSONL: line), for messages."""
+
+    @property
+    def files(self) -> list[Path]:
+        """Where they lie; empty where that is not known."""
 
 
 @dataclass
@@ -197,6 +203,17 @@ class ConversationDataset(Dataset):
     def peek(self, index: int) -> dict:
         """An item with its pictures not yet opened, see [`SampleReader.peek`]."""
         return self._read(self.indices[index], self.reader.peek)
+
+    def identity(self) -> list[dict]:
+        """What a run that goes on must find again: their number and their content; at the most 64 of them are read."""
+        indices = np.linspace(0, len(self) - 1, min(64, len(self))).astype(int)
+        return [{"samples": len(self), "content": content_hash(self.rows.files, map(self._as_bytes, indices))}]
+
+    def _as_bytes(self, index: int) -> bytes:
+        try:
+            return as_bytes({**self.peek(index), "name": None})
+        except BrokenSampleError:
+            return b""
 
     def _read(self, index: int, read):
         place = self.rows.place(index)

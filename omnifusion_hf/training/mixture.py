@@ -104,7 +104,7 @@ class Mixture(Dataset):
     """
 
     def __init__(self, datasets: Sequence[Dataset], counts: Sequence[int], seed: int):
-        self.datasets = datasets
+        self.datasets, self.counts = datasets, counts
         order = np.random.default_rng(seed).permutation(sum(counts))
         self.sources = np.repeat(np.arange(len(datasets)), counts)[order]
         drawn = [_draw(len(dataset), count, [seed, i]) for i, (dataset, count) in enumerate(zip(datasets, counts))]
@@ -119,6 +119,10 @@ class Mixture(Dataset):
     def peek(self, index: int) -> dict:
         """An item with its pictures not yet opened."""
         return self.datasets[self.sources[index]].peek(int(self.rows[index]))
+
+    def identity(self) -> list[dict]:
+        known = [each.identity()[0] for each in self.datasets]
+        return [one | {"drawn": count} for one, count in zip(known, self.counts)]
 
 
 def _draw(size: int, count: int, seed: list[int]) -> np.ndarray:

@@ -25,7 +25,7 @@ class JsonRows:
     """LLaVA's format, one list of samples in a file."""
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.files = path, [path]
         self.samples = read_json(read_text(path), f"{path} must be one list of samples (one sample a line: .jsonl)")
         if not isinstance(self.samples, list) or not self.samples:
             given = "an empty list" if self.samples == [] else type(self.samples).__name__
@@ -45,7 +45,7 @@ class JsonLinesRows:
     """One sample a line; blank lines are passed over. Lines are parsed when they are asked for."""
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.files = path, [path]
         lines = enumerate(read_text(path).split("\n"), start=1)
         self.lines = [(number, line) for number, line in lines if line.strip()]
         if not self.lines:
@@ -68,7 +68,7 @@ class TarRows:
     """
 
     def __init__(self, paths: list[Path]):
-        self.paths = paths
+        self.paths = self.files = paths
         starts = [_sample_starts(path) for path in tqdm(paths, desc="indexing shards", leave=False, disable=None)]
         self.starts = np.concatenate(starts)  # bytes into the shard
         self.shards = np.repeat(np.arange(len(paths)), [len(each) for each in starts])
@@ -163,6 +163,8 @@ class ArrowRows:
 
     def __init__(self, dataset, path: str):
         self.dataset, self.path = undecoded(dataset), path
+        found = [Path(path), *Path(path).rglob("*")] if Path(path).exists() else map(Path, glob(path))
+        self.files = sorted(file for file in found if file.is_file())
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -34,13 +34,14 @@ from .data import BadSamplePolicy, BadSamples, ConversationFormat
 from .devices import check_sharding, global_batch, is_sharded, memory_per_device, spread_weights, whole_weights
 from .encoding import ConversationEncoder, encode
 from .grouping import group_by_length, order_seed
+from .identity import identity_of
 from .lora import LoraSettings
 from .mixture import Source, load_data
 from .optimizer import optimizer_for
 from .packing import packing_collator
 from .progress import SUMMARY, check_reporting, plot_loss, watch
 from .stages import STAGES, PartPlan, VisionTuning, apply_stage, format_plan, parts_of_stage, stage_plan
-from .stopping import NoStepTooMany, SaveAndStop, begin_run, checkpoint_to_resume
+from .stopping import Begin, SaveAndStop, checkpoint_to_resume
 from .vision_cache import cached_dataset
 
 
@@ -198,12 +199,12 @@ def _words(key: str, value, takes_list: bool) -> list[str]:
 
 def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     """Trains one stage; leaves model and processor in `args.output_dir`, returns what training_summary.json says."""
-    settings = settings_of(model_data, args)
-    checkpoint = checkpoint_to_resume(args, settings)
+    settings, bad_samples = settings_of(model_data, args), BadSamples(model_data.on_bad_sample)
     check_reporting(args)
     processor = load_processor(model_data.model_name_or_path)
-    bad_samples = BadSamples(model_data.on_bad_sample)
     dataset = read_data(model_data, args, processor, bad_samples)
+    identity = identity_of(model_data, args, dataset, has_lora(model_data))
+    checkpoint = checkpoint_to_resume(args, identity)
     samples = len(dataset) if isinstance(dataset, Sized) else None
     model, dtypes = load_model(model_data, args)
     check_smoothing(args, model.config)
@@ -215,13 +216,14 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
 
     trainer = make_trainer(model_data, args, model, dataset, processor)
     trainer.add_callback(stop := SaveAndStop())
-    trainer.add_callback(NoStepTooMany(trainer))
+    trainer.add_callback(begin := Begin(trainer, identity))
     speed = watch(trainer, processor.image_token_id)
     spread_weights(model, args)
     start = time.monotonic()
-    begin_run(args, settings)
     trainer.train(resume_from_checkpoint=checkpoint)
     stop.leave_if_stopped(trainer.state)
+    if begin.finished is not None:
+        return begin.finished
     if not trainer.state.global_step:
         raise ValueError("not one step was made: fewer samples than a batch takes, or no epochs; nothing was saved.")
     seconds = time.monotonic() - start
@@ -309,9 +311,12 @@ def rates_of(model_data: ModelDataArguments) -> dict[str, float | None]:
     return rates | {"vision_tower": model_data.vision_learning_rate}
 
 
+def has_lora(model_data: ModelDataArguments) -> bool:
+    return "lora" in parts_of_stage(model_data.stage, model_data.vision_tuning).values()
+
+
 def settings_of(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     """What a reader of the model card asks first; paths are named by their last part alone."""
-    has_lora = "lora" in parts_of_stage(model_data.stage, model_data.vision_tuning).values()
     return {
         "stage": model_data.stage,
         "started_from": Path(model_data.model_name_or_path).name,
@@ -321,8 +326,8 @@ def settings_of(model_data: ModelDataArguments, args: TrainingArguments) -> dict
         "projector_learning_rate": model_data.projector_learning_rate,
         "vision_tuning": model_data.vision_tuning,
         "vision_learning_rate": model_data.vision_learning_rate,
-        "lora_rank": model_data.lora_rank if has_lora else None,
-        "lora_alpha": model_data.lora_alpha if has_lora else None,
+        "lora_rank": model_data.lora_rank if has_lora(model_data) else None,
+        "lora_alpha": model_data.lora_alpha if has_lora(model_data) else None,
         "lr_scheduler": getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type),
         "weight_decay": args.weight_decay,
         "global_batch": global_batch(args),

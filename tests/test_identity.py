@@ -18,6 +18,9 @@ from omnifusion_hf.training.identity import FREE, changes_of_run, identity_of
 from omnifusion_hf.training.train import parse_recipe
 
 
+pytestmark = pages.OTHERS_DEPRECATIONS
+
+
 def run(path: Path, *options: str) -> int:
     return main(["train", str(path), *options])
 
@@ -33,7 +36,6 @@ def lora_run(tmp_path_factory) -> Path:
     return path
 
 
-@pages.OTHERS_DEPRECATIONS[1]
 @pytest.mark.parametrize(
     "override, message",
     [
@@ -54,7 +56,6 @@ def test_what_decides_the_result_is_the_same_when_a_run_goes_on(lora_run, overri
     assert said.count(" and is ") == 1 + override.startswith("conversation")  # there the samples differ, too
 
 
-@pages.OTHERS_DEPRECATIONS[1]
 def test_what_does_not_decide_it_may_differ_and_a_moved_base_and_data_are_the_same(lora_run, tmp_path, capsys):
     free = ["logging_steps=7", "save_steps=9", "dataloader_num_workers=1", "bf16=true", "seed=42", "run_name=x"]
     fields = yaml.safe_load(lora_run.read_text())
@@ -64,7 +65,6 @@ def test_what_does_not_decide_it_may_differ_and_a_moved_base_and_data_are_the_sa
     assert run(lora_run, *free, *moved, "--resume") == 0, capsys.readouterr().err
 
 
-@pages.OTHERS_DEPRECATIONS[1]
 @pytest.mark.parametrize("what", ["an answer", "a picture", "the base model", "its tokenizer"])
 def test_other_content_under_the_same_name_is_another_run(lora_run, what, tmp_path, capsys):
     fields = yaml.safe_load(lora_run.read_text())

@@ -1,26 +1,36 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Finished or absent: files and folders appear under their final name only when they are complete. YAML by name."""
+"""Finished or absent: files and folders appear under their final name only when they are complete. And the reverse:
+whatever is wrong with a file that a user wrote becomes one error that names it."""
 
+import json
 import os
 import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import yaml
 
 
 @contextmanager
-def staged_folder(path: str | Path):
-    """Yields a temporary folder beside `path` that takes its name if the block ends well, else goes."""
+def staged_folder(path: str | Path, replace: bool = True):
+    """Yields a temporary folder beside `path`, of this call alone, that takes its name if the block ends well, else
+    goes. Raises `ValueError` without `replace` where another process was faster."""
     path = Path(path)
-    part = path.with_name(path.name + ".incomplete")
-    shutil.rmtree(part, ignore_errors=True)
+    part, old = (path.with_name(f"{path.name}.{uuid4().hex[:8]}.{end}") for end in ("incomplete", "replaced"))
     part.mkdir(parents=True)
     try:
         yield part
-        shutil.rmtree(path, ignore_errors=True)
-        part.rename(path)
+        if replace and path.exists():
+            path.rename(old)
+        try:
+            part.rename(path)
+        except OSError:
+            if not path.exists():
+                raise
+            raise ValueError(f"{path} was made by another process meanwhile and is not replaced.") from None
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -45,6 +55,25 @@ def write_whole(path: str | Path, text: str):
     """Writes a text file, and the folders above it, that nobody ever sees half written."""
     with staged_file(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def named(place: str, kind: type[ValueError] = ValueError, advice: str = ""):
+    """Whatever goes wrong in the block becomes one error that begins with `place`. Readers of a user's file raise more
+    than they say: RecursionError, OverflowError, MemoryError, tarfile's, pyarrow's and Pillow's own."""
+    try:
+        yield
+    except Exception as error:
+        reason = re.sub(r"\s*\n\s*", " ", str(error)[:1000])
+        if not reason or isinstance(error, (LookupError, TypeError, AttributeError)):
+            reason = f"{type(error).__name__} {reason}".rstrip()
+        raise kind(f"{place}: {reason}{advice}") from error
+
+
+def read_json(text: str | bytes, place: str, **options):
+    """What JSON says. Raises `ValueError` that begins with `place`, also for what is nested too deeply."""
+    with named(place):
+        return json.loads(text, **options)
 
 
 def read_text(path: str | Path) -> str:
@@ -75,8 +104,5 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(?i:true|fal
 
 def read_yaml(text: str, source: str):
     """What YAML text says. Raises `ValueError` that names its source."""
-    try:
+    with named(f"{source} is not YAML"):
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{source} is not YAML: {reason}") from None

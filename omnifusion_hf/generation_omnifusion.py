@@ -28,6 +28,10 @@ from transformers.generation import (
     SuppressTokensLogitsProcessor,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
 
 class SuppressSpecialTokens(SuppressTokensLogitsProcessor):
@@ -46,6 +50,14 @@ class NoRepeatNGramInAnswer(LogitsProcessor):
 
 class OmniFusionGenerationMixin(GenerationMixin):
     """transformers' own `generate()`, with what OmniFusion needs around it."""
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        # transformers knows causal LMs by their class's name: for no other does Trainer shift the labels that
+        # `label_smoothing_factor` smooths, and its server looks here whether a model takes images. FSDP2 makes classes
+        # of its own, as users do.
+        for names in (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES):
+            names[cls.__name__] = cls.__name__
 
     def generate(
         self,

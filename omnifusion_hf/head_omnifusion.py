@@ -60,6 +60,8 @@ def loss_of_answers(
     head: nn.Module,
     config: OmniFusionConfig,
     num_items_in_batch: torch.Tensor | int | None = None,
+    shift_labels: torch.LongTensor | None = None,
+    ignore_index: int = -100,
     **kwargs,
 ) -> torch.Tensor:
     """The loss that `ForCausalLMLoss` takes of all logits, from the positions alone that are to predict a label.
@@ -70,11 +72,14 @@ def loss_of_answers(
 
     Args:
         hidden_states: (B, L, D).
-        labels: (B, L), -100 where nothing is to be predicted; shifted inside.
+        labels: (B, L), `ignore_index` where nothing is to be predicted; shifted inside.
         num_items_in_batch: labels in all batches of a step, by which the sum is divided; by default this batch's own.
+        shift_labels: (B, L), shifted before, in the place of `labels`: where a sequence is cut over several devices.
     """
-    targets = F.pad(labels, (0, 1), value=-100)[..., 1:].to(hidden_states.device)  # (B, L)
-    answers = targets != -100
+    if shift_labels is None:
+        shift_labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]  # (B, L)
+    targets = shift_labels.to(hidden_states.device)
+    answers = targets != ignore_index
     states, targets = hidden_states[answers], targets[answers]  # (N, D), (N,)
     if is_plain(head, config.text_config):
         predicted = config.predicted_vocab_size

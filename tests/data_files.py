@@ -2,13 +2,22 @@
 
 import io
 import json
+import signal
 import tarfile
+import tracemalloc
+from contextlib import contextmanager
 from pathlib import Path
 
 import conversations
+import pytest
 import tiny
 from conversations import turn
 from datasets import Dataset, Features, Image, List, Value
+
+from omnifusion_hf.training.data import BrokenSampleError
+
+
+DEEP = "[" * 200_000  # JSON and YAML on which Python's readers raise RecursionError
 
 
 def png(seed: int) -> bytes:
@@ -80,3 +89,33 @@ def parts(text: str) -> list[dict]:
     for piece in pieces[1:]:
         content += [{"type": "image", "text": None}, {"type": "text", "text": piece}]
     return [part for part in content if part["text"] != ""]
+
+
+@contextmanager
+def in_little_time_and_memory(seconds: int = 20, most_bytes: int = 2**28):
+    tracemalloc.start()
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("a reader hangs"))
+    signal.alarm(seconds)
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < most_bytes
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        tracemalloc.stop()
+
+
+def read_all(path: Path, policy: str = "error") -> int:
+    """How many samples were read; of errors, that each begins with the file's name."""
+    read = 0
+    try:
+        dataset = conversations.load(path, policy=policy)
+    except ValueError as error:
+        assert str(path) in str(error) and str(error).count("\n") == 0
+        return 0
+    for index in range(len(dataset)):
+        try:
+            read += bool(dataset[index])
+        except BrokenSampleError as error:
+            assert str(error).startswith(str(path))
+    return read

@@ -82,7 +82,35 @@ BROKEN = {
     "part of the assistant turn is neither text nor a user's image: {'type': 'video'}": chat([{"type": "video"}]),
     "the assistant turn's content must be text, got None": chat(None),
     "is no box": {"regions": [[[0, 0, 9]]]},
-}
+    "int too large": {"regions": [[[0, 0, 10**400, 9]]]},
+    "the sample has system, videos, which nothing reads; remove it": {"system": "Be brief.", "videos": ["a.mp4"]},
+    "the sample has image and images, which mean the same": {"images": ["0.png"]},
+    "the sample has conversations and messages, which mean the same": {"messages": [{"role": "user", "content": "x"}]},
+    "the gpt turn has tool_calls, which": {"conversations": [QUESTION, ANSWER | {"tool_calls": [{"name": "f"}]}]},
+    "a part of the assistant turn has citations, which": chat([{"type": "text", "text": "x", "citations": [1]}]),
+    "an image of the user turn has image, which": {"conversations": None, "messages": [
+        {"role": "user", "content": [{"type": "image", "image": "1.png"}]}, {"role": "assistant", "content": "x"}]},
+    "surrogates not allowed": {"conversations": [QUESTION, turn("gpt", "\ud800")]},
+    "the assistant turn holds NUL characters": {"conversations": [QUESTION, turn("gpt", "a\0b\0")]},
+}  # fmt: skip
+
+
+def test_columns_that_say_nothing_or_where_a_sample_comes_from_are_passed_over(tmp_path):
+    empty = {"system": None, "videos": [], "tools": "", "images": [], "messages": None}
+    origin = {"model": "gpt-4", "source": "coco", "url": "https://a.b", "width": 3, "task": "vqa", "caption": "A sky."}
+    turns = [QUESTION | {"weight": None}, ANSWER]
+    plain, full = conversations.load(
+        conversations.write(tmp_path, [sample(1), sample(1, **empty, **origin, conversations=turns)])
+    )
+    assert [message["role"] for message in full["messages"]] == ["user", "assistant"]
+    assert full["messages"][1] == plain["messages"][1]
+
+
+def test_columns_are_ignored_where_the_source_says_so(tmp_path):
+    path = conversations.write(tmp_path, [sample(0, system="Be brief.", images=["9.png"])])
+    assert len(conversations.load(path, ignored=["system", "images"])) == 1
+    with pytest.raises(BrokenSampleError, match="has system, which"):
+        conversations.load(path, ignored=["images"])
 
 
 def test_chat_messages_are_the_same_as_llavas(tmp_path):

@@ -4,15 +4,16 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pages
 import pytest
 import tiny
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from transformers import CohereConfig, Gemma2Config, GraniteConfig
+from transformers import CohereConfig, Gemma2Config, GraniteConfig, Trainer, TrainingArguments
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from omnifusion_hf import head_omnifusion
+from omnifusion_hf import OmniFusionForConditionalGeneration, head_omnifusion
 from omnifusion_hf.head_omnifusion import chunked_cross_entropy, is_plain, loss_of_answers, predict
 from omnifusion_hf.training.stages import apply_stage
 
@@ -76,6 +77,43 @@ def test_loss_and_gradients_are_those_of_all_logits(kind, num_items):
     given = {} if num_items is None else {"num_items_in_batch": num_items}
     stock = loss_and_gradients(model, skip_logits=False, **given)
     assert_equal(loss_and_gradients(model, skip_logits=True, **given), stock)
+
+
+@pytest.mark.parametrize("skip_logits", [False, True])
+def test_labels_that_were_shifted_before_are_not_shifted_again(skip_logits):
+    """Where a sequence is cut over several devices, the second half's first label is the first half's last."""
+    model, given = tiny.model().train(), batch()
+    model.skip_logits = skip_logits
+    shifted = nn.functional.pad(given["labels"], (0, 1), value=-100)[:, 1:].contiguous()
+    whole = model(**given).loss
+    torch.testing.assert_close(model(**given, shift_labels=shifted).loss, whole)
+    assert not torch.isclose(model(**given | {"labels": shifted}).loss, whole)
+    other = {"labels": given["labels"].masked_fill(given["labels"] == -100, 7), "ignore_index": 7}
+    torch.testing.assert_close(model(**given | other).loss, whole)
+
+
+class Subclass(OmniFusionForConditionalGeneration):
+    """A user's, or FSDP2's, which makes one of its own."""
+
+
+@pages.OTHERS_DEPRECATIONS[1]
+@pytest.mark.parametrize("kind", [OmniFusionForConditionalGeneration, Subclass, "LoRA"])
+def test_stock_trainer_smooths_the_labels_of_the_next_token(kind, tmp_path):
+    model = tiny.model(tiny.config(text=tiny.text_config(initializer_range=0.2)))
+    if kind == "LoRA":
+        model = apply_stage(model, "lora").eval()
+    else:
+        model.__class__ = kind
+    args = TrainingArguments(str(tmp_path), label_smoothing_factor=0.3, use_cpu=True, report_to="none")
+    given, trainer = batch(), Trainer(model, args)
+    logits = model(**given).logits[:, :-1].flatten(0, 1)
+
+    def smoothed(labels: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(logits, labels.flatten(), label_smoothing=0.3)
+
+    loss = trainer.compute_loss(model, dict(given))
+    torch.testing.assert_close(loss, smoothed(given["labels"][:, 1:]))
+    assert not torch.isclose(loss, smoothed(given["labels"][:, :-1]), rtol=1e-3)
 
 
 def test_control_another_weight_gives_another_loss_and_gradients():

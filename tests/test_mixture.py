@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import conversations
+import data_files
 import pytest
 import yaml
 from conversations import sample, turn
@@ -174,3 +175,30 @@ def test_stage_2_is_the_papers_table():
         starts = tuple(f"data/{name}" for name in row.split())
         assert sum(source.samples for source in sources if source.path.startswith(starts)) == thousands * 1000, row
     assert total == 945_500
+
+
+@pytest.mark.parametrize("field", ["samples: 100000000000", f"samples: 1{'0' * 400}", f"weight: 1{'0' * 400}"])
+def test_more_samples_than_memory_holds_are_refused_before_it_is_taken(tmp_path, field):
+    path = tmp_path / "huge.yaml"
+    path.write_text(f"sources: [{{path: {tmp_path}/samples.json, {field}}}]")
+    with (
+        data_files.in_little_time_and_memory(most_bytes=2**22),
+        pytest.raises(ValueError, match=r"huge\.yaml: .* at most 1,000,"),
+    ):
+        conversations.load(path)
+
+
+def test_sources_that_are_too_much_together_are_refused_too(tmp_path):
+    with data_files.in_little_time_and_memory(), pytest.raises(ValueError, match="1,200,000,000 samples together"):
+        mix(tmp_path, a=(2, {"samples": 6 * 10**8}), b=(2, {"samples": 6 * 10**8}))
+
+
+@pytest.mark.parametrize("content", [f"samples: {'9' * 5000}", f"samples: {data_files.DEEP}", "samples: 2026-99-99"])
+def test_yaml_that_python_cannot_read_is_named(tmp_path, content):
+    path = tmp_path / "odd.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"odd\.yaml is not YAML: "):
+        conversations.load(path)
+    path.write_text("sources: []", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"odd\.yaml is not UTF-8"):
+        conversations.load(path)

@@ -136,6 +136,13 @@ def test_captions_of_shards_become_answers_to_an_instruction(tmp_path):
         conversations.load(path)[0]
 
 
+def test_member_of_a_shard_that_nothing_reads_is_refused_unless_it_is_ignored(tmp_path):
+    path = write_tar(tmp_path, {"json": json.dumps(sample(0)).encode(), "mp4": b"\0"}, images=[data_files.png(0)])
+    with pytest.raises(BrokenSampleError, match="the sample has mp4, which nothing reads"):
+        conversations.load(path)[0]
+    assert conversations.load(path, ignored=["mp4"])[0]
+
+
 def test_shard_sample_that_lists_another_number_of_pictures_is_refused(tmp_path):
     listed = json.dumps(sample(0, image=["a.png", "b.png"])).encode()
     path = write_tar(tmp_path, {"json": listed}, images=[data_files.png(0)])
@@ -200,3 +207,43 @@ def test_missing_package_says_how_to_install_it(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"pip install 'omnifusion_hf\[data\]'"):
         conversations.load(tmp_path / "rows.parquet")
     assert conversations.load(conversations.write(tmp_path, SAMPLES))
+
+
+@pytest.mark.parametrize(
+    "line", [data_files.DEEP, '{"x": ' * 200_000, "9" * 5000, '{"regions": [[[0, 0, 1%s, 9]]]}' % ("0" * 400)]
+)
+def test_one_bad_line_is_counted_and_does_not_end_a_run_that_skips(tmp_path, line):
+    path = data_files.write_jsonl(tmp_path, [sample(0), sample(1)])
+    path.write_text(path.read_text() + "\n" + line)
+    assert data_files.read_all(path, policy="skip") == 2
+    with pytest.raises(BrokenSampleError, match=rf"{path}, line 4: "):
+        conversations.load(path)
+
+
+def test_bad_json_in_a_shard_and_sparse_members_are_named_and_counted(tmp_path):
+    with tarfile.open(tmp_path / "deep.tar", "w") as tar:
+        data_files.add_sample(tar, "k0", {"json": data_files.DEEP.encode()})
+        data_files.add_sample(tar, "k1", {"json": json.dumps(sample(0)).encode()}, [data_files.png(0)])
+    assert data_files.read_all(tmp_path / "deep.tar") == 1
+    with tarfile.open(tmp_path / "sparse.tar", "w") as tar:  # 3 KB that say they are 1 TB
+        member = tarfile.TarInfo("GNUSparseFile.0/k0.json")
+        member.size, member.pax_headers = 512, {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+        member.pax_headers |= {"GNU.sparse.name": "k0.json", "GNU.sparse.realsize": str(10**12)}
+        tar.addfile(member, io.BytesIO(b"0\n".ljust(512, b"\0")))
+    with data_files.in_little_time_and_memory(most_bytes=2**22):
+        assert data_files.read_all(tmp_path / "sparse.tar", policy="skip") == 0
+        with pytest.raises(BrokenSampleError, match=r"sparse\.tar, sample 0: .* is a sparse member"):
+            conversations.load(tmp_path / "sparse.tar")[0]
+
+
+def test_shard_with_samples_behind_its_end_or_a_damaged_head_is_refused(tmp_path):
+    data_files.write_shards(tmp_path, data_files.mixed(4), per_shard=2)
+    one, other = (tmp_path / f"shard-{index}.tar" for index in range(2))
+    whole, joined = one.read_bytes(), one.read_bytes() + other.read_bytes()
+    assert data_files.read_all(one) == 2
+    with tarfile.open(one) as tar:
+        second = tar.getmembers()[2].offset
+    for content in (joined, whole[:second] + b"?" * 512 + whole[second + 512 :]):
+        one.write_bytes(content)
+        with pytest.raises(ValueError, match=r"shard-0\.tar is no whole.* at byte \d+ its end or a damaged header"):
+            conversations.load(one)

@@ -14,13 +14,14 @@ import conversations
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import distributed as dist
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from omnifusion_hf.cli import main
 from omnifusion_hf.training import train as train_module
-from omnifusion_hf.training.stopping import SaveAndStop, begin_run, checkpoint_to_resume
+from omnifusion_hf.training.stopping import SaveAndStop, begin_run, checkpoint_to_resume, is_whole
+from omnifusion_hf.training.train import parse_recipe
 
 
 STEPS = 8
@@ -174,6 +175,30 @@ def test_half_written_checkpoints_are_not_resumed_from(tmp_path):
     assert checkpoint_to_resume(args, {}) is None
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "scheduler.pt", "config.json"])
+def test_checkpoint_with_a_file_that_is_cut_off_is_passed_over_and_refused_where_it_is_named(tmp_path, base, file):
+    path = recipe(tmp_path / "run", base, max_steps=2, save_steps=1)
+    assert run(path) == 0
+    out = tmp_path / "run/out"
+    last = parse_recipe(path, ["resume_from_checkpoint=true"])[1]
+    assert checkpoint_to_resume(last, {}).endswith("checkpoint-2")
+    cut = out / "checkpoint-2" / file
+    cut.write_bytes(cut.read_bytes()[:-40])
+    assert checkpoint_to_resume(last, {}).endswith("checkpoint-1")
+    named = parse_recipe(path, [f"resume_from_checkpoint={out}/checkpoint-2"])[1]
+    with pytest.raises(ValueError, match="checkpoint-2 was not written to its end or is damaged"):
+        checkpoint_to_resume(named, {})
+
+
+def test_checkpoint_without_one_of_its_shards_is_not_whole(tmp_path):
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "trainer_state.json").write_text("{}")
+    for number, whole in ((1, False), (2, True)):
+        save_file({"a": torch.zeros(9)}, tmp_path / f"model-0000{number}-of-00002.safetensors")
+        assert is_whole(tmp_path) == whole
+
+
 def test_folders_of_other_names_are_no_checkpoints(tmp_path):
     args = TrainingArguments(str(tmp_path), resume_from_checkpoint="true", use_cpu=True)
     for name in ("checkpoint-3", "checkpoint-old", "checkpoint-12-copy", "my-checkpoint-9"):
@@ -204,10 +229,12 @@ def test_run_is_not_resumed_as_another_and_none_starts_among_its_checkpoints(tmp
 def test_complete_run_that_is_resumed_stays_as_it_is(tmp_path, base):
     """Also in the middle of an epoch; with another step to go it goes on."""
     path = recipe(tmp_path / "run", base, max_steps=3, lr_scheduler_type="constant")
-    weights = []
+    weights, summary = [], tmp_path / "run/out/training_summary.json"
     for options in ([], ["--resume"], ["max_steps=4", "--resume"]):
+        before = summary.read_bytes() if options else None
         assert run(path, *options) == 0
         weights.append(load_file(tmp_path / "run/out/model.safetensors"))
+        assert (summary.read_bytes() == before) == (len(options) == 1)
         assert json.loads((tmp_path / "run/out/training_summary.json").read_text())["steps"] == 3 + (len(options) > 1)
     first, again, longer = weights
     assert all(torch.equal(first[name], again[name]) for name in first)

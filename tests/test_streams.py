@@ -16,8 +16,9 @@ from conversations import sample
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, IterableDataset
 
-from omnifusion_hf.training.data import BadSamples, BrokenSampleError
+from omnifusion_hf.training.data import BadSamples, BrokenSampleError, SampleReader
 from omnifusion_hf.training.encoding import ConversationEncoder, encode
+from omnifusion_hf.training.streams import SampleStream
 from omnifusion_hf.training.train import parse_recipe, train
 
 
@@ -108,6 +109,17 @@ def test_broken_samples_are_errors_or_left_out(broken, caplog):
     assert r"(id s3): cannot read a picture" in caplog.text and "(id s1) has" in caplog.text
     with pytest.raises(BrokenSampleError, match=r"parquet, row \d .*\(id s[13]\)"):
         read(broken, "error")
+
+
+def test_stream_that_breaks_off_is_named(tmp_path):
+    def rows():
+        yield from data_files.hf_dataset(data_files.mixed(12))
+        raise TypeError("not a table")
+
+    stream = datasets.IterableDataset.from_generator(rows)
+    samples = SampleStream(stream, "owner/set", SampleReader(), 0, BadSamples("skip"))
+    with pytest.raises(ValueError, match="cannot read on in owner/set: TypeError not a table"):
+        list(islice(samples, 13))
 
 
 def test_stream_of_which_nothing_can_be_used_ends(broken, monkeypatch):

@@ -18,7 +18,7 @@ from omnifusion_hf.training import progress
 from omnifusion_hf.training import train as train_module
 from omnifusion_hf.training.stages import STAGES, part_of
 from omnifusion_hf.training.stopping import checkpoint_to_resume
-from omnifusion_hf.training.train import parse_recipe, train
+from omnifusion_hf.training.train import check_smoothing, parse_recipe, train
 
 
 WHOLE = ["pretrain", "finetune"]  # stages that leave plain folders; of the others: test_lora.py
@@ -190,7 +190,6 @@ def test_folder_keeps_the_checkpoints_dtype(tmp_path):
         ("learning=1", "unknown key `learning`"),
         ("learning_rate=fast", "learning_rate.*'fast'"),
         ("learning_rate=[1, 2]", r"learning_rate.*'\[1, 2\]'"),
-        ("label_smoothing_factor=0.1", "label_smoothing_factor must stay 0.0: .* not with the next"),
         ("auto_find_batch_size=true", "auto_find_batch_size must stay False"),
         ("eval_strategy=epoch", "eval_strategy must stay no"),
         ("stage=sft", "stage.*'sft'.*pretrain"),
@@ -214,6 +213,30 @@ def test_fields_have_the_types_that_their_classes_say(tmp_path):
     assert args.save_strategy == "no"
     assert (args.learning_rate, args.seed, args.bf16, args.run_name) == (1e-3, -1, True, "a b")
     assert (args.label_names, args.lr_scheduler_kwargs, model_data.max_length) == (["labels"], {"num_cycles": 2}, 64)
+
+
+def test_smoothed_labels_raise_a_runs_loss_a_little_and_are_refused_where_the_loss_would_be_another(tmp_path, base):
+    losses = []
+    for factor in (0, 0.1):
+        run(tmp_path / str(factor), base, label_smoothing_factor=factor, max_steps=2)
+        losses.append(first_log(tmp_path / str(factor))["loss"])
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.01)  # of a random model
+    narrow = conversations.write_model(tmp_path / "narrow", predicted_vocab_size=400)
+    with pytest.raises(ValueError, match=r"predicts the first 400 tokens \(predicted_vocab_size\)"):
+        run(tmp_path / "infinite", narrow, label_smoothing_factor=0.1)
+
+
+def test_smoothing_over_several_batches_is_refused_where_transformers_adds_their_losses_up(tmp_path, monkeypatch):
+    class Old:
+        def __call__(self, model_output, labels, shift_labels=False):
+            pass
+
+    recipe, smooth = conversations.write_recipe(tmp_path, tmp_path), "label_smoothing_factor=0.1"
+    _, args = parse_recipe(recipe, [smooth, "gradient_accumulation_steps=2"])
+    monkeypatch.setattr(train_module, "LabelSmoother", Old)
+    with pytest.raises(ValueError, match="update to 5.15, or take a step from one batch"):
+        check_smoothing(args, tiny.config())
+    check_smoothing(parse_recipe(recipe, [smooth])[1], tiny.config())
 
 
 def test_run_without_a_step_is_an_error_and_saves_no_model(tmp_path, base):

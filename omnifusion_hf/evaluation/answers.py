@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from ..files import read_text, write_whole
+from ..files import named, read_json, read_text, write_whole
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _are_texts(value) -> bool:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float))
+    return isinstance(value, (int, float)) and not abs(value) > 1e300  # JSON's integers have any size
 
 
 CHECKS = {
@@ -72,17 +72,12 @@ CHECKS = {
 
 def answer_of_line(line: str, place: str) -> Answer:
     """The record of one JSON line. Raises `ValueError` that names `place`."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not JSON ({error}).") from None
+    row = read_json(line, f"{place} is not JSON")
     if not isinstance(row, dict) or not REQUIRED <= set(row) <= FIELDS:
         given = sorted(row) if isinstance(row, dict) else type(row).__name__
         raise ValueError(f"{place} is no answer: it must have the fields {sorted(FIELDS)}, got {given}.")
-    try:
+    with named(place):
         return Answer(**row)
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from None
 
 
 def read_answers(path: str | Path) -> list[Answer]:

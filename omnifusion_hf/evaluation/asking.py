@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers.feature_extraction_utils import BatchFeature
 
 from ..ask import complete, prompts
-from ..files import read_text, write_whole
+from ..files import read_json, read_text, write_whole
 from ..image_processing_omnifusion import open_image, viewer_rgb
 from .answers import Answer, AnswerLog
 from .metrics import exact_match
@@ -143,10 +143,7 @@ def open_log(folder: str | Path, settings: dict) -> AnswerLog:
 
 def read_settings(path: Path) -> dict:
     """Raises `ValueError` that names a file which is none of settings."""
-    try:
-        settings = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); give another output folder, or remove this one.") from None
+    settings = read_json(read_text(path), f"{path} is not JSON, give another output folder or remove this one")
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds no settings; give another output folder, or remove this one.")
     return settings

@@ -6,14 +6,13 @@ model are put together; where a task was measured twice the newest counts.
 """
 
 import ast
-import json
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
 from transformers.utils import logging
 
-from ..files import read_text
+from ..files import named, read_json, read_text
 from .answers import Answer, read_answers
 from .metrics import exact_match
 
@@ -54,10 +53,7 @@ class ModelResults:
 
 def _parse(text: str, source: str | Path):
     """What JSON says; NaN and infinity, which lmms-eval writes for what it could not measure, are None."""
-    try:
-        return json.loads(text, parse_constant=lambda _: None)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{source} is not JSON ({error}).") from None
+    return read_json(text, f"{source} is not JSON", parse_constant=lambda _: None)
 
 
 def read_result_file(path: str | Path) -> dict:
@@ -88,7 +84,7 @@ def read_scores(path: str | Path) -> list[Score]:
 
 
 def _number(value) -> float | None:
-    return value if isinstance(value, (int, float)) else None
+    return value if isinstance(value, (int, float)) and not abs(value) > 1e300 else None
 
 
 def _score(task: str, key: str, metrics: dict, size: dict) -> Score:
@@ -168,10 +164,8 @@ def read_sample_answers(results_file: Path) -> list[Answer]:
 def _answers_of_log(file: Path, task: str, content: dict) -> list[Answer]:
     answers = []
     for number, line in enumerate(read_text(file).split("\n"), start=1):
-        try:
+        with named(f"{file}, line {number}"):
             answers += [_answer(_sample(line), task, content)] if line.strip() else []
-        except ValueError as error:
-            raise ValueError(f"{file}, line {number}: {error}") from None
     return answers
 
 
@@ -203,7 +197,7 @@ def truths_of(target: str) -> list[str]:
     if target.startswith("[") and target.endswith("]"):
         try:
             return [str(truth) for truth in ast.literal_eval(target)]
-        except (ValueError, SyntaxError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             pass
     return [target]
 

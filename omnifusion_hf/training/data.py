@@ -8,18 +8,21 @@ import multiprocessing
 import os
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers.utils import logging
 
+from ..files import named
 from ..image_processing_omnifusion import open_image
 from ..views_omnifusion import read_region, regions_per_image
+from .fingerprints import as_bytes, content_hash
 
 
 ConversationFormat = Literal["llava", "v1.1"]
@@ -27,6 +30,13 @@ BadSamplePolicy = Literal["error", "skip"]
 Picture = str | bytes | dict | Image.Image
 IMAGE_MARK = "<image>"
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+READ = {"id", "image", "images", "conversations", "messages", "caption", "regions"}
+# What well-known sets say of their samples' origin: nothing of it was ever meant to be trained on.
+PROVENANCE = {
+    *("task", "category", "source", "dataset", "split", "model", "score", "license", "language", "url", "key"),
+    *("width", "height", "original_width", "original_height", "exif", "hash", "md5", "sha256", "status"),
+    *("error_message", "similarity", "punsafe", "pwatermark", "aesthetic"),
+}
 logger = logging.get_logger(__name__)
 
 
@@ -80,7 +90,7 @@ def map_good(function: Callable, items: Iterable, bad_samples: BadSamples) -> It
 
 
 class Rows(Protocol):
-    """What a file holds, row by row. Reading one may raise `ValueError` or `OSError`, which need not say where."""
+    """What a file holds, row by row. Reading one may raise anything, which need not say where."""
 
     def __len__(self) -> int: ...
 
@@ -88,6 +98,10 @@ class Rows(Protocol):
 
     def place(self, index: int) -> str:
         """File and index (JSONL: line), for messages."""
+
+    @property
+    def files(self) -> list[Path]:
+        """Where they lie; empty where that is not known."""
 
 
 @dataclass
@@ -99,6 +113,7 @@ class SampleReader:
     boxes per picture, `[[[left, top, right, bottom], …], …]` in pixels, that become views.
 
     columns: our names of columns to those of the data, such as `{"caption": "blip_caption"}`.
+    ignored: columns that are passed over; any other that nothing reads, and that is none of `PROVENANCE`, is refused.
     image_folder: what names of picture files are relative to.
     max_image_pixels: pictures that declare more are refused, as in the image processor.
     conversation_format: `"llava"` as above; `"v1.1"` as the authors' release trained: `<image>` is always text and
@@ -114,6 +129,7 @@ class SampleReader:
     conversation_format: ConversationFormat = "llava"
     instructions: Sequence[str] = ()
     seed: int = 0
+    ignored: Sequence[str] = ()
 
     def __call__(self, row: dict, place: str) -> dict:
         sample = self.check(row, place)
@@ -123,15 +139,15 @@ class SampleReader:
 
     def check(self, row: dict, place: str) -> dict:
         """The raw sample with its pictures not yet opened, but looked for."""
-        name = f"{place} (id {row['id']})" if isinstance(row, dict) and row.get("id") is not None else place
-        try:
+        with named(place, BrokenSampleError):
+            has_id = isinstance(row, dict) and row.get("id") is not None
+            name = f"{place} (id {str(row['id'])[:100]})" if has_id else place
+        with named(name, BrokenSampleError):
             row = self._renamed(row)
             messages = to_messages(row, self.conversation_format, self.instructions, self.seed)
             for part in _image_parts(messages):
                 self._check_file(part["image"])
             return {"messages": messages, "regions": regions_of(row), "name": name}
-        except ValueError as error:
-            raise BrokenSampleError(f"{name}: {error}") from None
 
     def peek(self, row: dict, place: str) -> dict:
         """The raw sample with its pictures not yet opened: each a file's path, its bytes or an image."""
@@ -145,7 +161,11 @@ class SampleReader:
             raise ValueError(f"a sample must be an object, got {type(row).__name__}.")
         if missing := [name for name in self.columns.values() if name not in row]:
             raise ValueError(f"no column {missing[0]!r}; there are {sorted(row)}.")
-        return row | {ours: row[theirs] for ours, theirs in self.columns.items()}
+        left = {*self.columns.values(), *self.ignored}
+        others = {name: value for name, value in row.items() if name not in left}
+        row = others | {ours: row[theirs] for ours, theirs in self.columns.items()}
+        _check_read(row, READ | PROVENANCE, "the sample")
+        return row
 
     def _check_file(self, picture: Picture):
         path = _file_of(picture, self.image_folder)
@@ -157,12 +177,10 @@ class SampleReader:
 
     def _open(self, picture: Picture, name: str) -> Image.Image:
         path = _file_of(picture, self.image_folder)
-        try:
+        with named(f"{name}: cannot read {path or 'a picture'}", BrokenSampleError):
             if not isinstance(picture, Image.Image):
                 picture = open_image(self._source(picture), self.max_image_pixels)
             picture.load()
-        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, RuntimeError, …
-            raise BrokenSampleError(f"{name}: cannot read {path or 'a picture'}: {error}") from error
         return picture
 
     def _source(self, picture: Picture) -> Path | bytes | Image.Image:
@@ -186,12 +204,21 @@ class ConversationDataset(Dataset):
         """An item with its pictures not yet opened, see [`SampleReader.peek`]."""
         return self._read(self.indices[index], self.reader.peek)
 
+    def identity(self) -> list[dict]:
+        """What a run that goes on must find again: their number and their content; at the most 64 of them are read."""
+        indices = np.linspace(0, len(self) - 1, min(64, len(self))).astype(int)
+        return [{"samples": len(self), "content": content_hash(self.rows.files, map(self._as_bytes, indices))}]
+
+    def _as_bytes(self, index: int) -> bytes:
+        try:
+            return as_bytes({**self.peek(index), "name": None})
+        except BrokenSampleError:
+            return b""
+
     def _read(self, index: int, read):
         place = self.rows.place(index)
-        try:
+        with named(place, BrokenSampleError):
             row = self.rows[index]
-        except (OSError, ValueError) as error:
-            raise BrokenSampleError(f"{place}: {error}") from error
         return read(row, place)
 
     def check(self, bad_samples: BadSamples) -> "ConversationDataset":
@@ -231,11 +258,33 @@ def to_messages(
 
 def pictures_of(row: dict) -> list[Picture]:
     """`image` or `images`: one picture or a list, each a file's name, bytes, `{"bytes", "path"}` or a PIL image."""
-    given = row.get("image") if row.get("image") is not None else row.get("images")
+    given = only_one(row, "image", "images")
     pictures = given if isinstance(given, list) else [] if given in (None, "") else [given]
     if unknown := [picture for picture in pictures if not isinstance(picture, Picture)]:
         raise ValueError(f"a picture must be a file's name, bytes or an image, got {unknown[0]!r}.")
     return pictures
+
+
+def only_one(row: dict, *names: str):
+    """The one of these columns that holds something, or else None. Raises `ValueError` where two do."""
+    given = [name for name in names if not _is_empty(row.get(name))]
+    if len(given) > 1:
+        raise ValueError(f"the sample has {' and '.join(given)}, which mean the same; keep one.")
+    return row[given[0]] if given else None
+
+
+def _is_empty(value) -> bool:
+    """Tables fill a column that a row has not by null, some sets by an empty text or list."""
+    return value is None or (isinstance(value, str | list | dict) and not value)
+
+
+def _check_read(given: dict, read: Container[str], what: str):
+    """Raises `ValueError` for keys that nothing reads: what they say would be lost."""
+    if unread := [key for key, value in given.items() if key not in read and not _is_empty(value)]:
+        raise ValueError(
+            f"{what} has {', '.join(map(str, unread))}, which nothing reads; remove it, or name a column under "
+            "`ignored` of a mixture's source, docs/data.md."
+        )
 
 
 def regions_of(row: dict) -> list[list]:
@@ -259,6 +308,7 @@ def _image_parts(messages: list[dict]) -> Iterator[dict]:
 
 def _turns(row: dict) -> list[tuple[str, str | list]]:
     """Role and content of each turn; content is text or a list of a chat message's parts."""
+    only_one(row, "conversations", "messages")
     for column, role, content in (("conversations", "from", "value"), ("messages", "role", "content")):
         if isinstance(row.get(column), list):
             return [_role_and_content(turn, role, content) for turn in row[column]]
@@ -273,6 +323,7 @@ def _role_and_content(turn: dict, role_key: str, content_key: str) -> tuple[str,
         raise ValueError(f"unknown role {role!r} in a turn; use one of {list(ROLES)}.")
     if not isinstance(content, str | list):
         raise ValueError(f"the {role} turn's {content_key} must be text, got {content!r}.")
+    _check_read(turn, {role_key, content_key}, f"the {role} turn")
     return ROLES[role], content
 
 
@@ -299,9 +350,11 @@ def _pieces(role: str, content: str | list, marked: bool) -> list[str]:
     for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
+            _check_read(part, {"type", "text"}, f"a part of the {role} turn")
             first, *rest = re.split(rf"\n?{IMAGE_MARK}\n?", part["text"]) if has_marks else [part["text"]]
             pieces = [*pieces[:-1], pieces[-1] + first, *rest]
         elif kind == "image" and role == "user":
+            _check_read(part, {"type"}, f"an image of the {role} turn")
             pieces.append("")
         else:
             raise ValueError(f"a part of the {role} turn is neither text nor a user's image: {part!r}.")
@@ -316,4 +369,8 @@ def _content(role: str, pieces: list[str], pictures: Iterator[Picture]) -> list[
     parts = [part for part in parts if part.get("text") != ""]
     if not any(part["type"] == "image" or part["text"].strip() for part in parts):
         raise ValueError(f"an empty {role} turn; remove the sample or fill the turn.")
+    text = "".join(part.get("text", "") for part in parts)
+    text.encode()  # raises for half of a pair of surrogates, which no tokenizer takes
+    if "\0" in text:
+        raise ValueError(f"the {role} turn holds NUL characters, as text has that is not UTF-8; convert the file.")
     return parts

@@ -95,6 +95,9 @@ class EncodedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def identity(self) -> list[dict]:
+        return self.dataset.identity()
+
     def __getitem__(self, index: int) -> dict:
         places = range(len(self))
         from_index_on = ((places[index] + step) % len(self) for step in places)
@@ -109,6 +112,9 @@ class EncodedStream(IterableDataset):
 
     def __init__(self, stream: IterableDataset, encoder: ConversationEncoder, bad_samples: BadSamples):
         self.stream, self.encoder, self.bad_samples = stream, encoder, bad_samples
+
+    def identity(self) -> list[dict]:
+        return self.stream.identity()
 
     def __iter__(self) -> Iterator[dict]:
         return map_good(self.encoder, self.stream, self.bad_samples)

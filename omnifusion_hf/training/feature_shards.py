@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..files import staged_file
+from .fingerprints import differences, leaves
 
 
 NO_PART_OF_THE_FEATURES = ("max_image_pixels", "dtype", "transformers_version", "_name_or_path")
@@ -44,12 +45,7 @@ class FeatureShards:
             self.shard_of |= dict.fromkeys(shard.keys(), path)
 
     def _check_settings(self, path: Path, stored: dict[str, str]):
-        changed = [
-            f"{name} was {_short(stored.get(name))} and is {_short(self.settings.get(name))}"
-            for name in self.settings | stored
-            if stored.get(name) != self.settings.get(name)
-        ]
-        if changed:
+        if changed := differences(stored, self.settings):
             raise ValueError(
                 f"{path} holds features of other settings: {'; '.join(changed)}. Set cache_vision_features to another "
                 "folder, or delete this one and its features are computed anew."
@@ -72,25 +68,14 @@ def _open(path: Path) -> safe_open:
     return safe_open(path, "pt")
 
 
-def _short(value: str | None) -> str | None:
-    return value if value is None or len(value) < 60 else f"{value[:60]}…"
-
-
 def view_name(pixels: torch.Tensor) -> str:
     return blake2b(pixels.contiguous().numpy(), digest_size=16).hexdigest()
 
 
-def as_metadata(settings: dict, prefix: str = "") -> dict[str, str]:
+def as_metadata(settings: dict) -> dict[str, str]:
     """Settings as text, one for each leaf, without what can differ between two models that give the same features."""
-    texts = {}
-    for name, value in settings.items():
-        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-            value = dict(enumerate(value))
-        if isinstance(value, dict):
-            texts |= as_metadata(value, f"{prefix}{name}.")
-        elif name not in NO_PART_OF_THE_FEATURES:
-            texts[f"{prefix}{name}"] = json.dumps(value)
-    return texts
+    kept = {name: value for name, value in leaves(settings) if name.split(".")[-1] not in NO_PART_OF_THE_FEATURES}
+    return {name: json.dumps(value) for name, value in kept.items()}
 
 
 def weights_hash(module: torch.nn.Module) -> str:

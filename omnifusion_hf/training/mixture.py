@@ -1,7 +1,6 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
 """Sources to one training set: what a mixture file says, how many samples each source gives, and in which order."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -10,10 +9,13 @@ from typing import get_args
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
-from ..files import read_yaml
+from ..files import named, read_text, read_yaml
 from .data import BadSamples, ConversationDataset, ConversationFormat, SampleReader
 from .sources import load_hf_dataset, open_rows
 from .streams import SampleStream, StreamMixture
+
+
+MOST = 10**9  # samples of one pass, of which a mixture's order takes some 40 bytes each
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Source:
     split: str = "train"
     streaming: bool = False
     columns: dict[str, str] = field(default_factory=dict)
+    ignored: Sequence[str] = ()
     instructions: Sequence[str] = ()
     conversation_format: ConversationFormat = "llava"
 
@@ -39,11 +42,14 @@ class Source:
         names = [self.path, self.split, self.image_folder or "", self.subset or ""]
         right = {
             "path, image_folder, subset and split must be texts": _are_texts(names),
-            "samples must be a whole number above 0": self.samples is None or _positive(self.samples, int),
-            "weight must be a number above 0": self.weight is None or _positive(self.weight, int, float),
+            f"samples must be a whole number above 0, at most {MOST:,}": self.samples is None
+            or _positive(self.samples, int),
+            f"weight must be a number above 0, at most {MOST:,}": self.weight is None
+            or _positive(self.weight, int, float),
             "streaming must be true or false": isinstance(self.streaming, bool),
             "columns must be lines `our name: theirs`": isinstance(self.columns, dict)
             and _are_texts([*self.columns, *self.columns.values()]),
+            "ignored must be a list of texts": _are_texts(self.ignored),
             "instructions must be a list of texts": _are_texts(self.instructions),
             "conversation_format must be llava or v1.1": self.conversation_format in get_args(ConversationFormat),
         }
@@ -53,11 +59,19 @@ class Source:
 
     def reader(self, max_image_pixels: int, seed: int) -> SampleReader:
         folder = Path(self.image_folder or (Path(self.path).parent if self.path.endswith((".json", ".jsonl")) else ""))
-        return SampleReader(self.columns, folder, max_image_pixels, self.conversation_format, self.instructions, seed)
+        return SampleReader(
+            self.columns,
+            folder,
+            max_image_pixels,
+            self.conversation_format,
+            self.instructions,
+            seed,
+            self.ignored,
+        )
 
 
 def _positive(number, *kinds: type) -> bool:
-    return type(number) in kinds and 0 < number < math.inf
+    return type(number) in kinds and 0 < number <= MOST
 
 
 def _are_texts(texts) -> bool:
@@ -66,7 +80,7 @@ def _are_texts(texts) -> bool:
 
 def read_mixture(path: str, defaults: Source) -> list[Source]:
     """The sources of a mixture file. Raises `ValueError` that names the entry for an unknown, missing or odd key."""
-    content = read_yaml(Path(path).read_text(encoding="utf-8"), path)
+    content = read_yaml(read_text(path), path)
     entries = content.get("sources") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries or list(content) != ["sources"]:
         raise ValueError(f"{path} must hold one list, `sources:`; see docs/data.md.")
@@ -74,7 +88,8 @@ def read_mixture(path: str, defaults: Source) -> list[Source]:
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or "path" not in entry or set(entry) - known:
             raise ValueError(f"{path}, source {number}: needs `path` and takes {sorted(known)}, got {entry!r}.")
-    sources = [replace(defaults, **entry) for entry in entries]
+    with named(path):
+        sources = [replace(defaults, **entry) for entry in entries]
     weighted = [source for source in sources if source.weight is not None]
     if weighted and (len(weighted) < len(sources) or any(source.samples for source in sources)):
         raise ValueError(f"{path}: give `samples` or nothing to each source, or a `weight` to every one.")
@@ -89,7 +104,7 @@ class Mixture(Dataset):
     """
 
     def __init__(self, datasets: Sequence[Dataset], counts: Sequence[int], seed: int):
-        self.datasets = datasets
+        self.datasets, self.counts = datasets, counts
         order = np.random.default_rng(seed).permutation(sum(counts))
         self.sources = np.repeat(np.arange(len(datasets)), counts)[order]
         drawn = [_draw(len(dataset), count, [seed, i]) for i, (dataset, count) in enumerate(zip(datasets, counts))]
@@ -105,21 +120,29 @@ class Mixture(Dataset):
         """An item with its pictures not yet opened."""
         return self.datasets[self.sources[index]].peek(int(self.rows[index]))
 
+    def identity(self) -> list[dict]:
+        known = [each.identity()[0] for each in self.datasets]
+        return [one | {"drawn": count} for one, count in zip(known, self.counts)]
+
 
 def _draw(size: int, count: int, seed: list[int]) -> np.ndarray:
     """`count` rows out of `size`, each as often as any other or once more."""
-    generator = np.random.default_rng(seed)
-    passes = [generator.permutation(size) for _ in range(-(-count // size))]
-    return np.concatenate([*passes, np.arange(0)])[:count]
+    generator, rows = np.random.default_rng(seed), np.empty(count, np.int64)
+    for start in range(0, count, size):
+        rows[start : start + size] = generator.permutation(size)[: count - start]
+    return rows
 
 
 def counts_of(sources: Sequence[Source], sizes: Sequence[int]) -> list[int]:
     """Samples that each source gives. Weights share out as many as there are in all sources.
 
-    Raises `ValueError` for a weight that is less than one sample.
+    Raises `ValueError` for a weight that is less than one sample, and for more samples than `MOST`.
     """
     if sources[0].weight is None:
-        return [size if source.samples is None else source.samples for source, size in zip(sources, sizes)]
+        counts = [size if source.samples is None else source.samples for source, size in zip(sources, sizes)]
+        if sum(counts) > MOST:
+            raise ValueError(f"the sources give {sum(counts):,} samples together, at most {MOST:,} are possible.")
+        return counts
     total = sum(source.weight for source in sources)
     counts = [round(sum(sizes) * source.weight / total) for source in sources]
     if 0 in counts:

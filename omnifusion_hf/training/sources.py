@@ -4,7 +4,9 @@
 All but streams are read by index, which is what lets `Trainer` shuffle, mix and resume them exactly.
 """
 
+import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from glob import escape, glob
@@ -15,21 +17,16 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..files import read_text
-from .data import Rows
+from ..files import named, read_json, read_text
+from .data import Rows, only_one
 
 
 class JsonRows:
     """LLaVA's format, one list of samples in a file."""
 
     def __init__(self, path: Path):
-        self.path = path
-        try:
-            self.samples = json.loads(read_text(path))
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path} is not a JSON file ({error}); it must be one list of samples (one sample a line: .jsonl)."
-            ) from None
+        self.path, self.files = path, [path]
+        self.samples = read_json(read_text(path), f"{path} must be one list of samples (one sample a line: .jsonl)")
         if not isinstance(self.samples, list) or not self.samples:
             given = "an empty list" if self.samples == [] else type(self.samples).__name__
             raise ValueError(f"{path} must hold a list with a sample at least, got {given}.")
@@ -48,7 +45,7 @@ class JsonLinesRows:
     """One sample a line; blank lines are passed over. Lines are parsed when they are asked for."""
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.files = path, [path]
         lines = enumerate(read_text(path).split("\n"), start=1)
         self.lines = [(number, line) for number, line in lines if line.strip()]
         if not self.lines:
@@ -71,7 +68,7 @@ class TarRows:
     """
 
     def __init__(self, paths: list[Path]):
-        self.paths = paths
+        self.paths = self.files = paths
         starts = [_sample_starts(path) for path in tqdm(paths, desc="indexing shards", leave=False, disable=None)]
         self.starts = np.concatenate(starts)  # bytes into the shard
         self.shards = np.repeat(np.arange(len(paths)), [len(each) for each in starts])
@@ -82,11 +79,13 @@ class TarRows:
 
     def __getitem__(self, index: int) -> dict:
         members = {}
-        with self.paths[self.shards[index]].open("rb") as file:
+        with _Shard(self.paths[self.shards[index]]) as file:
             file.seek(self.starts[index])
             for key, name, member, tar in _members(tarfile.open(fileobj=file, mode="r:")):
                 if members.setdefault("__key__", key) != key:
                     break
+                if member.issparse():  # its holes would be filled with as many bytes as it says
+                    raise ValueError(f"{member.name} is a sparse member, {member.size} bytes; write it whole.")
                 members[name] = tar.extractfile(member).read()
         return row_of_members(members)
 
@@ -95,23 +94,36 @@ class TarRows:
         return f"{self.paths[shard]}, sample {index - self.first[shard]}"
 
 
+class _Shard(io.FileIO):
+    """A file that gives no more than it has: Python allocates all that is asked for, and headers ask for terabytes."""
+
+    def read(self, size: int = -1) -> bytes:
+        left = os.fstat(self.fileno()).st_size - self.tell()
+        return super().read(left if size < 0 else max(0, min(size, left)))
+
+
 def _sample_starts(path: Path) -> np.ndarray:
     """Where in a shard the first header of each sample is."""
     starts, last = [], None
-    try:
-        with tarfile.open(path, mode="r:") as tar:
-            for key, _, member, _ in _members(tar):
-                if key != last:
-                    starts.append(member.offset)
-                last = key
-    except tarfile.ReadError as error:
-        raise ValueError(f"{path} is no whole, uncompressed tar file: {error}; decompress or copy it anew.") from None
+    with named(f"{path} is no whole, uncompressed tar file; decompress or copy it anew"), _Shard(path) as file:
+        tar = tarfile.open(fileobj=file, mode="r:")
+        for key, _, member, _ in _members(tar):
+            if key != last:
+                starts.append(member.offset)
+            last = key
+        file.seek(tar.offset)  # tarfile stops at a damaged header as it does at the end
+        if file.read(2**16).strip(b"\0"):
+            raise ValueError(f"at byte {tar.offset} its end or a damaged header is followed by more.")
     return np.array(starts, dtype=np.int64)
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo, tarfile.TarFile]]:
     """Key and rest of the name of each file in a shard: `a/b.0.png` is ("a/b", "0.png")."""
+    last = -1
     for member in tar:
+        if member.offset <= last:  # a size below 0 leads back to where it was, for ever
+            raise ValueError(f"{member.name}: its header leads back to the one before.")
+        last = member.offset
         folder, slash, name = member.name.rpartition("/")
         key, dot, rest = name.partition(".")
         if member.isfile() and key and dot:
@@ -129,7 +141,7 @@ def row_of_members(members: dict[str, Any]) -> dict:
         if value is None:
             continue
         if extension == "json":
-            fields = json.loads(value) if isinstance(value, bytes | str) else value
+            fields = read_json(value, "its .json") if isinstance(value, bytes | str) else value
             if not isinstance(fields, dict):
                 raise ValueError(f"its .json must hold an object, got {type(fields).__name__}.")
             row |= fields
@@ -137,11 +149,13 @@ def row_of_members(members: dict[str, Any]) -> dict:
             row["caption"] = value.decode("utf-8") if isinstance(value, bytes) else value
         elif f".{extension}" in Image.registered_extensions():
             pictures.append(value)
-    listed = row.pop("image", None) or row.pop("images", None) or pictures
+        elif not name.startswith("__"):
+            row[name] = value  # which nothing reads
+    listed = only_one(row, "image", "images") or pictures
     listed = listed if isinstance(listed, list) else [listed]
     if len(listed) != len(pictures):
         raise ValueError(f"its .json lists {len(listed)} pictures, the shard holds {len(pictures)} beside it.")
-    return row | {"images": pictures}
+    return row | {"image": None, "images": pictures}
 
 
 class ArrowRows:
@@ -149,6 +163,8 @@ class ArrowRows:
 
     def __init__(self, dataset, path: str):
         self.dataset, self.path = undecoded(dataset), path
+        found = [Path(path), *Path(path).rglob("*")] if Path(path).exists() else map(Path, glob(path))
+        self.files = sorted(file for file in found if file.is_file())
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -211,16 +227,12 @@ def load_hf_dataset(path: str, subset: str | None = None, split: str = "train", 
     except ImportError:
         raise ValueError(f"reading {path} needs the datasets package: pip install 'omnifusion_hf[data]'.") from None
 
-    if (Path(path) / "state.json").is_file():
-        dataset = datasets.load_from_disk(path)
-        return dataset.to_iterable_dataset() if streaming else dataset
     builder = {".parquet": "parquet", ".tar": "webdataset", ".jsonl": "json", ".json": "json"}.get(Path(path).suffix)
     files = escape(path) if Path(path).exists() else path  # names may hold brackets
     options = {"path": builder, "data_files": files} if builder else {"path": path, "name": subset}
-    try:
+    kinds = "(data_path is a .json, .jsonl, .tar, .parquet or .yaml file, a folder or a Hub id, docs/data.md)"
+    with named(f"cannot read {path}", advice=f" {kinds}"):
+        if (Path(path) / "state.json").is_file():
+            dataset = datasets.load_from_disk(path)
+            return dataset.to_iterable_dataset() if streaming else dataset
         return datasets.load_dataset(**options, split=split, streaming=streaming)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
-            f"cannot read {path}: {error} (data_path is a .json, .jsonl, .tar, .parquet or .yaml file, a folder or a "
-            "Hub id, docs/data.md)"
-        ) from error

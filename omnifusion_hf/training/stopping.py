@@ -10,15 +10,17 @@ import zipfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import distributed as dist
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
 
-from ..files import write_whole
+from ..files import read_json, read_text, write_whole
+from .identity import SETTINGS, changes_of_run
 from .progress import SUMMARY
 
 
-SETTINGS = "training_settings.json"
-MAY_CHANGE = ("precision", "max_length", "packing")  # neither the optimiser nor the order of samples depends on them
+logger = logging.get_logger(__name__)
 
 
 class SaveAndStop(TrainerCallback):
@@ -68,22 +70,27 @@ class SaveAndStop(TrainerCallback):
         sys.exit(128 + self.signal)
 
 
-class NoStepTooMany(TrainerCallback):
-    """A complete run that is resumed makes no step. (Trainer asks whether it is at `max_steps` after a step only.)"""
+class Begin(TrainerCallback):
+    """Begins a run, or makes no step of one that was complete. (Trainer asks whether it is at `max_steps` after a step
+    only, and no earlier than here is it known how many there are.) `finished` is then what its summary says."""
 
-    def __init__(self, trainer: Trainer):
-        self.trainer = trainer
+    def __init__(self, trainer: Trainer, identity: dict):
+        self.trainer, self.identity, self.finished = trainer, identity, None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if state.global_step >= state.max_steps:
             self.trainer.get_batch_samples = lambda *_: ([], None)
+            summary = Path(args.output_dir) / SUMMARY
+            self.finished = read_json(read_text(summary), str(summary)) if summary.is_file() else None
+        else:
+            begin_run(args, self.identity)
 
 
-def checkpoint_to_resume(args: TrainingArguments, settings: dict) -> str | None:
+def checkpoint_to_resume(args: TrainingArguments, identity: dict) -> str | None:
     """`resume_from_checkpoint` as Trainer wants it: true means the last whole checkpoint in output_dir, if any.
 
     Raises `ValueError` where a run would start anew among the checkpoints of another, for nobody could tell them apart
-    later, and for a checkpoint of a run with other `settings`.
+    later, and for a checkpoint of a run of another `identity`.
     """
     wanted = str(args.resume_from_checkpoint or "false")
     if wanted.lower() in ("true", "false"):
@@ -93,38 +100,50 @@ def checkpoint_to_resume(args: TrainingArguments, settings: dict) -> str | None:
         if last and wanted.lower() == "false":
             raise ValueError(f"{last} is of an earlier run: go on from it by --resume, or change output_dir.")
         wanted = last
+    elif Path(wanted).is_dir() and not is_whole(Path(wanted)):
+        raise ValueError(f"{wanted} was not written to its end or is damaged; resume from another checkpoint.")
     if wanted is not None:
-        _check_same_run(wanted, settings)
+        _check_same_run(wanted, identity)
     return wanted
 
 
-def _check_same_run(checkpoint: str, settings: dict):
+def _check_same_run(checkpoint: str, identity: dict):
     """Trainer would keep the checkpoint's learning rates, and skip as many of other samples as the run had seen."""
     noted = Path(checkpoint).parent / SETTINGS
-    before = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else settings
-    changed = [
-        f"{name} was {before.get(name)} and is {value}"
-        for name, value in settings.items()
-        if name not in MAY_CHANGE and before.get(name) != value
-    ]
-    if changed:
+    before = read_json(read_text(noted), f"{noted} is not JSON") if noted.is_file() else identity
+    if changed := changes_of_run(before, identity):
         raise ValueError(
             f"{checkpoint} is of a run with other settings: {'; '.join(changed)}. Go on with the recipe as it was, or "
             "start a run of its own in another output_dir."
         )
 
 
-def begin_run(args: TrainingArguments, settings: dict):
-    """Notes a run's settings, to be compared when it is resumed. A summary goes: it says that a run is complete."""
+def begin_run(args: TrainingArguments, identity: dict):
+    """Notes a run's identity, to be compared when it is resumed. A summary goes: it says that a run is complete."""
     if args.process_index == 0:
         (Path(args.output_dir) / SUMMARY).unlink(missing_ok=True)
-        write_whole(Path(args.output_dir) / SETTINGS, json.dumps(settings, indent=2))
+        write_whole(Path(args.output_dir) / SETTINGS, json.dumps(identity, indent=2))
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end: rank 0 writes its state last, the others their random state."""
+    """Whether a checkpoint was written to its end: rank 0 writes its state last, the others their random state; and
+    whether no file has been cut off since."""
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    broken = [path.name for path in files if not _is_whole_file(path)]
+    if broken:
+        logger.warning(f"{checkpoint} is not whole: {', '.join(broken)}")
+    return not broken and (checkpoint / "trainer_state.json").is_file()
+
+
+def _is_whole_file(path: Path) -> bool:
+    """Whether a file ends where its head says, and an index has its shards."""
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        if path.suffix == ".json":
+            content = json.loads(path.read_text(encoding="utf-8"))
+            shards = content.get("weight_map", {}).values() if isinstance(content, dict) else ()
+            return all((path.parent / shard).is_file() for shard in shards)
+        if path.suffix == ".safetensors":
+            safe_open(path, "pt")
+        return path.suffix not in (".pt", ".pth", ".bin") or zipfile.is_zipfile(path)
+    except (OSError, ValueError, SafetensorError):
         return False
-    return all(zipfile.is_zipfile(path) for path in checkpoint.glob("rng_state*.pth"))

@@ -7,11 +7,13 @@ files out. `Trainer` resumes a stream exactly by reading it again up to where it
 
 import random
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import count, islice
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .data import BadSamples, SampleReader, map_good
+from ..files import named
+from .data import BadSamples, BrokenSampleError, SampleReader, map_good
+from .fingerprints import as_bytes, content_hash
 from .sources import row_of_dataset, undecoded
 
 
@@ -25,13 +27,13 @@ class SampleStream(IterableDataset):
     """
 
     def __init__(self, stream: IterableDataset, path: str, reader: SampleReader, seed: int, bad_samples: BadSamples):
-        try:
-            is_empty = next(iter(stream), None) is None
-        except (OSError, ValueError) as error:
-            raise ValueError(f"cannot read {path}: {error}") from error
-        if is_empty:
+        stream = undecoded(stream)
+        with named(f"cannot read {path}"):
+            first = list(islice(stream, 8))
+        if not first:
             raise ValueError(f"{path} holds no rows.")
-        rows = undecoded(stream).map(_with_index, with_indices=True)
+        self.content = content_hash([], map(as_bytes, first))
+        rows = stream.map(_with_index, with_indices=True)
         self.rows = rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
         self.path, self.reader, self.bad_samples = path, reader, bad_samples
 
@@ -44,12 +46,22 @@ class SampleStream(IterableDataset):
             )
         for epoch in count():
             self.rows.set_epoch(epoch)
-            yield from map_good(self._read, self.rows, self.bad_samples)
+            yield from map_good(self._read, self._rows(), self.bad_samples)
+
+    def identity(self) -> list[dict]:
+        """The first rows and the number of files: a stream is never read to its end."""
+        return [{"content": self.content, "files": self.rows.num_shards}]
+
+    def _rows(self) -> Iterator[dict]:
+        with named(f"cannot read on in {self.path}"):
+            yield from self.rows
 
     def _read(self, indexed: dict) -> dict:
         row = indexed["row"]
         place = row.get("__url__") or f"{self.path}, row {indexed['index']} of a worker's share"
-        return self.reader(row_of_dataset(row), place)
+        with named(place, BrokenSampleError):
+            row = row_of_dataset(row)
+        return self.reader(row, place)
 
 
 def _with_index(row: dict, index: int) -> dict:
@@ -61,6 +73,11 @@ class StreamMixture(IterableDataset):
 
     def __init__(self, streams: Sequence[IterableDataset], weights: Sequence[float], seed: int):
         self.streams, self.weights, self.seed = streams, weights, seed
+
+    def identity(self) -> list[dict]:
+        return [
+            one | {"weight": weight} for each, weight in zip(self.streams, self.weights) for one in each.identity()
+        ]
 
     def __iter__(self) -> Iterator[dict]:
         worker = get_worker_info()

@@ -7,10 +7,12 @@ import time
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import Literal
 
 import torch
+import transformers
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 from transformers import (
@@ -21,22 +23,25 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer_pt_utils import LabelSmoother
 from transformers.utils import find_adapter_config_file
 
-from ..files import read_yaml, write_whole
+from ..configuration_omnifusion import OmniFusionConfig
+from ..files import read_text, read_yaml, write_whole
 from ..processing_omnifusion import OmniFusionProcessor
 from .collator import PaddingCollator
 from .data import BadSamplePolicy, BadSamples, ConversationFormat
 from .devices import check_sharding, global_batch, is_sharded, memory_per_device, spread_weights, whole_weights
 from .encoding import ConversationEncoder, encode
 from .grouping import group_by_length, order_seed
+from .identity import identity_of
 from .lora import LoraSettings
 from .mixture import Source, load_data
 from .optimizer import optimizer_for
 from .packing import packing_collator
 from .progress import SUMMARY, check_reporting, plot_loss, watch
 from .stages import STAGES, PartPlan, VisionTuning, apply_stage, format_plan, parts_of_stage, stage_plan
-from .stopping import NoStepTooMany, SaveAndStop, begin_run, checkpoint_to_resume
+from .stopping import Begin, SaveAndStop, checkpoint_to_resume
 from .vision_cache import cached_dataset
 
 
@@ -89,7 +94,7 @@ def parse_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[ModelDataA
 
     Raises `ValueError` for an unknown key, a missing one or a value of the wrong type, and names it.
     """
-    given = read_yaml(Path(recipe).read_text(encoding="utf-8"), recipe)
+    given = read_yaml(read_text(recipe), recipe)
     if not isinstance(given, dict):
         raise ValueError(f"{recipe} must hold `key: value` lines, got {type(given).__name__}.")
     for override in overrides:
@@ -160,13 +165,27 @@ def _raise_error(message: str):
 def _check_taken(args: TrainingArguments):
     """Raises `ValueError` for fields of TrainingArguments that would do something else than they say here."""
     refused = {
-        "label_smoothing_factor": (0.0, "Trainer would compare each place with its own token, not with the next"),
         "auto_find_batch_size": (False, "the global batch would no longer be the recipe's"),
         "eval_strategy": ("no", "a recipe has no data to evaluate on; evaluate the checkpoints that it saves"),
     }
     for name, (only, reason) in refused.items():
         if getattr(args, name) != only:
             raise ValueError(f"{name} must stay {only}: {reason}.")
+
+
+def check_smoothing(args: TrainingArguments, config: OmniFusionConfig):
+    """Raises `ValueError` where smoothed labels would give another loss than they say."""
+    if args.label_smoothing_factor and config.predicted_vocab_size is not None:
+        raise ValueError(
+            "label_smoothing_factor spreads over the whole vocabulary, of which this model predicts the first "
+            f"{config.predicted_vocab_size} tokens (predicted_vocab_size), so that the loss would be infinite; set 0."
+        )
+    knows_steps = "num_items_in_batch" in signature(LabelSmoother.__call__).parameters
+    if args.label_smoothing_factor and not knows_steps and args.gradient_accumulation_steps * args.world_size > 1:
+        raise ValueError(
+            f"label_smoothing_factor: transformers {transformers.__version__} adds the losses of several batches or "
+            "processes up where it should take their mean; update to 5.15, or take a step from one batch."
+        )
 
 
 def _words(key: str, value, takes_list: bool) -> list[str]:
@@ -180,14 +199,15 @@ def _words(key: str, value, takes_list: bool) -> list[str]:
 
 def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     """Trains one stage; leaves model and processor in `args.output_dir`, returns what training_summary.json says."""
-    settings = settings_of(model_data, args)
-    checkpoint = checkpoint_to_resume(args, settings)
+    settings, bad_samples = settings_of(model_data, args), BadSamples(model_data.on_bad_sample)
     check_reporting(args)
     processor = load_processor(model_data.model_name_or_path)
-    bad_samples = BadSamples(model_data.on_bad_sample)
     dataset = read_data(model_data, args, processor, bad_samples)
+    identity = identity_of(model_data, args, dataset, has_lora(model_data))
+    checkpoint = checkpoint_to_resume(args, identity)
     samples = len(dataset) if isinstance(dataset, Sized) else None
     model, dtypes = load_model(model_data, args)
+    check_smoothing(args, model.config)
     plans, batch = stage_plan(model), describe_batch(model_data, args)
     if args.process_index == 0:
         print(f"stage {model_data.stage}, {samples or 'streamed'} samples\n{format_plan(plans)}\n{batch}", flush=True)
@@ -196,13 +216,14 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
 
     trainer = make_trainer(model_data, args, model, dataset, processor)
     trainer.add_callback(stop := SaveAndStop())
-    trainer.add_callback(NoStepTooMany(trainer))
+    trainer.add_callback(begin := Begin(trainer, identity))
     speed = watch(trainer, processor.image_token_id)
     spread_weights(model, args)
     start = time.monotonic()
-    begin_run(args, settings)
     trainer.train(resume_from_checkpoint=checkpoint)
     stop.leave_if_stopped(trainer.state)
+    if begin.finished is not None:
+        return begin.finished
     if not trainer.state.global_step:
         raise ValueError("not one step was made: fewer samples than a batch takes, or no epochs; nothing was saved.")
     seconds = time.monotonic() - start
@@ -290,9 +311,12 @@ def rates_of(model_data: ModelDataArguments) -> dict[str, float | None]:
     return rates | {"vision_tower": model_data.vision_learning_rate}
 
 
+def has_lora(model_data: ModelDataArguments) -> bool:
+    return "lora" in parts_of_stage(model_data.stage, model_data.vision_tuning).values()
+
+
 def settings_of(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
     """What a reader of the model card asks first; paths are named by their last part alone."""
-    has_lora = "lora" in parts_of_stage(model_data.stage, model_data.vision_tuning).values()
     return {
         "stage": model_data.stage,
         "started_from": Path(model_data.model_name_or_path).name,
@@ -302,8 +326,8 @@ def settings_of(model_data: ModelDataArguments, args: TrainingArguments) -> dict
         "projector_learning_rate": model_data.projector_learning_rate,
         "vision_tuning": model_data.vision_tuning,
         "vision_learning_rate": model_data.vision_learning_rate,
-        "lora_rank": model_data.lora_rank if has_lora else None,
-        "lora_alpha": model_data.lora_alpha if has_lora else None,
+        "lora_rank": model_data.lora_rank if has_lora(model_data) else None,
+        "lora_alpha": model_data.lora_alpha if has_lora(model_data) else None,
         "lr_scheduler": getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type),
         "weight_decay": args.weight_decay,
         "global_batch": global_batch(args),

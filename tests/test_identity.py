@@ -1,0 +1,111 @@
+"""What decides a run's result is the same when it goes on; what does not may differ."""
+
+import copy
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import conversations
+import pages
+import pytest
+import tiny
+import yaml
+from safetensors.torch import load_file, save_file
+
+from omnifusion_hf.cli import main
+from omnifusion_hf.training.identity import FREE, changes_of_run, identity_of
+from omnifusion_hf.training.train import parse_recipe
+
+
+pytestmark = pages.OTHERS_DEPRECATIONS
+
+
+def run(path: Path, *options: str) -> int:
+    return main(["train", str(path), *options])
+
+
+@pytest.fixture(scope="module")
+def lora_run(tmp_path_factory) -> Path:
+    """The recipe of a run of one step, which nothing changes."""
+    pytest.importorskip("peft")
+    folder = tmp_path_factory.mktemp("run")
+    base = conversations.write_model(folder / "tiny")
+    path = conversations.write_recipe(folder, base, stage="lora", lora_rank=2, max_steps=1)
+    assert run(path) == 0
+    return path
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("adam_beta2=0.95", "adam_beta2 was 0.999 and is 0.95"),
+        ("max_grad_norm=0.5", "max_grad_norm was 1.0 and is 0.5"),
+        ("lora_dropout=0.5", "lora_dropout was 0.05 and is 0.5"),
+        ("warmup_steps=3", "warmup_steps was 0 and is 3"),
+        ("train_sampling_strategy=group_by_length", "train_sampling_strategy was random and is group_by_length"),
+        ("conversation_format=v1.1", "conversation_format was llava and is v1.1"),
+        ("lr_scheduler_kwargs={num_cycles: 2}", "lr_scheduler_kwargs was None and is {'num_cycles': 2}"),
+        ("accelerator_config={even_batches: false}", "accelerator_config.even_batches was True and is False"),
+        ("vision_tuning=full", "vision_tuning was frozen and is full"),
+    ],
+)
+def test_what_decides_the_result_is_the_same_when_a_run_goes_on(lora_run, override, message, capsys):
+    assert run(lora_run, override, "--resume") == 2
+    assert message in (said := capsys.readouterr().err)
+    assert said.count(" and is ") == 1 + override.startswith("conversation")  # there the samples differ, too
+
+
+def test_what_does_not_decide_it_may_differ_and_a_moved_base_and_data_are_the_same(lora_run, tmp_path, capsys):
+    free = ["logging_steps=7", "save_steps=9", "dataloader_num_workers=1", "bf16=true", "seed=42", "run_name=x"]
+    fields = yaml.safe_load(lora_run.read_text())
+    base = shutil.copytree(fields["model_name_or_path"], tmp_path / "other name")
+    data = shutil.copytree(Path(fields["data_path"]).parent, tmp_path / "other data")
+    moved = [f"model_name_or_path={base}", f"data_path={data}/samples.json"]
+    assert run(lora_run, *free, *moved, "--resume") == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["an answer", "a picture", "the base model", "its tokenizer"])
+def test_other_content_under_the_same_name_is_another_run(lora_run, what, tmp_path, capsys):
+    fields = yaml.safe_load(lora_run.read_text())
+    base = shutil.copytree(fields["model_name_or_path"], tmp_path / "tiny")
+    data = shutil.copytree(Path(fields["data_path"]).parent, tmp_path / "data")
+    if what == "an answer":
+        samples = (data / "samples.json").read_text()
+        (data / "samples.json").write_text(samples.replace("blue", "gray", 1))
+    elif what == "a picture":
+        tiny.picture(9).save(data / "3.png")
+    elif what == "the base model":
+        weights = load_file(base / "model.safetensors")
+        weights["lm_head.weight"][0] += 1
+        save_file(weights, base / "model.safetensors", {"format": "pt"})
+    else:
+        (base / "tokenizer.json").write_text((base / "tokenizer.json").read_text() + "\n")
+    name = "source.0.content" if what in ("an answer", "a picture") else "base_model"
+    moved = [f"model_name_or_path={base}", f"data_path={data}/samples.json"]
+    assert run(lora_run, *moved, "--resume") == 2
+    assert re.search(rf"settings: {name} was \w{{16}} and is \w{{16}}\. Go on", capsys.readouterr().err)
+
+
+def test_every_field_is_compared_but_the_documented_ones(lora_run):
+    """Of both dataclasses, whatever fields this version of transformers has."""
+    model_data, args = parse_recipe(lora_run)
+    dataset = SimpleNamespace(identity=lambda: [{"samples": 1}])
+    not_numbers = {"model_name_or_path", "accelerator_config", "parallelism_config"}
+    before, compared = identity_of(model_data, args, dataset, with_lora=True), set()
+    for given in (model_data, args):
+        for name in given.__dataclass_fields__.keys() - not_numbers:
+            changed = copy.copy(given)
+            setattr(changed, name, 7777)
+            now = identity_of(*(changed if each is given else each for each in (model_data, args)), dataset, True)
+            compared |= {name} if changes_of_run(before, now) else set()
+    assert {"learning_rate", "adam_epsilon", "neftune_noise_alpha", "lora_alpha", "dataloader_drop_last"} <= compared
+    left = (model_data.__dataclass_fields__.keys() | args.__dataclass_fields__.keys()) - compared
+    assert all(FREE.fullmatch(name) or name in ("accelerator_config", "dataloader_num_workers") for name in left)
+
+
+def test_versions_of_transformers_are_named_where_something_else_differs():
+    before = {"transformers": "5.13", "warmup_ratio": 0.1, "learning_rate": 1.0, "started_from": "tiny"}
+    assert changes_of_run(before, {"transformers": "5.24", "learning_rate": 1.0, "warmup_steps": 3}) == []
+    changes = ["transformers was 5.13 and is 5.24", "learning_rate was 1.0 and is 2.0"]
+    assert sorted(changes_of_run(before, {"transformers": "5.24", "learning_rate": 2.0})) == sorted(changes)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,8 +84,17 @@ def complete(model, inputs, processor, max_new_tokens: int = 128, **options) -> 
     """The model's answer to each prompt of a batch: greedy, if `options` of `generate` do not say otherwise."""
     options = {"do_sample": False, "max_new_tokens": max_new_tokens} | options
     ids = model.generate(**inputs.to(model.device), **options)
-    texts = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    return texts_of(processor, ids[:, inputs["input_ids"].shape[1] :])
+
+
+def texts_of(processor, answers: torch.Tensor | list[list[int]]) -> list[str]:
+    """Generated tokens of each answer as text."""
+    return [text.strip() for text in processor.batch_decode(answers, skip_special_tokens=True)]
+
+
+def cut(text: str, stops: Sequence[str]) -> str:
+    """The answer before the first text that ends it."""
+    return min((text.partition(stop)[0] for stop in stops), key=len, default=text).strip()
 
 
 def answer(model, processor, pictures: list, question: str, max_new_tokens: int = 128) -> str:

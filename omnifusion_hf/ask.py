@@ -10,6 +10,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
+from .checking import check_weights
+
 
 TINY = Path(__file__).parent / "tiny"
 EXAMPLES = TINY / "pictures" / "questions.json"
@@ -37,14 +39,18 @@ def load(folder_or_hub_id: str, device: str | None = None, **options):
     """(model, processor) for answering, where `placement` says.
 
     `options` go to the model's `from_pretrained`, such as `dtype` or `attn_implementation`. Raises `ValueError` where
-    neither a folder nor a model of the Hub has that name.
+    neither a folder nor a model of the Hub has that name, and for weights that are missing or no numbers.
     """
     device, dtype = placement(device)
     options = {"dtype": dtype} | options
     logging.disable_progress_bar()
     with told_if_missing(folder_or_hub_id):
-        model = AutoModelForImageTextToText.from_pretrained(folder_or_hub_id, device_map=device, **options)
-        return model.eval(), AutoProcessor.from_pretrained(folder_or_hub_id)
+        model, loading = AutoModelForImageTextToText.from_pretrained(
+            folder_or_hub_id, device_map=device, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+        processor = AutoProcessor.from_pretrained(folder_or_hub_id)
+    check_weights(folder_or_hub_id, model, loading)
+    return model.eval(), processor
 
 
 def context_length(text_config) -> int | None:

@@ -27,13 +27,13 @@ def check_weights(source: str | Path, model: PreTrainedModel, loading: dict):
     if other := sorted(loading["mismatched_keys"]):
         name, stored, wanted = other[0]
         raise ValueError(
-            f"{source}: {name} is {tuple(stored)} in the files and {tuple(wanted)} by config.json; one of them belongs to "
-            "another model."
+            f"{source}: {name} is {tuple(stored)} in the files, {tuple(wanted)} by config.json; one of them belongs "
+            "to another model."
         )
     if unknown := sorted(loading["unexpected_keys"]):
         raise ValueError(
-            f"{source} has {len(unknown)} weights that its config.json knows no place for ({', '.join(unknown[:3])}, …); "
-            "one of them belongs to another model."
+            f"{source} has {len(unknown)} weights that its config.json knows no place for "
+            f"({', '.join(unknown[:3])}, …); one of them belongs to another model."
         )
     weights = {name: weight for name, weight in model.state_dict().items() if _is_plain(weight)}
     for file in sorted(Path(source).glob("*.safetensors")):

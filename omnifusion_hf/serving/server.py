@@ -147,6 +147,8 @@ def build_app(server: ChatServer) -> FastAPI:
     app.add_api_route("/v1/chat/completions", server.chat, methods=["POST"], response_model=None)
     served = {"id": server.name, "object": "model", "created": 0, "owned_by": "omnifusion_hf"}
 
+    # `transformers chat` before 5.15 asks for what is beside the protocol below /v1 too.
+    @app.get("/v1/health")
     @app.get("/health")
     async def health():
         return {"status": "ok"}
@@ -160,6 +162,7 @@ def build_app(server: ChatServer) -> FastAPI:
         server.check_name(name)
         return served
 
+    @app.post("/v1/load_model")
     @app.post("/load_model")
     async def load_model(http: Request):
         """`transformers chat` waits for this before it asks."""

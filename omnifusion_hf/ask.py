@@ -2,12 +2,15 @@
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
+
+from .checking import check_weights
 
 
 TINY = Path(__file__).parent / "tiny"
@@ -36,14 +39,18 @@ def load(folder_or_hub_id: str, device: str | None = None, **options):
     """(model, processor) for answering, where `placement` says.
 
     `options` go to the model's `from_pretrained`, such as `dtype` or `attn_implementation`. Raises `ValueError` where
-    neither a folder nor a model of the Hub has that name.
+    neither a folder nor a model of the Hub has that name, and for weights that are missing or no numbers.
     """
     device, dtype = placement(device)
     options = {"dtype": dtype} | options
     logging.disable_progress_bar()
     with told_if_missing(folder_or_hub_id):
-        model = AutoModelForImageTextToText.from_pretrained(folder_or_hub_id, device_map=device, **options)
-        return model.eval(), AutoProcessor.from_pretrained(folder_or_hub_id)
+        model, loading = AutoModelForImageTextToText.from_pretrained(
+            folder_or_hub_id, device_map=device, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+        processor = AutoProcessor.from_pretrained(folder_or_hub_id)
+    check_weights(folder_or_hub_id, model, loading)
+    return model.eval(), processor
 
 
 def context_length(text_config) -> int | None:
@@ -83,8 +90,17 @@ def complete(model, inputs, processor, max_new_tokens: int = 128, **options) -> 
     """The model's answer to each prompt of a batch: greedy, if `options` of `generate` do not say otherwise."""
     options = {"do_sample": False, "max_new_tokens": max_new_tokens} | options
     ids = model.generate(**inputs.to(model.device), **options)
-    texts = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    return texts_of(processor, ids[:, inputs["input_ids"].shape[1] :])
+
+
+def texts_of(processor, answers: torch.Tensor | list[list[int]]) -> list[str]:
+    """Generated tokens of each answer as text."""
+    return [text.strip() for text in processor.batch_decode(answers, skip_special_tokens=True)]
+
+
+def cut(text: str, stops: Sequence[str]) -> str:
+    """The answer before the first text that ends it."""
+    return min((text.partition(stop)[0] for stop in stops), key=len, default=text).strip()
 
 
 def answer(model, processor, pictures: list, question: str, max_new_tokens: int = 128) -> str:

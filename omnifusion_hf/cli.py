@@ -51,16 +51,19 @@ def ask(options: argparse.Namespace):
     """Answers one question about picture files, or the questions about the bundled pictures."""
     from .ask import TINY, answer, answer_examples, load
 
-    if not options.examples and not options.pictures_and_question:
-        raise ValueError('nothing to ask; write omnifusion ask PICTURE "question", or --examples.')
-    if options.pictures_and_question and os.path.isfile(options.pictures_and_question[-1]):
-        raise ValueError(f"the question is missing behind {options.pictures_and_question[-1]}.")
+    *pictures, question = options.pictures_and_question or [None]
+    if not options.examples and question is None:
+        raise ValueError('nothing to ask; write omnifusion ask IMAGE "question", or --examples.')
+    if question is not None and os.path.isfile(question):
+        raise ValueError(f"the question is missing after {question}.")
+    if question is not None and bool(pictures) == options.text_only:
+        found = f"{question!r} is asked about {len(pictures)} images"
+        raise ValueError(f'{found}; write omnifusion ask IMAGE "question", or omnifusion ask --text-only "question".')
     model, processor = load(options.model or TINY)
     if options.examples:
         answer_examples(model, processor)
         print('\nYour own picture: omnifusion ask PICTURE "question" [--model FOLDER_OR_HUB_ID]')
     else:
-        *pictures, question = options.pictures_and_question
         print(answer(model, processor, pictures, question, options.max_new_tokens))
 
 
@@ -79,7 +82,7 @@ def views(options: argparse.Namespace):
 
 
 def serve(options: argparse.Namespace):
-    """Starts transformers' OpenAI-compatible server for one model."""
+    """Starts an OpenAI-compatible server of one model."""
     from .serving.server import serve
 
     serve(options.model, options.host, options.port)
@@ -178,6 +181,7 @@ def add_ask(commands):
         "pictures_and_question", nargs="*", metavar="PICTURE", help="picture files, then the question"
     )
     command.add_argument("--model", help="folder or Hub id; default: the bundled tiny model")
+    command.add_argument("--text-only", action="store_true", help="ask without an image")
     command.add_argument("--max-new-tokens", type=int, default=128)
     command.add_argument("--examples", action="store_true", help="answer the questions about the bundled pictures")
     command.set_defaults(run=ask)

@@ -60,13 +60,13 @@ def test_a_prompt_longer_than_the_context_is_refused_and_an_answer_stays_within_
 @pytest.mark.parametrize("name", ["/no/where", "no/where", "nowhere", "../nowhere"])
 def test_a_model_that_is_missing_is_told_in_one_line(name, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it tries for long to reach the Hub
-    assert main(["ask", "Hello", "--model", name]) == 2
+    assert main(["ask", "--text-only", "Hello", "--model", name]) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if "omnifusion: error" in line]
     assert f"there is no folder {name}, and the Hub" in line
 
 
 def test_a_folder_that_is_there_but_broken_is_not_called_missing(tmp_path, capsys):
-    assert main(["ask", "Hello", "--model", str(tmp_path)]) == 2
+    assert main(["ask", "--text-only", "Hello", "--model", str(tmp_path)]) == 2
     assert "no folder" not in (said := capsys.readouterr().err) and str(tmp_path) in said
 
 
@@ -76,6 +76,11 @@ def test_a_folder_that_is_there_but_broken_is_not_called_missing(tmp_path, capsy
         ([], "nothing to ask"),
         (["nowhere.png", "What?"], "No picture at `nowhere.png`"),
         ([__file__], "the question is missing"),
+        (
+            ["What colour is the star?"],
+            "'What colour is the star?' is asked about 0 images; write omnifusion ask IMAGE",
+        ),
+        (["--text-only", __file__, "What?"], "'What?' is asked about 1 images"),
     ],
 )
 def test_mistakes_get_one_line(words, message, capsys):

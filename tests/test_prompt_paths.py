@@ -1,9 +1,7 @@
 """One chat, one list of token ids, whoever makes it: processor, trainers, servers; and exactly one BOS policy."""
 
-import asyncio
 import base64
 from io import BytesIO
-from types import SimpleNamespace
 
 import conversations
 import llms
@@ -76,8 +74,8 @@ def vllm_chat(processor) -> list[int]:
     return two_steps(processor, add_special_tokens=False)
 
 
-def transformers_server(processor) -> list[int]:
-    """A request with a base64 picture."""
+def our_server(processor) -> list[int]:
+    """A request with a base64 image."""
     file = BytesIO()
     PICTURE.save(file, "PNG")
     url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
@@ -86,23 +84,12 @@ def transformers_server(processor) -> list[int]:
 
 
 def served(processor, messages: list[dict]) -> list[int]:
-    """What the handler of `transformers serve` would generate from."""
-    pytest.importorskip("fastapi", reason="the server needs transformers[serving]")
-    from transformers.cli.serving.chat_completion import ChatCompletionHandler
-    from transformers.cli.serving.utils import GenerationState, Modality
+    """What `omnifusion serve` generates from."""
+    pytest.importorskip("fastapi", reason="the server needs FastAPI: omnifusion_hf[serve]")
+    from omnifusion_hf.serving import server
 
-    class Recorder(ChatCompletionHandler):
-        def _resolve_model(self, body):
-            whole = tiny.model()
-            model = SimpleNamespace(device="cpu", generation_config=whole.generation_config, config=whole.config)
-            return "model", model, processor
-
-        async def _non_streaming(self, request_id, model, processor, model_id, inputs, *args, **kwargs):
-            return inputs
-
-    manager = SimpleNamespace(get_model_modality=lambda *args, **kwargs: Modality.MULTIMODAL)
-    body = {"model": "model", "messages": messages}
-    inputs = asyncio.run(Recorder(manager, GenerationState()).handle_request(body, "request"))
+    request = server.ChatRequest(model="model", messages=messages)
+    inputs, _ = server.ChatServer(tiny.model(), processor, "model").prompt(request)
     return inputs["input_ids"][0].tolist()
 
 
@@ -127,7 +114,7 @@ def our_training(processor) -> list[int]:
 @pytest.mark.parametrize("kind", GOLDEN)
 @pytest.mark.parametrize(
     "path",
-    [one_shot, two_steps, vllm_chat, transformers_server, trl_messages, trl_prompt_and_completion, our_training],
+    [one_shot, two_steps, vllm_chat, our_server, trl_messages, trl_prompt_and_completion, our_training],
     ids=lambda path: path.__name__,
 )
 def test_case_29_every_path_gives_the_same_ids_with_one_bos_policy(path, kind, processors):

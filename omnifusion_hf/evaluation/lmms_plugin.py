@@ -21,7 +21,7 @@ from PIL.Image import Image
 from tqdm import tqdm
 from transformers.image_utils import load_image
 
-from ..ask import complete, load, prompts
+from ..ask import complete, cut, load, prompts
 from ..files import staged_file, write_whole
 from ..image_processing_omnifusion import viewer_rgb
 from .provenance import RunRecord
@@ -175,11 +175,6 @@ def stop_texts(settings: dict) -> list[str]:
     """The texts of `until` that end an answer."""
     until = settings.get("until") or []
     return [text for text in ([until] if isinstance(until, str) else until) if text]
-
-
-def cut(text: str, until: list[str]) -> str:
-    """The answer before the first text that ends it."""
-    return min((text.partition(stop)[0] for stop in until), key=len, default=text).strip()
 
 
 def save_pictures(folder: str | Path, task: str, doc_id: int, pictures: list):

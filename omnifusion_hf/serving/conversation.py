@@ -6,19 +6,16 @@ with parts `{"type": "text", "text"}` and `{"type": "file", "file": {"path"}}`. 
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from mimetypes import guess_type
 from pathlib import Path
-from threading import Event
 
-import torch
 from PIL import Image
-from transformers import TextIteratorStreamer
 
 from ..ask import context_length, room_for_answer
 from ..draw_views import draw_views
 from ..image_processing_omnifusion import open_image, viewer_rgb
 from ..processing_omnifusion import TokenCount
+from .writing import write
 
 
 MAX_PICTURES = 8  # in a conversation
@@ -118,29 +115,11 @@ class Conversation:
     def answer(self, inputs) -> Iterator[str]:
         """The greedy answer to a prompt as far as it is written, again and again until it is whole.
 
-        The model writes in a thread of its own. It ends with the answer, when generation fails (that error is raised
-        here) and, at the next token, when this iterator is closed.
+        Raises what generation raises. At the next token after this iterator is closed the model stops.
         """
         room = room_for_answer(inputs, self.context_length, MAX_NEW_TOKENS)
-        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        closed = Event()
-
-        def is_closed(input_ids, scores, **kwargs):
-            return torch.full(input_ids.shape[:1], closed.is_set(), device=input_ids.device)
-
-        options = {"max_new_tokens": room, "do_sample": False, "streamer": streamer, "stopping_criteria": [is_closed]}
-        with ThreadPoolExecutor(1, "answer") as writer:
-            try:
-                writing = writer.submit(self.model.generate, **inputs, **options)
-                # A generation that fails does not end its streamer.
-                writing.add_done_callback(lambda _: streamer.text_queue.put(streamer.stop_signal))
-                written = ""
-                for piece in streamer:
-                    written += piece
-                    yield written
-                writing.result()
-            finally:
-                closed.set()
+        for written in write(self.model, self.processor, inputs, max_new_tokens=room):
+            yield written.text
 
 
 def paths_of(turn: dict) -> list[str]:

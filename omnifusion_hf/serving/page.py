@@ -12,8 +12,12 @@ from .conversation import MAX_PICTURES, SUFFIXES, Conversation, paths_of, text_o
 
 try:
     import gradio as gr
+    from starlette.middleware import Middleware
 except ImportError:
     raise ValueError("the page needs Gradio: pip install 'omnifusion_hf[demo]'.") from None
+
+from .hosts import LoopbackHosts, is_loopback
+
 
 logger = logging.get_logger(__name__)
 
@@ -159,10 +163,11 @@ def start(model: str | None = None, host: str = "127.0.0.1", port: int | None = 
     """
     about = ABOUT.format(model=model, pictures=MAX_PICTURES) if model else ABOUT_TINY
     page = build_page(Conversation(*load(model or TINY)), about)
+    middleware = [Middleware(LoopbackHosts)] if is_loopback(host) else []
     page.launch(
         server_name=host, server_port=port, share=False, prevent_thread_lock=True, quiet=True,
         max_file_size=MAX_FILE_SIZE, enable_monitoring=False, run_history=False, ssr_mode=False,
-        theme=gr.themes.Default(**LOOK), css=CSS, footer_links=[],
+        theme=gr.themes.Default(**LOOK), css=CSS, footer_links=[], app_kwargs={"middleware": middleware},
     )  # fmt: skip
     return page
 

@@ -1,0 +1,89 @@
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""An answer while the model writes it, for whoever shows answers as they grow: the page and the server.
+
+The whole answer is that of `ask.complete`, and what is told before is a beginning of it.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from os.path import commonprefix
+from queue import SimpleQueue
+from threading import Event
+
+import torch
+
+from ..ask import cut, texts_of
+
+
+UNSETTLED = 3  # last tokens whose text may still change: a character has up to 4 bytes, and each may be a token
+
+
+@dataclass(frozen=True)
+class Written:
+    """finish_reason: None while the model writes, then "stop" (the answer ended) or "length" (it was cut short)."""
+
+    text: str
+    num_tokens: int
+    finish_reason: str | None = None
+
+
+def write(
+    model, processor, inputs, stop: Sequence[str] = (), closed: Event | None = None, **options
+) -> Iterator[Written]:
+    """After each token the answer to one prompt as far as it is certain, at last the whole answer.
+
+    The model writes in a thread of its own. It ends with the answer, at a text of `stop` (where the answer is cut),
+    when generation fails (that error is raised here) and, at the next token, when `closed` is set or this iterator is
+    closed. With beams nothing is certain before the end.
+
+    Args:
+        options: of `generate`, greedy if they do not say otherwise.
+    """
+    options, closed = {"do_sample": False} | options, closed or Event()
+    steps, prompt_length = SimpleQueue(), inputs["input_ids"].shape[1]
+
+    def tell(input_ids, scores, **kwargs):
+        """A stopping criterion: `generate` calls it after each token."""
+        steps.put(input_ids[0, prompt_length:].tolist())
+        return torch.full(input_ids.shape[:1], closed.is_set(), device=input_ids.device)
+
+    with ThreadPoolExecutor(1, "answer") as writer:
+        try:
+            writing = writer.submit(model.generate, **inputs.to(model.device), **options, stopping_criteria=[tell])
+            writing.add_done_callback(lambda _: steps.put(None))
+            for ids in iter(steps.get, None):
+                if closed.is_set():
+                    break
+                text = "" if _has_beams(model, options) else _settled(processor, ids)
+                if (answer := cut(text, stop)) != text:
+                    yield Written(answer, len(ids), "stop")
+                    return
+                yield Written(_surely_before(text, stop), len(ids))
+            ids = writing.result()[0, prompt_length:].tolist()
+            if not closed.is_set():
+                yield _finished(model, processor, ids, stop)
+        finally:
+            closed.set()
+
+
+def _has_beams(model, options: dict) -> bool:
+    return (options.get("num_beams") or model.generation_config.num_beams or 1) > 1
+
+
+def _settled(processor, ids: list[int]) -> str:
+    """The text that no later token changes."""
+    return commonprefix(texts_of(processor, [ids[:-UNSETTLED], ids])).rstrip()
+
+
+def _surely_before(text: str, stop: Sequence[str]) -> str:
+    """Without an end that may be the beginning of a text of `stop`."""
+    longest = max(map(len, stop), default=1)
+    return text[: max(len(text) - longest + 1, 0)].rstrip()
+
+
+def _finished(model, processor, ids: list[int], stop: Sequence[str]) -> Written:
+    (text,), ends = texts_of(processor, [ids]), model.generation_config.eos_token_id
+    has_ended = ids[-1:] and ids[-1] in (ends if isinstance(ends, list) else [ends])
+    answer = cut(text, stop)
+    return Written(answer, len(ids), "stop" if has_ended or answer != text else "length")

@@ -1,0 +1,79 @@
+"""checking.py: a folder whose weights are not what its configuration says is not answered from, nor pushed."""
+
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from omnifusion_hf import hub
+from omnifusion_hf.ask import TINY, load
+from omnifusion_hf.cli import main
+
+
+ADAPTER = "model.multi_modal_projector.linear_1.bias"
+CHANGES = {
+    "missing": (lambda weights: weights.pop(ADAPTER), "lacks 1 weights"),
+    "unknown": (lambda weights: weights.update(another=torch.ones(2)), "knows no place for .*another"),
+    "not a number": (lambda weights: weights[ADAPTER][:1].fill_(float("nan")), f"{ADAPTER} holds NaN or infinity"),
+    "infinite": (lambda weights: weights[ADAPTER][-1:].fill_(-float("inf")), f"{ADAPTER} holds NaN or infinity"),
+    "whole numbers": (lambda weights: weights.update({ADAPTER: weights[ADAPTER].int()}), f"{ADAPTER} is .* I32"),
+    "bytes": (lambda weights: weights.update({ADAPTER: weights[ADAPTER].to(torch.uint8)}), "stored as U8"),
+    "another shape": (lambda weights: weights.update({ADAPTER: weights[ADAPTER][:5].clone()}), r"is \(5,\) in"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The demo model as training saves it, with its code."""
+    folder = tmp_path_factory.mktemp("whole")
+    for saved in load(TINY):
+        saved.save_pretrained(folder)
+    return folder
+
+
+def changed(whole: Path, folder: Path, change=lambda weights: None) -> Path:
+    """A copy with other weights, and a card."""
+    copytree(whole, folder)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_broken_weights_are_refused_by_name_where_a_model_is_asked_or_pushed(kind, whole, tmp_path, capsys):
+    change, said = CHANGES[kind]
+    folder = changed(whole, tmp_path / "model", change)
+    for load_it in (load, hub.check_folder):
+        with pytest.raises(ValueError, match=said):
+            load_it(folder)
+    assert main(["ask", "--text-only", "Hello", "--model", str(folder)]) == 2
+    assert f"omnifusion: error: {folder}" in capsys.readouterr().err
+
+
+def test_control_a_whole_folder_is_taken(whole, tmp_path, capsys):
+    folder = changed(whole, tmp_path / "model")
+    hub.check_folder(folder)
+    assert main(["ask", "--text-only", "Hello", "--model", str(folder)]) == 0 and capsys.readouterr().out.strip()
+
+
+def test_weights_in_shards_are_looked_at_too(tmp_path):
+    model, processor = load(TINY)
+    with torch.no_grad():
+        model.get_parameter(ADAPTER)[0] = float("nan")
+    model.save_pretrained(tmp_path, max_shard_size="1MB")
+    processor.save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        load(tmp_path)
+
+
+def test_what_training_in_half_precision_saved_is_taken(tmp_path):
+    model, processor = load(TINY)
+    for dtype in (torch.float16, torch.bfloat16):
+        model.to(dtype).save_pretrained(tmp_path / str(dtype))
+        processor.save_pretrained(tmp_path / str(dtype))
+        load(tmp_path / str(dtype))

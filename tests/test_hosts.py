@@ -1,0 +1,52 @@
+"""serving/hosts.py: a server for this computer alone answers to this computer's names alone."""
+
+import asyncio
+
+import pytest
+
+from omnifusion_hf.serving.hosts import LoopbackHosts, is_loopback, names_this_computer
+
+
+@pytest.mark.parametrize(
+    "host, ours",
+    [
+        *[(name + port, True) for name in ("127.0.0.1", "localhost", "LOCALHOST", "[::1]") for port in ("", ":8000")],
+        ("evil.example", False),
+        ("evil.example:8000", False),
+        ("127.0.0.1.evil.example", False),
+        ("localhost.evil.example", False),
+        ("127.0.0.1:80@evil.example", False),
+        ("192.168.1.7:8000", False),
+        ("0.0.0.0:8000", False),
+        ("[::1", False),
+        ("", False),
+    ],
+)
+def test_which_hosts_are_this_computer(host, ours):
+    assert names_this_computer(host) is ours
+
+
+@pytest.mark.parametrize(
+    "address, ours", [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False)]
+)
+def test_which_addresses_to_listen_on_are_this_computer_alone(address, ours):
+    assert is_loopback(address) is ours
+
+
+@pytest.mark.parametrize(
+    "hosts, status",
+    [([b"localhost:7"], 200), ([b"evil.example"], 403), ([], 403), ([b"localhost", b"evil.example"], 403)],
+    ids=["own", "another", "none", "two"],
+)
+def test_a_request_to_another_name_does_not_reach_the_server(hosts, status):
+    sent = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200})
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", host) for host in hosts]}
+    asyncio.run(LoopbackHosts(app)(scope, None, send))
+    assert sent[0]["status"] == status

@@ -1,0 +1,131 @@
+"""serving/protocol.py: what a request may say; what it may not is refused by name."""
+
+import json
+
+import pytest
+
+from omnifusion_hf.serving.protocol import ChatRequest, Refusal, Reply, read_request
+from omnifusion_hf.serving.writing import Written
+
+
+HELLO = [{"role": "user", "content": "Hello"}]
+IMAGE = {"type": "image_url", "image_url": {"url": "a.png"}}
+
+
+def request(**fields) -> ChatRequest:
+    return read_request(json.dumps({"model": "m", "messages": HELLO} | fields).encode(), ChatRequest)
+
+
+def content(*parts) -> list[dict]:
+    return [{"role": "user", "content": list(parts)}]
+
+
+@pytest.mark.parametrize(
+    "fields, param, code",
+    [
+        ({"n": 2}, "n", "unsupported_value"),
+        ({"logprobs": True}, "logprobs", "unsupported_value"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_value"),
+        ({"tools": [{"type": "function"}]}, "tools", "unsupported_value"),
+        ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_value"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_value"),
+        ({"nonsense": 1}, "nonsense", "unknown_parameter"),
+        ({"temperature": 2.5}, "temperature", None),
+        ({"temperature": "hot"}, "temperature", None),
+        ({"top_p": -0.1}, "top_p", None),
+        ({"max_tokens": 0}, "max_tokens", None),
+        ({"max_tokens": 3, "max_completion_tokens": 3}, None, None),
+        ({"stop": ["a"] * 5}, "stop", None),
+        ({"stop": [""]}, "stop[0]", None),
+        ({"seed": 2**70}, "seed", None),
+        ({"stream_options": {"include_usage": True}}, None, None),
+        ({"messages": None}, "messages", "missing_required_parameter"),
+        ({"messages": []}, "messages", None),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "missing_required_parameter"),
+        ({"messages": [HELLO[0] | {"tool_calls": [{}]}]}, "messages[0].tool_calls", "unknown_parameter"),
+        ({"messages": content()}, "messages[0].content", None),
+        ({"messages": content({"type": "text"})}, "messages[0].content[0]", None),
+        ({"messages": content({"type": "text", "text": None})}, "messages[0].content[0]", None),
+        ({"messages": content({"type": "text", "text": "a"}, IMAGE | {"text": "b"})}, "messages[0].content[1]", None),
+        ({"messages": content({"type": "input_audio", "input_audio": {}})}, "messages[0].content[0].type", None),
+        ({"generation_config": json.dumps({"num_beams": 4})}, "generation_config.num_beams", "unknown_parameter"),
+        ({"generation_config": "{"}, "generation_config", None),
+    ],
+)  # fmt: skip
+def test_what_the_server_cannot_do_is_refused_by_name(fields, param, code):
+    with pytest.raises(Refusal, match=next(iter(fields))) as refused:
+        request(**fields)
+    assert (refused.value.status, refused.value.param, refused.value.code) == (400, param, code)
+
+
+@pytest.mark.parametrize(
+    "body, said",
+    [
+        (b"[" * 100_000, "recursion limit"),
+        (b'{"model": "m", "messages": [{"role": "user", "content": "\\ud800"}]}', "hex escape"),
+        (b'{"model": "m", "messages": [{"role": "user", "content": "\xff"}]}', "unicode"),
+        (b'{"model": "m", "messages": [{"role": "user", "content": "a"}], "temperature": NaN}', "finite"),
+        (b"", "EOF"),
+        (b"7", "object with model and messages"),
+    ],
+    ids=["deep", "surrogate", "not UTF-8", "NaN", "empty", "number"],
+)
+def test_a_body_that_is_no_request_is_refused(body, said):
+    with pytest.raises(Refusal, match=said):
+        read_request(body, ChatRequest)
+
+
+def test_what_says_nothing_else_is_taken():
+    """Fields that clients send with OpenAI's own defaults, and `null` for what is not there."""
+    said = {"n": 1, "logprobs": False, "response_format": {"type": "text"}, "tools": [], "tool_choice": "none"}
+    said |= {"presence_penalty": 0.0, "frequency_penalty": 0, "user": "me", "stop": None, "logit_bias": None}
+    answered = {"role": "assistant", "content": "a", "refusal": None, "tool_calls": None}
+    assert request(**said).sampling() == request().sampling() == {}
+    assert request(messages=[*HELLO, answered, *HELLO]).messages[1].for_processor["content"][0]["text"] == "a"
+
+
+def test_messages_become_those_of_the_processor():
+    parts = [IMAGE, {"type": "text", "text": "What?"}, {"type": "image_url", "image_url": "b.png"}]
+    (message,) = request(messages=content(*parts)).messages
+    image = [{"type": "image", "image": name} for name in ("a.png", "b.png")]
+    assert message.for_processor == {"role": "user", "content": [image[0], parts[1], image[1]]}
+    assert request(stop="a").stop == ["a"] and request(stop=["a", "b"]).stop == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "fields, options",
+    [
+        ({}, {}),
+        ({"temperature": 0}, {}),
+        ({"temperature": 0, "top_p": 0.5}, {}),
+        ({"temperature": 1e-30}, {}),
+        ({"temperature": 0.5}, {"temperature": 0.5, "do_sample": True, "num_beams": 1}),
+        ({"top_p": 0.5}, {"top_p": 0.5, "do_sample": True, "num_beams": 1}),
+        ({"generation_config": '{"do_sample": true, "top_k": 5}'}, {"top_k": 5, "do_sample": True, "num_beams": 1}),
+        ({"generation_config": '{"do_sample": false, "temperature": 0.7}'}, {}),
+        ({"generation_config": '{"repetition_penalty": 1.5}'}, {"repetition_penalty": 1.5}),
+        ({"generation_config": '{"do_sample": true, "temperature": 0.7}', "temperature": 0}, {}),
+    ],
+)
+def test_answers_are_greedy_unless_the_request_says_otherwise(fields, options):
+    assert request(**fields).sampling() == options
+
+
+def test_the_length_is_the_clients_before_that_of_transformers_chat():
+    chat = {"generation_config": '{"max_new_tokens": 7, "transformers_version": "5.24.0"}'}
+    given = [{}, chat, chat | {"max_tokens": 5}, {"max_completion_tokens": 6}]
+    assert [request(**fields).max_new_tokens(512) for fields in given] == [512, 7, 5, 6]
+
+
+def test_a_reply_is_what_openais_client_reads():
+    types = pytest.importorskip("openai.types.chat", reason="a client of the server: pip install openai")
+    reply, written = Reply("m", 3), Written("star", 2, "stop")
+    whole = types.ChatCompletion.model_validate(reply.whole(written))
+    assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == ("star", "stop")
+    assert (whole.model, whole.usage.total_tokens) == ("m", 5)
+    pieces = [reply.piece({"role": "assistant", "content": "st"}), reply.piece({}, "stop"), reply.last_piece(written)]
+    pieces = [types.ChatCompletionChunk.model_validate(piece) for piece in pieces]
+    assert len({piece.id for piece in pieces} | {whole.id}) == 1
+    assert pieces[0].choices[0].delta.content == "st" and pieces[1].choices[0].finish_reason == "stop"
+    assert not pieces[2].choices and pieces[2].usage.completion_tokens == 2

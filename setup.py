@@ -48,6 +48,7 @@ setup(
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
         "test": [
             "bitsandbytes>=0.46",
+            "hypothesis",
             "pytest",
             "pytest-timeout",
             "ruff",

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from . import ask
 from .configuration_omnifusion import OmniFusionConfig
-from .image_processing_omnifusion import OmniFusionImageProcessor, cut_picture, open_image, viewer_rgb
+from .image_processing_omnifusion import OmniFusionImageProcessor, cut_picture, load_image
 from .processing_omnifusion import TokenCount
 from .views_omnifusion import Box, PictureViews, best_canvas
 
@@ -48,7 +48,7 @@ def draw_file(
         config = OmniFusionConfig.from_pretrained(model)
         tokens = tokens or config.image_seq_length
         context_length = context_length or ask.context_length(config.text_config)
-    image = viewer_rgb(open_image(picture, processor.max_image_pixels))
+    image = load_image(picture, processor.max_image_pixels)
     views = processor.plan_views([(image.height, image.width)], regions=regions)[0]
     count = TokenCount([len(views)], tokens, context_length)
     drawing = draw_views(image, views, count, processor, Path(picture).name)

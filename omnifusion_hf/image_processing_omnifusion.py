@@ -11,22 +11,22 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Pictures to `pixel_values`: decode safely, show as a viewer would, cut the views, normalise for the first encoder.
+"""Images to `pixel_values`: load safely, show as a viewer would, cut the views, normalise for the first encoder.
 
 One backend, Pillow, on every machine: its resampling (antialiased) is what the published checkpoints were measured
-with, so a picture gives the same pixels wherever the model runs.
+with, so an image gives the same pixels wherever the model runs. [`load_image`] alone says what an image is.
 """
 
 import base64
-import binascii
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
-from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, BinaryIO
+from urllib.request import url2pathname
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import (
@@ -34,25 +34,25 @@ from transformers.image_utils import (
     OPENAI_CLIP_STD,
     ChannelDimension,
     PILImageResampling,
-    infer_channel_dimension_format,
-    is_valid_image,
-    make_flat_list_of_images,
 )
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torch_tensor
 
 from .views_omnifusion import (
-    Box,
     ImageFit,
     PictureViews,
     ViewStrategy,
+    cut_directly,
+    cut_views,
+    flat,
+    images_per_prompt,
     picture_views,
     region_views,
     regions_per_image,
 )
 
 
-# Written into the saved file beside `resample`, so that a change of resampling between versions can be seen.
+# Written into the saved file beside `resample`: changes between versions can be seen.
 RECORDED = {"backend": "pil", "antialias": True}
 
 
@@ -87,154 +87,199 @@ class OmniFusionImageProcessorKwargs(ImagesKwargs, total=False):
 
 # A resized picture above this is never made: 4096 x 4096 pixels, 48 MB.
 MAX_RESIZED_PIXELS = 2**24
+CHANNELS = (1, 3, 4)
+# How far floats may lie beyond their range, in parts of the brightest: Pillow's bicubic overshoots by 0.28 at most.
+OVERSHOOT = 0.3
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+PILLOW_TAKES = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+_pillow_limit = Lock()
 
 
-@contextmanager
-def _pillow_limit(max_pixels: int):
-    """Pillow refuses above twice its own limit; ours decides, in both directions."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = max_pixels
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+def load_image(source, max_pixels: int, input_data_format=None, do_convert_rgb: bool = True) -> Image.Image:
+    """The image that `source` stands for, as a viewer shows it: decoded, upright, on white where transparent, RGB.
+
+    `source` is a PIL image, an array or tensor ([`array_to_image`]) or what [`open_image`] opens. For anything else,
+    and whatever is wrong with it, this raises a `ValueError` that names it. Without `do_convert_rgb`, decoded alone.
+    """
+    if isinstance(source, np.ndarray) or is_torch_tensor(source):
+        source = array_to_image(source, input_data_format)
+    if isinstance(source, Image.Image):
+        return _decoded(source, max_pixels, do_convert_rgb)
+    with open_image(source, max_pixels) as image:
+        return _decoded(image, max_pixels, do_convert_rgb)
 
 
-def check_pixels(image: Image.Image, max_pixels: int):
-    """Raises `ValueError` for a picture larger than the cap. Reads the header only: Pillow decodes on first use."""
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ValueError(
-            f"The picture declares {width} x {height} = {width * height} pixels, more than max_image_pixels="
-            f"{max_pixels}; shrink it or raise max_image_pixels if you trust its source."
-        )
-
-
-def open_image(source: str | bytes | os.PathLike, max_pixels: int) -> Image.Image:
-    """Opens (without decoding) a picture given as a path, URL, base64 / data URI or as the bytes of a file."""
-    name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)[:80]
-    if isinstance(source, (str, os.PathLike)):
-        source = _read(str(source))
-    try:
-        with _pillow_limit(max_pixels):
-            image = Image.open(BytesIO(source))
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{error} Raise max_image_pixels (now {max_pixels}) if you trust its source.") from error
-    except OSError as error:
-        raise ValueError(f"Not a picture file that Pillow can read: {name}; convert it to PNG or JPEG.") from error
-    check_pixels(image, max_pixels)
-    image.filename = name  # what a file that turns out to be cut short is called
+def open_image(source, max_pixels: int) -> Image.Image:
+    """Opens, without decoding, a path, URL, base64 or data URI, the bytes of a file, an open file, or the `{"bytes",
+    "path"}` of datasets. Raises a `ValueError` that names it."""
+    file, name = _file_and_name(source)
+    with _naming(name):
+        image = _pillow_open(file, max_pixels)
+    image.filename = name
+    _check_pixels(image, name, max_pixels)
     return image
 
 
-def _read(source: str) -> bytes:
-    if source.startswith(("http://", "https://")):
-        from huggingface_hub.utils import httpx
-
-        response = httpx.get(source, follow_redirects=True, timeout=30)
-        response.raise_for_status()
-        return response.content
-    if len(source) < 4096 and os.path.isfile(source):
-        return Path(source).read_bytes()
+@contextmanager
+def _naming(name: str, what: str = "is broken"):
+    """One `ValueError` for all that Pillow's decoders raise, which is nearly everything."""
     try:
-        return base64.b64decode(source.split("base64,")[-1], validate=True)
-    except (binascii.Error, ValueError):
+        yield
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name}: Not a picture file that Pillow can read; convert it to PNG or JPEG.") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name}: {error} Raise max_image_pixels if you trust its source.") from error
+    except Exception as error:
+        raise ValueError(f"{name} {what}: {str(error) or type(error).__name__}.") from error
+
+
+def _pillow_open(file: str | BinaryIO, max_pixels: int) -> Image.Image:
+    """Pillow's own limit is the whole process's: one thread at a time changes it, and only for a cap above it."""
+    if max_pixels <= PILLOW_TAKES:
+        return Image.open(file)
+    with _pillow_limit:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+        try:
+            return Image.open(file)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _check_pixels(image: Image.Image, name: str, max_pixels: int):
+    width, height = image.size
+    if not 0 < width * height <= max_pixels:
         raise ValueError(
-            f"No picture at `{source[:80]}`: neither an existing file, an http(s) URL nor base64; check the path."
-        ) from None
+            f"{name} declares {width} x {height} = {width * height} pixels, not 1 to max_image_pixels={max_pixels}; "
+            f"shrink it or, if you trust its source, raise that limit (now {max_pixels})."
+        )
 
 
-def viewer_rgb(image: Image.Image) -> Image.Image:
-    """RGB as a viewer shows the file: EXIF orientation applied, transparency on white, 16-bit scaled to 8.
+def _file_and_name(source) -> tuple[str | BinaryIO, str]:
+    """What Pillow opens, and what it is called in messages."""
+    name = None
+    if isinstance(source, dict):
+        name, source = source.get("path"), source.get("path") if source.get("bytes") is None else source["bytes"]
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return BytesIO(bytes(source)), str(name or f"{len(source)} bytes")
+    if isinstance(source, (str, os.PathLike)):
+        return _file_of_text(os.fsdecode(source))
+    if hasattr(source, "read"):
+        return source, str(getattr(source, "name", source))
+    raise ValueError(
+        "An image must be a PIL image, array, tensor, path, URL, base64, open file, bytes or {'bytes', 'path'}, got "
+        f"{type(source)}."
+    )
 
-    Raises `ValueError` for modes without a defined brightness range (32-bit integer or float) and for broken files.
-    """
+
+def _file_of_text(text: str) -> tuple[str | BinaryIO, str]:
+    if text.startswith(("http://", "https://")):
+        return BytesIO(_download(text)), text
+    is_local_url = text.startswith(("file:///", "file://localhost/"))
+    path = url2pathname(text[text.index("/", len("file://")) :]) if is_local_url else text
+    if len(path) < 4096 and os.path.isfile(path):
+        return path, path
+    digits = "".join(text.rpartition("base64,")[2].split())
     try:
+        data = base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
+    except ValueError:
+        raise ValueError(
+            f"No picture at `{text[:80]}`: neither an existing file, an http(s) URL nor base64; check the path."
+        ) from None
+    return BytesIO(data), f"`{text[:80]}` (no such file, so read as base64)"
+
+
+def _download(url: str) -> bytes:
+    from huggingface_hub.utils import httpx
+
+    with _naming(url, "cannot be fetched"):
+        return httpx.get(url, follow_redirects=True, timeout=30).raise_for_status().content
+
+
+def _decoded(image: Image.Image, max_pixels: int, do_convert_rgb: bool) -> Image.Image:
+    name = str(getattr(image, "filename", "") or f"An image of mode {image.mode}")
+    _check_pixels(image, name, max_pixels)
+    with _naming(name):
         image.load()
-    except OSError as error:
-        raise ValueError(f"{getattr(image, 'filename', None) or 'A picture'} is broken: {error}.") from error
-    image = ImageOps.exif_transpose(image)
+    _check_pixels(image, name, max_pixels)  # an icon's file may hold another size than its header declares
+    if not do_convert_rgb:
+        return image
+    with _naming(name, "cannot be shown"):
+        turn, image = _turn(image), _to_rgb(image)
+        if turn is not None:
+            image = image.transpose(turn)
+            image.info = {}  # its EXIF would turn it again
+        return image
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What EXIF asks for; malformed EXIF asks for nothing, as in viewers."""
+    with suppress(Exception):
+        return UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Transparency on white, 16-bit scaled to 8. `ValueError` for 32-bit modes, which have no range of brightness."""
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError(
-                f"Mode {image.mode} with values {values.min()}..{values.max()}; scale the picture to 8 bit."
-            )
+            raise ValueError(f"mode {image.mode} holds {values.min()}..{values.max()}; scale it to 8 bit")
         image = Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
     elif image.mode == "F":
-        raise ValueError("Mode F (32-bit float) has no defined brightness range; scale the picture to 8 bit.")
+        raise ValueError("mode F (32-bit float) has no defined range of brightness; scale it to 8 bit")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+        image = Image.alpha_composite(white, image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def array_to_image(array, do_rescale: bool, input_data_format=None) -> Image.Image:
-    """A picture from an array or tensor: (H, W), (H, W, C) or (C, H, W); 0..255, or 0..1 where rescaled already."""
-    if is_torch_tensor(array):
-        array = array.detach().cpu()
-        array = array.float() if array.is_floating_point() else array  # numpy has no bfloat16
-    array = np.asarray(array)
-    if array.ndim == 3:
-        layout = input_data_format or infer_channel_dimension_format(array, num_channels=(1, 3, 4))
-        if layout in (ChannelDimension.FIRST, "channels_first"):
-            array = np.moveaxis(array, 0, -1)  # (H, W, C)
-        array = array[..., 0] if array.shape[-1] == 1 else array
-    if array.dtype != np.uint8:
-        array = array * (1 if do_rescale and array.max() > 1 else 255)
-        if array.min() < 0 or array.max() > 255:
-            raise ValueError(
-                f"Array pictures hold 0..255 or 0..1, got {array.dtype} with a range beyond; pass raw pixels, "
-                "the image processor normalises them."
-            )
-        array = np.round(array).astype(np.uint8)
-    return Image.fromarray(array)
+def array_to_image(array, input_data_format=None) -> Image.Image:
+    """An image from (H, W), (H, W, C) or (C, H, W). Where both layouts fit, the channels are an array's last axis and
+    a tensor's first; `input_data_format` overrules. Values are as in [`to_levels`]."""
+    with _naming(f"An image given as {type(array).__name__}", "cannot be read"):
+        axes = [0, -1] if is_torch_tensor(array) else [-1, 0]
+        if is_torch_tensor(array):
+            array = array.detach().cpu()
+            array = (array.float() if array.is_floating_point() else array).numpy()  # numpy has no bfloat16
+        array = np.asarray(array)
+        if input_data_format is not None:
+            axes = [0 if ChannelDimension(input_data_format) is ChannelDimension.FIRST else -1]
+        if array.ndim == 2:
+            array, axes = array[..., None], [-1]
+        fitting = [axis for axis in axes if array.ndim == 3 and array.shape[axis] in CHANNELS]
+        if not fitting or not array.size:
+            raise ValueError(f"it must be (H, W), (H, W, C) or (C, H, W) with C of {CHANNELS}, got {array.shape}")
+        levels = to_levels(np.moveaxis(array, fitting[0], -1))  # (H, W, C)
+        return Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
 
 
-def cut_views(image: Image.Image, boxes: list[Box], side: int, resample: int, background: tuple) -> list[Image.Image]:
-    """The boxes resampled to `side` x `side`; what a box has outside the picture becomes background.
-
-    "Resize to whole pixels, then crop" is done literally, since Pillow reads a box in float32 and would be off by one
-    level here and there. Only where the resized picture would be huge (a long strip) the box is resampled directly.
-    """
-    resized = {image.size: image}
-    views = []
-    for box in boxes:
-        x_scale, y_scale = side / (box[2] - box[0]), side / (box[3] - box[1])
-        size = (round(image.width * x_scale), round(image.height * y_scale))
-        if size[0] * size[1] > MAX_RESIZED_PIXELS:
-            views.append(cut_directly(image, box, side, resample, background))
-            continue
-        if size not in resized:
-            resized[size] = image.resize(size, resample)
-        view = Image.new(image.mode, (side, side), background)
-        view.paste(resized[size], (round(-box[0] * x_scale), round(-box[1] * y_scale)))
-        views.append(view)
-    return views
+def to_levels(array: np.ndarray) -> np.ndarray:
+    """uint8 of integers 0..255, booleans, or floats 0..1 or 0..255 with their overshoot, which is clipped."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"it must hold numbers, got {array.dtype}")
+    low, high = float(array.min()), float(array.max())
+    slack = OVERSHOOT if array.dtype.kind == "f" else 0
+    top = 255 if array.dtype.kind in "iu" or high >= 2 else 1
+    if not (-slack * max(high, 1) <= low and high <= top * (1 + slack)):  # NaN fails as well
+        raise ValueError(
+            f"it holds {array.dtype} of {low:g} to {high:g}; integers are 0..255, floats 0..255 or 0..1. Give raw "
+            "pixels, which are normalised here, and divide 16-bit ones by 257"
+        )
+    if array.dtype.kind in "iu":
+        return array.astype(np.uint8)
+    return np.round(array * (255 // top)).clip(0, 255).astype(np.uint8)
 
 
-def cut_directly(image: Image.Image, box: Box, side: int, resample: int, background: tuple) -> Image.Image:
-    """One box resampled to `side` x `side` at the cost of that view alone, however large the picture is."""
-    left, top, right, bottom = box
-    x_scale, y_scale = side / (right - left), side / (bottom - top)
-    inside = (max(left, 0.0), max(top, 0.0), min(right, image.width), min(bottom, image.height))
-    size = (round((inside[2] - inside[0]) * x_scale), round((inside[3] - inside[1]) * y_scale))
-    size = (max(size[0], 1), max(size[1], 1))
-    view = Image.new(image.mode, (side, side), background)
-    view.paste(
-        image.resize(size, resample, box=inside),
-        (round((inside[0] - left) * x_scale), round((inside[1] - top) * y_scale)),
-    )
-    return view
-
-
-def cut_picture(
-    image: Image.Image, boxes: PictureViews, side: int, resample: int, background: tuple
-) -> list[Image.Image]:
+def cut_picture(image: Image.Image, boxes: PictureViews, side: int, resample: int, background: tuple) -> list:
     """All views of a picture in their order. Regions are small parts of it, so that each is cut by itself."""
     cut = {"side": side, "resample": resample, "background": background}
-    whole_and_tiles = cut_views(image, [boxes.whole, *boxes.tiles], **cut)
+    whole_and_tiles = cut_views(image, [boxes.whole, *boxes.tiles], MAX_RESIZED_PIXELS, **cut)
     return whole_and_tiles + [cut_directly(image, box, **cut) for box in boxes.regions]
 
 
@@ -244,8 +289,13 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
     which counts from 0 within each picture (and stays right when views of several requests are sliced or joined).
     A picture's views are the whole picture, then the tiles of `view_strategy="grid"`, then the `regions` of the call.
 
-    Pictures may be PIL images, numpy arrays, torch tensors, paths, URLs, base64 strings or the bytes of a file.
-    Source: paper section 3.3; v1.1 uses `image_fit="crop"`, bicubic, S=336.
+    Images are PIL images, arrays, tensors, or files: paths, http(s) and file URLs, base64, bytes, open files, and
+    `{"bytes", "path"}` as in datasets. What a viewer shows counts; anything else is a `ValueError` that names it.
+    Arrays are (H, W, C), tensors (C, H, W), with 1, 3 or 4 channels; the other layout is taken where only that fits,
+    and `input_data_format` overrules. Integers are 0..255 and booleans black or white. Floats are 0..1 if the largest
+    is below 2, else 0..255; what lies beyond by 0.3 of the largest at most, as after bicubic resizing, is clipped.
+    `do_rescale=False` leaves views in 0..255 that are not normalised, and makes no difference to those that are:
+    `image_mean` and `image_std` are of 0..1. Source: paper section 3.3; v1.1 uses `image_fit="crop"`, bicubic, S=336.
     """
 
     valid_kwargs = OmniFusionImageProcessorKwargs
@@ -286,58 +336,36 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
             if not 0 <= kwargs[name] < float("inf"):
                 raise ValueError(f"{name} must be 0 or more, got {kwargs[name]}.")
 
-    def fetch_images(self, image_url_or_urls, max_image_pixels: int | None = None):
-        """Opens whatever is not a picture object yet; nesting is kept."""
-        if isinstance(image_url_or_urls, (list, tuple)):
-            return [self.fetch_images(item, max_image_pixels) for item in image_url_or_urls]
-        if isinstance(image_url_or_urls, (str, bytes, os.PathLike)):
-            return open_image(image_url_or_urls, max_image_pixels or self.max_image_pixels)
-        if not is_valid_image(image_url_or_urls):
-            raise TypeError(
-                f"A picture must be a PIL image, array, tensor, path, URL or bytes, got {type(image_url_or_urls)}."
-            )
-        return image_url_or_urls
+    def fetch_images(self, image_url_or_urls, max_image_pixels: int | None = None, input_data_format=None):
+        """Decodes whatever is no PIL image yet; nesting is kept."""
+        if isinstance(image_url_or_urls, (list, tuple)) or getattr(image_url_or_urls, "ndim", 0) > 3:
+            return [self.fetch_images(item, max_image_pixels, input_data_format) for item in image_url_or_urls]
+        if isinstance(image_url_or_urls, Image.Image):
+            return image_url_or_urls
+        return load_image(image_url_or_urls, max_image_pixels or self.max_image_pixels, input_data_format, False)
 
-    def _preprocess_image_like_inputs(self, images, *args, regions=None, **kwargs) -> BatchFeature:
-        images = self.fetch_images(images, kwargs["max_image_pixels"])
+    def _preprocess_image_like_inputs(
+        self, images, *, max_image_pixels, input_data_format=None, do_convert_rgb=True, regions=None, **kwargs
+    ) -> BatchFeature:
         if regions is not None:
-            regions = regions_per_image(regions, _images_per_prompt(images))
-        return super()._preprocess_image_like_inputs(images, *args, regions=regions, **kwargs)
-
-    def process_image(
-        self, image, input_data_format=None, max_image_pixels=None, do_rescale=True, do_convert_rgb=True, **kwargs
-    ):
-        if not isinstance(image, Image.Image):
-            image = array_to_image(image, do_rescale, input_data_format)
-        check_pixels(image, max_image_pixels)
-        return viewer_rgb(image) if do_convert_rgb else image
+            regions = regions_per_image(regions, images_per_prompt(images))
+        load = (max_image_pixels, input_data_format, do_convert_rgb)
+        return self._preprocess([load_image(image, *load) for image in flat(images)], regions=regions, **kwargs)
 
     def _preprocess(
-        self,
-        images: list[Image.Image],
-        size,
-        resample,
-        do_rescale,
-        rescale_factor,
-        do_normalize,
-        image_mean,
-        image_std,
-        return_tensors,
-        **kwargs,
-    ) -> BatchFeature:
+        self, images: list[Image.Image], size, resample, do_rescale, rescale_factor, do_normalize, image_mean,
+        image_std, return_tensors, **kwargs,
+    ) -> BatchFeature:  # fmt: skip
         background = tuple(round(255 * mean) for mean in image_mean)
         plan = self.plan_views([(image.height, image.width) for image in images], size=size, **kwargs)
         views, image_view_index = [], []
         for image, boxes in zip(images, plan):
             if len(image.getbands()) != len(image_mean):  # possible with do_convert_rgb=False alone
-                raise ValueError(
-                    f"A picture has the channels {image.getbands()} and image_mean {len(image_mean)} values; give one "
-                    "value per channel or leave do_convert_rgb=True."
-                )
+                raise ValueError(f"image_mean must be one value for each of an image's channels {image.getbands()}.")
             views += cut_picture(image, boxes, size.height, resample, background)
             image_view_index += range(len(boxes))
         pixels = np.stack([np.asarray(view) for view in views]).astype(np.float32)  # (ΣV, S, S, 3)
-        if do_rescale:
+        if do_rescale or do_normalize:  # mean and std are those of 0..1
             pixels *= rescale_factor
         if do_normalize:
             pixels = (pixels - np.float32(image_mean)) / np.float32(image_std)
@@ -366,13 +394,6 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> int:
         """V, the number of views of a picture of this size (transformers' name for it); needs no pixels."""
         return len(self.plan_views([(height, width)], **images_kwargs or {})[0])
-
-
-def _images_per_prompt(images) -> list[int]:
-    """[3, 1] for [[a, b, c], [d]]; what is not nested counts as one prompt."""
-    if isinstance(images, (list, tuple)) and any(isinstance(sample, (list, tuple)) for sample in images):
-        return [len(sample) if isinstance(sample, (list, tuple)) else 1 for sample in images]
-    return [len(make_flat_list_of_images(images))]
 
 
 __all__ = ["OmniFusionImageProcessor"]

@@ -20,8 +20,8 @@ adapter reads each layer as it is computed, so that no two need be in memory.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from types import MethodType
 from typing import Any, Literal
 
 import torch
@@ -85,7 +85,8 @@ def trim_encoder(encoder: PreTrainedModel, layer: int) -> PreTrainedModel:
             setattr(encoder, name, nn.Identity())
     encoder.embeddings.mask_token = None  # masks patches while an encoder is pretrained
     if encoder.config.model_type == "donut-swin":
-        encoder.get_input_embeddings = MethodType(_patch_projection, encoder)
+        # Not a bound method: pickle would look for it by its name in the encoder's class.
+        encoder.get_input_embeddings = partial(_patch_projection, encoder)
     return encoder
 
 

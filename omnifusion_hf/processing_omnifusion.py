@@ -40,7 +40,7 @@ from .chat_template_omnifusion import (
 from .configuration_omnifusion import SPECIAL_TOKENS, OmniFusionConfig
 from .image_processing_omnifusion import OmniFusionImageProcessor
 from .sentencepiece_omnifusion import fast_tokenizer
-from .views_omnifusion import regions_per_image, views_per_image
+from .views_omnifusion import flat, images_per_prompt, regions_per_image, views_per_image
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
@@ -261,7 +261,7 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         text: TextInput | PreTokenizedInput | list[TextInput] | list[PreTokenizedInput] | None = None,
         **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
-        if isinstance(images, (list, tuple)) and not _flatten(images):
+        if isinstance(images, (list, tuple)) and not flat(images):
             images = None
         return super().__call__(images=images, text=text, **kwargs)
 
@@ -301,7 +301,8 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
 
     def prepare_inputs_layout(self, images=None, text=None, **kwargs):
         if images is not None:
-            images = self.image_processor.fetch_images(images, _image_option(kwargs, "max_image_pixels"))
+            options = [_image_option(kwargs, name) for name in ("max_image_pixels", "input_data_format")]
+            images = self.image_processor.fetch_images(images, *options)
         return super().prepare_inputs_layout(images=images, text=text, **kwargs)
 
     def validate_inputs(self, images=None, text=None, **kwargs):
@@ -314,7 +315,7 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
     def _check_pictures_per_prompt(self, images, text: list[str]):
         found = [prompt.count(self.image_token) for prompt in text]
         nested = isinstance(images, (list, tuple)) and any(isinstance(sample, (list, tuple)) for sample in images)
-        given = [len(_flatten(sample)) for sample in images] if nested else [len(_flatten(images or []))]
+        given = images_per_prompt([] if images is None else images)
         if given != (found if nested else [sum(found)]):
             differ = [i for i, (count, placeholders) in enumerate(zip_longest(given, found)) if count != placeholders]
             raise ValueError(
@@ -362,12 +363,6 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
 def _image_option(kwargs: dict, name: str):
     """An option of a call, given by itself or inside `images_kwargs`."""
     return kwargs.get(name, kwargs.get("images_kwargs", {}).get(name))
-
-
-def _flatten(images) -> list:
-    if isinstance(images, (list, tuple)):
-        return [image for item in images for image in _flatten(item)]
-    return [images]
 
 
 __all__ = ["OmniFusionProcessor"]

@@ -16,7 +16,8 @@
 A view is what an encoder sees at once, always a square of S pixels: the whole picture, a tile of its grid, or a region
 that the caller or a detector asked for. A box is `(left, top, right, bottom)` in pixels of the *original* picture, as
 floats; what lies outside the picture is padding. The boxes of whole and tiles are those of "resize to whole pixels,
-then crop", whose whole-pixel sizes can be read back from them exactly; a region's box is whole pixels itself.
+then crop", whose whole-pixel sizes can be read back from them exactly; a region's box is whole pixels itself. Below
+them, the boxes are cut out of the pixels.
 """
 
 import math
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 
 Box = tuple[float, float, float, float]
@@ -280,6 +282,20 @@ def regions_per_image(regions, images_per_prompt: list[int]) -> list[list]:
     return [regions] if levels == 1 else regions
 
 
+def images_per_prompt(images) -> list[int]:
+    """[3, 1] for [[a, b, c], [d]]; what is not nested counts as one prompt."""
+    if isinstance(images, (list, tuple)) and any(isinstance(sample, (list, tuple)) for sample in images):
+        return [len(flat(sample)) for sample in images]
+    return [len(flat(images))]
+
+
+def flat(images) -> list:
+    """All images one after another, whether alone, listed, nested or in an array (N, H, W, C)."""
+    if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) > 3:
+        return [image for item in images for image in flat(item)]
+    return [images]
+
+
 def _as_lists(regions):
     """Arrays and tensors, alone or inside lists, as lists of numbers."""
     if hasattr(regions, "tolist"):
@@ -303,3 +319,43 @@ def views_per_image(image_view_index) -> list[int]:
     image_view_index = np.asarray(image_view_index)
     starts = np.flatnonzero(image_view_index == 0)
     return np.diff(starts, append=len(image_view_index)).tolist()
+
+
+def cut_views(
+    image: Image.Image, boxes: list[Box], largest: int, side: int, resample: int, background: tuple
+) -> list[Image.Image]:
+    """The boxes resampled to `side` x `side`; what a box has outside the picture becomes background.
+
+    "Resize to whole pixels, then crop" is done literally, since Pillow reads a box in float32 and would be off by one
+    level here and there. Only where the resized picture had more than `largest` pixels (a long strip), the box is
+    resampled directly.
+    """
+    resized = {image.size: image}
+    views = []
+    for box in boxes:
+        x_scale, y_scale = side / (box[2] - box[0]), side / (box[3] - box[1])
+        size = (round(image.width * x_scale), round(image.height * y_scale))
+        if size[0] * size[1] > largest:
+            views.append(cut_directly(image, box, side, resample, background))
+            continue
+        if size not in resized:
+            resized[size] = image.resize(size, resample)
+        view = Image.new(image.mode, (side, side), background)
+        view.paste(resized[size], (round(-box[0] * x_scale), round(-box[1] * y_scale)))
+        views.append(view)
+    return views
+
+
+def cut_directly(image: Image.Image, box: Box, side: int, resample: int, background: tuple) -> Image.Image:
+    """One box resampled to `side` x `side` at the cost of that view alone, however large the picture is."""
+    left, top, right, bottom = box
+    x_scale, y_scale = side / (right - left), side / (bottom - top)
+    inside = (max(left, 0.0), max(top, 0.0), min(right, image.width), min(bottom, image.height))
+    size = (round((inside[2] - inside[0]) * x_scale), round((inside[3] - inside[1]) * y_scale))
+    size = (max(size[0], 1), max(size[1], 1))
+    view = Image.new(image.mode, (side, side), background)
+    view.paste(
+        image.resize(size, resample, box=inside),
+        (round((inside[0] - left) * x_scale), round((inside[1] - top) * y_scale)),
+    )
+    return view

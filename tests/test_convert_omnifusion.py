@@ -9,6 +9,7 @@ import conversations
 import pytest
 import torch
 from PIL import Image
+from pixels import stored_turned
 from release import write_release, write_vision_tower
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -75,6 +76,17 @@ def test_case_28_comparison_sees_a_wrong_weight(release, tower, converted, pictu
     rows = verify(release, tower, broken, pictures[:1])
     assert not next(row for row in rows if row.stage == "visual tokens").ok
     assert next(row for row in rows if row.stage == "pixels").ok
+
+
+def test_images_that_the_release_sees_as_they_are_stored_raise_no_alarm_and_are_named(
+    release, tower, converted, tmp_path, capsys
+):
+    plain, turned = tmp_path / "plain.png", tmp_path / "turned.png"
+    picture(0, (40, 61)).save(plain)
+    turned.write_bytes(stored_turned(picture(0, (40, 61)), 6))
+    assert all(row.ok for row in verify(release, tower, converted, [plain, turned]))
+    told = capsys.readouterr().out
+    assert told == f"{plain}: as stored\n{turned}: as a viewer shows it; the release sees it as stored\n"
 
 
 def test_row_is_ok_up_to_its_bound_only():

@@ -2,21 +2,31 @@
 
 import base64
 import json
+import re
 import resource
 import struct
 import zlib
-from io import BytesIO
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO, StringIO
+from tempfile import SpooledTemporaryFile
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from conversations import turn
 from huggingface_hub.utils import httpx
 from PIL import Image, ImageFile
 from pixels import BACKGROUND, MEAN, SIDE, channels_first, encoded, levels, noise, processor, stored_turned
 from transformers import AutoImageProcessor, CLIPImageProcessor, CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from omnifusion_hf import OmniFusionImageProcessor, image_processing_omnifusion
+from omnifusion_hf.draw_views import draw_file
+from omnifusion_hf.evaluation.asking import opened
+from omnifusion_hf.evaluation.errors import thumbnail
+from omnifusion_hf.evaluation.questions import Question
+from omnifusion_hf.serving import conversation
+from omnifusion_hf.training.data import SampleReader
 from omnifusion_hf.views_omnifusion import best_canvas, fit_inside
 
 
@@ -283,3 +293,299 @@ def test_case_16_the_backend_is_the_same_with_torchvision_asked_for(tmp_path):
 def test_views_are_square_and_resized(options):
     with pytest.raises(ValueError, match="square|must stay True"):
         processor()(tiny.picture(), **options)
+
+
+# What stands for an image, and what no image is.
+
+PHOTO = tiny.picture()
+EIGHT_BIT = np.asarray(PHOTO)
+
+
+def pixels(image, **options) -> np.ndarray:
+    return processor(**options)(image, return_tensors="np").pixel_values
+
+
+@pytest.mark.parametrize("do_rescale", [True, False])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_floats_in_0_to_1_give_the_pixels_of_the_8_bit_image_rescaled_or_not(dtype, do_rescale):
+    floats, expected = (EIGHT_BIT / 255).astype(dtype), pixels(PHOTO)
+    tensor = torch.from_numpy(floats).permute(2, 0, 1)
+    for given in (floats, tensor, np.stack([floats, floats])):
+        given = pixels(given, do_rescale=do_rescale)
+        np.testing.assert_allclose(given, np.broadcast_to(expected, given.shape), atol=1e-6)
+    assert np.abs(pixels(EIGHT_BIT // 2) - expected).max() > 0.5  # control
+
+
+@pytest.mark.parametrize("given", [PHOTO, EIGHT_BIT, EIGHT_BIT.astype(np.float32), EIGHT_BIT / 255])
+def test_normalised_pixels_are_the_same_whatever_range_is_given_and_whether_it_is_rescaled(given):
+    np.testing.assert_allclose(pixels(given, do_rescale=False), pixels(PHOTO), atol=1e-6)
+    raw = pixels(given, do_rescale=False, do_normalize=False)
+    np.testing.assert_array_equal(raw, levels(PHOTO))  # 0..255, whatever was given
+    np.testing.assert_allclose(pixels(given, do_normalize=False), raw / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float64"]
+)
+def test_values_of_0_to_255_mean_the_same_in_every_dtype(dtype):
+    np.testing.assert_array_equal(levels(EIGHT_BIT.astype(dtype)), levels(PHOTO))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint16", "int64"])
+def test_an_integer_image_is_never_stretched_to_its_brightest_value(dtype):
+    assert (levels(np.ones((8, 8, 3), dtype)) == 1).all()
+    assert (levels(np.full((8, 8, 3), 127, dtype)) == 127).all()
+    assert (levels(np.ones((8, 8, 3), bool)) == 255).all()  # control: black or white
+
+
+@pytest.mark.parametrize("top", [1, 255])
+def test_what_bicubic_resizing_adds_to_the_range_of_floats_is_clipped(top):
+    floats = (EIGHT_BIT / 255 * top).astype(np.float32)
+    floats[0, 0], floats[0, 1] = top, 0
+    expected = levels(floats)
+    for beyond in (1.0001, 1.05, 1.28):
+        floats[0, 0], floats[0, 1] = beyond * top, (1 - beyond) * top
+        np.testing.assert_array_equal(levels(floats), expected)
+    stripes = torch.tensor([0.0, 1.0, 1.0, 0.0]).repeat(8)[None, None, :, None] * torch.ones(3, 32)[:, None]
+    larger = torch.nn.functional.interpolate(stripes, size=(99, 99), mode="bicubic", antialias=True)[0]
+    assert larger.max() > 1.1 and larger.min() < -0.05
+    np.testing.assert_array_equal(levels(larger * top), levels(larger.clamp(0, 1) * top))
+
+
+@pytest.mark.parametrize(
+    "value, dtype, said",
+    [
+        (np.nan, "float32", "nan"),
+        (np.inf, "float16", "inf"),
+        (-np.inf, "float64", "-inf"),
+        (-0.5, "float32", "float32 of -0.5 to 0"),
+        (1.5, "float32", "float32 of 0 to 1.5"),
+        (400, "float32", "of 0 to 400"),
+        (-1, "int8", "int8 of -1 to 0"),
+        (256, "int16", "int16 of 0 to 256"),
+        (65535, "uint16", "divide 16-bit ones by 257"),
+        (2**63, "uint64", "uint64"),
+        (1, "complex64", "numbers, got complex64"),
+        (1, "object", "numbers, got object"),
+        (1, "U1", "numbers, got <U1"),
+    ],
+)
+def test_values_that_are_no_levels_are_refused_with_their_range(value, dtype, said):
+    array = np.zeros((8, 8, 3), dtype)
+    array[1, 2, 0] = value
+    with pytest.raises(ValueError, match=f"^An image given as ndarray cannot be read: it .*{said}"):
+        levels(array)
+    assert (levels(np.zeros((8, 8, 3), np.float32)) == 0).all()  # control
+
+
+def test_views_that_were_normalised_already_are_refused():
+    normalised = torch.from_numpy(pixels(PHOTO)[0])
+    for given in (normalised, normalised / 10 - 0.4, torch.rand(3, 8, 8) - 0.5):
+        with pytest.raises(ValueError, match="floats 0..255 or 0..1"):
+            levels(given)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 100, 3), (3, 100, 3), (1, 1, 3), (3, 3, 3), (4, 9, 3), (3, 9, 4), (1, 9, 1), (3, 9)]
+)
+def test_where_both_layouts_fit_arrays_end_with_the_channels_and_tensors_begin_with_them(shape):
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    flat_channel = array[..., 0] if shape[2:] == (1,) else array
+    image = Image.fromarray(flat_channel)
+    np.testing.assert_array_equal(levels(array), levels(image))
+    if len(shape) == 3:
+        tensor = torch.from_numpy(array).permute(2, 0, 1)
+        np.testing.assert_array_equal(levels(tensor), levels(image))
+        np.testing.assert_array_equal(
+            levels(np.moveaxis(array, -1, 0), input_data_format="channels_first"), levels(image)
+        )
+        np.testing.assert_array_equal(
+            levels(torch.from_numpy(array), input_data_format="channels_last"), levels(image)
+        )
+    if shape == (3, 3, 3):
+        assert (levels(array, input_data_format="channels_first") != levels(image)).any()  # control
+
+
+@pytest.mark.parametrize("shape", [(), (9,), (0, 9, 3), (9, 0), (9, 9, 2), (9, 9, 5), (2, 9, 9)])
+def test_arrays_of_another_shape_are_refused(shape):
+    for array in (np.zeros(shape, np.uint8), torch.zeros(shape)):
+        with pytest.raises(ValueError, match=r"\(H, W, C\) or \(C, H, W\) with C of \(1, 3, 4\), got \("):
+            levels(array)
+    assert levels(np.zeros((9, 9), np.uint8)).shape == (1, 3, SIDE, SIDE)  # control
+
+
+def test_a_batch_in_one_array_is_as_many_images():
+    batch = np.stack([EIGHT_BIT, EIGHT_BIT[::-1]])
+    expected = levels([PHOTO, Image.fromarray(batch[1])])
+    for given in (batch, torch.from_numpy(batch).permute(0, 3, 1, 2), [batch], [PHOTO, batch[1]]):
+        np.testing.assert_array_equal(levels(given), expected)
+
+
+def test_every_way_to_name_a_file_gives_its_image(tmp_path):
+    data, path = encoded(PHOTO, "PNG"), tmp_path / "a photo.png"
+    path.write_bytes(data)
+    text = base64.b64encode(data).decode()
+    assert text.endswith("=")
+    spooled = SpooledTemporaryFile()
+    spooled.write(data)  # and not rewound
+    given = {
+        "file URL": path.as_uri(),
+        "file URL with a host": path.as_uri().replace("file://", "file://localhost"),
+        "base64 in lines": base64.encodebytes(data).decode(),
+        "base64 with Windows lines": text[:99] + "\r\n" + text[99:],
+        "base64 and a newline": text + "\n",
+        "base64 without padding": text.rstrip("="),
+        "data URI in lines": "data:image/png;base64," + base64.encodebytes(data).decode(),
+        "BytesIO": BytesIO(data),
+        "open file": path.open("rb"),
+        "temporary file": spooled,
+        "bytearray": bytearray(data),
+        "memoryview": memoryview(data),
+        "datasets' bytes": {"bytes": data, "path": None},
+        "datasets' path": {"bytes": None, "path": str(path)},
+        "datasets' both": {"bytes": data, "path": "elsewhere.png"},
+    }
+    for name, source in given.items():
+        np.testing.assert_array_equal(levels(source), levels(PHOTO), err_msg=name)
+        np.testing.assert_array_equal(levels([source, source]), levels([PHOTO, PHOTO]), err_msg=f"{name} twice")
+    assert not given["open file"].closed and not given["BytesIO"].closed
+    given["open file"].close()
+
+
+def test_what_is_no_image_is_one_value_error_that_names_it(tmp_path):
+    (tmp_path / "folder").mkdir()
+    closed = BytesIO(b"")
+    closed.close()
+    shut = Image.open(BytesIO(encoded(PHOTO, "PNG")))
+    shut.fp.close()
+    asserting = Image.open(BytesIO(encoded(PHOTO, "PNG")))
+    asserting.fp = None  # what Pillow leaves behind `with open(…)`: an AssertionError without a word
+    bad = {
+        "got <class 'NoneType'>": None,
+        "got <class 'int'>": 3,
+        "got <class 'float'>": [PHOTO, 0.5],
+        "No picture at `file:///no.png`": "file:///no.png",
+        "No picture at `file://host/a.png`": "file://host/a.png",
+        "No picture at `.*folder`": str(tmp_path / "folder"),
+        r"`cats/dog` \(no such file, so read as base64\): Not a picture": "cats/dog",
+        "3 bytes: Not a picture": b"abc",
+        "gone.png: Not a picture": {"bytes": b"abc", "path": "gone.png"},
+        "closed file": closed,
+        "_io.StringIO": StringIO("text"),
+        "An image of mode RGB declares 0 x 4 = 0 pixels": Image.new("RGB", (0, 4)),
+        "mode I holds -5..0": Image.fromarray(np.array([[-5, 0]], np.int32)),
+        "An image of mode F cannot be shown": Image.new("F", (8, 8)),
+        "An image given as Tensor": torch.zeros(3, 8, 8, device="meta"),
+        "An image of mode RGB is broken": shut,
+        "is broken: AssertionError": asserting,
+    }
+    for said, source in bad.items():
+        with pytest.raises(ValueError, match=said):
+            levels(source)
+    assert levels(PHOTO).shape == (1, 3, SIDE, SIDE)  # control
+
+
+def test_a_url_that_does_not_answer_is_one_value_error(monkeypatch):
+    def get(url, **options):
+        return httpx.Response(404, request=httpx.Request("GET", url))
+
+    monkeypatch.setattr(httpx, "get", get)
+    for url in ("https://example.org/a.png", "http://[::1/a.png"):
+        with pytest.raises(ValueError, match=f"^{re.escape(url)} cannot be fetched: "):
+            levels(url)
+        monkeypatch.undo()
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("exif", [b"garbage", b"MM\0*\0", b"", bytes(20), b"II*\0\xff\xff\xff\xff"])
+def test_malformed_exif_is_no_reason_to_refuse_an_image(kind, exif):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    plain, damaged = encoded(PHOTO, kind, **options), encoded(PHOTO, kind, exif=b"Exif\0\0" + exif, **options)
+    expected = levels(plain)
+    np.testing.assert_array_equal(levels(damaged), expected)
+    np.testing.assert_array_equal(levels(Image.open(BytesIO(damaged))), expected)
+
+
+def damaged_files() -> dict[str, bytes]:
+    """Files on which Pillow raises, by what."""
+    cut = {f"cut.{kind.lower()}": encoded(PHOTO, kind)[:-300] for kind in ("PNG", "QOI", "TIFF", "JPEG2000")}
+    unknown = encoded(PHOTO, "DDS")
+    unknown = unknown[:80] + struct.pack("<I4s", 4, b"ZZZZ") + unknown[88:]
+    checksum = encoded(PHOTO.resize((64, 64)), "ICNS").replace(b"IHDR\0", b"IHDR\1")
+    return cut | {"cut.avif": encoded(PHOTO, "AVIF")[:-100], "unknown.dds": unknown, "checksum.icns": checksum}
+
+
+def read_by_the_reader(path):
+    row = {"image": path.name, "conversations": [turn("human", "<image>What?"), turn("gpt", "It.")]}
+    return SampleReader(image_folder=path.parent)(row, "sample 1")["messages"][0]["content"][0]["image"]
+
+
+def ask_about(path):
+    question = Question("q", "t", [tiny.user("What?") | {"content": [{"type": "image", "image": path}]}], "It.")
+    return opened(tiny.processor(tiny.config()), question)[0]["content"][0]["image"]
+
+
+WAYS_IN = {
+    "processor": lambda path: levels(path),
+    "training": read_by_the_reader,
+    "evaluation": ask_about,
+    "views": lambda path: draw_file(str(path), str(path.with_name("drawing.png"))),
+    "page": lambda path: conversation.read_picture(str(path), 10**6),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", WAYS_IN)
+def test_every_way_in_takes_and_refuses_the_same_files(name, tmp_path, monkeypatch):
+    load = WAYS_IN[name]
+    whole = tmp_path / "whole.png"
+    whole.write_bytes(encoded(PHOTO, "PNG", exif=b"Exif\0\0garbage"))
+    load(whole)
+    assert thumbnail(str(whole))  # of the report, which shows what it can
+    monkeypatch.setattr(conversation, "SUFFIXES", {kind: [] for kind in Image.registered_extensions().values()})
+    causes = set()
+    for file, data in damaged_files().items():
+        (tmp_path / file).write_bytes(data)
+        assert thumbnail(str(tmp_path / file)) is None
+        with pytest.raises(ValueError, match=re.escape(file)) as error:
+            load(tmp_path / file)
+        chain = [error.value, error.value.__cause__, getattr(error.value.__cause__, "__cause__", None)]
+        causes |= {type(each).__name__ for each in chain}
+    assert causes >= {"OSError", "ValueError", "SyntaxError", "NotImplementedError"}
+
+
+def test_a_turned_image_is_turned_once_and_the_image_given_stays_as_it_was():
+    given = Image.open(BytesIO(stored_turned(PHOTO, 6)))
+    once = image_processing_omnifusion.load_image(given, 10**6)
+    assert once.size == PHOTO.size and given.size == PHOTO.size[::-1] and given.getexif()[0x0112] == 6
+    assert image_processing_omnifusion.load_image(once, 10**6) is once
+    assert once.tobytes() == PHOTO.tobytes() != given.tobytes()
+
+
+def test_case_15_pillows_own_limit_is_left_alone_by_many_threads_and_gives_way_to_a_higher_cap(monkeypatch, tmp_path):
+    monkeypatch.setattr(image_processing_omnifusion, "PILLOW_TAKES", 2 * 10**6)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**6)
+    data, seen = declared_png(2000), []
+
+    def load(cap: int):
+        try:
+            return image_processing_omnifusion.open_image(data, cap).size
+        except ValueError as error:
+            return "max_image_pixels" in str(error)
+
+    caps = [10**5, 10**6, 10**7, 10**8] * 50
+    with ThreadPoolExecutor(8) as threads:
+        seen = list(threads.map(load, caps))
+    assert seen == [True, True, (2000, 2000), (2000, 2000)] * 50
+    assert Image.MAX_IMAGE_PIXELS == 10**6
+
+
+def test_without_conversion_an_image_keeps_its_channels_which_the_normalisation_must_have():
+    transparent = PHOTO.convert("RGBA")
+    four = {"image_mean": [0.5] * 4, "image_std": [0.5] * 4}
+    for given in (transparent, encoded(transparent, "PNG"), np.asarray(transparent)):
+        assert pixels(given, do_convert_rgb=False, **four).shape == (1, 4, SIDE, SIDE)
+        with pytest.raises(ValueError, match="one value for each of an image's channels .*'A'"):
+            pixels(given, do_convert_rgb=False)
+        assert pixels(given).shape == (1, 3, SIDE, SIDE)

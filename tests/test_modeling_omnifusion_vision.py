@@ -1,6 +1,8 @@
 """The vision tower: features equal the full encoders' hidden states, unneeded layers are absent, dtypes and ranges."""
 
 import copy
+import pickle
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import tiny
@@ -86,6 +88,18 @@ def test_case_07_inputs_of_every_family_can_be_made_to_require_gradients(family)
     tower.requires_grad_(False)(views())
     found = [output[0] if isinstance(output, tuple) else output for output in hidden_states]
     assert [output.requires_grad for output in found] == [True, False]  # control: a copy made before is another one
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_goes_through_pickle_and_to_a_spawned_process(family):
+    model = tiny.model(tiny.config((family,)))
+    for dumped in (pickle.dumps(model), ForkingPickler.dumps(model)):
+        encoder = pickle.loads(dumped).model.vision_tower.encoders[0]
+        torch.testing.assert_close(encoder.state_dict(), model.model.vision_tower.encoders[0].state_dict())
+        assert encoder.get_input_embeddings() in encoder.modules()  # its own, not the first model's
+    with pytest.raises((AttributeError, pickle.PicklingError), match="lambda"):  # control
+        model.get_input_embeddings = lambda: None
+        pickle.dumps(model)
 
 
 @pytest.mark.parametrize("frozen", [True, False])

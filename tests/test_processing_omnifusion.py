@@ -1,12 +1,16 @@
 """The processor: image tokens are counted in one place, user text is data, pictures stay with their prompts."""
 
+import base64
 import doctest
 import time
+from io import BytesIO
 from itertools import product
 
+import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -103,6 +107,51 @@ def test_case_15_the_cap_of_a_call_reaches_files(processor, tmp_path):
     assert len(strict(text="<image>", images=str(path), max_image_pixels=2400).pixel_values) == 1
     with pytest.raises(ValueError, match="now 1000"):
         strict(text="<image>", images=str(path))
+
+
+def test_whatever_stands_for_an_image_goes_with_a_prompt_and_into_a_chat(processor, tmp_path):
+    image, other = tiny.picture(), tiny.picture(1)
+    array, file = np.asarray(image), BytesIO()
+    image.save(file, "PNG")
+    (tmp_path / "a.png").write_bytes(file.getvalue())
+    expected = processor.image_processor([image, other], return_tensors="pt").pixel_values
+    given = {
+        "array": array,
+        "floats": array / np.float32(255),
+        "tensor": torch.tensor(array).permute(2, 0, 1),
+        "path": tmp_path / "a.png",
+        "file URL": (tmp_path / "a.png").as_uri(),
+        "base64": base64.encodebytes(file.getvalue()).decode(),
+        "bytes": bytearray(file.getvalue()),
+        "file": file,
+        "datasets": {"bytes": file.getvalue(), "path": None},
+    }
+    for name, source in given.items():
+        flat = processor(text="<image><image>", images=[source, other], do_rescale=False, return_tensors="pt")
+        assert torch.equal(flat["pixel_values"], expected), name
+        nested = processor(text=["<image>"] * 2, images=[[source], [other]], return_tensors="pt", padding=True)
+        assert torch.equal(nested["pixel_values"], expected), name
+        asked = {"role": "user", "content": [{"type": "image", "image": source}]}
+        assert torch.equal(tiny.prompt(processor, [asked], [tiny.user(other)])["pixel_values"], expected), name
+        alone = processor(text="<image>", images=source, return_tensors="pt")
+        assert torch.equal(alone["pixel_values"], expected[:1]), name
+    grey = np.asarray(image.convert("L"))
+    expected = processor.image_processor([image.convert("L")] * 2, return_tensors="pt").pixel_values
+    for pair in ([grey, grey], np.stack([grey, grey])[..., None]):
+        assert torch.equal(processor(text="<image><image>", images=pair, return_tensors="pt").pixel_values, expected)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "MPO", "AVIF"])
+def test_case_14_a_turned_file_stands_upright_with_a_prompt(processor, format):
+    exif, file = Image.Exif(), BytesIO()
+    exif[0x0112] = 6
+    stored = tiny.picture(size=(40, 60)).transpose(Image.Transpose.ROTATE_90)
+    stored.save(file, format, exif=exif)
+    upright = Image.open(file).convert("RGB")
+    upright = upright if upright.size == (60, 40) else upright.transpose(Image.Transpose.ROTATE_270)  # TIFF is upright
+    given = processor(text="<image>", images=file.getvalue(), return_tensors="np")["pixel_values"]
+    expected = processor.image_processor(Image.fromarray(np.asarray(upright)), return_tensors="np").pixel_values
+    np.testing.assert_array_equal(given, expected)
 
 
 def cut(processor, length: int, text: str, side: str = "right") -> dict:

@@ -13,7 +13,7 @@ from transformers.feature_extraction_utils import BatchFeature
 
 from ..ask import complete, prompts
 from ..files import read_json, read_text, write_whole
-from ..image_processing_omnifusion import open_image, viewer_rgb
+from ..image_processing_omnifusion import load_image
 from .answers import Answer, AnswerLog
 from .metrics import exact_match
 from .provenance import processor_hash
@@ -28,7 +28,7 @@ Present = Callable[[list[Question]], BatchFeature]
 def opened(processor, question: Question, change: Callable[[Image.Image, int], Image.Image] | None = None) -> list:
     """The question's chat with its pictures as RGB images, each after `change(picture, index)` if that is given."""
     limit = processor.image_processor.max_image_pixels
-    pictures = [viewer_rgb(open_image(path, limit)) for path in question.pictures]
+    pictures = [load_image(path, limit) for path in question.pictures]
     if change:
         pictures = [change(picture, index) for index, picture in enumerate(pictures)]
     return with_pictures(question.messages, pictures)

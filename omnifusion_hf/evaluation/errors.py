@@ -14,7 +14,7 @@ from pathlib import Path
 from jinja2 import Environment
 
 from ..files import write_whole
-from ..image_processing_omnifusion import open_image, viewer_rgb
+from ..image_processing_omnifusion import load_image
 from .answers import Answer
 from .metrics import normalise, wilson_interval
 
@@ -103,8 +103,8 @@ def thumbnails(answer: Answer) -> Iterator[tuple[str, str | None]]:
 
 def thumbnail(path: str) -> str | None:
     try:
-        picture = viewer_rgb(open_image(Path(path), MAX_PIXELS))
-    except (OSError, ValueError):
+        picture = load_image(Path(path), MAX_PIXELS)
+    except ValueError:
         return None
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     file = BytesIO()

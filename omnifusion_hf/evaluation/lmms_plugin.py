@@ -17,13 +17,11 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from lmms_eval.protocol import ChatMessages
 from lmms_eval.utils import Collator
 from loguru import logger
-from PIL.Image import Image
 from tqdm import tqdm
-from transformers.image_utils import load_image
 
 from ..ask import complete, cut, load, prompts
 from ..files import staged_file, write_whole
-from ..image_processing_omnifusion import viewer_rgb
+from ..image_processing_omnifusion import OmniFusionImageProcessor, load_image
 from .provenance import RunRecord
 from .results import picture_path, run_path
 
@@ -182,4 +180,4 @@ def save_pictures(folder: str | Path, task: str, doc_id: int, pictures: list):
     for index, picture in enumerate(pictures):
         path = picture_path(folder, task, doc_id, index)
         with staged_file(path) as part:
-            viewer_rgb(picture if isinstance(picture, Image) else load_image(picture)).save(part, format="PNG")
+            load_image(picture, OmniFusionImageProcessor.max_image_pixels).save(part, format="PNG")

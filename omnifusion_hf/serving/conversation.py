@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..ask import context_length, room_for_answer
 from ..draw_views import draw_views
-from ..image_processing_omnifusion import open_image, viewer_rgb
+from ..image_processing_omnifusion import load_image, open_image
 from ..processing_omnifusion import TokenCount
 from .writing import write
 
@@ -46,14 +46,12 @@ def read_picture(path: str, max_pixels: int) -> Image.Image:
     """An uploaded file as an RGB picture, whose `filename` is the file's name."""
     name = Path(path).name
     try:
-        picture = open_image(Path(path).read_bytes(), max_pixels)
-        if picture.format not in SUFFIXES:
-            raise ValueError(f"{picture.format} files are not taken; convert it to one of {', '.join(SUFFIXES)}.")
-        picture = viewer_rgb(picture)
+        picture = open_image({"bytes": Path(path).read_bytes(), "path": name}, max_pixels)
     except OSError:
         raise ValueError(f"{name} is no longer here; clear the chat and give it again.") from None
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+    if picture.format not in SUFFIXES:
+        raise ValueError(f"{name}: {picture.format} files are not taken; convert it to one of {', '.join(SUFFIXES)}.")
+    picture = load_image(picture, max_pixels)
     picture.filename = name
     return picture
 

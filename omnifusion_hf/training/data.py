@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from ..files import named
-from ..image_processing_omnifusion import open_image
+from ..image_processing_omnifusion import load_image
 from ..views_omnifusion import read_region, regions_per_image
 from .fingerprints import as_bytes, content_hash
 
@@ -177,11 +177,11 @@ class SampleReader:
 
     def _open(self, picture: Picture, name: str) -> Image.Image:
         path = _file_of(picture, self.image_folder)
-        with named(f"{name}: cannot read {path or 'a picture'}", BrokenSampleError):
-            if not isinstance(picture, Image.Image):
-                picture = open_image(self._source(picture), self.max_image_pixels)
-            picture.load()
-        return picture
+        try:
+            return load_image(self._source(picture), self.max_image_pixels)
+        except ValueError as error:
+            reason = str(error.__cause__ or "") or error
+            raise BrokenSampleError(f"{name}: cannot read {path or 'a picture'}: {reason}") from error
 
     def _source(self, picture: Picture) -> Path | bytes | Image.Image:
         return _file_of(picture, self.image_folder) or (picture["bytes"] if isinstance(picture, dict) else picture)

@@ -7,7 +7,6 @@ and all; here texts are tokenised and picture files are read as far as their siz
 
 import itertools
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from ..image_processing_omnifusion import open_image
 from ..processing_omnifusion import OmniFusionProcessor
 from .devices import global_batch
 from .encoding import EncodedDataset
@@ -83,22 +83,20 @@ def _measure(dataset: Dataset, index: int, processor: OmniFusionProcessor) -> tu
     try:
         sample = dataset.peek(index)
         parts = [part for message in sample["messages"] for part in message["content"]]
-        sizes = [picture_size(part["image"]) for part in parts if part["type"] == "image"]
+        most = processor.image_processor.max_image_pixels
+        sizes = [picture_size(part["image"], most) for part in parts if part["type"] == "image"]
         tokens = processor.count_tokens(sizes, regions=[sample["regions"]]).total if sizes else 0
     except ValueError:
         return "", 0
     return " ".join(part["text"] for part in parts if part["type"] == "text"), tokens
 
 
-def picture_size(source: Path | bytes | Image.Image) -> tuple[int, int]:
+def picture_size(source: Path | bytes | Image.Image, max_pixels: int = 2**27) -> tuple[int, int]:
     """(height, width) of a picture, from the head of its file. Raises `ValueError` for what is no picture."""
     if isinstance(source, Image.Image):
         return source.size[::-1]
-    try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as picture:
-            return picture.size[::-1]
-    except Exception as error:  # Pillow's readers raise OSError, RuntimeError, DecompressionBombError, …
-        raise ValueError(f"cannot read a picture: {error}") from error
+    with open_image(source, max_pixels) as picture:
+        return picture.size[::-1]
 
 
 def _add_up(samples: Iterator[tuple[str, int]], processor: OmniFusionProcessor) -> Iterator[int]:

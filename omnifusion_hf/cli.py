@@ -96,13 +96,12 @@ def demo(options: argparse.Namespace):
 
 
 def card(options: argparse.Namespace):
-    """Writes README.md, the model card, into a model folder."""
-    from .hub import CardFacts, render_card
+    """Writes README.md, the model card, into a model folder, or what is given into the card that is there."""
+    from .hub import write_card
 
-    facts = CardFacts(options.license, options.base_model, options.dataset, options.language)
-    path = f"{options.folder}/README.md"
-    render_card(options.folder, facts, options.repo_id, options.results).save(path)
-    print(f"wrote {path}")
+    given = {"license": options.license, "base_model": options.base_model, "datasets": options.dataset}
+    given = {name: value for name, value in (given | {"language": options.language}).items() if value is not None}
+    print(f"wrote {write_card(options.folder, given, options.repo_id, options.results)}")
 
 
 def push(options: argparse.Namespace):
@@ -236,7 +235,11 @@ def add_report(commands):
     command.add_argument("--groups", metavar="CSV", help="compare groups of pictures: columns picture, group, …")
     command.add_argument("--model", metavar="FOLDER", help="ask this model (folder or Hub id) the questions of --data")
     command.add_argument("--data", metavar="QUESTIONS", help=".json or .jsonl in the format of training data")
-    command.add_argument("--image-folder", metavar="FOLDER", help="of --data's pictures; default: where --data is")
+    command.add_argument(
+        "--image-folder",
+        metavar="FOLDER",
+        help="of the images of --data and --errors; default: where --data is",
+    )
     command.add_argument("--perturb", nargs="+", metavar="NAME", help="ask with changed pictures as well; or: all")
     command.add_argument(
         "--epsilon", nargs="+", type=float, metavar="E", help="most change by PGD, levels of 0..255; default: 1 2 4 8"
@@ -253,13 +256,13 @@ def add_tasks(commands):
 
 
 def add_card(commands):
-    command = commands.add_parser("card", help="write the model card of a folder")
+    command = commands.add_parser("card", help="write the model card of a folder, or update the one that is there")
     command.add_argument("folder")
-    command.add_argument("--repo-id", help="what the card's usage code loads; default: the folder")
-    command.add_argument("--license", default="apache-2.0")
-    command.add_argument("--base-model", nargs="*", default=[], help="Hub ids of the parts")
-    command.add_argument("--dataset", nargs="*", default=[], help="Hub ids of the training data")
-    command.add_argument("--language", nargs="*", default=["en"])
+    command.add_argument("--repo-id", help="what the card's usage code loads; of a new card by default the folder")
+    command.add_argument("--license", help="of a new card by default apache-2.0")
+    command.add_argument("--base-model", nargs="*", help="Hub ids of the parts")
+    command.add_argument("--dataset", nargs="*", help="Hub ids of the training data")
+    command.add_argument("--language", nargs="*", help="of a new card by default en")
     command.add_argument("--results", help="result file of lmms-eval")
     command.set_defaults(run=card)
 

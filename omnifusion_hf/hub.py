@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from transformers import AutoConfig
 
 from .configuration_omnifusion import OmniFusionConfig
 from .evaluation.results import read_scores
 from .files import write_whole
+from .markdown import Markdown, code, fill, plain, table
 from .training.progress import LOSS_PLOT, SUMMARY
 
 
@@ -21,6 +22,11 @@ TEMPLATE = Path(__file__).parent / "model_card.md"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # What training leaves in a model folder and nobody needs to load it.
 LEFT_OUT = ["training_args.bin", "checkpoint-*"]
+EVALUATION = "## Evaluation\n\nMeasured with lmms-eval.\n\n"  # and a table
+PYTHON_TEXT = r'"(?:[^"\\\n]|\\.)*"'
+USAGE = re.compile(
+    rf"((?:AutoModelForImageTextToText|AutoProcessor)\.from_pretrained\(){PYTHON_TEXT}(?=, trust_remote_code=True)"
+)
 
 
 @dataclass
@@ -35,10 +41,50 @@ class CardFacts:
     notes: list[str] = field(default_factory=list)
 
 
+def write_card(folder: str | Path, given: dict, repo_id: str | None = None, results: Path | None = None) -> Path:
+    """Writes README.md: a new card, or what is given into the card that is there. Returns its path.
+
+    Args:
+        given: fields of [`CardFacts`].
+        repo_id, results: as in [`render_card`].
+    """
+    path = Path(folder) / "README.md"
+    if path.is_file():
+        check_is_whole(Path(folder))
+        card = update_card(ModelCard.load(path), given, repo_id)
+        if results:
+            add_results(card, read_results(results), model_name(path.parent, repo_id))
+    else:
+        card = render_card(folder, CardFacts(**given), repo_id, results)
+    write_whole(path, str(card))
+    return path
+
+
+def update_card(card: ModelCard, given: dict, repo_id: str | None) -> ModelCard:
+    """The card with the facts and the usage code that are given, and else as it was."""
+    for name, value in given.items():
+        card.data[name] = value or None
+    if repo_id:
+        card.text = with_repo(card.text, repo_id)
+    return card
+
+
+def add_results(card: ModelCard, results: list[EvalResult], name: str):
+    """Puts scores into a card; of what was measured before the same counts no more."""
+    before = card.data.eval_results or []
+    results = [old for old in before if not any(old.is_equal_except_value(new) for new in results)] + results
+    card.data.model_name, card.data.eval_results = card.data.model_name or name, results
+    card.text = with_evaluation(card.text, evaluation_section(results))
+
+
+def model_name(folder: Path, repo_id: str | None) -> str:
+    return (repo_id or folder.resolve().name).split("/")[-1]
+
+
 def render_card(
     folder: str | Path, facts: CardFacts, repo_id: str | None = None, results: Path | None = None
 ) -> ModelCard:
-    """The card of a model folder.
+    """A new card of a model folder.
 
     Args:
         facts: licence, base models, data sets, languages, notes.
@@ -47,8 +93,8 @@ def render_card(
     """
     folder = Path(folder)
     check_is_whole(folder)
-    config, name = AutoConfig.from_pretrained(folder), (repo_id or folder.resolve().name).split("/")[-1]
-    scores = read_results(results) if results else []
+    config, name = AutoConfig.from_pretrained(folder), model_name(folder, repo_id)
+    scores, training = read_results(results) if results else [], read_training(folder)
     card_data = ModelCardData(
         license=facts.license,
         base_model=facts.base_model or None,
@@ -61,22 +107,48 @@ def render_card(
         eval_results=scores or None,
     )
     preprocessing = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))["image_processor"]
-    return ModelCard.from_template(
-        card_data,
-        template_path=str(TEMPLATE),
+    text = fill(
+        TEMPLATE.read_text(encoding="utf-8"),
         name=name,
-        repo=repo_id or str(folder),
+        repo=_quoted(repo_id or str(folder)),
         description=facts.description,
-        parts=describe_parts(config),
+        parts=table(["part", "what", "parameters"], [row.values() for row in describe_parts(config)]),
         views=describe_views(preprocessing),
         tokens_per_view=config.image_seq_length,
         image_size=config.vision_config.image_size,
-        training=read_training(folder),
+        training=table(["setting", "value"], training.items()) if training else "",
         loss_plot=LOSS_PLOT if (folder / LOSS_PLOT).is_file() else None,
-        results=scores,
-        results_file=results and Path(results).name,
+        evaluation=evaluation_section(scores) if scores else "",
         notes=facts.notes,
     )
+    return ModelCard(f"---\n{card_data}\n---\n\n{text}")
+
+
+def evaluation_section(results: list[EvalResult]) -> Markdown:
+    rows = [[result.dataset_name, result.metric_type, result.metric_value] for result in results]
+    return Markdown(f"{EVALUATION}{table(['task', 'metric', 'value'], rows)}")
+
+
+def with_evaluation(text: str, section: Markdown) -> str:
+    """A card's text with this section of scores in the place of the one that stands there, else in front of the limits
+    or at the end. A section that a person wrote stays, and stays alone."""
+    ours = re.compile(re.escape(EVALUATION) + r"(\|.*\n?)+")
+    if ours.search(text):
+        return ours.sub(lambda _: f"{section}\n", text)
+    if re.search("^#+ Evaluation", text, re.MULTILINE):
+        return text
+    before, heading, after = text.partition("\n## Limits")
+    return f"{before.rstrip()}\n\n{section}\n{heading}{after}"
+
+
+def with_repo(text: str, repo_id: str) -> str:
+    """A card's text whose usage code loads `repo_id`."""
+    return USAGE.sub(lambda found: found[1] + _quoted(repo_id), text)
+
+
+def _quoted(name: str) -> Markdown:
+    """As Python code, in a block of code."""
+    return Markdown(json.dumps(name, ensure_ascii=False))
 
 
 def describe_parts(config: OmniFusionConfig) -> list[dict]:
@@ -107,12 +179,13 @@ def describe_parts(config: OmniFusionConfig) -> list[dict]:
     return rows
 
 
-def describe_views(preprocessing: dict) -> str:
+def describe_views(preprocessing: dict) -> Markdown:
     """The image strategy in words."""
+    fit = code(preprocessing["image_fit"])
     if preprocessing["view_strategy"] == "whole":
-        return f"one view (`{preprocessing['image_fit']}`)"
+        return Markdown(f"one view ({fit})")
     canvases = ", ".join(f"{rows} x {columns}" for rows, columns in preprocessing["grid_canvases"])
-    return f"a whole view (`{preprocessing['image_fit']}`) and the tiles of the best canvas of {canvases}"
+    return Markdown(f"a whole view ({fit}) and the tiles of the best canvas of {plain(canvases)}")
 
 
 def read_training(folder: Path) -> dict:
@@ -162,10 +235,12 @@ def check_folder(folder: str | Path):
 
 def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
     """Checks the folder and its card, whose usage code is set to `repo_id`, then uploads; returns the URL."""
+    validate_repo_id(repo_id)
     check_folder(folder)
     path = Path(folder) / "README.md"
-    ModelCard.load(path).validate()
-    write_whole(path, re.sub(r'from_pretrained\("[^"]+"', f'from_pretrained("{repo_id}"', path.read_text("utf-8")))
+    card = ModelCard.load(path)
+    card.validate()
+    write_whole(path, str(update_card(card, {}, repo_id)))
     api = HfApi()
     url = api.create_repo(repo_id, private=private, exist_ok=True)
     api.upload_folder(

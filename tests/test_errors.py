@@ -36,8 +36,8 @@ class Tags(HTMLParser):
 
 @pytest.fixture
 def page(tmp_path):
-    def write(answers) -> str:
-        errors.write_errors(tmp_path / "errors.html", answers)
+    def write(answers, image_folder=tmp_path) -> str:
+        errors.write_errors(tmp_path / "errors.html", answers, image_folder)
         return (tmp_path / "errors.html").read_text(encoding="utf-8")
 
     return write
@@ -99,6 +99,24 @@ def test_pictures_are_embedded_small_and_missing_ones_named(page, tmp_path):
     assert len(html) < 40_000
 
 
+def test_no_image_outside_the_folder_is_shown(page, tmp_path, monkeypatch):
+    """A file of answers comes from anybody, and the page is passed on."""
+    folder, secret = tmp_path / "images", tmp_path / "secret.png"
+    (folder / "a").mkdir(parents=True)
+    for path in (secret, folder / "a/own.png", tmp_path / "images-of-others.png"):
+        tiny.picture().save(path)
+    names = [secret, f"{folder}/../secret.png", f"{folder}/a/../../secret.png", tmp_path / "images-of-others.png"]
+    monkeypatch.chdir(folder)
+    names += ["../secret.png", "\0", ""]
+    given = [answer(number, pictures=[str(name)]) for number, name in enumerate(names)]
+    html = page(given, folder)
+    assert "<img" not in html and html.count("cannot be shown") == len(names)
+    own = [answer(number, pictures=[name]) for number, name in enumerate([f"{folder}/a/own.png", "a/own.png"])]
+    assert page(own, folder).count("<img") == 2  # control
+    hidden = page(own, None)
+    assert "<img" not in hidden and "--image-folder" in hidden and "--image-folder" not in page(own, folder)
+
+
 def test_thumbnails_stand_as_viewers_show_them(tmp_path):
     """A photo that was taken upright lies in its file, and says so."""
     lying, turned = tiny.picture(0, (40, 90)), Image.Exif()  # (H, W)
@@ -106,7 +124,7 @@ def test_thumbnails_stand_as_viewers_show_them(tmp_path):
     lying.save(tmp_path / "upright.jpg", exif=turned)
     lying.save(tmp_path / "lying.jpg")
     for name, size in (("upright.jpg", (40, 90)), ("lying.jpg", (90, 40))):
-        data = errors.thumbnail(str(tmp_path / name)).partition(",")[2]
+        data = errors.thumbnail(str(tmp_path / name), tmp_path).partition(",")[2]
         assert Image.open(BytesIO(base64.b64decode(data))).size == size
 
 

@@ -138,3 +138,12 @@ def test_a_question_about_two_pictures_counts_in_both_their_groups():
 def test_a_csv_that_matches_nothing_is_refused():
     with pytest.raises(ValueError, match="no picture of the CSV"):
         compare_groups({"g": {"z.png": "a"}}, [answer(0, ["0.png"])])
+
+
+def test_hostile_names_stay_names(tmp_path):
+    hostile = "<b>|`a`"
+    groups = {hostile: {"a.png": hostile, "b.png": "b", "c`.png": "c"}}
+    page = as_markdown(compare_groups(groups, [answer(0, ["a.png"]), answer(1, ["b.png"]), answer(2, ["<i>.png"])]))
+    escaped = "\\<b>\\|\\`a\\`"
+    assert f"## {escaped}\n" in page and f"\n| {escaped} | 1 | 1 |" in page
+    assert "1 (`<i>.png`)" in page and "1 (``c`.png``)" in page

@@ -61,6 +61,111 @@ def test_card_without_training_or_results_has_no_such_sections(folder):
     assert "## Training" not in card.text and "## Evaluation" not in card.text
 
 
+def write_scores(path: Path, **scores: float) -> str:
+    path.write_text(json.dumps({"results": {task: {f"{task}_score,none": value} for task, value in scores.items()}}))
+    return str(path)
+
+
+WRITTEN = """---
+license: mit
+base_model: [a/vision, b/llm]
+datasets: [c/data]
+language: [en, ru]
+my_own_key: kept
+tags: [mine]
+---
+# What I wrote
+
+It loads with AutoModel.from_pretrained("a/vision") and needs **care**.
+
+## Limits
+
+Mine.
+"""
+
+
+def test_a_card_that_is_there_keeps_what_was_written(folder, capsys):
+    path = folder / "README.md"
+    path.write_text(WRITTEN, encoding="utf-8")
+    before = ModelCard.load(path)
+    assert main(["card", str(folder)]) == 0
+    assert main(["card", str(folder), "--license", "apache-2.0", "--dataset", "d/more", "e/more"]) == 0
+    after = ModelCard.load(path)
+    assert after.text == before.text
+    changed = {"license": "apache-2.0", "datasets": ["d/more", "e/more"]}
+    assert after.data.to_dict() == before.data.to_dict() | changed and after.data.my_own_key == "kept"
+
+
+def test_scores_are_added_to_a_card_and_measured_anew_they_replace_the_old_ones(folder, tmp_path):
+    path = folder / "README.md"
+    path.write_text(WRITTEN, encoding="utf-8")
+    first, second = write_scores(tmp_path / "1.json", pope=0.5, gqa=0.25), write_scores(tmp_path / "2.json", pope=0.75)
+    for results in (first, second, second):
+        assert main(["card", str(folder), "--results", results]) == 0
+    card = ModelCard.load(path)
+    measured = {result.dataset_name: result.metric_value for result in card.data.eval_results}
+    assert (
+        measured == {"pope": 0.75, "gqa": 0.25}
+        and card.data.model_name == "model"
+        and card.data.language == ["en", "ru"]
+    )
+    assert card.text.count("## Evaluation") == 1 and card.text.count("| pope | pope_score | 0.75 |") == 1
+    scores = card.text.partition("## Evaluation")
+    assert scores[0].rstrip() + "\n\n## Limits" + scores[2].partition("## Limits")[2] == WRITTEN.split("---\n")[2]
+    assert "0.5 |" not in card.text
+
+
+def test_a_section_of_scores_that_a_person_wrote_stays_alone(folder, tmp_path):
+    path = folder / "README.md"
+    path.write_text(WRITTEN + "\n### Evaluation by hand\n\nGood.\n", encoding="utf-8")
+    text = ModelCard.load(path).text
+    assert main(["card", str(folder), "--results", write_scores(tmp_path / "1.json", pope=0.5)]) == 0
+    assert ModelCard.load(path).text == text and len(ModelCard.load(path).data.eval_results) == 1
+
+
+def test_the_card_of_a_conversion_keeps_its_facts_when_scores_come(folder, tmp_path):
+    facts = hub.CardFacts(base_model=["a/b"], language=["ru"], description="Converted.", notes=["A note."])
+    hub.render_card(folder, facts).save(folder / "README.md")
+    assert main(["card", str(folder), "--results", write_scores(tmp_path / "1.json", pope=0.5)]) == 0
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.base_model == ["a/b"] and card.data.language == ["ru"]
+    assert "Converted." in card.text and "- A note." in card.text and "| pope | pope_score | 0.5 |" in card.text
+    fresh = hub.render_card(folder, facts, results=tmp_path / "1.json")  # control: as a new card has it
+    assert card.text.strip() == fresh.text.strip()
+
+
+def test_only_usage_code_of_this_model_gets_the_name_on_the_hub(folder):
+    path = folder / "README.md"
+    own = 'model = AutoModelForImageTextToText.from_pretrained("/here", trust_remote_code=True)\n'
+    path.write_text(WRITTEN + own, encoding="utf-8")
+    assert main(["card", str(folder), "--repo-id", "me/omni"]) == 0
+    text = path.read_text(encoding="utf-8")
+    assert own.replace("/here", "me/omni") in text and 'AutoModel.from_pretrained("a/vision")' in text
+
+
+HOSTILE = "<script>alert(1)</script> | `a`\n## A heading"
+
+
+def test_hostile_names_stay_names_in_a_card(folder, tmp_path):
+    (folder / "training_summary.json").write_text(json.dumps({HOSTILE: HOSTILE, "trained_parameters": {HOSTILE: 1}}))
+    results = write_scores(tmp_path / "1.json", **{HOSTILE: 0.5})
+    facts = hub.CardFacts(description=HOSTILE, notes=[HOSTILE], base_model=[HOSTILE])
+    card = hub.render_card(folder, facts, repo_id=f'me/{HOSTILE}"); import os', results=results)
+    heading, prose = card.text.partition("```python")[0], card.text.replace("\\<script", "")
+    assert heading.count("\n# ") == 1 and "## A heading" not in heading.splitlines()
+    code = card.text.split("```python\n")[1].split("\n```")[0]
+    assert "<script" not in prose.replace(code, "")
+    compile(code, "README.md", "exec")
+    assert ModelCard(str(card)).data.base_model == [HOSTILE]  # control: the metadata are YAML and hold it whole
+    assert "\\<script>alert(1)\\</script> \\| \\`a\\` ## A heading" in card.text
+
+
+def test_push_refuses_what_is_no_name_of_a_repository(folder, server, capsys):
+    before = (folder / "README.md").read_bytes()
+    assert main(["push", str(folder), 'me/omni"); import os']) == 2 and "omnifusion: error:" in capsys.readouterr().err
+    assert (folder / "README.md").read_bytes() == before and not server.seen
+
+
 def test_results_of_another_kind_are_refused(tmp_path):
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ValueError, match="lmms-eval"):

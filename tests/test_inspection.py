@@ -40,6 +40,9 @@ def test_report_asks_perturbs_attacks_and_shows(demo_questions, tmp_path, capsys
     names = {"answers.jsonl", "settings.json", "robustness.json", "robustness.png", "errors.html"}
     assert {path.name for path in tmp_path.iterdir()} == names | {"groups.json", "groups.md", "groups.png"}
     rows = json.loads((tmp_path / "robustness.json").read_text(encoding="utf-8"))["rows"]
+    printed = capsys.readouterr().out
+    assert f"as they are: accuracy {rows[0]['accuracy']:.3f} (95% interval" in printed and ", 13 questions" in printed
+    assert all(f"{row['perturbation']}" in printed for row in rows[1:]) and "pgd 8.0: accuracy" in printed
     accuracy = {(row["perturbation"], row["strength"]): row["accuracy"] for row in rows}
     assert accuracy[None, None] >= 0.8 and accuracy[SWAPPED, None] <= 0.4 and accuracy["removed", None] <= 0.4
     assert accuracy[PGD, 8.0] <= accuracy[RANDOM, 8.0] - 0.3
@@ -47,7 +50,8 @@ def test_report_asks_perturbs_attacks_and_shows(demo_questions, tmp_path, capsys
     kinds = json.loads((tmp_path / "groups.json").read_text(encoding="utf-8"))["columns"]["kind"]["groups"]
     assert [row["group"] for row in kinds] == ["glyphs", "scene"] and sum(row["n"] for row in kinds) == rows[0]["n"]
     before = read_answers(tmp_path / "answers.jsonl")
-    assert main(["report", str(tmp_path / "answers.jsonl"), "--errors", "-o", str(tmp_path / "again")]) == 0
+    again = ["report", str(tmp_path / "answers.jsonl"), "--errors", "-o", str(tmp_path / "again")]
+    assert main([*again, "--image-folder", str(EXAMPLES.parent)]) == 0
     pages = [(folder / "errors.html").read_text(encoding="utf-8") for folder in (tmp_path, tmp_path / "again")]
     assert pages[0].split("<table>")[1] == pages[1].split("<table>")[1] and "left out" in pages[1]
     assert main([*asked, "--seed", "1"]) == 2 and "seed=0, now it is 1" in capsys.readouterr().err
@@ -163,9 +167,11 @@ def test_errors_and_groups_of_what_lmms_eval_logged(tmp_path):
     (run / "20260101_000000_samples_colours.jsonl").write_text("\n".join(lines), encoding="utf-8")
     (tmp_path / "groups.csv").write_text("picture,group\n0-0.png,a\n1-0.png,b\n2-0.png,b\n", encoding="utf-8")
     asked = ["report", str(run), "--errors", "--groups", str(tmp_path / "groups.csv"), "-o", str(tmp_path / "report")]
-    assert main(asked) == 0
+    assert main([*asked, "--image-folder", str(tmp_path / "pictures")]) == 0
     page = (tmp_path / "report/errors.html").read_text(encoding="utf-8")
     assert page.count('src="data:image/jpeg') == 2 and "Question 1?" in page and "Question 0?" not in page
     a, b = json.loads((tmp_path / "report/groups.json").read_text())["columns"]["group"]["groups"]
     assert (a["accuracy"]["value"], b["accuracy"]["value"], b["answer_rate"]["value"]) == (1, 0, 0.5)
     assert (tmp_path / "report/report.md").is_file()  # the scores' tables beside
+    assert main(asked) == 0  # what a run says of its folder is no permission
+    assert 'src="data:image/jpeg' not in (tmp_path / "report/errors.html").read_text(encoding="utf-8")

@@ -137,6 +137,18 @@ def test_a_models_name_stands_in_the_plot_as_it_is(tmp_path, name):
     assert Image.open(tmp_path / "radar.png").size > (500, 500)
 
 
+def test_hostile_names_stay_names_in_the_report(tmp_path):
+    hostile = "<script>alert(1)</script> | [a](b)\n# A heading `"
+    results = {hostile: {f"{hostile},none": 0.5}, "pope": POPE}
+    config = {"model_args": f"pretrained={hostile},log_pictures={hostile}", "batch_size": hostile, "limit": hostile}
+    write_results(tmp_path / "a", results=results, model_name=hostile, config=config)
+    assert main(["report", f"{hostile}={tmp_path / 'a'}", "-o", str(tmp_path / "r")]) == 0
+    lines = (tmp_path / "r/report.md").read_text().splitlines()
+    assert not [line for line in lines if "<script" in line.replace("\\<script", "")]
+    assert [line for line in lines if line.startswith("# ")] == ["# Results beside the paper's"]
+    assert sum("\\<script>alert(1)\\</script> \\| \\[a\\](b) # A heading \\`" in line for line in lines) > 3  # control
+
+
 def test_nothing_to_report_is_a_mistake_that_says_what_to_give(tmp_path, capsys):
     for results in ([], [str(tmp_path)]):
         assert main(["report", *results, "-o", str(tmp_path / "r")]) == 2

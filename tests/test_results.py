@@ -42,6 +42,19 @@ def write_samples(folder, task, rows, date="20260101_000000"):
     (folder / f"{date}_samples_{task}.jsonl").write_text(text, encoding="utf-8")
 
 
+@pytest.mark.parametrize("filelock, told", [("4.3.1", True), ("10.0", True), ("3.32.7", False)])
+def test_missing_results_name_the_package_with_which_lmms_eval_fails(tmp_path, monkeypatch, filelock, told):
+    monkeypatch.setattr(results, "version", lambda package: filelock)
+    with pytest.raises(ValueError, match="may exit with 0 when it failed") as missing:
+        read_models([str(tmp_path)])
+    assert ("pip install 'filelock<4'" in str(missing.value)) is told
+
+
+def test_whoever_installs_lmms_eval_gets_the_filelock_that_it_needs():
+    setup = (Path(__file__).parent.parent / "setup.py").read_text(encoding="utf-8")
+    assert setup.count('"lmms-eval>=0.7.3"') == setup.count('"filelock<4"') == 2
+
+
 def test_every_number_but_the_error_bars_is_a_score(tmp_path):
     path = write_results(tmp_path, **{"n-samples": {"pope": {"original": 9000, "effective": 9000}}})
     accuracy, f1 = read_scores(path)

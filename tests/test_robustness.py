@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from conversations import sample, turn
 
+from omnifusion_hf.evaluation import robustness_plots
 from omnifusion_hf.evaluation.answers import Answer
-from omnifusion_hf.evaluation.perturbations import PERTURBATIONS, PGD, RANDOM, SWAPPED
+from omnifusion_hf.evaluation.perturbations import PERTURBATIONS, PGD, RANDOM, REMOVED, SWAPPED
 from omnifusion_hf.evaluation.questions import read_questions
 from omnifusion_hf.evaluation.robustness import (
     conditions_of,
@@ -100,3 +101,21 @@ def test_summary_counts_by_condition_and_task():
     assert (clean["n"], clean["accuracy"], clean["tasks"]["b"]["accuracy"]) == (4, 0.5, 0.5)
     assert clean["interval"][0] < 0.5 < clean["interval"][1]
     assert (blurred["perturbation"], blurred["strength"], blurred["n"], blurred["accuracy"]) == ("blur", 1.0, 1, 0)
+
+
+@pytest.mark.parametrize("names", [["blur"], [PGD, "blur"], ["all"]], ids=["one panel", "two", "all"])
+def test_the_plot_shows_its_whole_legend_and_whole_points_at_0_and_1(names, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(robustness_plots, "save", lambda figure, path: figures.append(figure))
+    conditions = conditions_of([*names, REMOVED])
+    answers = [Answer("0", "t", "?", [], ["x"], "x", float(n % 2), *pair) for n, pair in enumerate(conditions)]
+    robustness_plots.draw_robustness(tmp_path / "plot.png", summary(answers, conditions))
+    (figure,) = figures
+    figure.canvas.draw()
+    legend, (left, bottom, right, top) = figure.legends[0].get_window_extent(), figure.bbox.extents
+    assert left <= legend.x0 and legend.x1 <= right and bottom <= legend.y0 and legend.y1 <= top
+    assert len(figure.legends[0].get_texts()) == 4 + (names != ["blur"])
+    for axes in figure.axes[: len(robustness_plots.panels_of(summary(answers, conditions)))]:
+        low, high = (axes.transData.transform((0, value))[1] for value in (0, 1))
+        radius = axes.lines[-1].get_markersize() / 2 * figure.dpi / 72
+        assert axes.bbox.y0 < low - radius and high + radius < axes.bbox.y1

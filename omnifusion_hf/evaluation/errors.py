@@ -2,9 +2,11 @@
 """Wrong answers as one HTML file to look through: by task and kind of answer, each with its pictures.
 
 Whatever was asked or said is untrusted text: the template escapes it, and the page forbids scripts and every request.
+So are the names of files: those of one folder are shown, and no others.
 """
 
 import base64
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,8 +80,12 @@ def sections_of(answers: list[Answer]) -> list[Section]:
     return [Section(*key, members) for key, members in sorted_in.items() if members]
 
 
-def write_errors(path: str | Path, answers: list[Answer]):
-    """Writes the page of the answers about unchanged pictures. Raises `ValueError` where there is none."""
+def write_errors(path: str | Path, answers: list[Answer], image_folder: str | Path | None = None):
+    """Writes the page of the answers about unchanged images. Raises `ValueError` where there is none.
+
+    Args:
+        image_folder: where the images lie that may be shown; without it none is.
+    """
     clean = [answer for answer in answers if answer.perturbation is None]
     if not clean:
         raise ValueError("there is no answer about unchanged pictures to look for errors in.")
@@ -90,20 +96,24 @@ def write_errors(path: str | Path, answers: list[Answer]):
         sections=sections,
         all=Section("", "", clean),
         perturbed=len(answers) - len(clean),
-        pictures=lambda answer: list(thumbnails(answer)),
+        pictures=lambda answer: list(thumbnails(answer, image_folder)),
+        hides_images=image_folder is None and any(answer.pictures for answer in clean),
     )
     write_whole(path, page)
 
 
-def thumbnails(answer: Answer) -> Iterator[tuple[str, str | None]]:
-    """Name of each picture and the picture as a data URI, `None` where the file cannot be shown."""
+def thumbnails(answer: Answer, folder: str | Path | None) -> Iterator[tuple[str, str | None]]:
+    """Name of each image and the image as a data URI, `None` where it may or can not be shown."""
     for picture in answer.pictures:
-        yield Path(picture).name, thumbnail(picture)
+        yield Path(picture).name, thumbnail(picture, folder)
 
 
-def thumbnail(path: str) -> str | None:
+def thumbnail(path: str, folder: str | Path | None) -> str | None:
+    place = Path(os.path.abspath(path))  # without `..`; links in the folder are its owner's
+    if folder is None or not place.is_relative_to(os.path.abspath(folder)):
+        return None
     try:
-        picture = load_image(Path(path), MAX_PIXELS)
+        picture = load_image(place, MAX_PIXELS)
     except ValueError:
         return None
     picture.thumbnail((THUMBNAIL, THUMBNAIL))

@@ -8,6 +8,7 @@ from io import StringIO
 from pathlib import Path, PurePath
 
 from ..files import read_text
+from ..markdown import code, plain, table
 from .answers import Answer
 from .metrics import difference_interval, wilson_interval
 
@@ -152,10 +153,10 @@ def as_markdown(comparison: dict) -> str:
     """groups.md."""
     parts = ["# Groups of pictures", _told(comparison)]
     for column, content in comparison["columns"].items():
-        lines = ["| group | questions | pictures | answered | accuracy | difference to the rest |", "|---" * 6 + "|"]
-        lines += [_line(row) for row in content["groups"]]
+        heads = ["group", "questions", "pictures", "answered", "accuracy", "difference to the rest"]
+        rows = table(heads, [_cells(row) for row in content["groups"]])
         apart = content["questions_in_no_group"]
-        parts += [f"## {column}", "\n".join(lines), f"Questions in no group of this column: {apart}."]
+        parts += [f"## {plain(column)}", rows, f"Questions in no group of this column: {apart}."]
     return "\n\n".join(parts) + "\n"
 
 
@@ -169,17 +170,17 @@ def _told(comparison: dict) -> str:
 
 
 def _some(names: list[str], most: int = 3) -> str:
-    shown = ", ".join(f"`{name}`" for name in names[:most])
+    shown = ", ".join(map(code, names[:most]))
     return f"{len(names)}" + (f" ({shown}{', …' if len(names) > most else ''})" if names else "")
 
 
-def _line(row: dict) -> str:
+def _cells(row: dict) -> list[str]:
     answered, right = row["answer_rate"], row["accuracy"]
-    cells = [row["group"].replace("|", "\\|"), str(row["n"]), str(row["pictures"]), _share(answered), _share(right)]
+    cells = [row["group"], row["n"], row["pictures"], _share(answered), _share(right)]
     if right["difference"] is None:
-        return f"| {' | '.join(cells)} | – |"
+        return [*cells, "–"]
     low, high = right["difference_interval"]
-    return f"| {' | '.join(cells)} | {right['difference']:+.3f} ({low:+.3f} to {high:+.3f}) |"
+    return [*cells, f"{right['difference']:+.3f} ({low:+.3f} to {high:+.3f})"]
 
 
 def _share(figure: dict) -> str:

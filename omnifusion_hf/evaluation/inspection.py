@@ -36,7 +36,8 @@ def inspect(options: argparse.Namespace, folder: Path) -> list[Path]:
         answers = said + answers
         _check_one_model(answers)
     if options.errors:
-        write_errors(folder / "errors.html", answers)
+        data_folder = Path(options.data).parent if options.data else None
+        write_errors(folder / "errors.html", answers, options.image_folder or data_folder)
         written.append(folder / "errors.html")
     if divided:
         written += write_groups(divided, answers, folder)
@@ -48,8 +49,8 @@ def _check(options: argparse.Namespace):
         raise ValueError("--model and --data go together: which model is asked, and the file of questions.")
     if options.epsilon and not options.perturb:
         raise ValueError("--epsilon is of the attack; add --perturb pgd, or --perturb all.")
-    if options.image_folder and not options.data:
-        raise ValueError("--image-folder is of the pictures of --data; add --model FOLDER --data QUESTIONS.json.")
+    if options.image_folder and not (options.data or options.errors):
+        raise ValueError("--image-folder is of the pictures of --data, and of those that --errors shows; add either.")
     if options.perturb and not options.model:
         raise ValueError("--perturb asks a model; add --model FOLDER --data QUESTIONS.json.")
     if (options.errors or options.groups) and not (options.model or options.results):
@@ -77,11 +78,20 @@ def ask_model(options: argparse.Namespace, folder: Path) -> tuple[list[Path], li
     asker = Asker(model, processor, log, options.batch_size, options.max_new_tokens)
     with tqdm(total=len(questions), unit="answer", disable=None) as bar:
         asker.ask(questions, AS_IT_IS, present_as_it_is(processor), bar)
-    written = [log.path]
+    answers, written = asker.answers(questions, [AS_IT_IS]), [log.path]
+    tell(summary(answers, [AS_IT_IS]))
     if conditions:
         told = settings | {"data": options.data, "questions_without_pictures": len(questions) - len(shown)}
         written += write_robustness(folder, asker, shown, conditions, told)
-    return written, asker.answers(questions, [AS_IT_IS])
+    return written, answers
+
+
+def tell(rows: list[dict]):
+    """Prints the accuracy under each condition."""
+    for row in rows:
+        condition = " ".join(str(row[part]) for part in ("perturbation", "strength") if row[part] is not None)
+        accuracy = "accuracy {:.3f} (95% interval {:.3f} to {:.3f})".format(row["accuracy"], *row["interval"])
+        print(f"{condition or 'as they are'}: {accuracy}, {row['n']} questions")
 
 
 def about_pictures(questions: list[Question], source: str) -> list[Question]:
@@ -98,6 +108,7 @@ def write_robustness(
 ) -> list[Path]:
     """Asks under all conditions; writes figures and, where something has strengths, the plot; returns their paths."""
     rows = summary(ask_perturbed(asker, questions, conditions, settings["seed"]), conditions)
+    tell([row for row in rows if row["perturbation"] is not None])
     paths = [folder / "robustness.json"]
     if panels_of(rows):
         paths.append(folder / "robustness.png")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from ..files import write_whole
+from ..markdown import Markdown, code, plain, table
 from .paper_tables import BENCHMARKS, TABLES, PaperTable
 from .results import ModelResults, Score, lost_pictures, read_models, read_records, read_result_file
 
@@ -114,22 +115,22 @@ def _legend(models: list[ModelResults]) -> str:
     return text
 
 
-def _paper_table(table: PaperTable, models: list[ModelResults]) -> str:
-    rows = [[name, *map(_number, table.rows[name])] for name in table.rows]
+def _paper_table(paper: PaperTable, models: list[ModelResults]) -> str:
+    rows = [[name, *map(_number, paper.rows[name])] for name in paper.rows]
     for model in models:
-        scores = paper_scores(model)
-        rows.append([f"**{model.name}**", *(_measured(scores.get(column)) for column in table.columns)])
-    text = f"## {table.title}\n\n{_table(['model', *table.columns], rows)}"
-    return f"{text}\n\n{table.note}" if table.note else text
+        scores, name = paper_scores(model), Markdown(f"**{plain(model.name)}**")
+        rows.append([name, *(_measured(scores.get(column)) for column in paper.columns)])
+    text = f"## {plain(paper.title)}\n\n{table(['model', *paper.columns], rows)}"
+    return f"{text}\n\n{paper.note}" if paper.note else text
 
 
 def _columns_table() -> str:
     rows = [
-        [benchmark.column, f"`{task}`", f"`{metric}`", "higher" if benchmark.higher_is_better else "lower"]
+        [benchmark.column, code(task), code(metric), "higher" if benchmark.higher_is_better else "lower"]
         for benchmark in BENCHMARKS
         for task, metric, _ in benchmark.sources
     ]
-    return _table(["column", "task of lmms-eval", "metric", "better"], rows)
+    return table(["column", "task of lmms-eval", "metric", "better"], rows)
 
 
 def _scores_table(model: ModelResults) -> str:
@@ -143,24 +144,24 @@ def _scores_table(model: ModelResults) -> str:
         ]
         for score in model.scores.values()
     ]
-    return f"### {model.name}\n\n{_table(['task', 'metric', 'value', 'standard error', 'documents'], rows)}"
+    return f"### {plain(model.name)}\n\n{table(['task', 'metric', 'value', 'standard error', 'documents'], rows)}"
 
 
 def _runs_table(models: list[ModelResults]) -> str:
     facts = [(model.name, run_facts(file)) for model in models for file in model.files]
     columns = ("date", "model_args", "batch_size", "limit", "file")
     rows = [[name, *(MISSING if fact[key] is None else str(fact[key]) for key in columns)] for name, fact in facts]
-    table = _table(["model", "date", "model arguments", "batch size", "limit", "file"], rows)
     records = [
         [name, task, *_record_cells(record)] for name, fact in facts for task, record in fact["records"].items()
     ]
-    parts = [table]
+    parts = [table(["model", "date", "model arguments", "batch size", "limit", "file"], rows)]
     if lost := sorted({fact["not_found"] for _, fact in facts if fact["not_found"]}):
-        parts.append(f"log_pictures={', '.join(lost)} was not found from here; make the report where lmms-eval ran.")
+        lost = plain(", ".join(lost))
+        parts.append(f"log_pictures={lost} was not found from here; make the report where lmms-eval ran.")
     elif not records:
         parts.append("No record of versions and prompts: run lmms-eval with log_pictures=DIR in --model_args.")
     if records:
-        parts.append(_table(["model", "task", "versions", "dtype", "processor", "prompts"], records))
+        parts.append(table(["model", "task", "versions", "dtype", "processor", "prompts"], records))
     return "\n\n".join(parts)
 
 
@@ -170,13 +171,8 @@ def _record_cells(record: dict) -> list[str]:
 
 
 def _measured(found: tuple[Score, float] | None) -> str:
-    return MISSING if found is None else _number(found[1]) + PARTIAL * found[0].is_partial
+    return MISSING if found is None else Markdown(_number(found[1]) + PARTIAL * found[0].is_partial)
 
 
 def _number(value: float) -> str:
     return f"{value:.2f}"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -7,6 +7,7 @@ model are put together; where a task was measured twice the newest counts.
 
 import ast
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 
@@ -133,8 +134,15 @@ def result_files(path: Path) -> list[Path]:
     found = f"{path} holds no *{RESULTS}" if path.exists() else f"there is no {path}"
     raise ValueError(
         f"{found}; give what --output_path of lmms-eval named. "
-        "lmms-eval may exit with 0 when it failed: look at what it printed."
+        f"lmms-eval may exit with 0 when it failed: look at what it printed.{why_it_failed(version('filelock'))}"
     )
+
+
+def why_it_failed(filelock: str) -> str:
+    """What is known to end lmms-eval 0.7.3 before it has asked anything."""
+    if int(filelock.split(".")[0]) < 4:
+        return ""
+    return f" filelock {filelock} is installed, with which it does not work: pip install 'filelock<4'."
 
 
 def model_name(content: dict, path: Path) -> str:

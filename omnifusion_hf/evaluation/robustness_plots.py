@@ -21,7 +21,7 @@ def draw_robustness(path: Path, rows: list[dict]):
     panels = panels_of(rows)
     columns = min(len(panels), 4)
     lines = -(-len(panels) // columns)
-    figure = new_figure(3.3 * columns, 2.9 * lines + 0.5)
+    figure = new_figure(3.3 * columns, 2.9 * lines + 1)
     all_axes = figure.subplots(lines, columns, sharey=True, squeeze=False).flatten()
     for axes, name in zip(all_axes, panels):
         _panel(axes, name, rows)
@@ -30,7 +30,7 @@ def draw_robustness(path: Path, rows: list[dict]):
     for axes in all_axes[::columns]:
         axes.set_ylabel("accuracy")
     handles = {label: handle for axes in all_axes for handle, label in zip(*axes.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
     save(figure, path)
 
 
@@ -54,7 +54,7 @@ def _panel(axes, name: str, rows: list[dict]):
         _curve(axes, _rows_of(rows, RANDOM), "random signs of the same size", "tab:orange")
     _curve(axes, curve, "perturbed", "tab:blue")
     axes.set_xticks(range(len(labels)), labels)
-    axes.set(title=name.replace("_", " "), ylim=(0, 1.02))
+    axes.set(title=name.replace("_", " "), ylim=(-0.03, 1.03))  # whole points at 0 and 1
     axes.set_xlabel(PERTURBATIONS[name].unit, fontsize=8)
     axes.grid(alpha=0.25)
 

@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 from transformers.utils import logging
 
 from ..ask import EXAMPLES, TINY, load
+from ..markdown import code
 from .conversation import MAX_PICTURES, SUFFIXES, Conversation, paths_of, text_of, text_part, user_turn
 
 
@@ -29,7 +30,7 @@ colours, shapes, digits, words of up to four characters and simple formulas, cou
 are, in pictures like the examples. It has seen no photographs, no grids and never two pictures in one chat: its \
 answers there are guesses. Clear the chat before the next picture.
 """
-ABOUT = "This is `{model}`. A chat takes up to {pictures} pictures."
+ABOUT = "This is {model}. A chat takes up to {pictures} pictures."
 NOTHING_SEEN = "What the model sees of the last picture is drawn here, with what all pictures cost."
 # The reader's own fonts: the page fetches nothing from elsewhere.
 LOOK = {
@@ -161,7 +162,7 @@ def start(model: str | None = None, host: str = "127.0.0.1", port: int | None = 
         host: the address to listen on; `"0.0.0.0"` lets other computers in.
         port: default: the first free one from 7860.
     """
-    about = ABOUT.format(model=model, pictures=MAX_PICTURES) if model else ABOUT_TINY
+    about = ABOUT.format(model=code(model), pictures=MAX_PICTURES) if model else ABOUT_TINY
     page = build_page(Conversation(*load(model or TINY)), about)
     middleware = [Middleware(LoopbackHosts)] if is_loopback(host) else []
     page.launch(

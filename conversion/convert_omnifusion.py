@@ -166,7 +166,7 @@ def convert(source: str, vision: str, output: str, dtype: torch.dtype | None = N
     config = model_config(release, tower, tokenizer)
     with torch.device("meta"):
         model = OmniFusionForConditionalGeneration(config)
-    with staged_folder(output) as folder:
+    with staged_folder(output, replace=False) as folder:
         sizes = [shard.stat().st_size for shard in release.llm_shards]
         pieces = in_pieces(all_tensors(release, tower, config), max(sizes) // 4)
         write_weights(folder, pieces, model, dtype)

@@ -46,7 +46,7 @@ def write_encoder(
     """
     with torch.device("meta"):
         model = AutoModel.from_config(config)
-    with staged_folder(output) as folder:
+    with staged_folder(output, replace=False) as folder:
         write_weights(folder, in_pieces(tensors, PIECE_BYTES), model, dtype)
         config.architectures, config.dtype = [type(model).__name__], dtype
         config.save_pretrained(folder)

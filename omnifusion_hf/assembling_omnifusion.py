@@ -14,16 +14,24 @@
 """Pretrained encoders and a pretrained LLM to one model whose adapter and special tokens are untrained.
 
 The parts keep their weights bit for bit, and the model answers text exactly as its LLM does; what cannot be kept is
-refused with its reason.
+refused with its reason. And the way back: a saved folder holds the weights of one model alone.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
 
 from .modeling_omnifusion_projector import PROJECTORS
 from .modeling_omnifusion_vision import last_layers, trim_encoder
 from .processing_omnifusion import add_special_tokens, load_tokenizer
+
+
+logger = logging.get_logger(__name__)
 
 
 def assemble(cls: type, vision: list[str], text: str, dtype: torch.dtype | str, **config) -> PreTrainedModel:
@@ -106,3 +114,24 @@ def check_head(model: PreTrainedModel, llm: PreTrainedModel):
             f"logits_scaling and final_logit_softcapping: logits differ by {(ours - theirs).abs().max():.3g}; use "
             "another LLM (Mistral, Llama, Qwen, Gemma, GPT-NeoX, Cohere, Granite, …)."
         )
+
+
+@contextmanager
+def superseded_weights_removed(folder: str, variant: str | None) -> Iterator[None]:
+    """Around the saving of a model: what an earlier saving into the folder left goes when the new weights are whole.
+    One file wins over shards when loaded, so that after a saving in shards the earlier weights would come back."""
+    end = f".{variant}" if variant else ""
+    weights = [Path(folder) / f"model{end}.safetensors", Path(folder) / f"model.safetensors.index{end}.json"]
+    lora = Path(folder) / "adapter_config.json"
+    before = {path: _stamp(path) for path in (*weights, lora)}
+    yield
+    new = {path for path, stamp in before.items() if _stamp(path) != stamp}
+    superseded = {*weights} - new
+    if len(superseded) == 1:
+        superseded.pop().unlink(missing_ok=True)
+        if lora.is_file() and lora not in new:
+            logger.warning(f"{folder} holds LoRA weights too, which from_pretrained takes first; remove adapter_*.")
+
+
+def _stamp(path: Path) -> tuple | None:
+    return (path.stat().st_mtime_ns, path.stat().st_ino, path.stat().st_size) if path.is_file() else None

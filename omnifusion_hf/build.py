@@ -63,7 +63,7 @@ def build(plan: Build, folder: str | Path):
     torch.manual_seed(0)
     model = OmniFusionForConditionalGeneration.from_vision_text_pretrained(**parts, dtype=plan.dtype)
     stop_where_answers_end(model, processor)
-    with staged_folder(folder) as staged:
+    with staged_folder(folder, replace=False) as staged:
         model.save_pretrained(staged)
         processor.save_pretrained(staged)
         said = report(model, processor, folder)

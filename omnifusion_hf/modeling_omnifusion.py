@@ -17,7 +17,9 @@ The skeleton and its names are those of transformers' LLaVA, so that tools which
 """
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 import transformers
@@ -37,7 +39,7 @@ from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import TransformersKwargs, can_return_tuple, logging, torch_compilable_check
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .assembling_omnifusion import assemble
+from .assembling_omnifusion import assemble, superseded_weights_removed
 from .configuration_omnifusion import AUTO_MAP, OmniFusionConfig
 from .generation_omnifusion import OmniFusionGenerationMixin
 from .head_omnifusion import check_labels, loss_of_answers, predict
@@ -127,7 +129,10 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
     def save_pretrained(self, save_directory, *args, **kwargs):
         # A class adds its own name alone, but serving engines look for the headless AutoModel in any saved folder.
         self.config.auto_map = dict(AUTO_MAP)
-        super().save_pretrained(save_directory, *args, **kwargs)
+        given = signature(super().save_pretrained).bind(save_directory, *args, **kwargs).arguments
+        only_here = superseded_weights_removed(save_directory, given.get("variant"))
+        with only_here if given.get("is_main_process", True) else nullcontext():
+            super().save_pretrained(save_directory, *args, **kwargs)
 
     def load_adapter(self, peft_model_id: str | None = None, adapter_name: str | None = None, **kwargs):
         """As usual. transformers before 5.18 loads LoRA's factors alone and leaves out what PEFT saves beside them,

@@ -1,5 +1,7 @@
 """Files and folders are complete or absent."""
 
+from contextlib import nullcontext
+
 import pytest
 
 from omnifusion_hf import files
@@ -20,6 +22,29 @@ def test_staged_folder_goes_when_interrupted_and_keeps_the_old_one(tmp_path):
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out" / "file").read_text() == "old"
+
+
+def test_of_two_that_make_one_folder_each_is_whole_and_the_first_stays_where_nothing_is_replaced(tmp_path):
+    for replace, stays in ((True, "b"), (False, "a")):
+        path = tmp_path / f"out {replace}"
+        with pytest.raises(ValueError, match="made by another process meanwhile") if not replace else nullcontext():
+            with files.staged_folder(path, replace) as second:
+                (second / "b").write_text("b")
+                with files.staged_folder(path, replace) as first:  # another process, that begins later and is faster
+                    (first / "a").write_text("a")
+                assert [file.name for file in path.iterdir()] == ["a"] and [f.name for f in second.iterdir()] == ["b"]
+        assert [file.name for file in path.iterdir()] == [stays]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_whatever_a_reader_raises_becomes_one_line_that_begins_with_the_place():
+    errors = {RecursionError("too\n deep"): "too deep", MemoryError(): "MemoryError", KeyError("x"): "KeyError 'x'"}
+    for error, said in errors.items():
+        with pytest.raises(ValueError) as raised, files.named("a file, line 3"):
+            raise error
+        assert str(raised.value) == f"a file, line 3: {said}"
+    with pytest.raises(KeyboardInterrupt), files.named("a file"):
+        raise KeyboardInterrupt
 
 
 def test_file_is_whole_or_the_old_one(tmp_path, monkeypatch):

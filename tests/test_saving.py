@@ -57,6 +57,45 @@ def test_shards_are_the_same_weights(model, tmp_path):
     assert_equal_states(OmniFusionForConditionalGeneration.from_pretrained(tmp_path), model)
 
 
+WHOLE, SHARDS = {}, {"max_shard_size": "100KB"}
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("first, then", [(WHOLE, SHARDS), (SHARDS, WHOLE), (SHARDS, {"max_shard_size": "50KB"})])
+def test_of_two_models_saved_to_one_folder_the_second_is_loaded_and_the_first_is_gone(
+    model, tmp_path, first, then, variant
+):
+    other = tiny.model(model.config, seed=1)
+    model.save_pretrained(tmp_path, variant="other")
+    others = {path.name for path in tmp_path.iterdir()} | {"notes.safetensors"}
+    (tmp_path / "notes.safetensors").write_bytes(b"the user's own")
+    model.save_pretrained(tmp_path, variant=variant, **first)
+    other.save_pretrained(tmp_path, variant=variant, **then)
+    assert_equal_states(OmniFusionForConditionalGeneration.from_pretrained(tmp_path, variant=variant), other)
+    alone = tmp_path / "alone"
+    other.save_pretrained(alone, variant=variant, **then)
+    assert {path.name for path in tmp_path.iterdir()} - {"alone"} == others | {path.name for path in alone.iterdir()}
+
+
+def test_earlier_weights_stay_where_saving_fails(model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path)
+
+    def fails(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", fails)
+    with pytest.raises(OSError, match="No space left"):
+        tiny.model(model.config, seed=1).save_pretrained(tmp_path, **SHARDS)
+    monkeypatch.undo()
+    assert_equal_states(OmniFusionForConditionalGeneration.from_pretrained(tmp_path), model)
+
+
+def test_saving_beside_lora_weights_says_that_these_are_loaded_first(model, tmp_path, caplog):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    model.save_pretrained(tmp_path)
+    assert "holds LoRA weights too, which from_pretrained takes first" in caplog.text
+
+
 def test_the_folder_holds_no_layer_that_is_not_used(model_folder):
     names = set(load_file(model_folder / "model.safetensors"))
     assert any("vision_tower.encoders.0.encoder.layers.1." in name for name in names)

@@ -102,7 +102,7 @@ def merge(folder: str, output: str, base: str | None = None):
     merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload(progressbar=True, safe_merge=True)
     for name, parameter in merged.named_parameters():
         parameter.data = parameter.data.to(dtypes[name])
-    with staged_folder(output) as staged:
+    with staged_folder(output, replace=False) as staged:
         merged.save_pretrained(staged)
         processor.save_pretrained(staged)
         if (Path(folder) / SUMMARY).exists():

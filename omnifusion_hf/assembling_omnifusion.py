@@ -17,6 +17,7 @@ The parts keep their weights bit for bit, and the model answers text exactly as 
 refused with its reason. And the way back: a saved folder holds the weights of one model alone.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
+from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import logging
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .modeling_omnifusion_projector import PROJECTORS
 from .modeling_omnifusion_vision import last_layers, trim_encoder
@@ -114,6 +117,24 @@ def check_head(model: PreTrainedModel, llm: PreTrainedModel):
             f"logits_scaling and final_logit_softcapping: logits differ by {(ours - theirs).abs().max():.3g}; use "
             "another LLM (Mistral, Llama, Qwen, Gemma, GPT-NeoX, Cohere, Granite, …)."
         )
+
+
+# Names are matched from their beginning: those of the whole model, then those of the model without its head.
+WHOLE = ["model.vision_tower", "model.multi_modal_projector", "lm_head", "vision_tower", "multi_modal_projector"]
+
+
+def keep_whole(quantization_config: dict | QuantizationConfigMixin) -> QuantizationConfigMixin:
+    """A copy whose list of modules that are not quantised holds `WHOLE` too; methods name that list differently."""
+    if isinstance(quantization_config, dict):
+        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
+    quantization_config = copy.deepcopy(quantization_config)
+    for name in ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules"):
+        if hasattr(quantization_config, name):
+            given = getattr(quantization_config, name) or []
+            # torchao's names are those of parameters: `q_proj` alone would be missed without a word
+            weights = [f"{module}.weight" for module in given if not module.endswith("weight")]
+            setattr(quantization_config, name, list(dict.fromkeys([*WHOLE, *given, *weights])))
+    return quantization_config
 
 
 @contextmanager

@@ -18,7 +18,6 @@ here, once; invalid mixes raise when the configuration is made.
 """
 
 import re
-from dataclasses import dataclass
 from typing import Literal
 
 import transformers
@@ -37,15 +36,8 @@ if not Version(TRANSFORMERS_VERSIONS[0]) <= Version(transformers.__version__) < 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.image_processing_base import ImageProcessingMixin
-from transformers.image_utils import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    IMAGENET_STANDARD_MEAN,
-    IMAGENET_STANDARD_STD,
-    OPENAI_CLIP_MEAN,
-    OPENAI_CLIP_STD,
-)
+
+from .encoders_omnifusion import ENCODER_FAMILIES, published_normalization
 
 
 # Where a folder's own code is, for whoever has not this package (and for TRL, which asks every configuration).
@@ -62,34 +54,6 @@ SPECIAL_TOKENS = {
     "image_end_token": "<img_end>",
     "user_token": "<user>",
     "bot_token": "<bot>",
-}
-
-
-@dataclass(frozen=True)
-class EncoderFamily:
-    """What the files need to know of a family of transformers' vision models.
-
-    prefix_tokens: tokens in front of the patches (CLS), dropped by `vision_feature_select_strategy="default"`.
-    image_mean, image_std: the published normalisation, used where a checkpoint brings no image processor.
-    feature_layer: the hidden state that is used where none is asked for (paper, encoder table).
-    """
-
-    prefix_tokens: int
-    image_mean: list[float]
-    image_std: list[float]
-    feature_layer: int = -2
-
-    @property
-    def normalization(self) -> dict[str, list[float]]:
-        return {"image_mean": list(self.image_mean), "image_std": list(self.image_std)}
-
-
-ENCODER_FAMILIES = {
-    "clip_vision_model": EncoderFamily(1, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
-    "siglip_vision_model": EncoderFamily(0, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
-    "dinov2": EncoderFamily(1, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
-    "internvl_vision": EncoderFamily(1, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, feature_layer=-1),
-    "donut-swin": EncoderFamily(0, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, feature_layer=-1),
 }
 
 
@@ -113,15 +77,6 @@ def padded_vocab_size(rows: int) -> int:
 def saved_fields(config: PreTrainedConfig) -> dict:
     """A part's configuration as it is saved: its class's fields, and of those of all configurations what was set."""
     return {name: value for name, value in config.to_diff_dict().items() if name != "transformers_version"}
-
-
-def published_normalization(name: str) -> dict[str, list[float]]:
-    """Mean and standard deviation of an encoder's own image processor; empty where it brings none."""
-    try:
-        processor, _ = ImageProcessingMixin.get_image_processor_dict(name)
-    except OSError:
-        return {}
-    return {key: processor[key] for key in ("image_mean", "image_std") if processor.get(key)}
 
 
 @strict

@@ -67,13 +67,14 @@ class OmniFusionImageProcessorKwargs(ImagesKwargs, total=False):
     max_image_pixels (`int`):
         Pictures that declare more pixels are refused before they are decoded.
     regions (`list`, per call):
-        Boxes that become views of their own: one list per picture, nested as the pictures are, of
-        `[left, top, right, bottom]` or of what transformers' detection pipelines return. In pixels of the picture as a
-        viewer shows it, EXIF orientation applied.
+        Boxes that become views: one list per image, nested as the images are, of `[left, top, right, bottom]` or a
+        detection pipeline's entries, in pixels of the image as a viewer shows it.
     region_context (`float`):
         What a region shows around its box, both sides together, as a share of the box's longer side.
     max_regions (`int`):
-        The most regions of one picture: the best scored ones or, without scores, the first in reading order.
+        The most regions of an image: the best scored ones, else the first in reading order.
+    crop_to_patches (`bool`, per call):
+        True also gives `num_patches`, views per image, as InternVL's processor does; TRL's GRPO asks so.
     """
 
     view_strategy: ViewStrategy
@@ -83,18 +84,15 @@ class OmniFusionImageProcessorKwargs(ImagesKwargs, total=False):
     regions: Any
     region_context: float | int
     max_regions: int
+    crop_to_patches: bool
 
 
-# A resized picture above this is never made: 4096 x 4096 pixels, 48 MB.
-MAX_RESIZED_PIXELS = 2**24
+MAX_RESIZED_PIXELS = 2**24  # a larger resized image is never made: 4096 x 4096 pixels, 48 MB
 CHANNELS = (1, 3, 4)
 # How far floats may lie beyond their range, in parts of the brightest: Pillow's bicubic overshoots by 0.28 at most.
 OVERSHOOT = 0.3
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
+TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+UPRIGHT = {number: Image.Transpose[name] for number, name in enumerate(TURNS.split(), start=2)}  # by EXIF's number
 PILLOW_TAKES = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 _pillow_limit = Lock()
 
@@ -316,6 +314,7 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
     regions = None  # always given per call
     region_context = 0.2
     max_regions = 4
+    crop_to_patches = False
 
     def __init__(self, **kwargs):
         for name, value in RECORDED.items():
@@ -360,7 +359,7 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
         plan = self.plan_views([(image.height, image.width) for image in images], size=size, **kwargs)
         views, image_view_index = [], []
         for image, boxes in zip(images, plan):
-            if len(image.getbands()) != len(image_mean):  # possible with do_convert_rgb=False alone
+            if len(image.getbands()) != len(image_mean):  # with do_convert_rgb=False alone
                 raise ValueError(f"image_mean must be one value for each of an image's channels {image.getbands()}.")
             views += cut_picture(image, boxes, size.height, resample, background)
             image_view_index += range(len(boxes))
@@ -371,6 +370,8 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
             pixels = (pixels - np.float32(image_mean)) / np.float32(image_std)
         pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))  # (ΣV, 3, S, S)
         data = {"pixel_values": pixels, "image_view_index": np.asarray(image_view_index, dtype=np.int64)}
+        if kwargs["crop_to_patches"]:
+            data["num_patches"] = np.asarray([len(boxes) for boxes in plan])
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def plan_views(self, image_sizes: list[tuple[int, int]], **options) -> list[PictureViews]:

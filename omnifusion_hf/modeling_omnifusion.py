@@ -16,9 +16,9 @@
 The skeleton and its names are those of transformers' LLaVA, so that tools which know it know this.
 """
 
-import copy
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from inspect import signature
 
 import torch
@@ -27,19 +27,13 @@ from packaging.version import Version
 from torch import distributed as dist
 from torch import nn
 from transformers import AutoModel
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    BaseModelOutputWithPooling,
-    CausalLMOutputWithPast,
-    ModelOutput,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPast as ModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast, ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import TransformersKwargs, can_return_tuple, logging, torch_compilable_check
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .assembling_omnifusion import assemble, superseded_weights_removed
+from .assembling_omnifusion import assemble, keep_whole, superseded_weights_removed
 from .configuration_omnifusion import AUTO_MAP, OmniFusionConfig
 from .generation_omnifusion import OmniFusionGenerationMixin
 from .head_omnifusion import check_labels, loss_of_answers, predict
@@ -51,10 +45,9 @@ from .views_omnifusion import views_per_image
 logger = logging.get_logger(__name__)
 
 
-# transformers 5.24 renamed the cache in outputs and arguments. It is never named here: subclasses inherit its field,
-# `**kwargs` hands it on and `**outputs` hands it back.
+# transformers 5.24 renamed the cache. It is never named here: `**kwargs` hands it on, inherited fields hand it back.
 @dataclass
-class OmniFusionModelOutputWithPast(BaseModelOutputWithPast):  # trf-ignore: TRF057
+class OmniFusionModelOutputWithPast(ModelOutputWithPast):  # trf-ignore: TRF057
     """As `BaseModelOutputWithPast`; image_outputs: what `get_image_features` gave for the batch's images."""
 
     image_outputs: BaseModelOutputWithPooling | None = None
@@ -70,24 +63,6 @@ class OmniFusionCausalLMOutputWithPast(CausalLMOutputWithPast):  # trf-ignore: T
 def shared_fields(outputs: ModelOutput, output_class: type[ModelOutput]) -> dict:
     """What of `outputs` the other class has a field for: some LLMs return more, such as router logits."""
     return {name: value for name, value in outputs.items() if name in output_class.__dataclass_fields__}
-
-
-# Names are matched from their beginning: those of the whole model, then those of the model without its head.
-WHOLE = ["model.vision_tower", "model.multi_modal_projector", "lm_head", "vision_tower", "multi_modal_projector"]
-
-
-def keep_whole(quantization_config: dict | QuantizationConfigMixin) -> QuantizationConfigMixin:
-    """A copy whose list of modules that are not quantised holds `WHOLE` too; methods name that list differently."""
-    if isinstance(quantization_config, dict):
-        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
-    quantization_config = copy.deepcopy(quantization_config)
-    for name in ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules"):
-        if hasattr(quantization_config, name):
-            given = getattr(quantization_config, name) or []
-            # torchao's names are those of parameters: `q_proj` alone would be missed without a word
-            weights = [f"{module}.weight" for module in given if not module.endswith("weight")]
-            setattr(quantization_config, name, list(dict.fromkeys([*WHOLE, *given, *weights])))
-    return quantization_config
 
 
 class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
@@ -140,19 +115,16 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         info = super().load_adapter(peft_model_id, adapter_name, **kwargs)
         if peft_model_id is None or Version(transformers.__version__) >= Version("5.18"):
             return info
-        try:  # remote code is refused where a package that it imports elsewhere is not installed
-            from peft import load_peft_weights, set_peft_model_state_dict
-        except ImportError:
-            raise  # transformers has asked for PEFT before
-        weights = load_peft_weights(peft_model_id, device="cpu", **kwargs.get("adapter_kwargs") or {})
+        peft = import_module("peft")  # remote code is refused where a package in an import statement is missing
+        weights = peft.load_peft_weights(peft_model_id, device="cpu", **kwargs.get("adapter_kwargs") or {})
         weights = {name.removeprefix("base_model.model."): weight for name, weight in weights.items()}
-        return set_peft_model_state_dict(self, weights, adapter_name or "default")
+        return peft.set_peft_model_state_dict(self, weights, adapter_name or "default")
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
         """As usual. Where some rows are never predicted (`predicted_vocab_size`), all are from now on, so that the
         model can learn to answer with the tokens that are added."""
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
-        # CODEPATH: set in conversions of the authors' v1.1 and in the bundled model; else None
+        # CODEPATH: set in conversions of v1.1 and in the bundled model, else None
         if self.config.predicted_vocab_size is not None and new_num_tokens is not None:
             logger.warning(f"predicted_vocab_size was {self.config.predicted_vocab_size}; now every row is predicted.")
             self.config.predicted_vocab_size = None
@@ -163,7 +135,7 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         """The LLM's: encoders and adapter may be kept in float32."""
         return self.get_input_embeddings().weight.dtype
 
-    def half(self) -> "OmniFusionPreTrainedModel":
+    def half(self):
         return self.to(torch.float16)
 
     def to(self, *args, **kwargs) -> "OmniFusionPreTrainedModel":

@@ -188,14 +188,26 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
 
     image_seq_length (`int`):
         P, the visual tokens of one view; `OmniFusionConfig.image_seq_length`.
+    return_image_view_index (`bool`):
+        False leaves `image_view_index` out, which the model does not need, for trainers that hand on the keys they
+        know alone (TRL's GRPO).
 
     Pictures go to a batch of prompts nested (`[[a, b], [c]]`, one list per prompt, checked per prompt) or flat (in the
     order of the placeholders). `images=[]` means none. `regions=` are boxes in them that become views of their own,
     nested or flat as the pictures are ([`OmniFusionImageProcessor`]); a picture without regions has `[]`.
     """
 
-    def __init__(self, image_processor=None, tokenizer=None, image_seq_length=576, chat_template=None, **kwargs):
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        image_seq_length=576,
+        chat_template=None,
+        return_image_view_index=True,
+        **kwargs,
+    ):
         self.image_seq_length = image_seq_length
+        self.return_image_view_index = return_image_view_index
         for name, default in SPECIAL_TOKENS.items():
             token = getattr(tokenizer, name, None) or default
             token_id = tokenizer.convert_tokens_to_ids(token)
@@ -263,7 +275,10 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
     ) -> BatchFeature:
         if isinstance(images, (list, tuple)) and not flat(images):
             images = None
-        return super().__call__(images=images, text=text, **kwargs)
+        outputs = super().__call__(images=images, text=text, **kwargs)
+        if not self.return_image_view_index:
+            outputs.pop("image_view_index", None)
+        return outputs
 
     def apply_chat_template(  # trf-ignore: TRF057
         self, conversation, chat_template=None, *, return_assistant_tokens_mask: bool = False, **kwargs
@@ -291,9 +306,13 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
             return_assistant_tokens_mask=True,
             **template_options,
         )
-        views = views_per_image(outputs.get("image_view_index", []))
-        spans, masks = iter(TokenCount(views, self.image_seq_length).tokens), []
-        for ids, marks, attended in zip(prompts["input_ids"], prompts["assistant_masks"], outputs["attention_mask"]):
+        expanded, masks = outputs["input_ids"], []
+        expanded = expanded.tolist() if hasattr(expanded, "tolist") else expanded
+        for ids, marks, whole, attended in zip(
+            prompts["input_ids"], prompts["assistant_masks"], expanded, outputs["attention_mask"]
+        ):
+            starts = (place for place, token in enumerate(whole) if token == self.image_start_token_id)
+            spans = (whole.index(self.image_end_token_id, start) - start + 1 for start in starts)
             lengths = [next(spans) if token == self.image_token_id else 1 for token in ids]
             mask = iter([mark for mark, length in zip(marks, lengths) for _ in range(length)])
             masks.append([next(mask) if int(real) else 0 for real in attended])  # 0 where padded

@@ -542,12 +542,12 @@ def test_every_way_in_takes_and_refuses_the_same_files(name, tmp_path, monkeypat
     whole = tmp_path / "whole.png"
     whole.write_bytes(encoded(PHOTO, "PNG", exif=b"Exif\0\0garbage"))
     load(whole)
-    assert thumbnail(str(whole))  # of the report, which shows what it can
+    assert thumbnail(str(whole), tmp_path)  # of the report, which shows what it can
     monkeypatch.setattr(conversation, "SUFFIXES", {kind: [] for kind in Image.registered_extensions().values()})
     causes = set()
     for file, data in damaged_files().items():
         (tmp_path / file).write_bytes(data)
-        assert thumbnail(str(tmp_path / file)) is None
+        assert thumbnail(str(tmp_path / file), tmp_path) is None
         with pytest.raises(ValueError, match=re.escape(file)) as error:
             load(tmp_path / file)
         chain = [error.value, error.value.__cause__, getattr(error.value.__cause__, "__cause__", None)]

@@ -84,7 +84,7 @@ def test_two_steps_of_the_stock_trainer_have_the_recorded_losses_and_reload(tmp_
 @pytest.mark.parametrize("version", ["4.57.6", "5.12.1", "6.0.0"])
 def test_a_version_outside_the_window_is_told_in_one_line(version, monkeypatch):
     """By the file that the package and remote code import first."""
-    file = spec_from_file_location("configuration", configuration_omnifusion.__file__)
+    file = spec_from_file_location("omnifusion_hf.again", configuration_omnifusion.__file__)
     file.loader.exec_module(module_from_spec(file))  # control: this version is taken
     monkeypatch.setattr(configuration_omnifusion.transformers, "__version__", version)
     oldest, too_new = TRANSFORMERS_VERSIONS

@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from .checking import check_weights
+from .files import is_mistake, reason_of
 
 
 TINY = Path(__file__).parent / "tiny"
@@ -25,14 +26,17 @@ def placement(device: str | None = None) -> tuple[str, str]:
 
 @contextmanager
 def told_if_missing(folder_or_hub_id: str | Path):
-    """Loading what is no folder fails with one line that says so: transformers takes any such name for a Hub id."""
+    """Loading fails with one line that names the folder, and that says first where there is none: transformers takes
+    any such name for a Hub id. Damaged weights, tokenizers and configurations raise errors of many packages."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        if os.path.isdir(folder_or_hub_id):
+    except Exception as error:
+        if not (is_mistake(error) or isinstance(error, RuntimeError) or type(error) is Exception):
             raise
-        reason = " ".join(str(error).split())
-        raise ValueError(f"there is no folder {folder_or_hub_id}, and the Hub did not give it: {reason}") from None
+        if os.path.isdir(folder_or_hub_id):
+            raise ValueError(f"cannot load {folder_or_hub_id}: {reason_of(error)}") from error
+        absent = f"there is no folder {folder_or_hub_id}, and the Hub did not give it"
+        raise ValueError(f"{absent}: {reason_of(error)}") from error
 
 
 def load(folder_or_hub_id: str, device: str | None = None, **options):

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
+from .files import is_mistake, reason_of
 from .modeling_omnifusion_projector import PROJECTORS
 from .views_omnifusion import ImageFit, ViewStrategy
 
@@ -311,17 +312,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; mistakes of the user and missing packages end in one line on stderr and exit code 2."""
+    """Runs one command. What the user can mend (`files.is_mistake`) ends in one line on stderr and exit code 2, Ctrl-C
+    in exit code 130; a fault of this package shows its traceback."""
     options = build_parser().parse_args(argv)
     try:
         options.run(options)
-    except (ValueError, OSError, ImportError) as error:
-        message = re.split(r"\n[\w.]+Error: ", str(error))[-1].strip()  # a data loader's worker adds its stack trace
-    else:
         return 0
+    except KeyboardInterrupt:
+        said, code = "interrupted", 130
+    except Exception as error:
+        if not is_mistake(error):
+            raise
+        worker = re.split(r"\n[\w.]+Error: ", str(error))  # a data loader's worker adds its stack trace
+        said, code = f"error: {reason_of(error) if len(worker) == 1 else ' '.join(worker[-1].split())}", 2
     # Only now, when a failed run's progress bar is closed.
-    print(f"omnifusion: error: {message}", file=sys.stderr)
-    return 2
+    print(f"omnifusion: {said}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -44,8 +44,9 @@ def draw_file(
     if model is None:
         processor, tokens = OmniFusionImageProcessor(**image_options), tokens or 576
     else:
-        processor = OmniFusionImageProcessor.from_pretrained(model, **image_options)
-        config = OmniFusionConfig.from_pretrained(model)
+        with ask.told_if_missing(model):
+            processor = OmniFusionImageProcessor.from_pretrained(model, **image_options)
+            config = OmniFusionConfig.from_pretrained(model)
         tokens = tokens or config.image_seq_length
         context_length = context_length or ask.context_length(config.text_config)
     image = load_image(picture, processor.max_image_pixels)

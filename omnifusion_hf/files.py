@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -64,10 +65,35 @@ def named(place: str, kind: type[ValueError] = ValueError, advice: str = ""):
     try:
         yield
     except Exception as error:
-        reason = re.sub(r"\s*\n\s*", " ", str(error)[:1000])
-        if not reason or isinstance(error, (LookupError, TypeError, AttributeError)):
-            reason = f"{type(error).__name__} {reason}".rstrip()
-        raise kind(f"{place}: {reason}{advice}") from error
+        raise kind(f"{place}: {reason_of(error)}{advice}") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says, in one line that is never empty."""
+    reason = re.sub(r"\s*\n\s*", " ", str(error)[:1000])
+    if not reason or isinstance(error, (LookupError, TypeError, AttributeError)):
+        reason = f"{type(error).__name__} {reason}".rstrip()
+    return f"a file could not be written, is the disk full? {reason}" if UNWRITTEN.search(reason) else reason
+
+
+# Errors of other packages, which are looked up only where these are loaded; torch's own are told by what they say.
+FOREIGN = [
+    ("safetensors", "SafetensorError"),  # damaged weights, a full disk
+    ("huggingface_hub.errors", "StrictDataclassError"),  # a configuration with a value of the wrong type
+    *((package, name) for package in ("httpx", "httpx2") for name in ("HTTPError", "InvalidURL")),
+    *(("jinja2", "TemplateError"), ("zipfile", "BadZipFile"), ("pickle", "UnpicklingError")),
+    *(("torch", "OutOfMemoryError"), ("wandb.errors", "Error")),
+]
+UNWRITTEN = re.compile("inline_container|PytorchStreamWriter|iostream error")
+
+
+def is_mistake(error: Exception) -> bool:
+    """Whether what the user gave, a file, the network, the disk or a missing package explains an error. Any other is a
+    fault of this package, of which the traceback is wanted."""
+    kinds = [ValueError, OSError, ImportError, MemoryError, RecursionError]
+    kinds += [getattr(sys.modules[package], name) for package, name in FOREIGN if package in sys.modules]
+    said = str(error)
+    return isinstance(error, tuple(kinds)) or bool(UNWRITTEN.search(said)) or "DefaultCPUAllocator" in said
 
 
 def read_json(text: str | bytes, place: str, **options):

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.pytorch_utils import Conv1D
 
+from ..ask import told_if_missing
 from ..files import staged_folder
 from ..modeling_omnifusion import OmniFusionForConditionalGeneration
 from .progress import SUMMARY
@@ -88,18 +89,23 @@ def merge(folder: str, output: str, base: str | None = None):
     Raises `ValueError` for a folder without LoRA weights and for one to write that exists.
     """
     peft = import_peft()
+    if not Path(folder).is_dir():
+        raise ValueError(f"there is no folder {folder}.")
     if not (Path(folder) / "adapter_config.json").is_file():
         raise ValueError(f"{folder} holds no adapter_config.json: it is no folder of a LoRA run; nothing to merge.")
     if Path(output).exists():
         raise ValueError(f"{output} exists and is not replaced; remove it or choose another name for --output.")
-    processor = AutoProcessor.from_pretrained(folder)
-    base = base or peft.PeftConfig.from_pretrained(folder).base_model_name_or_path
+    with told_if_missing(folder):
+        processor = AutoProcessor.from_pretrained(folder)
+        base = base or peft.PeftConfig.from_pretrained(folder).base_model_name_or_path
     try:
-        model = AutoModelForImageTextToText.from_pretrained(base)
-    except OSError as error:
+        with told_if_missing(base):
+            model = AutoModelForImageTextToText.from_pretrained(base)
+    except ValueError as error:
         raise ValueError(f"cannot load the model that {folder} starts from, `{base}`; give --base. {error}") from None
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload(progressbar=True, safe_merge=True)
+    with told_if_missing(folder):
+        merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload(progressbar=True, safe_merge=True)
     for name, parameter in merged.named_parameters():
         parameter.data = parameter.data.to(dtypes[name])
     with staged_folder(output, replace=False) as staged:

@@ -114,11 +114,13 @@ def peak_memory_gb(device: torch.device) -> float:
 
 def check_reporting(args: TrainingArguments):
     """Raises `ValueError` for a tool of `report_to` that is not installed, before anything is loaded."""
-    try:
-        for callback in get_reporting_integration_callbacks(args.report_to):
-            callback()
-    except RuntimeError as error:
-        raise ValueError(f"report_to {', '.join(args.report_to)}: {error}") from None
+    for name in args.report_to:
+        try:
+            for callback in get_reporting_integration_callbacks([name]):
+                callback()
+        except (RuntimeError, ImportError) as error:
+            install = "" if "pip install" in str(error) else f" pip install {name}"
+            raise ValueError(f"report_to {name}: {error}{install}") from None
 
 
 def plot_loss(log_history: list[dict], folder: Path):

@@ -26,6 +26,7 @@ from transformers import (
 from transformers.trainer_pt_utils import LabelSmoother
 from transformers.utils import find_adapter_config_file
 
+from ..ask import told_if_missing
 from ..configuration_omnifusion import OmniFusionConfig
 from ..files import read_text, read_yaml, write_whole
 from ..processing_omnifusion import OmniFusionProcessor
@@ -242,10 +243,12 @@ def train(model_data: ModelDataArguments, args: TrainingArguments) -> dict:
 
 def load_model(model_data: ModelDataArguments, args: TrainingArguments) -> tuple[nn.Module, dict[str, torch.dtype]]:
     """The model, ready for its stage, and the dtypes that its weights had before."""
+    name = model_data.model_name_or_path
     with whole_weights(args):
-        model = AutoModelForImageTextToText.from_pretrained(
-            model_data.model_name_or_path, attn_implementation=model_data.attn_implementation
-        )
+        with told_if_missing(name):
+            model = AutoModelForImageTextToText.from_pretrained(
+                name, attn_implementation=model_data.attn_implementation
+            )
         parts = parts_of_stage(model_data.stage, model_data.vision_tuning)
         check_sharding(parts, model.config.tie_word_embeddings, args)
         model.skip_logits = True
@@ -283,9 +286,11 @@ def make_trainer(
 
 
 def load_processor(name: str) -> OmniFusionProcessor:
-    if find_adapter_config_file(name) is not None:
+    with told_if_missing(name):
+        adapter = find_adapter_config_file(name)
+        processor = AutoProcessor.from_pretrained(name) if adapter is None else None
+    if adapter is not None:
         raise ValueError(f"{name} holds LoRA weights only; start from what `omnifusion merge {name} -o DIR` makes.")
-    processor = AutoProcessor.from_pretrained(name)
     if not isinstance(processor, OmniFusionProcessor):
         raise ValueError(f"{name} is no OmniFusion model, its processor is a {type(processor).__name__}.")
     return processor

@@ -27,6 +27,7 @@ from transformers import initialization as init
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_omnifusion import OmniFusionConfig
+from .modeling_omnifusion_vision import usable_attention
 
 
 class MlpProjector(nn.Module):
@@ -73,7 +74,8 @@ class ProjectorAttention(nn.Module):
             projection(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (views, heads, Q or P, head_dim)
             for projection, states in ((self.q_proj, queries), (self.k_proj, sequence), (self.v_proj, sequence))
         )
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        implementation = usable_attention(self.config, query)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         dropout = self.dropout if self.training else 0.0
         output, _ = attend(self, query, key, value, None, scaling=self.scaling, dropout=dropout, is_causal=False)
         return self.o_proj(output.flatten(-2))  # (views, Q, d)

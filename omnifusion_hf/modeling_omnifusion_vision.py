@@ -104,6 +104,19 @@ def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     return AutoModel.from_config(config)
 
 
+def usable_attention(config: PreTrainedConfig, states: torch.Tensor) -> str | None:
+    """The implementation asked for, or sdpa, with a notice, where that is flash attention, which takes no float32:
+    encoders and adapter keep it in a float16 model. (Autocast makes half precision of what it gets.)"""
+    asked = config._attn_implementation
+    if states.dtype != torch.float32 or "flash" not in str(asked) or torch.is_autocast_enabled(states.device.type):
+        return asked
+    logger.warning_once(
+        f"{config.model_type}: encoders and adapter are in float32, which {asked} does not take; there they use sdpa."
+        " In bfloat16 the whole model uses what was asked for."
+    )
+    return "sdpa"
+
+
 def needs_graph(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> bool:
     """False for a frozen encoder. Activation checkpointing makes the output of every embedding require gradients, and
     the encoder would keep its whole graph for nothing."""
@@ -117,6 +130,7 @@ def hidden_states_of(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> It
     # The reader runs while this generator waits at a `yield`: no grad mode may be left set there.
     with torch.set_grad_enabled(with_graph):
         hidden_states, grid = _embed(encoder, pixel_values)
+    encoder.config._attn_implementation = usable_attention(encoder.config, hidden_states)
     yield hidden_states
     for block in blocks:
         with torch.set_grad_enabled(with_graph):

@@ -12,6 +12,7 @@ from transformers import AutoModel
 
 from omnifusion_hf import OmniFusionVisionModel
 from omnifusion_hf.configuration_omnifusion import ENCODER_FAMILIES, OmniFusionVisionConfig
+from omnifusion_hf.modeling_omnifusion_vision import logger, usable_attention
 
 
 FAMILIES = ["clip", "siglip", "dinov2", "internvl", "swin"]
@@ -258,3 +259,33 @@ def test_case_21_encoder_without_the_attention_asked_for_uses_eager(caplog):
     model = tiny.model(config).model
     used = [encoder.config._attn_implementation for encoder in model.vision_tower.encoders]
     assert used == ["sdpa", "eager"] and model.language_model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_float16_with_flash_attention_computes_encoders_and_adapter_by_sdpa(half, caplog, monkeypatch):
+    """Without a GPU the LLM cannot run, but all that lies before it: there nothing may ask for flash attention."""
+    model = tiny.model(tiny.config(("clip", "dinov2"), projector_type="transformer")).model
+    views, implementation = torch.rand(2, 3, 32, 32), "flash_attention_2"
+    expected = model.get_image_features(views).pooler_output
+    if half:
+        model.half()
+    for config in (model.config, *model.config.vision_config.encoder_configs):
+        config._attn_implementation = implementation
+    monkeypatch.setattr(logger, "warning_once", logger.warning)
+    found = model.get_image_features(views).pooler_output
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, expected))
+    assert "are in float32, which flash_attention_2 does not take; there they use sdpa" in caplog.text
+
+
+def test_flash_attention_is_used_where_it_can_be():
+    config = tiny.config()
+    states = {dtype: torch.zeros(1, dtype=dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)}
+    for asked in ("flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2"):
+        config._attn_implementation = asked
+        used = {dtype: usable_attention(config, each) for dtype, each in states.items()}
+        assert used == {torch.float32: "sdpa", torch.float16: asked, torch.bfloat16: asked}
+        with torch.autocast("cpu", torch.bfloat16):
+            assert usable_attention(config, states[torch.float32]) == asked
+    for asked in ("eager", "flex_attention"):
+        config._attn_implementation = asked
+        assert usable_attention(config, states[torch.float32]) == asked

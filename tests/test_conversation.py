@@ -50,6 +50,15 @@ def test_an_answer_grows_to_what_ask_answers(conversation):
     assert all(later.startswith(earlier) for earlier, later in zip(told, told[1:]))
 
 
+def test_a_folder_that_asks_for_beams_is_answered_with_them(conversation, monkeypatch):
+    """As a converted v1.1 does; nothing of such an answer is certain before its end."""
+    monkeypatch.setattr(conversation.model.generation_config, "num_beams", 3)
+    picture, question = bundled("count-1.png"), "Describe the picture."
+    told = answers(conversation, [user_turn(question, [picture])])
+    assert told[-1] == ask.answer(conversation.model, conversation.processor, [picture], question)
+    assert set(told[:-1]) == {""} and len(told) > 10
+
+
 @pytest.mark.parametrize("picture, shape", [("colour-1.png", "cross"), ("shape-1.png", "star")])
 def test_a_second_turn_knows_the_picture_of_the_first(conversation, picture, shape):
     said = [user_turn("How many objects are there?", [bundled(picture)]), answered("2")]

@@ -226,6 +226,9 @@ def test_every_refusal_has_openais_form(app, monkeypatch):
     assert refused(app.post("/v1/responses", json={"input": [{"type": "?"}]}), 404)["code"] == "unknown_url"
     assert refused(app.get("/v1/chat/completions"), 405)["code"] == "unknown_url"
     assert refused(app.post("/load_model", json={}), 400)["param"] == "model"
+    for url in ("http://[::1", "http://127.0.0.1:9/x.png", "data:image/png;base64,!"):
+        no_image = user({"type": "image_url", "image_url": {"url": url}})
+        assert refused(post(app, messages=[no_image]), 400)["param"] == "messages"
     long = refused(post(app, messages=[user(text("word " * 1020))]), 400)
     assert long["code"] == "context_length_exceeded" and "room for 1024" in long["message"]
     monkeypatch.setattr(module, "MAX_BODY", 100)

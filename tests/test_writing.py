@@ -53,6 +53,14 @@ def test_the_reason_says_whether_the_answer_ended_or_was_cut_short(described, mo
     assert last.finish_reason == reason and (last.num_tokens == most) == (reason == "length")
 
 
+def test_an_end_that_was_forced_at_the_last_token_is_no_end(described, monkeypatch):
+    """A converted v1.1 has forced_eos_token_id."""
+    *parts, inputs = described
+    monkeypatch.setattr(parts[0].generation_config, "forced_eos_token_id", parts[1].tokenizer.eos_token_id)
+    reasons = [list(write(*parts, inputs, max_new_tokens=most))[-1].finish_reason for most in (5, 200)]
+    assert reasons == ["length", "stop"]
+
+
 def stops(whole: str) -> list[list[str]]:
     """Texts to stop at: a letter, words, the middle of one, two at once, one that does not come."""
     return [["e"], [" " + whole.split()[3]], [whole[10:25]], [whole[30:32], whole[12:14]], ["no such text"], [whole]]

@@ -75,7 +75,7 @@ class ChatServer:
             self.check_sources(message, f"messages[{index}]")
         try:
             inputs = prompts(self.processor, [messages])
-        except (ValueError, TemplateError, httpx.HTTPError) as error:
+        except (ValueError, TemplateError, httpx.HTTPError, httpx.InvalidURL) as error:
             raise Refusal(str(error), param="messages") from error
         try:
             most = request.max_new_tokens(MAX_NEW_TOKENS)

@@ -62,7 +62,7 @@ def write(
                 yield Written(_surely_before(text, stop), len(ids))
             ids = writing.result()[0, prompt_length:].tolist()
             if not closed.is_set():
-                yield _finished(model, processor, ids, stop)
+                yield _finished(model, processor, ids, stop, options.get("max_new_tokens"))
         finally:
             closed.set()
 
@@ -82,8 +82,10 @@ def _surely_before(text: str, stop: Sequence[str]) -> str:
     return text[: max(len(text) - longest + 1, 0)].rstrip()
 
 
-def _finished(model, processor, ids: list[int], stop: Sequence[str]) -> Written:
-    (text,), ends = texts_of(processor, [ids]), model.generation_config.eos_token_id
-    has_ended = ids[-1:] and ids[-1] in (ends if isinstance(ends, list) else [ends])
+def _finished(model, processor, ids: list[int], stop: Sequence[str], most: int | None) -> Written:
+    (text,), settings = texts_of(processor, [ids]), model.generation_config
+    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    was_forced = settings.forced_eos_token_id is not None and len(ids) == most  # as v1.1's last token is
     answer = cut(text, stop)
-    return Written(answer, len(ids), "stop" if has_ended or answer != text else "length")
+    has_ended = answer != text or (ids and ids[-1] in ends and not was_forced)
+    return Written(answer, len(ids), "stop" if has_ended else "length")

@@ -28,6 +28,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
 from transformers.utils import cached_file
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from .chat_template_omnifusion import (
     ESCAPE,
@@ -299,22 +300,23 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         every `<image>` continued to the tokens that it has become."""
         is_batch = isinstance(conversation[0], (list, tuple))
         template_options = {name: value for name, value in kwargs.items() if name not in NOT_FOR_THE_TEMPLATE}
-        prompts = self.tokenizer.apply_chat_template(
+        texts, answers = render_jinja_template(  # not the tokenizer's own mask: before 5.24 it misses escaped starts
             conversation if is_batch else [conversation],
             chat_template=chat_template or self.chat_template,
-            return_dict=True,
             return_assistant_tokens_mask=True,
-            **template_options,
+            **self.tokenizer.special_tokens_map | template_options,
         )
+        prompts = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
         expanded, masks = outputs["input_ids"], []
         expanded = expanded.tolist() if hasattr(expanded, "tolist") else expanded
-        for ids, marks, whole, attended in zip(
-            prompts["input_ids"], prompts["assistant_masks"], expanded, outputs["attention_mask"]
+        for ids, places, marked, whole, attended in zip(
+            prompts["input_ids"], prompts["offset_mapping"], answers, expanded, outputs["attention_mask"]
         ):
             starts = (place for place, token in enumerate(whole) if token == self.image_start_token_id)
             spans = (whole.index(self.image_end_token_id, start) - start + 1 for start in starts)
             lengths = [next(spans) if token == self.image_token_id else 1 for token in ids]
-            mask = iter([mark for mark, length in zip(marks, lengths) for _ in range(length)])
+            learnt = [any(start < last and first < end for first, last in marked) for start, end in places]
+            mask = iter([int(mark) for mark, length in zip(learnt, lengths) for _ in range(length)])
             masks.append([next(mask) if int(real) else 0 for real in attended])  # 0 where padded
         return masks
 

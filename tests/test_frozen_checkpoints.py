@@ -59,7 +59,7 @@ def test_case_26_full_checkpoint_loads_whole_and_answers_as_then(checkpoint):
 def test_case_26_lora_checkpoint_loads_whole_and_answers_as_then(checkpoint):
     model, _ = load(checkpoint / "full")
     info = model.load_adapter("lora")
-    assert not info.unexpected_keys and not info.mismatched_keys
+    assert not info.unexpected_keys and not getattr(info, "mismatched_keys", None)
     # PEFT's own report, before transformers 5.18, names the weights of the base too
     assert not [name for name in info.missing_keys if re.search("lora_|modules_to_save|trainable_tokens", name)]
     expected = load_file("expected.safetensors")

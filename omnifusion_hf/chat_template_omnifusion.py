@@ -186,7 +186,14 @@ def messages_as_data(conversation: list, tokens: list[str], place: str = "") -> 
     return [_message_as_data(message, f"{place}message {i}", tokens) for i, message in enumerate(conversation)]
 
 
+def _as_dict(given):
+    """A message or part as a dict, also where it is an object with these attributes, as clients of servers have it."""
+    is_object = not isinstance(given, Mapping) and hasattr(given, "__dict__")
+    return {name: value for name, value in vars(given).items() if value is not None} if is_object else given
+
+
 def _message_as_data(message: dict, place: str, tokens: list[str]) -> dict:
+    message = _as_dict(message)
     if not isinstance(message, Mapping) or message.get("role") not in ROLE_NAMES:
         raise ValueError(f"{place} is {message!r:.80}. It must be a dict with a role. {ROLES}")
     place, content = f"{place} ({message['role']})", message.get("content")
@@ -205,7 +212,7 @@ def _message_as_data(message: dict, place: str, tokens: list[str]) -> dict:
 def _joined(content: list, place: str, may_hold_images: bool) -> list[dict]:
     """A message's parts, of which no two texts stand side by side."""
     parts = []
-    for part in content:
+    for part in map(_as_dict, content):
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text" and isinstance(part.get("text"), str):
             _check_nothing_lost(part, ("type", "text"), place)

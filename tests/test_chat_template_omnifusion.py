@@ -2,6 +2,7 @@
 
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 
 import conversations
 import pytest
@@ -12,7 +13,7 @@ from jinja2 import TemplateError
 from tokenizers import AddedToken
 
 from omnifusion_hf import OmniFusionProcessor, add_special_tokens
-from omnifusion_hf.chat_template_omnifusion import ESCAPE, chat_template_for, escape, special_tokens
+from omnifusion_hf.chat_template_omnifusion import ESCAPE, chat_template_for, escape, messages_as_data, special_tokens
 
 
 # Stand-ins for the kinds of templates that LLMs bring. All but the last print whatever `content` is.
@@ -326,3 +327,14 @@ def test_an_llm_without_a_template_and_an_unknown_kind_are_refused():
         chat_template_for(llm_tokenizer(None), "own")
     with pytest.raises(ValueError, match="`vicuna` is unknown"):
         chat_template_for(llm_tokenizer(INST), "vicuna")
+
+
+def test_messages_may_be_objects():
+    """As transformers takes them, and as clients of servers have them."""
+    text = SimpleNamespace(type="text", text="Hi <bot>", annotations=None)
+    objects = [SimpleNamespace(role="user", content=[text], tool_calls=None)]
+    dicts = [{"role": "user", "content": [{"type": "text", "text": "Hi <bot>"}]}]
+    tokens = ["<image>", "<bot>"]
+    assert messages_as_data(objects, tokens) == messages_as_data(dicts, tokens)
+    with pytest.raises(ValueError, match="message 0"):  # control
+        messages_as_data([SimpleNamespace(role="user", value="Hi")], tokens)

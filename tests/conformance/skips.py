@@ -48,7 +48,7 @@ Left out as a whole:
 
 Adapted: `test_can_init_all_missing_weights` runs as if our classes lay inside transformers, which initialises custom
 code in another way. Where a test passes `input_ids` alone, and in random ids, there is no `<image>`: our models refuse
-one without an image, where LLaVA embeds the placeholder.
+one without an image, where LLaVA embeds the placeholder. A message with tool calls alone is refused by name.
 
 The image processor has one class, on Pillow, registered under both backend names. The tests that compare backends thus
 compare it with itself; exact pixels are tested in `tests/test_image_processing_omnifusion.py`.

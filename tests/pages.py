@@ -27,6 +27,7 @@ FENCE = re.compile(r"^(?:(?P<mark><!-- not run[^\n]*)\n)?```(?P<language>\w+)\n(
 OTHERS_DEPRECATIONS = [
     pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`gradient_checkpointing_(en|dis)able` is deprecated:FutureWarning"),
 ]
 MARK = re.compile(r"<!-- not run: \S.* -->")
 

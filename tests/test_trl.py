@@ -173,3 +173,22 @@ def test_what_the_page_calls_refused_is_refused(setting, tmp_path):
     page.write_text(page.read_text().replace("max_length=None", "max_length=500"))
     with pytest.raises(ValueError, match=setting.partition("=")[0].replace("_", ".").replace("packing", "[Pp]acking")):
         pages.run_page(page, tmp_path)
+
+
+@pytest.mark.parametrize("strategy", ["whole", "grid"])
+@pytest.mark.parametrize("bundled", [False, True], ids=["a saved folder", "the bundled model"])
+def test_dpo_and_grpo_run_three_steps(bundled, strategy, model_folder, tmp_path):
+    *_, dpo, grpo = [block.code for block in pages.blocks(PAGE.read_text()) if block.language == "python"]
+    loads = "processor = AutoProcessor.from_pretrained(folder)\n"
+    chosen = f"{loads}processor.image_processor.view_strategy = {strategy!r}\n"
+    page = tmp_path / "page.md"
+    page.write_text("".join(f"```python\n{code.replace(loads, chosen)}```\n\n" for code in (dpo, grpo)))
+    if not bundled:
+        page.write_text(page.read_text().replace('folder = "omnifusion_hf/tiny"', f'folder = "{model_folder}"'))
+    (tmp_path / "scratch").mkdir()
+    names = pages.run_page(page, tmp_path / "scratch").names[-1]
+    for trainer in (names["dpo_trainer"], names["grpo_trainer"]):
+        assert trainer.state.global_step == 3
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        assert len(losses) == 3 and all(map(math.isfinite, losses))
+    assert names["processor"].image_processor.view_strategy == strategy

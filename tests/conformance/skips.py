@@ -25,6 +25,8 @@ REASONS = {
     r"tool_calls": "the chat template offers no tools",
     r"preprocess_arguments": "for image processors of transformers 4",
     r"override_instance_attributes": "reads sizes that are plain dictionaries; transformers' new size class is none",
+    r"keep_in_fp32_modules_strict": "for models that keep parts in float32 whatever is asked for",
+    r"cache as input to forward": "`forward` hands the cache on without naming it, which transformers 5.24 renamed",
     r"row of pixel_values per picture": "counts one row of pixel_values per picture; the grid gives one per view",
 }
 

@@ -11,6 +11,7 @@ import tiny
 import torch
 from PIL import ImageFile
 from transformers import AutoModel, AutoModelForCausalLM, CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers.utils import logging as transformers_logging
 
 from omnifusion_hf import OmniFusionForConditionalGeneration, OmniFusionProcessor
 
@@ -34,6 +35,12 @@ class DeprecationsAreErrors(logging.Handler):
 
 
 logging.getLogger("transformers").addHandler(DeprecationsAreErrors(logging.WARNING))
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_logged():
+    """Commands that other tests ran may have set another level."""
+    transformers_logging.set_verbosity_warning()
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ from transformers.utils import logging
 
 
 def test_a_logged_deprecation_is_an_error():
-    logging.set_verbosity_warning()  # commands that other tests ran may have set another one
     logger = logging.get_logger("transformers.modeling_utils")
     with pytest.raises(DeprecationWarning, match="`x` are deprecated"):
         logger.warning("`x` are deprecated. Use `y` instead.")

@@ -91,7 +91,7 @@ def is_mistake(error: Exception) -> bool:
     """Whether what the user gave, a file, the network, the disk or a missing package explains an error. Any other is a
     fault of this package, of which the traceback is wanted."""
     kinds = [ValueError, OSError, ImportError, MemoryError, RecursionError]
-    kinds += [getattr(sys.modules[package], name) for package, name in FOREIGN if package in sys.modules]
+    kinds += [getattr(sys.modules.get(package), name, ()) for package, name in FOREIGN]
     said = str(error)
     return isinstance(error, tuple(kinds)) or bool(UNWRITTEN.search(said)) or "DefaultCPUAllocator" in said
 

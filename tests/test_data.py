@@ -115,7 +115,7 @@ def test_columns_are_ignored_where_the_source_says_so(tmp_path):
 
 def test_chat_messages_are_the_same_as_llavas(tmp_path):
     answer = [{"type": "text", "text": "It is."}]
-    plain, listed = sample(0) | chat("It is."), sample(0) | chat(answer)
+    plain, listed = sample(0) | chat("It is.") | {"conversations": []}, sample(0) | chat(answer)
     expected = [("user", "[0.png]", "What?"), ("assistant", "It is.")]
     assert flat(to_messages(plain)) == flat(to_messages(listed)) == expected
     assert flat(to_messages(sample(0))) != expected

@@ -309,7 +309,8 @@ def _image_parts(messages: list[dict]) -> Iterator[dict]:
 def _turns(row: dict) -> list[tuple[str, str | list]]:
     """Role and content of each turn; content is text or a list of a chat message's parts."""
     only_one(row, "conversations", "messages")
-    for column, role, content in (("conversations", "from", "value"), ("messages", "role", "content")):
+    forms = (("conversations", "from", "value"), ("messages", "role", "content"))
+    for column, role, content in sorted(forms, key=lambda form: _is_empty(row.get(form[0]))):
         if isinstance(row.get(column), list):
             return [_role_and_content(turn, role, content) for turn in row[column]]
     raise ValueError(

@@ -164,7 +164,8 @@ class ArrowRows:
     def __init__(self, dataset, path: str):
         self.dataset, self.path = undecoded(dataset), path
         found = [Path(path), *Path(path).rglob("*")] if Path(path).exists() else map(Path, glob(path))
-        self.files = sorted(file for file in found if file.is_file())
+        tables = (".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tar")  # and not every picture of a folder
+        self.files = sorted(file for file in found if file.suffix in tables and file.is_file())
 
     def __len__(self) -> int:
         return len(self.dataset)

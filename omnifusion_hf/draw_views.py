@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from . import ask
 from .configuration_omnifusion import OmniFusionConfig
-from .image_processing_omnifusion import OmniFusionImageProcessor, cut_picture, load_image
+from .image_processing_omnifusion import OmniFusionImageProcessor, load_image
 from .processing_omnifusion import TokenCount
-from .views_omnifusion import Box, PictureViews, best_canvas
+from .views_omnifusion import Box, PictureViews, best_canvas, cut_picture
 
 
 PAPER, WHITE, GREY, HATCH = (251, 251, 249), (255, 255, 255), (190, 190, 186), (214, 214, 208)

@@ -22,19 +22,20 @@ import os
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from threading import Lock
+from time import monotonic
 from typing import Any, BinaryIO
 from urllib.request import url2pathname
+
+
+# First: configuration refuses other versions of transformers; 4 copies no file of a folder that is not imported here.
+from .configuration_omnifusion import OmniFusionConfig  # noqa: F401  # isort: skip
+from .encoders_omnifusion import ENCODER_FAMILIES  # noqa: F401  # isort: skip
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import (
-    OPENAI_CLIP_MEAN,
-    OPENAI_CLIP_STD,
-    ChannelDimension,
-    PILImageResampling,
-)
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelDimension, PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torch_tensor
 
@@ -42,8 +43,7 @@ from .views_omnifusion import (
     ImageFit,
     PictureViews,
     ViewStrategy,
-    cut_directly,
-    cut_views,
+    cut_picture,
     flat,
     images_per_prompt,
     picture_views,
@@ -87,7 +87,7 @@ class OmniFusionImageProcessorKwargs(ImagesKwargs, total=False):
     crop_to_patches: bool
 
 
-MAX_RESIZED_PIXELS = 2**24  # a larger resized image is never made: 4096 x 4096 pixels, 48 MB
+MAX_DOWNLOAD_BYTES, MAX_DOWNLOAD_SECONDS = 2**27, 120
 CHANNELS = (1, 3, 4)
 # How far floats may lie beyond their range, in parts of the brightest: Pillow's bicubic overshoots by 0.28 at most.
 OVERSHOOT = 0.3
@@ -193,8 +193,14 @@ def _file_of_text(text: str) -> tuple[str | BinaryIO, str]:
 def _download(url: str) -> bytes:
     from huggingface_hub.utils import httpx
 
+    data, deadline = bytearray(), monotonic() + MAX_DOWNLOAD_SECONDS
     with _naming(url, "cannot be fetched"):
-        return httpx.get(url, follow_redirects=True, timeout=30).raise_for_status().content
+        with httpx.stream("GET", url, follow_redirects=True, timeout=30) as response:
+            for part in response.raise_for_status().iter_bytes():
+                data += part
+                if len(data) > MAX_DOWNLOAD_BYTES or monotonic() > deadline:
+                    raise ValueError(f"more than {MAX_DOWNLOAD_BYTES} bytes or {MAX_DOWNLOAD_SECONDS} s")
+    return bytes(data)
 
 
 def _decoded(image: Image.Image, max_pixels: int, do_convert_rgb: bool) -> Image.Image:
@@ -272,13 +278,6 @@ def to_levels(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind in "iu":
         return array.astype(np.uint8)
     return np.round(array * (255 // top)).clip(0, 255).astype(np.uint8)
-
-
-def cut_picture(image: Image.Image, boxes: PictureViews, side: int, resample: int, background: tuple) -> list:
-    """All views of a picture in their order. Regions are small parts of it, so that each is cut by itself."""
-    cut = {"side": side, "resample": resample, "background": background}
-    whole_and_tiles = cut_views(image, [boxes.whole, *boxes.tiles], MAX_RESIZED_PIXELS, **cut)
-    return whole_and_tiles + [cut_directly(image, box, **cut) for box in boxes.regions]
 
 
 class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057

@@ -382,8 +382,8 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden_states = outputs.last_hidden_state[:, kept]
         logits = loss = None
-        if labels is not None:
-            check_labels(labels, self.config)
+        for given in (labels, kwargs.get("shift_labels")):
+            check_labels(given, self.config)
         if self.skip_logits and self.training and labels is not None:
             loss = loss_of_answers(hidden_states, labels, self.lm_head, self.config, **kwargs)
         else:

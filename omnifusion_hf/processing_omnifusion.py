@@ -39,6 +39,7 @@ from .chat_template_omnifusion import (
     special_tokens,
 )
 from .configuration_omnifusion import SPECIAL_TOKENS, OmniFusionConfig
+from .encoders_omnifusion import ENCODER_FAMILIES  # noqa: F401 (so that transformers 4 copies it, and is refused)
 from .image_processing_omnifusion import OmniFusionImageProcessor
 from .sentencepiece_omnifusion import fast_tokenizer
 from .views_omnifusion import flat, images_per_prompt, regions_per_image, views_per_image

@@ -321,6 +321,9 @@ def views_per_image(image_view_index) -> list[int]:
     return np.diff(starts, append=len(image_view_index)).tolist()
 
 
+MAX_RESIZED_PIXELS = 2**24  # a larger resized image is never made: 4096 x 4096 pixels, 48 MB
+
+
 def cut_views(
     image: Image.Image, boxes: list[Box], largest: int, side: int, resample: int, background: tuple
 ) -> list[Image.Image]:
@@ -359,3 +362,10 @@ def cut_directly(image: Image.Image, box: Box, side: int, resample: int, backgro
         (round((inside[0] - left) * x_scale), round((inside[1] - top) * y_scale)),
     )
     return view
+
+
+def cut_picture(image: Image.Image, boxes: PictureViews, side: int, resample: int, background: tuple) -> list:
+    """All views of a picture in their order. Regions are small parts of it, so that each is cut by itself."""
+    cut = {"side": side, "resample": resample, "background": background}
+    whole_and_tiles = cut_views(image, [boxes.whole, *boxes.tiles], MAX_RESIZED_PIXELS, **cut)
+    return whole_and_tiles + [cut_directly(image, box, **cut) for box in boxes.regions]

@@ -138,6 +138,8 @@ def test_a_label_that_is_never_predicted_is_refused_by_name(skip_logits, soft_ca
     inputs["labels"][1, 7] = 300
     with pytest.raises(ValueError, match="Label 300 is never predicted: config.predicted_vocab_size is 300. .*None"):
         model(**inputs)
+    with pytest.raises(ValueError, match="Label 300 is never predicted"):
+        model(**batch(), shift_labels=inputs["labels"])
     model.config.predicted_vocab_size = None
     assert model(**inputs).loss < 20
 

@@ -1,12 +1,15 @@
 """The image processor: exact pixels, every container of a picture, huge and broken files, what is saved."""
 
 import base64
+import contextlib
 import json
 import re
 import resource
 import struct
+import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO, StringIO
 from tempfile import SpooledTemporaryFile
 
@@ -15,12 +18,11 @@ import pytest
 import tiny
 import torch
 from conversations import turn
-from huggingface_hub.utils import httpx
 from PIL import Image, ImageFile
 from pixels import BACKGROUND, MEAN, SIDE, channels_first, encoded, levels, noise, processor, stored_turned
 from transformers import AutoImageProcessor, CLIPImageProcessor, CLIPImageProcessorPil, SiglipImageProcessorPil
 
-from omnifusion_hf import OmniFusionImageProcessor, image_processing_omnifusion
+from omnifusion_hf import OmniFusionImageProcessor, image_processing_omnifusion, views_omnifusion
 from omnifusion_hf.draw_views import draw_file
 from omnifusion_hf.evaluation.asking import opened
 from omnifusion_hf.evaluation.errors import thumbnail
@@ -90,7 +92,7 @@ def test_pictures_too_large_to_resize_whole_give_nearly_the_same_pixels(monkeypa
     passes in the other order, so that levels clipped in between differ; smooth pictures stay within two levels."""
     pictures = [tiny.picture(seed, (20 + 30 * seed, 220 - 20 * seed)) for seed in range(10)]
     whole = levels(pictures, view_strategy="grid")
-    monkeypatch.setattr(image_processing_omnifusion, "MAX_RESIZED_PIXELS", 1)
+    monkeypatch.setattr(views_omnifusion, "MAX_RESIZED_PIXELS", 1)
     np.testing.assert_allclose(levels(pictures, view_strategy="grid"), whole, atol=2)
 
 
@@ -146,17 +148,46 @@ def test_case_14_every_container_gives_the_same_pixels(tmp_path):
     assert (levels(tiny.picture(1)) != expected).any()
 
 
-def test_case_14_a_url_gives_the_same_pixels(monkeypatch):
+@pytest.fixture
+def web():
+    """A web server: `web[path]` is the body at a path, a list is sent part by part; any other path is a 404."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = bodies.get(self.path)
+            self.send_response(404 if body is None else 200)
+            self.end_headers()
+            with contextlib.suppress(OSError):  # the client may go away
+                for part in [body or b""] if not isinstance(body, list) else body:
+                    self.wfile.write(part)
+
+        def log_message(self, *args):
+            pass
+
+    bodies = {}
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        bodies["url"] = f"http://127.0.0.1:{server.server_port}"
+        yield bodies
+        server.shutdown()
+
+
+def test_case_14_a_url_gives_the_same_pixels(web):
     image = tiny.picture()
-    asked = []
+    web["/picture.png"] = encoded(image, "PNG")
+    np.testing.assert_array_equal(levels(web["url"] + "/picture.png"), levels(image))
 
-    def get(url, **options):
-        asked.append(url)
-        return httpx.Response(200, content=encoded(image, "PNG"), request=httpx.Request("GET", url))
 
-    monkeypatch.setattr(httpx, "get", get)
-    np.testing.assert_array_equal(levels("https://example.org/picture.png"), levels(image))
-    assert asked == ["https://example.org/picture.png"]
+@pytest.mark.parametrize("limit, value", [("MAX_DOWNLOAD_BYTES", 1000), ("MAX_DOWNLOAD_SECONDS", -1)])
+def test_a_download_ends_at_its_limits(web, monkeypatch, limit, value):
+    web["/picture.png"] = encoded(tiny.picture(), "PNG")
+    web["/endless"] = [bytes(500)] * 1000
+    assert len(web["/picture.png"]) > 1000
+    levels(web["url"] + "/picture.png")  # control
+    monkeypatch.setattr(image_processing_omnifusion, limit, value)
+    for path in ("/picture.png", "/endless"):
+        with pytest.raises(ValueError, match=rf"{path} cannot be fetched: more than \d+ bytes or -?\d+ s"):
+            levels(web["url"] + path)
 
 
 @pytest.mark.parametrize("mode, tolerance", [("L", 0), ("LA", 0), ("I;16", 1), ("I", 1), ("1", 0), ("P", 0)])
@@ -485,15 +516,10 @@ def test_what_is_no_image_is_one_value_error_that_names_it(tmp_path):
     assert levels(PHOTO).shape == (1, 3, SIDE, SIDE)  # control
 
 
-def test_a_url_that_does_not_answer_is_one_value_error(monkeypatch):
-    def get(url, **options):
-        return httpx.Response(404, request=httpx.Request("GET", url))
-
-    monkeypatch.setattr(httpx, "get", get)
-    for url in ("https://example.org/a.png", "http://[::1/a.png"):
+def test_a_url_that_does_not_answer_is_one_value_error(web):
+    for url in (f"{web['url']}/a.png", "http://[::1/a.png"):
         with pytest.raises(ValueError, match=f"^{re.escape(url)} cannot be fetched: "):
             levels(url)
-        monkeypatch.undo()
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")

@@ -52,6 +52,14 @@ def start(log: Path, port: int) -> subprocess.Popen:
     return process
 
 
+def test_a_taken_port_is_told_before_the_model_is_loaded(monkeypatch):
+    monkeypatch.setattr(module, "load", lambda model: pytest.fail("loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
+        module.serve("model", port=taken.getsockname()[1])
+    with pytest.raises(pytest.fail.Exception, match="loaded"):  # control
+        module.serve("model", port=free_port())
+
+
 @pytest.fixture(scope="module")
 def port() -> int:
     return free_port()

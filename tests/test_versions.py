@@ -1,5 +1,6 @@
 """What every version of transformers must give alike, in short; `make test` runs it on the oldest one as well."""
 
+import ast
 import json
 import re
 from importlib.util import module_from_spec, spec_from_file_location
@@ -94,6 +95,23 @@ def test_a_version_outside_the_window_is_told_in_one_line(version, monkeypatch):
         f"OmniFusion needs transformers {oldest} or newer, before {too_new}; installed is {version}: "
         f"pip install 'transformers>={oldest},<{too_new}'"
     )
+
+
+@pytest.mark.parametrize("entrance", ["configuration", "image_processing", "processing"])
+def test_every_entrance_of_a_folder_meets_the_check(entrance):
+    """`AutoImageProcessor` reads no configuration of the model, so that its file imports the check, and first. And
+    transformers 4 copies no file of a folder but those that the entrance itself imports."""
+
+    def imported(name: str) -> list[str]:
+        tree = ast.parse((ROOT / f"omnifusion_hf/{name}.py").read_text(encoding="utf-8"))
+        return [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+
+    ours = [name for name in imported(f"{entrance}_omnifusion") if name.endswith("_omnifusion")]
+    assert {name for one in ours for name in imported(one) if name.endswith("_omnifusion")} <= {*ours}
+    if entrance == "image_processing":
+        names = imported("image_processing_omnifusion")
+        first = next(name for name in names if name.startswith("transformers"))
+        assert names.index("configuration_omnifusion") < names.index(first)
 
 
 def test_setup_asks_for_the_same_versions():

@@ -7,6 +7,7 @@ Answers are those of `omnifusion ask`, one at a time; a client that goes away en
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from threading import Event
 
@@ -201,6 +202,8 @@ def serve(model: str, host: str = "127.0.0.1", port: int = 8000):
             URL that this computer reads; by a path only those on this computer may.
         port: a free one.
     """
+    with socket.create_server((host, port)):  # whether it is free, before the model is loaded
+        pass
     print(f"Loading {model}; requests name it so. Talk: transformers chat {model} http://{host}:{port}/v1", flush=True)
     app = build_app(ChatServer(*load(model), model, reads_paths=is_loopback(host)))
     if is_loopback(host):

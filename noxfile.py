@@ -49,7 +49,7 @@ def site_packages(session: nox.Session) -> Path:
 
 
 def run_tests(session: nox.Session, files: list[str], *options: str):
-    paths = [f"tests/test_{name}.py" for name in files]
+    paths = [str(path) for name in files for path in Path("tests").rglob(f"test_{name}.py")]
     session.run("python", "-m", "pytest", *paths, *options, env={"OMP_NUM_THREADS": "1"})
 
 
@@ -96,7 +96,7 @@ def count(report: Path) -> dict[str, str]:
     """`{"saving": "17"}`: passed tests of each file, with failed and skipped ones where there are any."""
     found = {}
     for case in ElementTree.parse(report).iter("testcase"):
-        name = case.get("classname").removeprefix("tests.test_")
+        name = case.get("classname").rpartition(".test_")[2]
         states = {child.tag for child in case}
         state = "failed" if states & {"failure", "error"} else "skipped" if "skipped" in states else "passed"
         found.setdefault(name, {"passed": 0, "failed": 0, "skipped": 0})[state] += 1

@@ -18,7 +18,17 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["omnifusion_hf", "omnifusion_hf.*"]),
-    package_data={"omnifusion_hf": ["tiny/*", "tiny/*/*", "model_card.md", "evaluation/*.html", "evaluation/tasks/*"]},
+    package_data={
+        "omnifusion_hf": [
+            "tiny/*",
+            "tiny/*/*",
+            "recipes/*",
+            "recipes/*/*",
+            "model_card.md",
+            "evaluation/*/*.html",
+            "evaluation/tasks/*",
+        ]
+    },
     install_requires=[
         "transformers>=5.13,<6",
         "torch>=2.6,<3",
@@ -77,7 +87,7 @@ setup(
     },
     entry_points={
         "console_scripts": ["omnifusion=omnifusion_hf.cli:main"],
-        "lmms_eval.models": ["omnifusion=omnifusion_hf.evaluation.lmms_plugin:manifest"],
+        "lmms_eval.models": ["omnifusion=omnifusion_hf.evaluation.lmms_eval_plugin:manifest"],
         "vllm.general_plugins": ["omnifusion=omnifusion_hf.serving.vllm_plugin:register"],
     },
 )

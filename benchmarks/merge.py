@@ -23,7 +23,7 @@ from torch import nn
 from transformers import CLIPVisionConfig, Dinov2Config, LlavaConfig, LlavaModel, MistralConfig
 
 from omnifusion_hf import OmniFusionConfig, OmniFusionModel
-from omnifusion_hf.modeling_omnifusion_projector import SummationProjector
+from omnifusion_hf.model.modeling_omnifusion_projector import SummationProjector
 
 
 VIT_L = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "image_size": 336}

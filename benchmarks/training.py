@@ -40,8 +40,8 @@ from transformers import (
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from omnifusion_hf import OmniFusionConfig, OmniFusionForConditionalGeneration, OmniFusionImageProcessor
-from omnifusion_hf.head_omnifusion import loss_of_answers, predict
-from omnifusion_hf.training.collator import PaddingCollator
+from omnifusion_hf.model.loss_omnifusion import loss_of_answers, predict
+from omnifusion_hf.training.collators import PaddingCollator
 from omnifusion_hf.training.packing import packing_collator
 from omnifusion_hf.training.stages import apply_stage
 from omnifusion_hf.training.vision_cache import cached_dataset

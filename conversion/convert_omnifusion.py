@@ -23,19 +23,19 @@ from conversion import command_line  # noqa: E402
 from conversion import release_v1_1 as release_keys  # noqa: E402
 from conversion.release_v1_1 import Release  # noqa: E402
 from conversion.weights import check_new, find_shards, in_pieces, locate, shard_tensors, write_weights  # noqa: E402
-from omnifusion_hf import (  # noqa: E402
+from omnifusion_hf import (
     OmniFusionConfig,
     OmniFusionForConditionalGeneration,
     OmniFusionImageProcessor,
     OmniFusionProcessor,
     add_special_tokens,
 )
-from omnifusion_hf.chat_template_omnifusion import chat_template_for  # noqa: E402
-from omnifusion_hf.configuration_omnifusion import SPECIAL_TOKENS, padded_vocab_size  # noqa: E402
-from omnifusion_hf.files import staged_folder  # noqa: E402
 from omnifusion_hf.hub import CardFacts, render_card  # noqa: E402
-from omnifusion_hf.modeling_omnifusion import AUTO_MAP  # noqa: E402
-from omnifusion_hf.sentencepiece_omnifusion import fast_tokenizer  # noqa: E402
+from omnifusion_hf.io import staged_folder  # noqa: E402
+from omnifusion_hf.model.chat_template_omnifusion import chat_template_for  # noqa: E402
+from omnifusion_hf.model.configuration_omnifusion import SPECIAL_TOKENS, padded_vocab_size  # noqa: E402
+from omnifusion_hf.model.modeling_omnifusion import AUTO_MAP  # noqa: E402
+from omnifusion_hf.model.sentencepiece_omnifusion import fast_tokenizer  # noqa: E402
 
 
 VISION = "openai/clip-vit-large-patch14-336"

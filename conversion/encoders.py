@@ -8,7 +8,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.image_processing_auto import get_image_processor_config
 
-from omnifusion_hf.files import staged_folder
+from omnifusion_hf.io import staged_folder
 
 from .weights import KeyTable, in_pieces, shard_tensors, write_weights
 

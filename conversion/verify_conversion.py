@@ -24,7 +24,7 @@ if __package__ in (None, ""):
 
 from conversion.original_v1_1 import Original  # noqa: E402
 from omnifusion_hf import OmniFusionImageProcessor  # noqa: E402  registers the classes
-from omnifusion_hf.image_processing_omnifusion import load_image  # noqa: E402
+from omnifusion_hf.model.image_processing_omnifusion import load_image  # noqa: E402
 
 
 QUESTIONS = ["What is the sky color on this image?", "Какого цвета небо на этом изображении?"]

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from omnifusion_hf.files import write_whole
+from omnifusion_hf.io import write_whole
 
 from .pickles import read
 

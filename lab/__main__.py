@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from omnifusion_hf.files import write_whole
+from omnifusion_hf.io import write_whole
 
 from . import assemble, dataset, evaluate, pretrain_encoder, pretrain_llm
 

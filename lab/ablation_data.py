@@ -9,7 +9,7 @@ from random import Random
 from PIL import Image
 from tqdm import tqdm
 
-from omnifusion_hf.files import staged_folder, write_whole
+from omnifusion_hf.io import staged_folder, write_whole
 
 from .canvas import sample_rng
 from .dataset import in_batches, llava_sample

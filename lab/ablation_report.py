@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from omnifusion_hf.files import write_whole
+from omnifusion_hf.io import write_whole
 
 
 COLUMNS = ("colour", "shape", "count", "digit", "text, 1 character", "text, 2 characters", "text, 3 characters")

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
-from omnifusion_hf.files import staged_folder, write_whole
+from omnifusion_hf.io import staged_folder, write_whole
 
 from .ablation_report import report
 

@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from omnifusion_hf import OmniFusionForConditionalGeneration, OmniFusionProcessor
-from omnifusion_hf.files import staged_folder, write_whole
+from omnifusion_hf.io import staged_folder, write_whole
 
 from .evaluate import examples
 

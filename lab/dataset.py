@@ -12,7 +12,7 @@ from random import Random
 from PIL import Image
 from tqdm import tqdm
 
-from omnifusion_hf.files import staged_folder, write_whole
+from omnifusion_hf.io import staged_folder, write_whole
 
 from .canvas import Picture, sample_rng
 from .questions import Turn, conversation, look_up_turns

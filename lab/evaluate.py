@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from omnifusion_hf.ask import complete, prompts
 from omnifusion_hf.evaluation.metrics import normalised_edit_distance
-from omnifusion_hf.files import write_whole
+from omnifusion_hf.inference import complete, prompts
+from omnifusion_hf.io import write_whole
 
 from .canvas import Picture, sample_rng
 from .questions import Turn, ask, attribute_turns, caption, conversation, count_turns, place_turns, position_turns

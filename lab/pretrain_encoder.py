@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, DonutSwinConfig, DonutSwinModel
 
-from omnifusion_hf.files import staged_folder
+from omnifusion_hf.io import staged_folder
 
 from .canvas import CLASSES, GRID
 from .pretraining import fit

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
-from omnifusion_hf.files import staged_folder
+from omnifusion_hf.io import staged_folder
 
 from .canvas import SIDE, Picture
 from .pretraining import fit

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 from transformers import Dinov2Config, Dinov2Model
 
-from omnifusion_hf.files import staged_folder
+from omnifusion_hf.io import staged_folder
 
 from .pretrain_encoder import SIZE, Pictures, batch_of, image_processor
 from .pretraining import fit

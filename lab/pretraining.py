@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
-from omnifusion_hf.files import staged_folder
+from omnifusion_hf.io import staged_folder
 from omnifusion_hf.training.muon import MuonWithAdamW
 
 

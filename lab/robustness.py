@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from omnifusion_hf.ask import TINY
 from omnifusion_hf.cli import main as omnifusion
-from omnifusion_hf.evaluation.perturbations import PERTURBATIONS, REMOVED, SWAPPED
-from omnifusion_hf.files import write_whole
+from omnifusion_hf.evaluation.robustness.perturbations import PERTURBATIONS, REMOVED, SWAPPED
+from omnifusion_hf.inference import TINY
+from omnifusion_hf.io import write_whole
 
 from .canvas import Picture
 from .evaluate import TOPICS, examples

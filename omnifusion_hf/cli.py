@@ -8,17 +8,17 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
-from .files import is_mistake, reason_of
-from .modeling_omnifusion_projector import PROJECTORS
-from .views_omnifusion import ImageFit, ViewStrategy
+from .io import is_mistake, reason_of
+from .model.modeling_omnifusion_projector import PROJECTORS
+from .model.views_omnifusion import ImageFit, ViewStrategy
 
 
 def build(options: argparse.Namespace):
     """Assembles pretrained parts to a folder that is ready to train."""
     from transformers.utils import logging
 
-    from .build import Build, build
-    from .presets import MODELS
+    from .build.build import Build, build
+    from .build.presets import MODELS
 
     logging.set_verbosity_error()  # unused towers and new rows are no news here; missing weights raise
     given = {name: value for name, value in vars(options).items() if value is not None}
@@ -50,7 +50,7 @@ def merge(options: argparse.Namespace):
 
 def ask(options: argparse.Namespace):
     """Answers one question about picture files, or the questions about the bundled pictures."""
-    from .ask import TINY, answer, answer_examples, load
+    from .inference import TINY, answer, answer_examples, load
 
     *pictures, question = options.pictures_and_question or [None]
     if not options.examples and question is None:
@@ -70,7 +70,7 @@ def ask(options: argparse.Namespace):
 
 def views(options: argparse.Namespace):
     """Draws what a model sees of a picture and tells what that costs."""
-    from .draw_views import draw_file
+    from .visualize import draw_file
 
     chosen = {"view_strategy": options.strategy, "image_fit": options.fit, "max_regions": options.max_regions}
     if options.side is not None:
@@ -84,14 +84,14 @@ def views(options: argparse.Namespace):
 
 def serve(options: argparse.Namespace):
     """Starts an OpenAI-compatible server of one model."""
-    from .serving.server import serve
+    from .serving.openai_server import serve
 
     serve(options.model, options.host, options.port)
 
 
 def demo(options: argparse.Namespace):
     """Starts a page to talk to a model in the browser."""
-    from .serving.page import demo
+    from .serving.gradio_app import demo
 
     demo(options.model, options.host, options.port)
 
@@ -161,7 +161,7 @@ def add_build(commands):
 
 def add_train(commands):
     command = commands.add_parser("train", help="train one stage as a recipe says")
-    command.add_argument("recipe", help="YAML file, such as recipes/pretrain.yaml")
+    command.add_argument("recipe", help="YAML file, such as omnifusion_hf/recipes/pretrain.yaml")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="fields that win over the recipe's")
     command.add_argument("--resume", action="store_true", help="go on from output_dir's last whole checkpoint, if any")
     command.set_defaults(run=train)

@@ -11,10 +11,10 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from transformers import AutoConfig
 
-from .configuration_omnifusion import OmniFusionConfig
 from .evaluation.results import read_scores
-from .files import write_whole
+from .io import write_whole
 from .markdown import Markdown, code, fill, plain, table
+from .model.configuration_omnifusion import OmniFusionConfig
 from .training.progress import LOSS_PLOT, SUMMARY
 
 
@@ -215,7 +215,7 @@ def check_is_whole(folder: Path):
 
 def check_folder(folder: str | Path):
     """Loads the folder and generates one token. Raises `ValueError` for what would break its users."""
-    from .ask import answer, load
+    from .inference import answer, load
 
     folder = Path(folder)
     check_is_whole(folder)

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from omnifusion_hf import hub
-from omnifusion_hf.ask import TINY, load
 from omnifusion_hf.cli import main
+from omnifusion_hf.inference import TINY, load
 
 
 ADAPTER = "model.multi_modal_projector.linear_1.bias"

@@ -11,7 +11,7 @@ import pages
 import pytest
 from PIL import Image
 
-from omnifusion_hf.presets import ENCODERS
+from omnifusion_hf.build.presets import ENCODERS
 
 
 pytestmark = pages.OTHERS_DEPRECATIONS

@@ -35,7 +35,7 @@ def test_a_model_of_ones_own_is_built_and_trained(parts, tmp_path, monkeypatch):
     block = (
         block.replace("captions.json", str(samples))
         .replace("=pictures", f"={tmp_path}")
-        .replace("recipes/", f"{ROOT}/recipes/")
+        .replace("omnifusion_hf/recipes/", f"{ROOT}/omnifusion_hf/recipes/")
     )
     monkeypatch.chdir(tmp_path)
     quick = ["output_dir=trained", "max_steps=1", "use_cpu=true", "bf16=false", "report_to=none"]

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from ..files import named, read_json, read_text, write_whole
+from ..io import named, read_json, read_text, write_whole
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from PIL import Image
 from tqdm import tqdm
 from transformers.feature_extraction_utils import BatchFeature
 
-from ..ask import complete, prompts
-from ..files import read_json, read_text, write_whole
-from ..image_processing_omnifusion import load_image
+from ..inference import complete, prompts
+from ..io import read_json, read_text, write_whole
+from ..model.image_processing_omnifusion import load_image
 from .answers import Answer, AnswerLog
 from .metrics import exact_match
 from .provenance import processor_hash

@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 from accelerate.utils import gather_object
 
-from ..ask import context_length
+from ..inference import context_length
 
 
 PACKAGES = ("omnifusion_hf", "transformers", "torch", "lmms-eval")

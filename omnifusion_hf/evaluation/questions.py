@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 # The one thing taken from training: what a LLaVA file means is decided there, once.
-from ..training.data import ConversationDataset, SampleReader
-from ..training.sources import open_rows
+from ..training.conversations import ConversationDataset, SampleReader
+from ..training.readers import open_rows
 
 
 @dataclass(frozen=True)

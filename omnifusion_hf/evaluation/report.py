@@ -5,7 +5,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ..files import write_whole
+from ..io import write_whole
 from ..markdown import Markdown, code, plain, table
 from .paper_tables import BENCHMARKS, TABLES, PaperTable
 from .results import ModelResults, Score, lost_pictures, read_models, read_records, read_result_file
@@ -30,7 +30,7 @@ def report(options: argparse.Namespace) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     models, written = read_models(results), []
     if looks_closer:
-        from .inspection import inspect
+        from .robustness.inspection import inspect
 
         written += inspect(options, folder)
     return (write_tables(folder, models) if models else []) + written
@@ -38,7 +38,7 @@ def report(options: argparse.Namespace) -> list[Path]:
 
 def write_tables(folder: Path, models: list[ModelResults]) -> list[Path]:
     """Writes report.md, report.json and radar.png."""
-    from .radar import draw_radar
+    from .robustness.radar import draw_radar
 
     paths = [folder / name for name in ("report.md", "report.json", "radar.png")]
     draw_radar(paths[2], {_label(model): paper_values(model) for model in models})

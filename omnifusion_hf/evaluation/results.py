@@ -13,7 +13,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from ..files import named, read_json, read_text
+from ..io import named, read_json, read_text
 from .answers import Answer, read_answers
 from .metrics import exact_match
 

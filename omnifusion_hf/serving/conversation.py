@@ -11,10 +11,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..ask import context_length, room_for_answer
-from ..draw_views import draw_views
-from ..image_processing_omnifusion import load_image, open_image
-from ..processing_omnifusion import TokenCount
+from ..inference import context_length, room_for_answer
+from ..model.image_processing_omnifusion import load_image, open_image
+from ..model.processing_omnifusion import TokenCount
+from ..visualize import draw_views
 from .writing import write
 
 

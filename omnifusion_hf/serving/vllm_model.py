@@ -8,7 +8,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.models.transformers import TransformersMultiModalForCausalLM
 
-from omnifusion_hf.head_omnifusion import scale_logits
+from omnifusion_hf.model.loss_omnifusion import scale_logits
 
 
 class OmniFusionForVllm(TransformersMultiModalForCausalLM):

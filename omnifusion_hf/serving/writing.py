@@ -13,7 +13,7 @@ from threading import Event
 
 import torch
 
-from ..ask import cut, texts_of
+from ..inference import cut, texts_of
 
 
 UNSETTLED = 3  # last tokens whose text may still change: a character has up to 4 bytes, and each may be a token

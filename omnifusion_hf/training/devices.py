@@ -43,7 +43,7 @@ def check_sharding(parts: dict[str, str], tied: bool, args: TrainingArguments):
     if tied and "lora" in parts.values() and (parse_flag_from_env("ACCELERATE_USE_FSDP") or args.fsdp):
         raise ValueError(
             "LoRA under FSDP needs an LLM whose head is not its embedding table (tie_word_embeddings: false), which "
-            "this one's is: use recipes/accelerate/zero3.yaml or ddp.yaml."
+            "this one's is: use omnifusion_hf/recipes/accelerate/zero3.yaml or ddp.yaml."
         )
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..files import staged_file
+from ..io import staged_file
 from .fingerprints import differences, leaves
 
 

@@ -16,10 +16,10 @@ from tqdm import tqdm
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from ..image_processing_omnifusion import open_image
-from ..processing_omnifusion import OmniFusionProcessor
+from ..model.image_processing_omnifusion import open_image
+from ..model.processing_omnifusion import OmniFusionProcessor
 from .devices import global_batch
-from .encoding import EncodedDataset
+from .preprocessing import EncodedDataset
 from .vision_cache import CachedDataset
 
 

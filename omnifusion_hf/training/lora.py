@@ -11,9 +11,9 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.pytorch_utils import Conv1D
 
-from ..ask import told_if_missing
-from ..files import staged_folder
-from ..modeling_omnifusion import OmniFusionForConditionalGeneration
+from ..inference import told_if_missing
+from ..io import staged_folder
+from ..model.modeling_omnifusion import OmniFusionForConditionalGeneration
 from .progress import SUMMARY
 
 

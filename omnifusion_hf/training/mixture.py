@@ -9,9 +9,9 @@ from typing import get_args
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
-from ..files import named, read_text, read_yaml
-from .data import BadSamples, ConversationDataset, ConversationFormat, SampleReader
-from .sources import load_hf_dataset, open_rows
+from ..io import named, read_text, read_yaml
+from .conversations import BadSamples, ConversationDataset, ConversationFormat, SampleReader
+from .readers import load_hf_dataset, open_rows
 from .streams import SampleStream, StreamMixture
 
 

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .collator import join_pictures
+from .collators import join_pictures
 
 
 logger = logging.get_logger(__name__)

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging
 
-from ..files import staged_file
+from ..io import staged_file
 
 
 logger = logging.get_logger(__name__)

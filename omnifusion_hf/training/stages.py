@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
-from ..modeling_omnifusion import OmniFusionForConditionalGeneration
+from ..model.modeling_omnifusion import OmniFusionForConditionalGeneration
 from .lora import LoraSettings, add_lora, path_of
 
 

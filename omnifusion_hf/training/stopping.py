@@ -15,7 +15,7 @@ from torch import distributed as dist
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from ..files import read_json, read_text, write_whole
+from ..io import read_json, read_text, write_whole
 from .identity import SETTINGS, changes_of_run
 from .progress import SUMMARY
 

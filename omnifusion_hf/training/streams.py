@@ -11,10 +11,10 @@ from itertools import count, islice
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ..files import named
-from .data import BadSamples, BrokenSampleError, SampleReader, map_good
+from ..io import named
+from .conversations import BadSamples, BrokenSampleError, SampleReader, map_good
 from .fingerprints import as_bytes, content_hash
-from .sources import row_of_dataset, undecoded
+from .readers import row_of_dataset, undecoded
 
 
 SHUFFLE_BUFFER = 1000  # rows that are held, their pictures encoded, to be shuffled among each other

@@ -26,20 +26,20 @@ from transformers import (
 from transformers.trainer_pt_utils import LabelSmoother
 from transformers.utils import find_adapter_config_file
 
-from ..ask import told_if_missing
-from ..configuration_omnifusion import OmniFusionConfig
-from ..files import read_text, read_yaml, write_whole
-from ..processing_omnifusion import OmniFusionProcessor
-from .collator import PaddingCollator
-from .data import BadSamplePolicy, BadSamples, ConversationFormat
+from ..inference import told_if_missing
+from ..io import read_text, read_yaml, write_whole
+from ..model.configuration_omnifusion import OmniFusionConfig
+from ..model.processing_omnifusion import OmniFusionProcessor
+from .collators import PaddingCollator
+from .conversations import BadSamplePolicy, BadSamples, ConversationFormat
 from .devices import check_sharding, global_batch, is_sharded, memory_per_device, spread_weights, whole_weights
-from .encoding import ConversationEncoder, encode
 from .grouping import group_by_length, order_seed
 from .identity import identity_of
 from .lora import LoraSettings
 from .mixture import Source, load_data
 from .optimizer import optimizer_for
 from .packing import packing_collator
+from .preprocessing import ConversationEncoder, encode
 from .progress import SUMMARY, check_reporting, plot_loss, watch
 from .stages import STAGES, PartPlan, VisionTuning, apply_stage, format_plan, parts_of_stage, stage_plan
 from .stopping import Begin, SaveAndStop, checkpoint_to_resume

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from tqdm import tqdm
 from transformers import TrainingArguments
 
-from ..image_processing_omnifusion import OmniFusionImageProcessor
-from ..modeling_omnifusion_vision import OmniFusionVisionModel, OmniFusionVisionOutput
+from ..model.image_processing_omnifusion import OmniFusionImageProcessor
+from ..model.modeling_omnifusion_vision import OmniFusionVisionModel, OmniFusionVisionOutput
 from .devices import is_sharded
 from .feature_shards import FeatureShards, as_metadata, view_name, weights_hash
 

@@ -32,7 +32,9 @@ class Outcome(NamedTuple):
 
 def environment() -> dict[str, str]:
     """The same on every machine: no network, no accelerator, one thread (several are slower on models this small)."""
-    paths = os.pathsep.join([str(HERE.parent), str(HERE.parents[1])])  # `tiny` and the package
+    paths = os.pathsep.join(
+        [str(HERE.parent), str(HERE.parent / "helpers"), str(HERE.parents[1])]
+    )  # `tiny` and the package
     fixed = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     return os.environ | fixed
 

@@ -3,7 +3,7 @@
 
 import os
 
-from omnifusion_hf.serving.page import demo
+from omnifusion_hf.serving.gradio_app import demo
 
 
 demo(os.environ.get("MODEL"), host="0.0.0.0", port=7860)  # where the Hub looks for it

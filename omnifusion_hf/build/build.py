@@ -1,0 +1,170 @@
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""`omnifusion build`: pretrained parts, by preset name, Hub id or folder, to a folder that is ready to train."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jinja2 import TemplateError
+from transformers import AutoConfig
+
+from ..inference import context_length
+from ..io import staged_folder
+from ..model.configuration_omnifusion import ALL_LAYERS, ENCODER_FAMILIES, OmniFusionVisionConfig
+from ..model.modeling_omnifusion import OmniFusionForConditionalGeneration
+from ..model.processing_omnifusion import OmniFusionProcessor
+from ..training.stages import apply_stage, format_plan, stage_plan
+from .presets import ENCODERS, TEXTS, EncoderPreset
+
+
+@dataclass
+class Build:
+    """What to build from what; projector, views and image_fit as in OmniFusionConfig and OmniFusionImageProcessor.
+
+    vision: per encoder a preset's name, `PRESET=FOLDER` (its settings, weights from that folder), a folder, a Hub id.
+    text: a preset's name, a folder or a Hub id.
+    image_sizes, layers: one per encoder; by default the presets', the encoders' own.
+    image_fit: by default the first preset's, or `crop`.
+    """
+
+    vision: list[str]
+    text: str
+    projector: str = "mlp"
+    views: str = "whole"
+    chat_template: str = "release"
+    image_sizes: list[int] | None = None
+    layers: list[int] | None = None
+    image_fit: str | None = None
+    dtype: str = "auto"
+
+
+def build(plan: Build, folder: str | Path):
+    """Makes the folder, whole or not at all, and prints what it holds and what comes next.
+
+    Raises `ValueError` for a folder that exists, a part that is missing or must be converted first, and a mix that
+    does not fit together.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ValueError(f"{folder} exists and is not replaced; remove it or choose another name for --output.")
+    encoders, text = [resolve_encoder(given) for given in plan.vision], TEXTS.get(plan.text, plan.text)
+    check_exists(text)
+    fields = config_fields(plan, encoders)
+    parts = {"vision": [source for _, source in encoders], "text": text, "projector_type": plan.projector} | fields
+    first = encoders[0][0]
+    image_options = {
+        "view_strategy": plan.views,
+        "image_fit": plan.image_fit or (first.image_fit if first else "crop"),
+    }
+    processor = OmniFusionProcessor.from_vision_text_pretrained(
+        **parts, chat_template=plan.chat_template, image_options=image_options
+    )
+    torch.manual_seed(0)
+    model = OmniFusionForConditionalGeneration.from_vision_text_pretrained(**parts, dtype=plan.dtype)
+    stop_where_answers_end(model, processor)
+    with staged_folder(folder, replace=False) as staged:
+        model.save_pretrained(staged)
+        processor.save_pretrained(staged)
+        said = report(model, processor, folder)
+    print(said)
+
+
+def resolve_encoder(given: str) -> tuple[EncoderPreset | None, str]:
+    """The preset, where one is named, and the folder or Hub id of the weights."""
+    name, _, source = given.partition("=")
+    preset = ENCODERS.get(name)
+    if source and preset is None:
+        raise ValueError(f"`{name}` in {given} is no preset; use one of {list(ENCODERS)}.")
+    if preset is not None and preset.convert and not source:
+        raise ValueError(
+            f"{name} has weights of another layout, convert them once: `python conversion/{preset.convert} --source "
+            f"{preset.hub_id} --output {name}`; then use --vision {name}={name}."
+        )
+    source = source or (preset.hub_id if preset else given)
+    check_exists(source)
+    return preset, source
+
+
+def check_exists(source: str):
+    """Raises `ValueError` for a part that can be had neither from a folder nor from the Hub."""
+    try:
+        AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"cannot load `{source}`: it is no folder with a config.json that transformers knows, no Hub id that can "
+            f"be reached from here, and no preset ({', '.join([*ENCODERS, *TEXTS])}). {reason[:90]}…"
+        ) from None
+
+
+def config_fields(plan: Build, encoders: list[tuple[EncoderPreset | None, str]]) -> dict:
+    """The fields of the configuration that follow from presets and options. Raises `ValueError` for a wrong count."""
+    for option, values in (("--image-size", plan.image_sizes), ("--layer", plan.layers)):
+        if values and len(values) != len(encoders):
+            raise ValueError(f"{option} is given {len(values)} times for {len(encoders)} encoders; give one for each.")
+    vision = OmniFusionVisionConfig.from_encoders_pretrained([source for _, source in encoders])
+    for index, (preset, _) in enumerate(encoders):
+        if preset is not None:
+            preset.check(plan.vision[index].partition("=")[0], vision, index)
+    presets = [preset for preset, _ in encoders]
+    fields = {"image_sizes": plan.image_sizes or default_sizes(presets, vision)}
+    if plan.layers or plan.projector not in ALL_LAYERS:
+        fields["vision_feature_layer"] = plan.layers or [
+            preset.layer if preset else ENCODER_FAMILIES[config.model_type].feature_layer
+            for preset, config in zip(presets, vision.encoder_configs)
+        ]
+    return fields
+
+
+def default_sizes(presets: list[EncoderPreset | None], vision: OmniFusionVisionConfig) -> list[int]:
+    """Each encoder's own size; one that may run at others gives as many tokens as the first one does."""
+    sizes = [preset.image_size if preset else size for preset, size in zip(presets, vision.image_sizes)]
+    first = OmniFusionVisionConfig(encoder_configs=vision.encoder_configs, image_sizes=sizes).num_patches(0)
+    for index, preset in enumerate(presets[1:], 1):
+        if preset is not None and preset.follows_grid:
+            sizes[index] = math.isqrt(first) * vision.encoder_configs[index].patch_size
+    return sizes
+
+
+def stop_where_answers_end(model: OmniFusionForConditionalGeneration, processor: OmniFusionProcessor):
+    """Adds the token by which the chat template ends answers to those that stop generation (an LLM's own template may
+    use another one than EOS). Raises `ValueError` for a template whose answers cannot be marked, or have no end."""
+    messages = [{"role": role, "content": [{"type": "text", "text": "A"}]} for role in ("user", "assistant")]
+    try:
+        inputs = processor.apply_chat_template(
+            [messages], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+    except TemplateError as error:
+        raise ValueError(
+            f"the LLM's own chat template refuses a question with its answer ({error}); use --chat-template release."
+        ) from None
+    special = {index for index, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
+    answer = [token for token, marked in zip(inputs["input_ids"][0], inputs["assistant_masks"][0]) if marked]
+    ends = [token for token in answer if token in special]
+    if not ends:
+        raise ValueError(
+            "the LLM's own chat template ends answers with no special token, or rewrites the prompt before them, so "
+            "that nothing could be trained; use --chat-template release."
+        )
+    known = model.generation_config.eos_token_id
+    model.generation_config.eos_token_id = list(dict.fromkeys([*known, ends[0]]))
+
+
+def report(model: OmniFusionForConditionalGeneration, processor: OmniFusionProcessor, folder: Path) -> str:
+    """What was built, what stage 1 trains in it (the model is prepared for that), and the command that does."""
+    vision, text = model.config.vision_config, model.config.text_config
+    encoders = [f"{c.model_type} {size} px" for c, size in zip(vision.encoder_configs, vision.image_sizes)]
+    cost = processor.count_tokens((1080, 1920), context_length(text))
+    data = "data_path=DATA.json image_folder=PICTURES"
+    next_command = f"omnifusion train omnifusion_hf/recipes/pretrain.yaml model_name_or_path={folder} {data}"
+    if cost.total > 1536:  # the recipe's max_length is 2048, and the conversation needs room
+        next_command += f" max_length={2048 * math.ceil((cost.total + 512) / 2048)}"
+    return "\n".join(
+        [
+            f"{folder}: {' + '.join(encoders)} -> {model.config.projector_type} -> {text.model_type}",
+            format_plan(stage_plan(apply_stage(model, "pretrain"))),
+            f"{model.config.image_seq_length} tokens per view; a picture of 1920 x 1080: {cost}",
+            f"next, stage 1: {next_command}",
+        ]
+    )

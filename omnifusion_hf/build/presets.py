@@ -1,0 +1,100 @@
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""The parts and models of arXiv 2404.06212 by name, grouped by its tables and written as differences from defaults."""
+
+from dataclasses import dataclass, replace
+
+from ..model.configuration_omnifusion import OmniFusionVisionConfig
+from ..model.views_omnifusion import ImageFit, ViewStrategy
+
+
+@dataclass(frozen=True)
+class EncoderPreset:
+    """A row of the paper's encoder table.
+
+    image_size, tokens, width: pixels per side, visual tokens and their width; held against the loaded configuration.
+    layer: the hidden state in use where the adapter reads one.
+    image_fit: how this encoder's own preprocessing makes a square of a picture.
+    follows_grid: whether it may run at other sizes; behind another encoder it takes the size that gives its tokens.
+    convert: arguments of the conversion where the weights' own layout is not transformers'.
+    """
+
+    hub_id: str
+    image_size: int
+    tokens: int
+    width: int
+    layer: int = -2
+    image_fit: ImageFit = "crop"
+    follows_grid: bool = False
+    convert: str | None = None
+
+    def check(self, name: str, vision_config: OmniFusionVisionConfig, index: int):
+        """Raises `ValueError` where encoder `index` of a configuration is not the one this preset describes."""
+        config = vision_config.encoder_configs[index]
+        alone = OmniFusionVisionConfig(encoder_configs=[config])
+        found = (alone.num_patches(0), config.hidden_size, alone.image_size)
+        if found != (self.tokens, self.width, self.image_size):
+            raise ValueError(
+                f"{name} should give {self.tokens} tokens of width {self.width} at {self.image_size} px, but the "
+                f"weights given for it give {found[0]} of width {found[1]} at {found[2]} px; give its own weights, or "
+                "these without the preset's name."
+            )
+
+
+@dataclass(frozen=True)
+class ModelPreset:
+    """A row of the paper's result tables: parts, adapter (`projector_type`) and image strategy."""
+
+    vision: tuple[str, ...] = ("clip-vit-l-336",)
+    text: str = "mistral-7b"
+    projector: str = "mlp"
+    views: ViewStrategy = "whole"
+
+
+# The encoder table, and Texify's encoder from the section on formulas. SigLIP and InternViT squash, Texify pads.
+ENCODERS = {
+    "clip-vit-l-336": EncoderPreset("openai/clip-vit-large-patch14-336", 336, 576, 1024),
+    "clip-vit-bigg-224": EncoderPreset(
+        "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", 224, 256, 1664, convert="convert_open_clip.py"
+    ),
+    "siglip-base-512": EncoderPreset("google/siglip-base-patch16-512", 512, 1024, 768, image_fit="squash"),
+    "internvit-6b-448": EncoderPreset(
+        "OpenGVLab/InternViT-6B-448px-V1-2",
+        448,
+        1024,
+        3200,
+        layer=-1,
+        image_fit="squash",
+        convert="convert_intern_vit.py",
+    ),
+    "dinov2-l": EncoderPreset("facebook/dinov2-large", 518, 1369, 1024, follows_grid=True),
+    "texify": EncoderPreset(
+        "vikp/texify", 420, 196, 1024, layer=-1, image_fit="pad", convert="convert_texify.py"
+    ),
+}  # fmt: skip
+
+# GigaChat-7B, the paper's third, is closed; its tables' rows stand below with Mistral in its place.
+TEXTS = {"mistral-7b": "mistralai/Mistral-7B-v0.1", "vicuna-7b": "lmsys/vicuna-7b-v1.5"}
+
+ENCODER_TABLE = {
+    "clip-l": ModelPreset(),
+    "clip-bigg": ModelPreset(vision=("clip-vit-bigg-224",)),
+    "siglip": ModelPreset(vision=("siglip-base-512",)),
+    "internvit": ModelPreset(vision=("internvit-6b-448",)),
+}
+
+MIX = ModelPreset(vision=("clip-vit-l-336", "dinov2-l"), projector="summation")
+MIX_TABLE = {
+    "clip-l-transformer": ModelPreset(projector="transformer"),
+    "clip-dinov2-concatenation": replace(MIX, projector="concatenation"),
+    "clip-dinov2-summation": MIX,
+    "clip-dinov2-attention": replace(MIX, projector="attention"),
+}
+
+OTHER_TABLES = {
+    "clip-l-grid": ModelPreset(views="grid"),
+    "clip-dinov2-vicuna": replace(MIX, text="vicuna-7b"),
+    "formulas-texify": ModelPreset(vision=("texify",)),
+    "v1.1": ModelPreset(projector="transformer"),  # the published weights; conversion/ brings them
+}
+
+MODELS = ENCODER_TABLE | MIX_TABLE | OTHER_TABLES

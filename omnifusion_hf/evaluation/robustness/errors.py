@@ -1,0 +1,122 @@
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""Wrong answers as one HTML file to look through: by task and kind of answer, each with its pictures.
+
+Whatever was asked or said is untrusted text: the template escapes it, and the page forbids scripts and every request.
+So are the names of files: those of one folder are shown, and no others.
+"""
+
+import base64
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from jinja2 import Environment
+
+from ...io import write_whole
+from ...model.image_processing_omnifusion import load_image
+from ..answers import Answer
+from ..metrics import normalise, wilson_interval
+
+
+TEMPLATE = Path(__file__).with_name("errors.html")
+THUMBNAIL = 240  # pixels of the longer side
+MOST_SHOWN = 60  # wrong answers of one task and kind; pages stay small enough to open
+MAX_PIXELS = 2**27
+UNKNOWN = "right answer not logged"  # lmms-eval does not log that of every task
+
+# What the first right answer is decides; the first that fits counts.
+KINDS = {
+    "yes or no": re.compile(r"yes|no", re.IGNORECASE),
+    "number": re.compile(r"[-+]?[$€£¥₽]?\s?[\d.,:/\s-]*\d\s*([%$€£¥₽]|[ap]\.?m)?", re.IGNORECASE),  # dates, times too
+    "option letter": re.compile(r"[A-J]|\([A-Ja-j]\)|[A-Ja-j]\)"),
+    "formula": re.compile(r".*(\\[A-Za-z]|[\^_]\{|\w\^[\w(]|[\w)]\s*=\s*[-\w(]).*", re.DOTALL),
+    "single word": re.compile(r"\S+"),
+    "text": re.compile(r".*", re.DOTALL),
+}
+
+
+def kind_of(answer: Answer) -> str:
+    """What kind of answer was wanted: a key of `KINDS`, or `UNKNOWN`."""
+    if not answer.truth:
+        return UNKNOWN
+    truth = normalise(answer.truth[0]) if normalise(answer.truth[0]) in ("yes", "no") else answer.truth[0].strip()
+    return next(kind for kind, pattern in KINDS.items() if pattern.fullmatch(truth.removesuffix(".")))
+
+
+@dataclass(frozen=True)
+class Section:
+    """The answers of one task and kind; wrong: those that are not fully right, worst first."""
+
+    task: str
+    kind: str
+    answers: list[Answer]
+
+    @property
+    def wrong(self) -> list[Answer]:
+        return sorted((answer for answer in self.answers if answer.score < 1), key=lambda answer: answer.score)
+
+    @property
+    def shown(self) -> list[Answer]:
+        return self.wrong[:MOST_SHOWN]
+
+    @property
+    def accuracy(self) -> float:
+        return sum(answer.score for answer in self.answers) / len(self.answers)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson_interval(sum(answer.score for answer in self.answers), len(self.answers))
+
+
+def sections_of(answers: list[Answer]) -> list[Section]:
+    """Tasks in the order in which they were asked, kinds in the order of `KINDS`."""
+    tasks = list(dict.fromkeys(answer.task for answer in answers))
+    sorted_in = {(task, kind): [] for task in tasks for kind in (*KINDS, UNKNOWN)}
+    for answer in answers:
+        sorted_in[answer.task, kind_of(answer)].append(answer)
+    return [Section(*key, members) for key, members in sorted_in.items() if members]
+
+
+def write_errors(path: str | Path, answers: list[Answer], image_folder: str | Path | None = None):
+    """Writes the page of the answers about unchanged images. Raises `ValueError` where there is none.
+
+    Args:
+        image_folder: where the images lie that may be shown; without it none is.
+    """
+    clean = [answer for answer in answers if answer.perturbation is None]
+    if not clean:
+        raise ValueError("there is no answer about unchanged pictures to look for errors in.")
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    sections = sections_of(clean)
+    page = template.render(
+        sections=sections,
+        all=Section("", "", clean),
+        perturbed=len(answers) - len(clean),
+        pictures=lambda answer: list(thumbnails(answer, image_folder)),
+        hides_images=image_folder is None and any(answer.pictures for answer in clean),
+    )
+    write_whole(path, page)
+
+
+def thumbnails(answer: Answer, folder: str | Path | None) -> Iterator[tuple[str, str | None]]:
+    """Name of each image and the image as a data URI, `None` where it may or can not be shown."""
+    for picture in answer.pictures:
+        yield Path(picture).name, thumbnail(picture, folder)
+
+
+def thumbnail(path: str, folder: str | Path | None) -> str | None:
+    place = Path(os.path.abspath(path))  # without `..`; links in the folder are its owner's
+    if folder is None or not place.is_relative_to(os.path.abspath(folder)):
+        return None
+    try:
+        picture = load_image(place, MAX_PIXELS)
+    except ValueError:
+        return None
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = BytesIO()
+    picture.save(file, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,398 @@
+# Copyright 2026 The omnifusion_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""OmniFusion (arXiv 2404.06212): views -> encoders -> adapter -> visual tokens in the place of `<image>` -> LLM.
+
+The skeleton and its names are those of transformers' LLaVA, so that tools which know it know this.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+from inspect import signature
+
+import torch
+import transformers
+from packaging.version import Version
+from torch import distributed as dist
+from torch import nn
+from transformers import AutoModel
+from transformers.modeling_outputs import BaseModelOutputWithPast as ModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast, ModelOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple, logging, torch_compilable_check
+
+from .assembling_omnifusion import assemble, keep_whole, superseded_weights_removed
+from .configuration_omnifusion import AUTO_MAP, OmniFusionConfig
+from .generation_omnifusion import OmniFusionGenerationMixin
+from .loss_omnifusion import check_labels, loss_of_answers, predict
+from .modeling_omnifusion_projector import PROJECTORS
+from .modeling_omnifusion_vision import OmniFusionVisionModel, side_by_side
+from .views_omnifusion import views_per_image
+
+
+logger = logging.get_logger(__name__)
+
+
+# transformers 5.24 renamed the cache. It is never named here: `**kwargs` hands it on, inherited fields hand it back.
+@dataclass
+class OmniFusionModelOutputWithPast(ModelOutputWithPast):  # trf-ignore: TRF057
+    """As `BaseModelOutputWithPast`; image_outputs: what `get_image_features` gave for the batch's images."""
+
+    image_outputs: BaseModelOutputWithPooling | None = None
+
+
+@dataclass
+class OmniFusionCausalLMOutputWithPast(CausalLMOutputWithPast):  # trf-ignore: TRF057
+    """As `CausalLMOutputWithPast`; image_outputs: what `get_image_features` gave for the batch's images."""
+
+    image_outputs: BaseModelOutputWithPooling | None = None
+
+
+def shared_fields(outputs: ModelOutput, output_class: type[ModelOutput]) -> dict:
+    """What of `outputs` the other class has a field for: some LLMs return more, such as router logits."""
+    return {name: value for name, value in outputs.items() if name in output_class.__dataclass_fields__}
+
+
+class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
+    config: OmniFusionConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    # Attention and residuals of a view must stay on one device.
+    _no_split_modules = ["ProjectorLayer", "SummationProjector", "AttentionProjector"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
+    # Activations of large encoders leave float16's range (InternViT-6B does); bfloat16 is not touched by this.
+    _keep_in_fp32_modules = ["vision_tower", "multi_modal_projector"]
+
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        # Adapters fill what they hold beside layers and norms (by name: remote code loads a class twice).
+        if hasattr(module, "init_parameters"):
+            module.init_parameters()
+
+    def post_init(self):
+        super().post_init()
+        # Families name the blocks of all their models, and FSDP refuses a name that a model has not.
+        self._no_split_modules &= {type(module).__name__ for module in self.modules()}
+
+    @classmethod
+    def from_pretrained(cls, *args, quantization_config=None, **kwargs) -> "OmniFusionPreTrainedModel":
+        """As usual; quantisation takes the LLM alone and leaves encoders, adapter and head whole, beside what the
+        caller's own list names."""
+        if quantization_config is not None:
+            kwargs["quantization_config"] = keep_whole(quantization_config)
+        return super().from_pretrained(*args, **kwargs)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        # A class adds its own name alone, but serving engines look for the headless AutoModel in any saved folder.
+        self.config.auto_map = dict(AUTO_MAP)
+        given = signature(super().save_pretrained).bind(save_directory, *args, **kwargs).arguments
+        only_here = superseded_weights_removed(save_directory, given.get("variant"))
+        with only_here if given.get("is_main_process", True) else nullcontext():
+            super().save_pretrained(save_directory, *args, **kwargs)
+
+    def load_adapter(self, peft_model_id: str | None = None, adapter_name: str | None = None, **kwargs):
+        """As usual. transformers before 5.18 loads LoRA's factors alone and leaves out what PEFT saves beside them,
+        the adapter and the special tokens' rows; there PEFT loads the file once more."""
+        info = super().load_adapter(peft_model_id, adapter_name, **kwargs)
+        if peft_model_id is None or Version(transformers.__version__) >= Version("5.18"):
+            return info
+        peft = import_module("peft")  # remote code is refused where a package in an import statement is missing
+        weights = peft.load_peft_weights(peft_model_id, device="cpu", **kwargs.get("adapter_kwargs") or {})
+        weights = {name.removeprefix("base_model.model."): weight for name, weight in weights.items()}
+        return peft.set_peft_model_state_dict(self, weights, adapter_name or "default")
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
+        """As usual. Where some rows are never predicted (`predicted_vocab_size`), all are from now on, so that the
+        model can learn to answer with the tokens that are added."""
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        # CODEPATH: set in conversions of v1.1 and in the bundled model, else None
+        if self.config.predicted_vocab_size is not None and new_num_tokens is not None:
+            logger.warning(f"predicted_vocab_size was {self.config.predicted_vocab_size}; now every row is predicted.")
+            self.config.predicted_vocab_size = None
+        return embeddings
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The LLM's: encoders and adapter may be kept in float32."""
+        return self.get_input_embeddings().weight.dtype
+
+    def half(self):
+        return self.to(torch.float16)
+
+    def to(self, *args, **kwargs) -> "OmniFusionPreTrainedModel":
+        """As usual, but with float16 encoders and adapter become float32, as in `from_pretrained(dtype=float16)`."""
+        if torch.float16 not in (*args, *kwargs.values()):
+            return super().to(*args, **kwargs)
+        for name, module in self.named_children():
+            dtype = torch.float32 if name in self._keep_in_fp32_modules else torch.float16
+            module.to(
+                *(dtype if value is torch.float16 else value for value in args),
+                **{key: dtype if value is torch.float16 else value for key, value in kwargs.items()},
+            )
+        return self
+
+
+def trains_on_many_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
+    """Encoders, adapter and LLM without its head."""
+
+    def __init__(self, config: OmniFusionConfig):
+        super().__init__(config)
+        self.vision_tower = OmniFusionVisionModel(
+            config.vision_config, config.vision_feature_layer, config.vision_feature_select_strategy == "full"
+        )
+        self.multi_modal_projector = PROJECTORS[config.projector_type](config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def encode_views(
+        self, pixel_values: torch.Tensor, image_view_index: torch.LongTensor | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """As `get_image_features`, with the visual tokens of all views as one tensor, `pooler_output` [(ΣV·P, D)]: a
+        compiled graph has no values of `image_view_index` to split them by."""
+        if image_view_index is not None and len(image_view_index) != len(pixel_values):
+            raise ValueError(
+                f"image_view_index has {len(image_view_index)} entries for {len(pixel_values)} views in pixel_values; "
+                "pass both as OmniFusionProcessor made them."
+            )
+        # Quantised weights are integers; biases and norms keep the dtype that the adapter computes in.
+        dtype = next(p.dtype for p in self.multi_modal_projector.parameters() if p.is_floating_point())
+        outputs = self.vision_tower(
+            pixel_values,
+            read=lambda features: self.multi_modal_projector(feature.to(dtype) for feature in features),
+            return_dict=True,
+            **kwargs,
+        )
+        return BaseModelOutputWithPooling(
+            last_hidden_state=side_by_side(outputs.last_features),
+            pooler_output=[outputs.features.flatten(0, 1)],  # (ΣV·P, D)
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    @can_return_tuple
+    def get_image_features(  # trf-ignore: TRF057
+        self,
+        pixel_values: torch.Tensor,
+        image_view_index: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        """Visual tokens of the images.
+
+        Args:
+            pixel_values: (ΣV, 3, S, S).
+            image_view_index: (ΣV,), 0 at the first view of each image; without it every view is an image.
+
+        Returns: `last_hidden_state` (ΣV, max P_e, Σd), the encoders' last features side by side, and `pooler_output`,
+        the adapter's output, one (V·P, D) per image.
+        """
+        outputs = self.encode_views(pixel_values, image_view_index, **kwargs)
+        num_views = [1] * len(pixel_values) if image_view_index is None else views_per_image(image_view_index.cpu())
+        num_tokens = [count * self.config.image_seq_length for count in num_views]
+        outputs.pooler_output = list(outputs.pooler_output[0].split(num_tokens))  # (V·P, D) each
+        return outputs
+
+    def _tokens_of_no_picture(self, device: torch.device) -> torch.Tensor:
+        """None of the tokens of a blank view, (0, D). Ranks wait for one another's weights and gradients, so
+        encoders and adapter take part on a rank whose batch has no picture as well; its gradients there are zero."""
+        size = self.config.vision_config.image_size
+        return self.encode_views(torch.zeros(1, 3, size, size, device=device)).pooler_output[0][:0]
+
+    def get_placeholder_mask(
+        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
+    ) -> torch.Tensor:
+        """Where the visual tokens go, (B, L, 1); raises `ValueError` when places and features differ in number."""
+        if input_ids is None:
+            image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
+            mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
+        else:
+            mask = input_ids == self.config.image_token_id
+        torch_compilable_check(
+            mask.sum() == image_features.shape[0],
+            lambda: (
+                f"Image features and image tokens do not match: <image> tokens per sample {mask.sum(-1).tolist()}, "
+                f"image features {image_features.shape[0]}; make both with one OmniFusionProcessor, and with a kept "
+                "cache pass new pictures only."
+            ),
+        )
+        return mask.unsqueeze(-1).to(inputs_embeds.device)
+
+    def _without_padding(self, image_embeds: torch.Tensor, input_ids: torch.LongTensor) -> torch.Tensor:
+        """(B, N, D) -> (ΣV·P, D): as many rows of each sample as it has `<image>` tokens."""
+        num_tokens = (input_ids == self.config.image_token_id).sum(-1, keepdim=True).to(image_embeds.device)  # (B, 1)
+        return image_embeds[torch.arange(image_embeds.shape[1], device=image_embeds.device) < num_tokens]
+
+    @can_return_tuple
+    def forward(  # trf-ignore: TRF057
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_view_index: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        image_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | OmniFusionModelOutputWithPast:
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if sum(given is not None for given in (pixel_values, mm_encoder_outputs or None, image_embeds)) > 1:
+            raise ValueError("pixel_values, mm_encoder_outputs and image_embeds are the same images; pass only one")
+
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)  # (B, L, D)
+
+        image_outputs, image_features = (mm_encoder_outputs or {}).get("image"), None
+        if pixel_values is not None:
+            encode = self.encode_views if torch.compiler.is_compiling() else self.get_image_features
+            image_outputs = encode(pixel_values, image_view_index, return_dict=True, **kwargs)
+        if image_outputs is not None:
+            image_features = torch.cat(image_outputs.pooler_output)  # (ΣV·P, D)
+        elif image_embeds is not None:
+            image_features = self._without_padding(image_embeds, input_ids)  # (ΣV·P, D)
+        elif self.training and trains_on_many_ranks():
+            image_features = self._tokens_of_no_picture(inputs_embeds.device)
+        elif input_ids is not None and input_ids.shape[1] > 1:  # a single token is a generated one, never <image>
+            image_features = inputs_embeds[0, :0]  # places without an image raise
+        if image_features is not None:
+            image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
+            mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
+            inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
+
+        outputs = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            return_dict=True,
+            **kwargs,
+        )
+        outputs = shared_fields(outputs, OmniFusionModelOutputWithPast)
+        return OmniFusionModelOutputWithPast(**outputs, image_outputs=image_outputs)
+
+
+class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGenerationMixin):  # trf-ignore: TRF057
+    """The whole model with the language modelling head."""
+
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    # Checkpoints of training hold these a second time, in the precision in which they train.
+    _keys_to_ignore_on_load_unexpected = [r"special_token_rows$"]
+    # Set by training: it needs the loss alone, and the logits of a batch are the largest tensor there is.
+    skip_logits = False
+
+    def __init__(self, config: OmniFusionConfig):
+        super().__init__(config)
+        self.model = OmniFusionModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        embeddings = self.get_input_embeddings()  # `embed_tokens`, `embed_in`, `wte`, …
+        name = next(name for name, module in self.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        self.post_init()
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls, vision: list[str], text: str, dtype: torch.dtype | str = "auto", **config
+    ) -> "OmniFusionForConditionalGeneration":
+        """Assembles a model from pretrained encoders and a pretrained LLM; adapter and new rows start untrained.
+
+        Args:
+            vision: names or folders of the vision encoders, in the adapter's order.
+            text: name or folder of a causal language model.
+            dtype: dtype to load the parts in, as in `from_pretrained`.
+            config: fields of [`OmniFusionConfig`]: `projector_type`, `vision_feature_layer`, `image_sizes`, …
+
+        Weights of the parts stay bit-identical; special tokens get new vocabulary rows (padded to a multiple of 64).
+        Raises `ValueError` for an LLM whose answers to text would change.
+        Its processor: [`OmniFusionProcessor.from_vision_text_pretrained`] with the same arguments.
+        """
+        return assemble(cls, vision, text, dtype, **config)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_image_features(  # trf-ignore: TRF057
+        self,
+        pixel_values: torch.Tensor,
+        image_view_index: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        return self.model.get_image_features(pixel_values, image_view_index, **kwargs)
+
+    @can_return_tuple
+    def forward(  # trf-ignore: TRF057
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_view_index: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        image_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | OmniFusionCausalLMOutputWithPast:
+        r"""
+        pixel_values (`torch.Tensor` of shape `(ΣV, 3, S, S)`):
+            Views of all pictures of the batch, in the order of their placeholders.
+        image_view_index (`torch.LongTensor` of shape `(ΣV,)`):
+            0 at each picture's first view, then counting up.
+        labels (`torch.LongTensor` of shape `(B, L)`):
+            Ids to predict, -100 where none; shifted inside.
+        mm_encoder_outputs (`dict`):
+            `{"image": get_image_features(...)}` computed before, instead of `pixel_values`.
+        image_embeds (`torch.Tensor` of shape `(B, N, D)`):
+            Visual tokens of each sample, padded at the end; `generate()` passes them instead of `pixel_values`.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            image_view_index=image_view_index,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=mm_encoder_outputs,
+            image_embeds=image_embeds,
+            return_dict=True,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        hidden_states = outputs.last_hidden_state[:, kept]
+        logits = loss = None
+        for given in (labels, kwargs.get("shift_labels")):
+            check_labels(given, self.config)
+        if self.skip_logits and self.training and labels is not None:
+            loss = loss_of_answers(hidden_states, labels, self.lm_head, self.config, **kwargs)
+        else:
+            logits = predict(hidden_states, self.lm_head, self.config)  # (B, L, vocab)
+        if labels is not None and loss is None:
+            vocab_size = self.config.text_config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+        outputs = shared_fields(outputs, OmniFusionCausalLMOutputWithPast)
+        return OmniFusionCausalLMOutputWithPast(loss=loss, logits=logits, **outputs)
+
+
+__all__ = ["OmniFusionForConditionalGeneration", "OmniFusionModel", "OmniFusionPreTrainedModel"]

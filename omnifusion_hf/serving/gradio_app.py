@@ -1,0 +1,180 @@
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""The page to talk to a model in a browser: a Gradio chat, and beside it what the model sees of the last picture."""
+
+import json
+from contextlib import closing, contextmanager
+
+from transformers.utils import logging
+
+from ..inference import EXAMPLES, TINY, load
+from ..markdown import code
+from .conversation import MAX_PICTURES, SUFFIXES, Conversation, paths_of, text_of, text_part, user_turn
+
+
+try:
+    import gradio as gr
+    from starlette.middleware import Middleware
+except ImportError:
+    raise ValueError("the page needs Gradio: pip install 'omnifusion_hf[demo]'.") from None
+
+from .hosts import LoopbackHosts, is_loopback
+
+
+logger = logging.get_logger(__name__)
+
+MAX_FILE_SIZE = "10mb"
+KEEP_UPLOADS = (3600, 24 * 3600)  # seconds: a look every hour, what is older than a day goes
+ABOUT_TINY = """\
+This is the package's **demo model**: 4.5 million parameters, trained for two hours on small drawn pictures. It names \
+colours, shapes, digits, words of up to four characters and simple formulas, counts to five and says where things \
+are, in pictures like the examples. It has seen no photographs, no grids and never two pictures in one chat: its \
+answers there are guesses. Clear the chat before the next picture.
+"""
+ABOUT = "This is {model}. A chat takes up to {pictures} pictures."
+NOTHING_SEEN = "What the model sees of the last picture is drawn here, with what all pictures cost."
+# The reader's own fonts: the page fetches nothing from elsewhere.
+LOOK = {
+    "primary_hue": "emerald",
+    "neutral_hue": "stone",
+    "font": ("ui-sans-serif", "system-ui", "sans-serif"),
+    "font_mono": ("ui-monospace", "monospace"),
+}
+CSS = """
+.examples { grid-template-columns: repeat(auto-fill, minmax(180px, 1fr)) !important }
+.example { padding: 8px 12px !important }
+input[type=radio]:checked { background-color: var(--checkbox-background-color-selected) !important }
+.message-buttons:has([aria-label="Share"]) { display: none } /* it would upload the picture to the Hub */
+"""
+
+
+@contextmanager
+def told():
+    """Whatever goes wrong is told on the page, and the chat goes on: an error would leave its question box locked."""
+    try:
+        yield
+    except ValueError as error:
+        gr.Warning(str(error))
+    except Exception:
+        logger.exception("A question could not be answered.")
+        gr.Warning("The model failed on this question; the log of the server says why.")
+
+
+class Handlers:
+    """What happens when the user does something."""
+
+    def __init__(self, conversation: Conversation):
+        self.conversation = conversation
+
+    def ask(self, question: dict, chat: list[dict], view_strategy: str):
+        """Yields box, chat, drawing and cost as the answer grows; a question that is refused stays in its box."""
+        yield gr.skip(), gr.skip(), gr.skip(), gr.skip()  # without a first yield Gradio would empty them all
+        with told():
+            chat = [*chat, user_turn(question["text"], question["files"])]
+            messages = self.conversation.messages(chat)
+            inputs = self.conversation.prompt(messages, view_strategy)
+            locked = gr.MultimodalTextbox(value=None, interactive=False, submit_btn=False, stop_btn=True)
+            yield locked, chat, *self._see(messages, view_strategy)
+            reply = []
+            with closing(self.conversation.answer(inputs)) as answer:
+                for written in answer:
+                    reply = [{"role": "assistant", "content": [text_part(written)]}] if written.strip() else []
+                    yield gr.skip(), chat + reply, gr.skip(), gr.skip()
+            if not reply:
+                gr.Warning("The model answered nothing.")
+
+    def unlock(self, chat: list[dict]):
+        """The box is free again, and has the question back that got no answer: stopped too soon, or failed."""
+        free = {"interactive": True, "submit_btn": True, "stop_btn": False}
+        if not chat or chat[-1]["role"] == "assistant":
+            return gr.MultimodalTextbox(**free), gr.skip()
+        *chat, question = chat
+        return gr.MultimodalTextbox(value={"text": text_of(question), "files": paths_of(question)}, **free), chat
+
+    def redraw(self, chat: list[dict], view_strategy: str):
+        with told():
+            return self._see(self.conversation.messages(chat), view_strategy)
+        return gr.skip(), gr.skip()
+
+    def _see(self, messages: list[dict], view_strategy: str):
+        drawing, count = self.conversation.draw_last(messages, view_strategy)
+        cost = NOTHING_SEEN if count is None else "**Visual tokens**<br>" + str(count).replace("\n", "<br>")
+        return drawing, cost
+
+
+def pick(example: gr.SelectData) -> dict:
+    """The question box with an example in it."""
+    return {"text": example.value["text"], "files": [file["path"] for file in example.value["files"]]}
+
+
+def examples() -> list[dict]:
+    """The bundled pictures with their questions."""
+    asked = json.loads(EXAMPLES.read_text(encoding="utf-8"))
+    return [{"text": one["question"], "files": [str(EXAMPLES.parent / one["picture"])]} for one in asked]
+
+
+def build_page(conversation: Conversation, about: str) -> gr.Blocks:
+    """The page, on no server yet."""
+    with gr.Blocks(title="OmniFusion", analytics_enabled=False, delete_cache=KEEP_UPLOADS) as page:
+        gr.Markdown(f"## OmniFusion\n{about}")
+        with gr.Row():
+            with gr.Column(scale=3):
+                # Answers are shown as written: Markdown would spoil LaTeX and <tags>.
+                chat = gr.Chatbot(
+                    height="66vh", examples=examples(), show_label=False, render_markdown=False, buttons=["copy"],
+                    allow_file_downloads=False,
+                )  # fmt: skip
+                box = gr.MultimodalTextbox(
+                    file_count="multiple", file_types=sum(SUFFIXES.values(), []), label="Question", show_label=False,
+                    placeholder="Add pictures with the clip, then ask",
+                    max_plain_text_length=10**9,  # longer text would be pasted as a file, and refused as one
+                )  # fmt: skip
+            with gr.Column(scale=2):
+                chosen = conversation.processor.image_processor.view_strategy
+                strategy = gr.Radio(["whole", "grid"], value=chosen, label="Views of a picture")
+                cost = gr.Markdown(NOTHING_SEEN, elem_id="cost")
+                drawing = gr.Image(
+                    interactive=False, format="png", show_label=False, buttons=["fullscreen"], elem_id="drawing"
+                )
+        connect(Handlers(conversation), box, chat, strategy, [drawing, cost])
+    return page
+
+
+def connect(handlers: Handlers, box: gr.MultimodalTextbox, chat: gr.Chatbot, strategy: gr.Radio, seen: list):
+    """Which handler runs when, and what it reads and changes."""
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    picked = chat.example_select(pick, None, box, **quiet)
+    read, changed = [box, chat, strategy], [box, chat, *seen]
+    told = quiet | {"show_progress": "minimal", "show_progress_on": chat}  # the place in the queue, and the time
+    asked = [asks(handlers.ask, read, changed, concurrency_id="model", **told) for asks in (box.submit, picked.then)]
+    for answered in asked:
+        answered.then(handlers.unlock, chat, [box, chat], **quiet)
+    box.stop(None, None, None, cancels=asked, api_visibility="private")
+    cleared = chat.clear(None, None, None, cancels=asked, api_visibility="private")
+    cleared.then(lambda: ([], None, NOTHING_SEEN), None, [chat, *seen], **quiet)  # a late word may have come in
+    strategy.change(handlers.redraw, [chat, strategy], seen, **quiet)
+
+
+def start(model: str | None = None, host: str = "127.0.0.1", port: int | None = None) -> gr.Blocks:
+    """Serves the page from a thread of its own; `page.local_url` says where, `page.close()` ends it.
+
+    Args:
+        model: folder or Hub id; default: the bundled demo model.
+        host: the address to listen on; `"0.0.0.0"` lets other computers in.
+        port: default: the first free one from 7860.
+    """
+    about = ABOUT.format(model=code(model), pictures=MAX_PICTURES) if model else ABOUT_TINY
+    page = build_page(Conversation(*load(model or TINY)), about)
+    middleware = [Middleware(LoopbackHosts)] if is_loopback(host) else []
+    page.launch(
+        server_name=host, server_port=port, share=False, prevent_thread_lock=True, quiet=True,
+        max_file_size=MAX_FILE_SIZE, enable_monitoring=False, run_history=False, ssr_mode=False,
+        theme=gr.themes.Default(**LOOK), css=CSS, footer_links=[], app_kwargs={"middleware": middleware},
+    )  # fmt: skip
+    return page
+
+
+def demo(model: str | None = None, host: str = "127.0.0.1", port: int | None = None):
+    """Serves the page until it is interrupted; arguments as in [`start`]."""
+    page = start(model, host, port)
+    print(f"Talk to it at {page.local_url} (Ctrl+C ends it)", flush=True)
+    page.block_thread()

@@ -1,0 +1,211 @@
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""An OpenAI-compatible server of one model: /v1/chat/completions, /v1/models, /health, and what `transformers chat`
+asks for beside them.
+
+Answers are those of `omnifusion ask`, one at a time; a client that goes away ends its answer at the next token.
+"""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from threading import Event
+
+import torch
+from huggingface_hub.utils import httpx
+from jinja2 import TemplateError
+from transformers.utils import logging
+
+from ..inference import context_length, load, prompts, room_for_answer
+
+
+try:
+    import uvicorn
+    from fastapi import FastAPI, Request
+    from fastapi.responses import JSONResponse, Response, StreamingResponse
+    from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+    from starlette.exceptions import HTTPException
+except ImportError:
+    raise ValueError("the server needs FastAPI and uvicorn: pip install 'omnifusion_hf[serve]'.") from None
+
+from .hosts import LoopbackHosts, is_loopback
+from .protocol import ChatRequest, LoadRequest, Refusal, Reply, error_body, read_request
+from .writing import Written, write
+
+
+logger = logging.get_logger(__name__)
+
+MAX_BODY = 2**26  # bytes of a request
+MAX_NEW_TOKENS = 512  # of an answer, where the request does not say
+FAILED = "The server failed on this request; its log says why."
+SECONDS_TO_END = 5  # for answers that are being written when the server is told to stop
+
+
+class ChatServer:
+    """Answers requests with one model.
+
+    Args:
+        name: what requests call the model.
+        reads_paths: whether an image may be a file of this computer; else it is a data URL or http(s).
+    """
+
+    def __init__(self, model, processor, name: str, reads_paths: bool = False):
+        self.model, self.processor, self.name, self.reads_paths = model, processor, name, reads_paths
+        self.turn = asyncio.Lock()
+
+    async def chat(self, http: Request) -> Response:
+        request = read_request(await read_body(http), ChatRequest)
+        self.check_name(request.model)
+        inputs, room = await run_in_threadpool(self.prompt, request)
+        reply, written = Reply(request.model, inputs["input_ids"].shape[1]), self.write(http, request, inputs, room)
+        if request.stream:
+            return StreamingResponse(events(request, reply, written), media_type="text/event-stream")
+        last = None
+        async for last in written:  # noqa: B007
+            pass
+        return Response(status_code=499) if last is None else JSONResponse(reply.whole(last))  # 499: nobody is there
+
+    def check_name(self, name: str):
+        if name != self.name:
+            raise Refusal(f"There is no model {name}; this server has {self.name}.", 404, "model", "model_not_found")
+
+    def prompt(self, request: ChatRequest):
+        """Model inputs, and how many tokens the answer may have."""
+        messages = [message.for_processor for message in request.messages]
+        for index, message in enumerate(messages):
+            self.check_sources(message, f"messages[{index}]")
+        try:
+            inputs = prompts(self.processor, [messages])
+        except (ValueError, TemplateError, httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Refusal(str(error), param="messages") from error
+        try:
+            most = request.max_new_tokens(MAX_NEW_TOKENS)
+            return inputs, room_for_answer(inputs, context_length(self.model.config.text_config), most)
+        except ValueError as error:
+            raise Refusal(str(error), param="messages", code="context_length_exceeded") from error
+
+    def check_sources(self, message: dict, place: str):
+        sources = [part["image"] for part in message["content"] if part["type"] == "image"]
+        for source in sources if not self.reads_paths else []:
+            if not source.startswith(("data:", "http://", "https://")):
+                raise Refusal(
+                    f"{place}: an image is a data URL or an http(s) URL here, got {source!r:.80}.", param=place
+                )
+
+    async def write(self, http: Request, request: ChatRequest, inputs, room: int) -> AsyncIterator[Written]:
+        """The answer as it grows, when those before it are written; it ends early when its client is gone."""
+        closed = Event()
+        async with self.turn:
+            if request.seed is not None:
+                torch.manual_seed(request.seed)
+            options = request.sampling() | {"max_new_tokens": room}
+            answer = write(self.model, self.processor, inputs, request.stop, closed, **options)
+            try:
+                async for written in iterate_in_threadpool(answer):
+                    if await http.is_disconnected():
+                        closed.set()
+                    elif not closed.is_set():
+                        yield written
+            finally:
+                closed.set()
+
+
+async def read_body(http: Request) -> bytes:
+    body = bytearray()
+    async for chunk in http.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise Refusal(f"the request is larger than {MAX_BODY} bytes.", 413, code="request_too_large")
+    return bytes(body)
+
+
+async def events(request: ChatRequest, reply: Reply, written: AsyncIterator[Written]) -> AsyncIterator[str]:
+    """Server-sent events of a streamed answer."""
+    last = Written("", 0)
+    yield event(reply.piece({"role": "assistant", "content": ""}))
+    try:
+        async for now in written:
+            if now.text != last.text:
+                yield event(reply.piece({"content": now.text[len(last.text) :]}))
+            last = now
+    except Exception:
+        logger.exception("An answer could not be written.")
+        yield event(error_body(FAILED, "server_error"))
+        return
+    yield event(reply.piece({}, last.finish_reason))
+    if request.stream_options and request.stream_options.include_usage:
+        yield event(reply.last_piece(last))
+    yield "data: [DONE]\n\n"
+
+
+def event(data: dict) -> str:
+    return f"data: {json.dumps(data)}\n\n"
+
+
+def build_app(server: ChatServer) -> FastAPI:
+    """The server's addresses, for any client that may reach it."""
+    app = FastAPI(openapi_url=None)
+    app.add_api_route("/v1/chat/completions", server.chat, methods=["POST"], response_model=None)
+    served = {"id": server.name, "object": "model", "created": 0, "owned_by": "omnifusion_hf"}
+
+    # `transformers chat` before 5.15 asks for what is beside the protocol below /v1 too.
+    @app.get("/v1/health")
+    @app.get("/health")
+    async def health():
+        return {"status": "ok"}
+
+    @app.get("/v1/models")
+    async def models():
+        return {"object": "list", "data": [served]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str):
+        server.check_name(name)
+        return served
+
+    @app.post("/v1/load_model")
+    @app.post("/load_model")
+    async def load_model(http: Request):
+        """`transformers chat` waits for this before it asks."""
+        server.check_name(read_request(await read_body(http), LoadRequest).model)
+        return Response(
+            event({"status": "ready", "model": server.name, "cached": True}), media_type="text/event-stream"
+        )
+
+    app.add_exception_handler(Refusal, refuse)
+    app.add_exception_handler(HTTPException, refuse_address)
+    app.add_exception_handler(Exception, fail)
+    return app
+
+
+async def refuse(http: Request, error: Refusal) -> JSONResponse:
+    logger.warning("Refused: %r", str(error))
+    return JSONResponse(error_body(str(error), "invalid_request_error", error.param, error.code), error.status)
+
+
+async def refuse_address(http: Request, error: HTTPException) -> JSONResponse:
+    said = f"{http.method} {http.url.path}: {error.detail}; there are /v1/chat/completions, /v1/models and /health."
+    return JSONResponse(error_body(said, "invalid_request_error", code="unknown_url"), error.status_code)
+
+
+async def fail(http: Request, error: Exception) -> JSONResponse:
+    """The error itself goes to the log."""
+    return JSONResponse(error_body(FAILED, "server_error"), 500)
+
+
+def serve(model: str, host: str = "127.0.0.1", port: int = 8000):
+    """Serves one model until it is interrupted or terminated.
+
+    Args:
+        model: folder or Hub id, which is also the model's name in requests.
+        host: the address to listen on; `"0.0.0.0"` lets other computers in. Whoever gets in may name images by any
+            URL that this computer reads; by a path only those on this computer may.
+        port: a free one.
+    """
+    with socket.create_server((host, port)):  # whether it is free, before the model is loaded
+        pass
+    print(f"Loading {model}; requests name it so. Talk: transformers chat {model} http://{host}:{port}/v1", flush=True)
+    app = build_app(ChatServer(*load(model), model, reads_paths=is_loopback(host)))
+    if is_loopback(host):
+        app.add_middleware(LoopbackHosts)
+    uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=SECONDS_TO_END)

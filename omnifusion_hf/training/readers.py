@@ -1,0 +1,239 @@
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""Files to rows: LLaVA JSON and JSONL, WebDataset tar shards, Hugging Face datasets in memory-mapped or streamed form.
+
+All but streams are read by index, which is what lets `Trainer` shuffle, mix and resume them exactly.
+"""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from glob import escape, glob
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ..io import named, read_json, read_text
+from .conversations import Rows, only_one
+
+
+class JsonRows:
+    """LLaVA's format, one list of samples in a file."""
+
+    def __init__(self, path: Path):
+        self.path, self.files = path, [path]
+        self.samples = read_json(read_text(path), f"{path} must be one list of samples (one sample a line: .jsonl)")
+        if not isinstance(self.samples, list) or not self.samples:
+            given = "an empty list" if self.samples == [] else type(self.samples).__name__
+            raise ValueError(f"{path} must hold a list with a sample at least, got {given}.")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.samples[index]
+
+    def place(self, index: int) -> str:
+        return f"{self.path}, sample {index}"
+
+
+class JsonLinesRows:
+    """One sample a line; blank lines are passed over. Lines are parsed when they are asked for."""
+
+    def __init__(self, path: Path):
+        self.path, self.files = path, [path]
+        lines = enumerate(read_text(path).split("\n"), start=1)
+        self.lines = [(number, line) for number, line in lines if line.strip()]
+        if not self.lines:
+            raise ValueError(f"{path} must hold at least one line with a sample.")
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, index: int) -> dict:
+        return json.loads(self.lines[index][1])
+
+    def place(self, index: int) -> str:
+        return f"{self.path}, line {self.lines[index][0]}"
+
+
+class TarRows:
+    """WebDataset shards: neighbouring members of one key (their name up to the first dot) are a sample.
+
+    The index holds where each sample starts; nothing is unpacked, samples may have different members.
+    """
+
+    def __init__(self, paths: list[Path]):
+        self.paths = self.files = paths
+        starts = [_sample_starts(path) for path in tqdm(paths, desc="indexing shards", leave=False, disable=None)]
+        self.starts = np.concatenate(starts)  # bytes into the shard
+        self.shards = np.repeat(np.arange(len(paths)), [len(each) for each in starts])
+        self.first = np.cumsum([0, *(len(each) for each in starts)])  # index of each shard's first sample
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> dict:
+        members = {}
+        with _Shard(self.paths[self.shards[index]]) as file:
+            file.seek(self.starts[index])
+            for key, name, member, tar in _members(tarfile.open(fileobj=file, mode="r:")):
+                if members.setdefault("__key__", key) != key:
+                    break
+                if member.issparse():  # its holes would be filled with as many bytes as it says
+                    raise ValueError(f"{member.name} is a sparse member, {member.size} bytes; write it whole.")
+                members[name] = tar.extractfile(member).read()
+        return row_of_members(members)
+
+    def place(self, index: int) -> str:
+        shard = self.shards[index]
+        return f"{self.paths[shard]}, sample {index - self.first[shard]}"
+
+
+class _Shard(io.FileIO):
+    """A file that gives no more than it has: Python allocates all that is asked for, and headers ask for terabytes."""
+
+    def read(self, size: int = -1) -> bytes:
+        left = os.fstat(self.fileno()).st_size - self.tell()
+        return super().read(left if size < 0 else max(0, min(size, left)))
+
+
+def _sample_starts(path: Path) -> np.ndarray:
+    """Where in a shard the first header of each sample is."""
+    starts, last = [], None
+    with named(f"{path} is no whole, uncompressed tar file; decompress or copy it anew"), _Shard(path) as file:
+        tar = tarfile.open(fileobj=file, mode="r:")
+        for key, _, member, _ in _members(tar):
+            if key != last:
+                starts.append(member.offset)
+            last = key
+        file.seek(tar.offset)  # tarfile stops at a damaged header as it does at the end
+        if file.read(2**16).strip(b"\0"):
+            raise ValueError(f"at byte {tar.offset} its end or a damaged header is followed by more.")
+    return np.array(starts, dtype=np.int64)
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo, tarfile.TarFile]]:
+    """Key and rest of the name of each file in a shard: `a/b.0.png` is ("a/b", "0.png")."""
+    last = -1
+    for member in tar:
+        if member.offset <= last:  # a size below 0 leads back to where it was, for ever
+            raise ValueError(f"{member.name}: its header leads back to the one before.")
+        last = member.offset
+        folder, slash, name = member.name.rpartition("/")
+        key, dot, rest = name.partition(".")
+        if member.isfile() and key and dot:
+            yield folder + slash + key, rest.lower(), member, tar
+
+
+def row_of_members(members: dict[str, Any]) -> dict:
+    """A WebDataset sample as a row: fields of its .json, its .txt as the caption, its pictures in their order.
+
+    Raises `ValueError` where the .json lists another number of pictures than there are.
+    """
+    row, pictures = {"id": members["__key__"]}, []
+    for name, value in members.items():
+        extension = name.rpartition(".")[-1]
+        if value is None:
+            continue
+        if extension == "json":
+            fields = read_json(value, "its .json") if isinstance(value, bytes | str) else value
+            if not isinstance(fields, dict):
+                raise ValueError(f"its .json must hold an object, got {type(fields).__name__}.")
+            row |= fields
+        elif extension == "txt":
+            row["caption"] = value.decode("utf-8") if isinstance(value, bytes) else value
+        elif f".{extension}" in Image.registered_extensions():
+            pictures.append(value)
+        elif not name.startswith("__"):
+            row[name] = value  # which nothing reads
+    listed = only_one(row, "image", "images") or pictures
+    listed = listed if isinstance(listed, list) else [listed]
+    if len(listed) != len(pictures):
+        raise ValueError(f"its .json lists {len(listed)} pictures, the shard holds {len(pictures)} beside it.")
+    return row | {"image": None, "images": pictures}
+
+
+class ArrowRows:
+    """A Hugging Face dataset on disk; its pictures stay encoded until they are asked for."""
+
+    def __init__(self, dataset, path: str):
+        self.dataset, self.path = undecoded(dataset), path
+        found = [Path(path), *Path(path).rglob("*")] if Path(path).exists() else map(Path, glob(path))
+        tables = (".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tar")  # and not every picture of a folder
+        self.files = sorted(file for file in found if file.suffix in tables and file.is_file())
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict:
+        return row_of_dataset(self.dataset[index])
+
+    def place(self, index: int) -> str:
+        return f"{self.path}, row {index}"
+
+
+def undecoded(dataset):
+    """Pictures as `{"bytes", "path"}`: they are decoded with our limits, late, and a broken one can be named."""
+    from datasets import Image as ImageFeature
+    from datasets import List
+
+    for name, feature in (dataset.features or {}).items():
+        if isinstance(feature, ImageFeature):
+            dataset = dataset.cast_column(name, ImageFeature(decode=False))
+        elif isinstance(getattr(feature, "feature", None), ImageFeature):
+            dataset = dataset.cast_column(name, List(ImageFeature(decode=False)))
+    return dataset
+
+
+def row_of_dataset(row: dict) -> dict:
+    """A dataset's row; of a WebDataset, whose columns are a sample's members, as [`row_of_members`] says."""
+    return row_of_members(row) if "__key__" in row else row
+
+
+def open_rows(path: str, subset: str | None = None, split: str = "train") -> Rows:
+    """The rows behind `path`: a .json, .jsonl or .tar file, a pattern of .tar files, or a Hugging Face dataset.
+
+    Raises `ValueError` where there is no such thing.
+    """
+    suffix = Path(path).suffix
+    if suffix == ".tar":
+        return TarRows(_existing(path))
+    if suffix in (".json", ".jsonl"):
+        file, *more = _existing(path)
+        if more:
+            raise ValueError(f"{path} are {1 + len(more)} files; list them as the sources of a mixture, docs/data.md.")
+        return JsonRows(file) if suffix == ".json" else JsonLinesRows(file)
+    return ArrowRows(load_hf_dataset(path, subset, split), path)
+
+
+def _existing(pattern: str) -> list[Path]:
+    paths = [pattern] if Path(pattern).exists() else sorted(glob(pattern))  # names may hold brackets
+    if not paths:
+        raise ValueError(f"no file {pattern}; check the path.")
+    return [Path(path) for path in paths]
+
+
+def load_hf_dataset(path: str, subset: str | None = None, split: str = "train", streaming: bool = False):
+    """A `datasets` dataset from a folder (of files, or `save_to_disk`'s), a pattern of files or a Hub id.
+
+    Raises `ValueError` that names `path`, also where the library is missing.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(f"reading {path} needs the datasets package: pip install 'omnifusion_hf[data]'.") from None
+
+    builder = {".parquet": "parquet", ".tar": "webdataset", ".jsonl": "json", ".json": "json"}.get(Path(path).suffix)
+    files = escape(path) if Path(path).exists() else path  # names may hold brackets
+    options = {"path": builder, "data_files": files} if builder else {"path": path, "name": subset}
+    kinds = "(data_path is a .json, .jsonl, .tar, .parquet or .yaml file, a folder or a Hub id, docs/data.md)"
+    with named(f"cannot read {path}", advice=f" {kinds}"):
+        if (Path(path) / "state.json").is_file():
+            dataset = datasets.load_from_disk(path)
+            return dataset.to_iterable_dataset() if streaming else dataset
+        return datasets.load_dataset(**options, split=split, streaming=streaming)

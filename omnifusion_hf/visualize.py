@@ -1,0 +1,192 @@
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""A drawing of what the encoder sees: a picture with its views over it, the views themselves, and what they cost.
+
+Hatched: parts of a view outside the picture (padding). Greyed out: parts of the picture that no view shows. Everything
+is drawn at twice its size and halved at the end, which smooths lines and letters.
+"""
+
+import os
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from . import inference as ask
+from .model.configuration_omnifusion import OmniFusionConfig
+from .model.image_processing_omnifusion import OmniFusionImageProcessor, load_image
+from .model.processing_omnifusion import TokenCount
+from .model.views_omnifusion import Box, PictureViews, best_canvas, cut_picture
+
+
+PAPER, WHITE, GREY, HATCH = (251, 251, 249), (255, 255, 255), (190, 190, 186), (214, 214, 208)
+INK, FAINT = (32, 33, 36), (112, 115, 120)
+COLOURS = {"whole": (0, 122, 90), "tile": (25, 95, 195), "region": (205, 70, 0)}
+# Sizes in pixels before halving.
+WIDEST, TALLEST, MARGIN, THUMB, GAP = 1800, 1300, 64, 240, 24
+TITLE, TEXT, BADGE = 44, 30, 28
+LINE, CASING = 6, 2
+BORDER = 2 * LINE + 2 * CASING
+
+
+def draw_file(
+    picture: str, output: str, model: str | None = None, regions: list | None = None, tokens: int | None = None,
+    context_length: int | None = None, **image_options,
+) -> TokenCount:  # fmt: skip
+    """Draws a picture file as `model` (a folder or Hub id) sees it; without one, as CLIP ViT-L/14-336 of the paper.
+
+    Args:
+        regions: boxes that become views, as in a call of the processor.
+        tokens: visual tokens per view, where they are not the model's.
+        context_length: tokens that the LLM has room for, where it is not the model's.
+        image_options: fields of [`OmniFusionImageProcessor`] to set, such as `view_strategy`.
+    """
+    if model is None:
+        processor, tokens = OmniFusionImageProcessor(**image_options), tokens or 576
+    else:
+        with ask.told_if_missing(model):
+            processor = OmniFusionImageProcessor.from_pretrained(model, **image_options)
+            config = OmniFusionConfig.from_pretrained(model)
+        tokens = tokens or config.image_seq_length
+        context_length = context_length or ask.context_length(config.text_config)
+    image = load_image(picture, processor.max_image_pixels)
+    views = processor.plan_views([(image.height, image.width)], regions=regions)[0]
+    count = TokenCount([len(views)], tokens, context_length)
+    drawing = draw_views(image, views, count, processor, Path(picture).name)
+    part = Path(output).with_name(f"incomplete-{Path(output).name}")
+    try:
+        drawing.save(part)
+        os.replace(part, output)
+    finally:
+        part.unlink(missing_ok=True)
+    return count
+
+
+def draw_views(
+    image: Image.Image, views: PictureViews, count: TokenCount, processor: OmniFusionImageProcessor, title: str
+) -> Image.Image:
+    """The drawing of one RGB picture; `views` and `count` are what the processor plans for it."""
+    side = processor.size["height"]
+    background = tuple(round(255 * mean) for mean in processor.image_mean)
+    cuts = cut_picture(image, views, side, processor.resample, background)
+    facts = [f"{image.width} x {image.height} pixels", f"whole view: {processor.image_fit}"]
+    if views.tiles:
+        rows, columns = best_canvas((image.height, image.width), processor.grid_canvases, side)
+        facts.append(f"grid of {rows} x {columns}")
+    head = [_text(title, TITLE, INK), _text(" · ".join([*facts, f"views of {side} x {side}"]), TEXT, FAINT)]
+    scene = _draw_scene(image, views, count.image_seq_length)
+    total = _text(str(count), TEXT, INK)
+    width = max(scene.width, total.width, *(text.width for text in head), min(len(cuts), 4) * (THUMB + GAP) - GAP)
+    page = _stack([_stack(head, GAP // 2), scene, _draw_cuts(cuts, views, width), total], GAP * 2)
+    framed = Image.new("RGB", (width + 2 * MARGIN, page.height + 2 * MARGIN), PAPER)
+    framed.paste(page, (MARGIN, MARGIN))
+    return framed.resize((framed.width // 2, framed.height // 2), Image.Resampling.LANCZOS)
+
+
+def _kinds(views: PictureViews) -> list[str]:
+    return ["whole", *["tile"] * len(views.tiles), *["region"] * len(views.regions)]
+
+
+def _on_page(boxes: list[Box]) -> list[tuple[int, int, int, int]]:
+    """Boxes in pixels of the drawing, moved and scaled so that all of them have room."""
+    corners = np.reshape(boxes, (-1, 2, 2))
+    low, high = corners.min((0, 1)), corners.max((0, 1))
+    scale = min(np.array([WIDEST, TALLEST]) / (high - low))
+    placed = np.rint((corners - low) * scale).astype(int) + BORDER
+    placed[:, 1] = np.maximum(placed[:, 1], placed[:, 0] + 1)
+    return [tuple(box) for box in placed.reshape(-1, 4).tolist()]
+
+
+def _draw_scene(image: Image.Image, views: PictureViews, tokens: int) -> Image.Image:
+    """The picture with the boxes of its views, on a page large enough for what sticks out of it."""
+    frame, *boxes = _on_page([(0, 0, image.width, image.height), *views])
+    size = [max(box[edge] for box in (frame, *boxes)) + BORDER for edge in (2, 3)]
+    seen = Image.new("L", size, 0)
+    for box in boxes:
+        seen.paste(255, box)
+    scene = Image.new("RGB", size, PAPER)
+    scene.paste(_hatched(size), mask=seen)
+    picture = image.resize((frame[2] - frame[0], frame[3] - frame[1]), Image.Resampling.LANCZOS)
+    scene.paste(Image.blend(picture, Image.new("RGB", picture.size, GREY), 0.75), frame)
+    scene.paste(picture, frame, seen.crop(frame))
+    # Coloured lines between white ones can be seen on any picture; all white first, so that no line cuts another.
+    for colours in (dict.fromkeys(COLOURS, WHITE), COLOURS):
+        for kind, box in zip(_kinds(views), boxes):
+            _outline(scene, box, kind, colours[kind])
+    for number, (kind, box) in enumerate(zip(_kinds(views), boxes), start=1):
+        _badge(scene, box, kind, number, tokens)
+    return scene
+
+
+def _hatched(size: tuple[int, int]) -> Image.Image:
+    hatched = Image.new("RGB", size, WHITE)
+    draw = ImageDraw.Draw(hatched)
+    for x in range(-size[1], size[0], 20):
+        draw.line([(x, size[1]), (x + size[1], 0)], fill=HATCH, width=4)
+    return hatched
+
+
+def _outline(scene: Image.Image, box: tuple, kind: str, colour: tuple):
+    """A line on the edge of a box, the whole view's around that of its tiles; white ones are wider by the casing."""
+    width = LINE + 2 * CASING if colour == WHITE else LINE
+    outwards = width // 2 + (LINE + CASING if kind == "whole" else 0)
+    left, top, right, bottom = box
+    frame = (left - outwards, top - outwards, right + outwards - 1, bottom + outwards - 1)
+    ImageDraw.Draw(scene).rectangle(frame, outline=colour, width=width)
+
+
+def _badge(scene: Image.Image, box: tuple, kind: str, number: int, tokens: int):
+    """Number and, where there is room, tokens: the whole view's at its right, a region's above its box."""
+    left, top, right, _ = box
+    text = f"{number} · {tokens} tokens"
+    if _length(text, BADGE) + 2 * GAP > right - left:
+        text = str(number)
+    width, height = _length(text, BADGE) + GAP, BADGE + GAP // 2
+    corner = (right - width - GAP // 2, top + GAP // 2) if kind == "whole" else (left + GAP // 2, top + GAP // 2)
+    if kind == "region":
+        corner = (left - LINE // 2 - CASING, top - height if top > height else top)
+    draw = ImageDraw.Draw(scene)
+    shape = (*corner, corner[0] + width, corner[1] + height)
+    draw.rounded_rectangle(shape, radius=8, fill=COLOURS[kind], outline=WHITE, width=CASING)
+    middle = ((shape[0] + shape[2]) / 2, (shape[1] + shape[3]) / 2)
+    draw.text(middle, text, WHITE, _font(BADGE), anchor="mm")
+
+
+def _draw_cuts(cuts: list[Image.Image], views: PictureViews, width: int) -> Image.Image:
+    """The views as the encoder gets them, numbered, in as many rows as the width asks for."""
+    columns = (width + GAP) // (THUMB + GAP)
+    cell = (THUMB + GAP, THUMB + TEXT + 2 * GAP)
+    rows = -(-len(cuts) // columns)
+    sheet = Image.new("RGB", (width, rows * cell[1] - GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for index, (cut, kind) in enumerate(zip(cuts, _kinds(views))):
+        x, y = index % columns * cell[0], index // columns * cell[1]
+        sheet.paste(cut.resize((THUMB, THUMB), Image.Resampling.LANCZOS), (x, y))
+        draw.rectangle((x, y, x + THUMB - 1, y + THUMB - 1), outline=COLOURS[kind], width=LINE)
+        draw.text((x, y + THUMB + GAP // 3), f"{index + 1} · {kind}", COLOURS[kind], _font(TEXT))
+    return sheet
+
+
+@cache
+def _font(size: int):
+    return ImageFont.load_default(size)
+
+
+def _length(text: str, size: int) -> int:
+    return round(_font(size).getlength(text))
+
+
+def _text(text: str, size: int, colour: tuple) -> Image.Image:
+    strip = Image.new("RGB", (_length(text, size) + 2, round(size * 1.3)), PAPER)
+    ImageDraw.Draw(strip).text((0, 0), text, colour, _font(size))
+    return strip
+
+
+def _stack(parts: list[Image.Image], gap: int) -> Image.Image:
+    """Pictures below each other, at the left."""
+    height = sum(part.height + gap for part in parts) - gap
+    page, y = Image.new("RGB", (max(part.width for part in parts), height), PAPER), 0
+    for part in parts:
+        page.paste(part, (0, y))
+        y += part.height + gap
+    return page

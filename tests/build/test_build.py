@@ -1,0 +1,158 @@
+"""`omnifusion build`: parts by preset, folder or Hub id to a folder that trains as it is; mistakes are told early."""
+
+import json
+from pathlib import Path
+
+import conversations
+import llms
+import pytest
+import tiny
+import torch
+from chat_templates import CHATML
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+from omnifusion_hf.build.build import presets
+from omnifusion_hf.cli import main
+from omnifusion_hf.inference import answer
+
+
+RECIPE = Path(__file__).parents[2] / "omnifusion_hf/recipes" / "pretrain.yaml"
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Folders of two encoders, of an LLM, and of a chat-tuned one that ends turns with a token of its own."""
+    folder = tmp_path_factory.mktemp("parts")
+    torch.manual_seed(0)
+    for family in ("clip", "dinov2"):
+        AutoModel.from_config(tiny.encoder_config(family)).save_pretrained(folder / family)
+    llms.save(folder / "llm", "mistral", add_bos=True)
+    llms.save(folder / "chat", "llama", chat_template=CHATML.replace("<|im_end|>", "<unk>"))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def build(parts, out, *options, text="llm", vision=("clip",)) -> int:
+    encoders = [word for name in vision for word in ("--vision", str(parts / name))]
+    return main(["build", *encoders, "--text", str(parts / text), *options, "--output", str(out)])
+
+
+def test_a_mix_with_a_grid_is_built_trains_by_the_recipe_and_answers(parts, tmp_path, capsys):
+    out = tmp_path / "made" / "model"
+    assert build(parts, out, "--projector", "summation", "--views", "grid", vision=("clip", "dinov2")) == 0
+    printed = capsys.readouterr().out
+    assert "clip_vision_model 32 px + dinov2 32 px -> summation -> mistral" in printed
+    assert "16 tokens per view; a picture of 1920 x 1080: 5 views x 16 + 2 marks = 82 tokens" in printed
+    command = f"omnifusion train omnifusion_hf/recipes/pretrain.yaml model_name_or_path={out}"
+    assert f"{command} data_path=DATA.json image_folder=PICTURES\n" in printed
+    (tmp_path / "data").mkdir()
+    data = conversations.write(tmp_path / "data", [conversations.sample(index) for index in range(2)])
+    overrides = {"model_name_or_path": out, "data_path": data, "image_folder": data.parent, "use_cpu": "true"}
+    overrides |= {"output_dir": tmp_path / "trained", "dataloader_num_workers": 0}
+    assert main(["train", str(RECIPE), *(f"{key}={value}" for key, value in overrides.items())]) == 0
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "trained").eval()
+    processor = AutoProcessor.from_pretrained(tmp_path / "trained")
+    assert processor.image_processor.view_strategy == "grid"
+    assert isinstance(answer(model, processor, [tiny.picture()], "What?", max_new_tokens=2), str)
+
+
+def test_a_chat_tuned_llm_keeps_its_template_and_stops_at_its_own_mark(parts, tmp_path):
+    assert build(parts, tmp_path / "own", "--chat-template", "own", text="chat") == 0
+    assert build(parts, tmp_path / "release", text="chat") == 0
+    templates = [(tmp_path / name / "chat_template.jinja").read_text() for name in ("own", "release")]
+    assert "You help." in templates[0] and "You help." not in templates[1]
+    ends = [
+        json.loads((tmp_path / name / "generation_config.json").read_text())["eos_token_id"]
+        for name in ("own", "release")
+    ]
+    assert ends == [[2, 0], [2]]  # <unk> is what the template ends turns with
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m.content }} {% endfor %}",  # nothing ends an answer
+        "{% if messages[0].role != 'system' %}{{ raise_exception('a system message first') }}{% endif %}",
+    ],
+)
+def test_a_template_that_cannot_be_trained_is_refused(template, parts, tmp_path, capsys):
+    text = llms.save(tmp_path / "chat", "llama", chat_template=template)
+    assert build(parts, tmp_path / "out", "--chat-template", "own", text=text) == 2
+    assert "use --chat-template release" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_preset_sets_layer_size_and_fit_and_options_win(parts, tmp_path, monkeypatch):
+    preset = presets.EncoderPreset("nobody/nothing", 32, 16, 32, layer=-3, image_fit="pad")
+    monkeypatch.setitem(presets.ENCODERS, "small", preset)
+    encoder = f"small={parts / 'clip'}"
+    for options, expected in (([], ([-3], "pad")), (["--layer", "-1", "--image-fit", "squash"], ([-1], "squash"))):
+        out = tmp_path / str(len(options))
+        assert build(parts, out, "--vision", encoder, *options, vision=()) == 0
+        config = json.loads((out / "config.json").read_text())
+        processor = json.loads((out / "processor_config.json").read_text())
+        assert (config["vision_feature_layer"], processor["image_processor"]["image_fit"]) == expected
+
+
+def test_a_model_of_the_tables_is_built_from_local_parts(parts, tmp_path, monkeypatch):
+    for name, source in (("clip-vit-l-336", "clip"), ("dinov2-l", "dinov2")):
+        small = presets.EncoderPreset(str(parts / source), 32, 16, 32, follows_grid=source == "dinov2")
+        monkeypatch.setitem(presets.ENCODERS, name, small)
+    monkeypatch.setitem(presets.TEXTS, "mistral-7b", str(parts / "llm"))
+    assert main(["build", "--preset", "clip-dinov2-attention", "-o", str(tmp_path / "out")]) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["projector_type"] == "attention" and len(config["vision_config"]["encoder_configs"]) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (
+            ["--vision", "internvit-6b-448", "--text", "{llm}"],
+            "python conversion/convert_intern_vit.py --source OpenGV",
+        ),
+        (["--vision", "{clip}"], "--vision (once per encoder) and --text"),
+        (["--vision", "{clip}/absent", "--text", "{llm}"], "cannot load `{clip}/absent`"),
+        (["--vision", "{clip}", "--text", "someone/model"], "cannot load `someone/model`"),
+        (["--vision", "blip={clip}", "--text", "{llm}"], "`blip` in blip={clip} is no preset"),
+        (["--vision", "clip-vit-l-336={clip}", "--text", "{llm}"], "should give 576 tokens of width 1024"),
+        (
+            ["--vision", "{clip}", "--text", "{llm}", "--layer", "-1", "--layer", "-2"],
+            "--layer is given 2 times for 1",
+        ),
+        (["--vision", "{clip}", "--text", "{llm}", "--image-size", "30"], "not a multiple of its patch size"),
+        (["--vision", "{clip}", "--text", "{llm}", "--image-size", "0"], "use 8 or 16"),
+        (
+            ["--vision", "{clip}", "--text", "{clip}"],
+            "has no tokenizer that loads; give the folder or Hub id of an LLM",
+        ),
+        (["--vision", "{clip}", "--text", "{llm}", "--chat-template", "own"], "no chat template of its own"),
+        (["--preset", "v2"], "--preset v2 is unknown"),
+    ],
+)
+def test_mistakes_are_told_in_one_line_and_leave_nothing(arguments, told, parts, tmp_path, capsys):
+    fill = {"clip": parts / "clip", "llm": parts / "llm"}
+    arguments = [argument.format(**fill) for argument in arguments]
+    assert main(["build", *arguments, "-o", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("omnifusion: error: ") and told.format(**fill) in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_exists_is_not_replaced(parts, tmp_path, capsys):
+    (tmp_path / "kept.txt").write_text("mine")
+    assert build(parts, tmp_path) == 2
+    assert "exists and is not replaced" in capsys.readouterr().err and (tmp_path / "kept.txt").exists()
+
+
+def test_a_build_that_breaks_off_leaves_nothing(parts, tmp_path, monkeypatch):
+    def full_disk(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("omnifusion_hf.OmniFusionProcessor.save_pretrained", full_disk)
+    assert build(parts, tmp_path / "out") == 2
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,82 @@
+"""The paper's parts and models by name: presets say what the paper's tables say, and are held against what loads."""
+
+from pathlib import Path
+
+import pytest
+from transformers import CLIPVisionConfig, Dinov2Config, DonutSwinConfig, InternVLVisionConfig, SiglipVisionConfig
+
+from omnifusion_hf import OmniFusionVisionConfig
+from omnifusion_hf.build.build import default_sizes
+from omnifusion_hf.build.presets import ENCODERS, MODELS, TEXTS
+
+
+# resolution, visual tokens, width, layer of the paper's encoder table
+PAPER = {
+    "clip-vit-l-336": (336, 576, 1024, -2),
+    "clip-vit-bigg-224": (224, 256, 1664, -2),
+    "siglip-base-512": (512, 1024, 768, -2),
+    "internvit-6b-448": (448, 1024, 3200, -1),
+    "dinov2-l": (518, 1369, 1024, -2),
+}
+# The published sizes, as each checkpoint's config.json has them.
+PUBLISHED = {
+    "clip-vit-l-336": CLIPVisionConfig(hidden_size=1024, num_attention_heads=16, image_size=336, patch_size=14),
+    "clip-vit-bigg-224": CLIPVisionConfig(hidden_size=1664, num_attention_heads=16, image_size=224, patch_size=14),
+    "siglip-base-512": SiglipVisionConfig(hidden_size=768, image_size=512, patch_size=16),
+    "internvit-6b-448": InternVLVisionConfig(
+        hidden_size=3200, num_attention_heads=25, image_size=448, patch_size=14, num_hidden_layers=45
+    ),
+    "dinov2-l": Dinov2Config(hidden_size=1024, num_attention_heads=16, image_size=518, patch_size=14),
+    "texify": DonutSwinConfig(embed_dim=128, depths=[2, 2, 14, 2], num_heads=[4, 8, 16, 32], image_size=420),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_presets_are_rows_of_the_encoder_table(name):
+    preset = ENCODERS[name]
+    assert (preset.image_size, preset.tokens, preset.width, preset.layer) == PAPER[name]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_encoder_is_accepted_and_another_is_not(name):
+    preset, encoder = ENCODERS[name], PUBLISHED[name]
+    preset.check(name, OmniFusionVisionConfig(encoder_configs=[encoder]), 0)
+    size = {"image_size": preset.image_size, "num_attention_heads": 1}
+    others = [
+        CLIPVisionConfig(hidden_size=preset.width + 64, patch_size=14, **size),
+        CLIPVisionConfig(hidden_size=preset.width, patch_size=28, **size),
+        CLIPVisionConfig(hidden_size=preset.width, patch_size=14, image_size=140, num_attention_heads=1),
+    ]
+    for other in others:
+        with pytest.raises(ValueError, match=rf"{name} should give {preset.tokens} tokens of width {preset.width}"):
+            preset.check(name, OmniFusionVisionConfig(encoder_configs=[other]), 0)
+
+
+@pytest.mark.parametrize(
+    "names, sizes",
+    [
+        (["clip-vit-l-336", "dinov2-l"], [336, 336]),  # 24 x 24 tokens each
+        (["siglip-base-512", "dinov2-l"], [512, 448]),  # 32 x 32
+        (["dinov2-l"], [518]),
+        (["dinov2-l", "clip-vit-l-336"], [518, 336]),  # CLIP has one size
+    ],
+)
+def test_dinov2_behind_another_encoder_gives_as_many_tokens(names, sizes):
+    vision = OmniFusionVisionConfig(encoder_configs=[PUBLISHED[name] for name in names])
+    assert default_sizes([ENCODERS[name] for name in names], vision) == sizes
+
+
+def test_models_are_made_of_presets_and_conversions_exist():
+    for model in MODELS.values():
+        assert set(model.vision) <= ENCODERS.keys() and model.text in TEXTS
+    for preset in ENCODERS.values():
+        if preset.convert:
+            assert (Path(__file__).parents[2] / "conversion" / preset.convert).is_file()
+
+
+def test_the_models_of_the_mix_table_differ_in_the_adapter_alone():
+    mixes = [MODELS[f"clip-dinov2-{kind}"] for kind in ("concatenation", "summation", "attention")]
+    assert [mix.projector for mix in mixes] == ["concatenation", "summation", "attention"]
+    assert {(mix.vision, mix.text, mix.views) for mix in mixes} == {
+        (("clip-vit-l-336", "dinov2-l"), "mistral-7b", "whole")
+    }

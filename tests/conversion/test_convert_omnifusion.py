@@ -1,0 +1,340 @@
+"""Conversion of the release's layout: exact, complete, safe. Made on the spot; the real fixture where it is there."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import conversations
+import pytest
+import torch
+from PIL import Image
+from pixels import stored_turned
+from release import write_release, write_vision_tower
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tiny import picture
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from conversion import pickles
+from conversion.convert_omnifusion import convert, main
+from conversion.original_v1_1 import Original
+from conversion.release_v1_1 import Release
+from conversion.verify_conversion import Row, converted_outputs, verify
+from omnifusion_hf.model.processing_omnifusion import ESCAPE
+
+
+FIXTURE = Path(__file__).parents[3] / "shared" / "airi"
+needs_fixture = pytest.mark.skipif(
+    not FIXTURE.is_dir(), reason="../shared/airi is absent: not compared with outputs of the authors' code"
+)
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory) -> Path:
+    return write_release(tmp_path_factory.mktemp("release"), shards=3)
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory) -> Path:
+    return write_vision_tower(tmp_path_factory.mktemp("tower"))
+
+
+@pytest.fixture(scope="module")
+def converted(release, tower, tmp_path_factory) -> Path:
+    return convert(str(release), str(tower), str(tmp_path_factory.mktemp("converted") / "model"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    for number, size in enumerate([(40, 61), (90, 33), (7, 5)]):
+        picture(number, size).save(folder / f"{number}.png")
+    return sorted(folder.iterdir())
+
+
+def test_case_28_converted_folder_computes_what_the_release_does(release, tower, converted, pictures):
+    rows = verify(release, tower, converted, pictures)
+    assert {row.stage for row in rows} >= {
+        "pixels",
+        "visual tokens",
+        "embeddings",
+        "logits",
+        "greedy ids",
+        "beam-3 ids",
+    }
+    assert all(row.ok for row in rows), rows
+
+
+def test_case_28_comparison_sees_a_wrong_weight(release, tower, converted, pictures, tmp_path):
+    broken = shutil.copytree(converted, tmp_path / "broken")
+    name = "model.multi_modal_projector.transformer_layer.self_attn.q_proj.weight"
+    file = broken / json.loads((broken / "model.safetensors.index.json").read_text())["weight_map"][name]
+    tensors = load_file(file)
+    tensors[name] = tensors[name].flip(0).contiguous()
+    save_file(tensors, file, metadata={"format": "pt"})
+    rows = verify(release, tower, broken, pictures[:1])
+    assert not next(row for row in rows if row.stage == "visual tokens").ok
+    assert next(row for row in rows if row.stage == "pixels").ok
+
+
+def test_images_that_the_release_sees_as_they_are_stored_raise_no_alarm_and_are_named(
+    release, tower, converted, tmp_path, capsys
+):
+    plain, turned = tmp_path / "plain.png", tmp_path / "turned.png"
+    picture(0, (40, 61)).save(plain)
+    turned.write_bytes(stored_turned(picture(0, (40, 61)), 6))
+    assert all(row.ok for row in verify(release, tower, converted, [plain, turned]))
+    told = capsys.readouterr().out
+    assert told == f"{plain}: as stored\n{turned}: as a viewer shows it; the release sees it as stored\n"
+
+
+def test_row_is_ok_up_to_its_bound_only():
+    assert Row("logits", 1e-4, 1e-4).ok and not Row("logits", 2e-4, 1e-4).ok
+
+
+@pytest.mark.parametrize("kind", ["clip", "bin"])
+def test_vision_tower_inside_clip_or_as_bin_gives_the_same_model(release, converted, kind, tmp_path):
+    tower = write_vision_tower(tmp_path / kind, kind)
+    folder = convert(str(release), str(tower), str(tmp_path / "model"))
+    ours, theirs = (
+        {name: tensor for file in path.glob("*.safetensors") for name, tensor in load_file(file).items()}
+        for path in (folder, converted)
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_special_vectors_are_the_rows_of_their_tokens(release, converted):
+    model = AutoModelForImageTextToText.from_pretrained(converted)
+    tokenizer = AutoProcessor.from_pretrained(converted).tokenizer
+    vectors = Release.find(release).read_special_vectors(32)
+    rows = model.get_input_embeddings().weight
+    for name, token in {"SOI": "<img_start>", "EOI": "<img_end>", "USER": "<user>", "BOT": "<bot>"}.items():
+        assert torch.equal(rows[tokenizer.convert_tokens_to_ids(token)], vectors[name])
+
+
+def test_dtype_is_that_asked_for(release, tower, tmp_path):
+    folder = convert(str(release), str(tower), str(tmp_path / "model"), torch.float32)
+    assert {t.dtype for f in folder.glob("*.safetensors") for t in load_file(f).values()} == {torch.float32}
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
+
+
+def edit_llm(folder: Path, change) -> Path:
+    """Applies `change` to the tensors of the first LLM shard."""
+    file = sorted((folder / "OmniMistral-v1_1/tuned-model").glob("*.safetensors"))[0]
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+    return folder
+
+
+BROKEN = {
+    "unknown": (lambda tensors: tensors.update(bonus=torch.zeros(1)), "unknown tensor `bonus`"),
+    "missing": (lambda tensors: tensors.pop("lm_head.weight"), "`lm_head.weight`"),
+    "misshapen": (
+        lambda tensors: tensors.update({"lm_head.weight": torch.zeros(340, 31)}),
+        "`lm_head.weight` has shape",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_case_28_every_tensor_is_accounted_for(release, tower, tmp_path, case):
+    change, message = BROKEN[case]
+    broken = edit_llm(shutil.copytree(release, tmp_path / "release"), change)
+    with pytest.raises(ValueError, match=message):
+        convert(str(broken), str(tower), str(tmp_path / "model"))
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+
+
+MISTAKES = {
+    "tokenizer": (lambda root: (root / "tokenizer/tokenizer.model").unlink(), "tokenizer.model is missing"),
+    "half a download": (
+        lambda root: sorted((root / "tuned-model").glob("*.safetensors"))[1].unlink(),
+        "half a download",
+    ),
+    "damaged": (
+        lambda root: sorted((root / "tuned-model").glob("*.safetensors"))[0].write_bytes(b"\0" * 20),
+        "is damaged",
+    ),
+    "no weights": (lambda root: [p.unlink() for p in (root / "tuned-model").glob("model*")], "holds no weights"),
+    "no pickle": (lambda root: (root / "projection.pt").write_bytes(b"nothing"), "projection.pt was not read"),
+    "wrong vectors": (
+        lambda root: torch.save({"SOI": torch.zeros(32)}, root / "special_embeddings.pt"),
+        "expected vectors",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_bad_source_gets_one_clear_line_and_leaves_nothing(release, tower, tmp_path, case, capsys):
+    damage, message = MISTAKES[case]
+    damage(shutil.copytree(release, tmp_path / "release") / "OmniMistral-v1_1")
+    arguments = ["--source", str(tmp_path / "release"), "--vision", str(tower), "--output", str(tmp_path / "model")]
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+
+
+def test_wrong_tower_is_named(release, tmp_path):
+    tower = write_vision_tower(tmp_path / "tower")
+    config = json.loads((tower / "config.json").read_text())
+    (tower / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
+    with pytest.raises(ValueError, match="vision tower's width is 64, but projection.pt was made for 32"):
+        convert(str(release), str(tower), str(tmp_path / "model"))
+
+
+def test_source_that_is_neither_folder_nor_hub_id(tower, tmp_path):
+    with pytest.raises(ValueError, match="neither a folder nor a Hub id"):
+        convert(str(tmp_path / "nowhere"), str(tower), str(tmp_path / "model"))
+
+
+def test_an_existing_folder_is_not_replaced(release, tower, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.txt").write_text("keep")
+    with pytest.raises(ValueError, match="exists and would be replaced"):
+        convert(str(release), str(tower), str(tmp_path / "model"))
+    assert (tmp_path / "model" / "mine.txt").read_text() == "keep"
+
+
+def test_interruption_leaves_no_folder(release, tower, tmp_path, monkeypatch):
+    def out_of_disk(*args, **kwargs):
+        raise SafetensorError("No space left on device")  # what save_file raises
+
+    monkeypatch.setattr("conversion.weights.save_file", out_of_disk)
+    with pytest.raises(OSError, match="was not written: No space left"):
+        convert(str(release), str(tower), str(tmp_path / "model"))
+    assert not any(tmp_path.iterdir())
+
+
+class Marker:
+    """A pickle of this creates a file when it is read naively."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("disguise", ["builtins.open", "models.open", "torch.nn.modules.linear.open"])
+def test_case_27_hostile_pickle_is_refused_and_nothing_runs(tmp_path, disguise):
+    """Also under names that look like torch's own modules or the release's."""
+    file, marker = tmp_path / "projection.pt", tmp_path / "marker"
+    torch.save({"module": Marker(marker)}, file)
+    module, name = disguise.rsplit(".", 1)
+    rename_in_pickle(file, b"cio\nopen\n", f"c{module}\n{name}\n".encode())
+    with pytest.raises(ValueError, match="was not read"):
+        pickles.read(file, pickles.RELEASE_CLASSES)
+    assert not marker.exists()
+
+
+def test_case_27_control_naive_loading_would_run_it(tmp_path):
+    marker = tmp_path / "marker"
+    pickle.loads(pickle.dumps(Marker(marker))).close()
+    assert marker.exists()
+
+
+def rename_in_pickle(file: Path, old: bytes, new: bytes):
+    """Rewrites a global's name inside a torch file."""
+    import zipfile
+
+    with zipfile.ZipFile(file) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content.replace(old, new) if name.endswith("data.pkl") else content)
+
+
+@needs_fixture
+@pytest.mark.parametrize("name", ["projection", "special_embeddings"])
+def test_case_27_hostile_files_of_the_fixture(tmp_path, name, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    source = shutil.copytree(FIXTURE / "fixture/OmniMistral-v1_1", tmp_path / "source", copy_function=shutil.copyfile)
+    (source / f"{name}.pt").write_bytes((FIXTURE / f"evil_{name}.pt").read_bytes())
+    arguments = ["--source", str(source), "--vision", str(FIXTURE / "fixture/vision_tower"), "--output", "model"]
+    assert main(arguments) == 2
+    assert "builtins.exec" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_original_restatement_is_deterministic(release, tower):
+    """The oracle runs in eval mode: the pickled training flag must not bring dropout back (quirk 3)."""
+    original = Original.load(release, tower)
+    pixels = original.pixels(picture(0))
+    assert torch.equal(original.visual_tokens(pixels), original.visual_tokens(pixels))
+
+
+@pytest.fixture(scope="module")
+def golden_model(tmp_path_factory):
+    """The fixture, converted, as a user loads it, and its folder."""
+    folder = tmp_path_factory.mktemp("golden") / "model"
+    convert(str(FIXTURE / "fixture"), str(FIXTURE / "fixture/vision_tower"), str(folder))
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoProcessor.from_pretrained(folder)
+
+
+def golden_cases() -> list[tuple[str, dict]]:
+    """Name and description of each case that the authors' code was run on."""
+    if not FIXTURE.is_dir():
+        return []
+    golden = json.loads((FIXTURE / "fixture/golden.json").read_text(encoding="utf-8"))
+    named = [(f"case{case['case']}", case) for case in golden["cases"]]
+    return named + [(f"text{case['case']}", case) for case in golden["text_only"]]
+
+
+@needs_fixture
+@pytest.mark.parametrize("name, case", golden_cases(), ids=[name for name, _ in golden_cases()])
+def test_goldens_of_the_authors_code(golden_model, name, case):
+    model, processor = golden_model
+    golden = load_file(FIXTURE / "fixture/golden.safetensors")
+    picture = Image.open(FIXTURE / f"fixture/images/{case['image']}.png") if "image" in case else None
+    found = converted_outputs(model, processor, picture, case["question"])
+    close(found["embeddings"], golden[f"{name}.inputs_embeds"], 2e-5)
+    close(found["last hidden state"], golden[f"{name}.last_hidden_state"], 1e-4)
+    close(found["logits"][:, golden["logits_columns"].long()], golden[f"{name}.logits_cols"], 1e-4)
+    close(found["logits"][-1, :32000], golden[f"{name}.logits_last"], 1e-4)
+    if "image" in case:
+        close(found["pixels"], golden[f"image.{case['image']}.pixel_values"], 2e-5)
+        close(found["visual tokens"], golden[f"image.{case['image']}.visual_tokens"], 2e-5)
+    assert found["beam-3 ids"].tolist() == case["beam_readme_ids"]
+    if "greedy_readme_ids" in case:
+        assert found["greedy ids"].tolist() == case["greedy_readme_ids"]
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, atol: float):
+    torch.testing.assert_close(found, expected.reshape(found.shape), atol=atol, rtol=0)
+
+
+@needs_fixture
+def test_golden_training_loss_in_the_format_of_the_release(golden_model):
+    model, processor = golden_model
+    golden = json.loads((FIXTURE / "fixture/golden.json").read_text(encoding="utf-8"))["train"]
+    images = str(FIXTURE / "fixture/images")
+    samples = conversations.load(FIXTURE / "fixture/train.json", image_folder=images, conversation_format="v1.1")
+    samples = [samples[index] for index in range(len(samples))]
+    batch = conversations.collate(processor, samples, append_eos=False)
+    assert int((batch["labels"] != -100).sum()) == golden["n_loss_tokens"]
+    with torch.no_grad():
+        assert model(**batch).loss.item() == pytest.approx(golden["loss"], abs=1e-5)
+        with_eos = model(**conversations.collate(processor, samples)).loss.item()
+        assert with_eos != pytest.approx(golden["loss"], abs=0.01)
+
+
+@needs_fixture
+@pytest.mark.parametrize("name", ["gray_L", "tiny_7x5"])
+def test_golden_pixels_of_grey_and_tiny_pictures(golden_model, name):
+    _, processor = golden_model
+    golden = load_file(FIXTURE / "fixture/golden.safetensors")[f"extra.{name}.pixels_uint8"]
+    raw = processor.image_processor(str(FIXTURE / f"fixture/images/{name}.png"), do_rescale=False, do_normalize=False)
+    assert (raw["pixel_values"][0] == golden.numpy()).all()
+
+
+@needs_fixture
+def test_golden_tokenisation(golden_model):
+    _, processor = golden_model
+    golden = json.loads((FIXTURE / "fixture/golden.json").read_text(encoding="utf-8"))
+    for sample in golden["tokenization"]:
+        typed = sample["text"].replace("<image>", f"<{ESCAPE}image>")  # as the chat template writes what a user typed
+        assert processor.tokenizer.encode(typed) == sample["ids"], sample["text"]

@@ -1,0 +1,139 @@
+"""evaluation/attack.py: PGD keeps its bound, raises the loss and hurts more than chance; for every kind of view."""
+
+import pytest
+import tiny
+import torch
+from transformers.feature_extraction_utils import BatchFeature
+
+from omnifusion_hf.evaluation.questions import Question
+from omnifusion_hf.evaluation.robustness.attack import Attack, last_run, pgd, random_signs, with_labels
+
+
+TRUTHS = ("The sky is blue.", "Green.")
+
+
+def batch_of(processor, count: int = 2, pictures: int = 1) -> BatchFeature:
+    seeds = [range(pictures * n, pictures * (n + 1)) for n in range(count)]
+    chats = [[tiny.user(*(tiny.picture(seed, (40, 90)) for seed in own), "What is it?")] for own in seeds]
+    questions = [Question(str(n), "t", chat, TRUTHS[n % 2], [[]] * pictures) for n, chat in enumerate(chats)]
+    return with_labels(processor, chats, questions)
+
+
+def loss(model, batch: BatchFeature, pixel_values: torch.Tensor) -> float:
+    with torch.no_grad():
+        return model(**batch | {"pixel_values": pixel_values}).loss.item()
+
+
+def colours(model, pixel_values: torch.Tensor) -> torch.Tensor:
+    normalization = model.config.vision_config.image_normalizations[0]
+    mean, std = (torch.tensor(normalization[key]).view(1, 3, 1, 1) for key in ("image_mean", "image_std"))
+    return pixel_values * std + mean
+
+
+@pytest.fixture(scope="module")
+def two_encoders():
+    """Encoders that differ in size and normalisation, so that the gradient passes their resizing as well."""
+    config = tiny.config(
+        ("clip", "siglip"), image_sizes=[32, 48], projector_type="concatenation",
+        text=tiny.text_config(initializer_range=0.2),
+    )  # fmt: skip
+    model = tiny.model(config)
+    return model, tiny.processor(model.config, view_strategy="grid")
+
+
+@pytest.fixture(params=["whole", "grid", "two encoders and two pictures"])
+def attacked(request, model, processor, grid_processor, two_encoders):
+    if request.param == "whole":
+        return model, batch_of(processor)
+    if request.param == "grid":
+        return model, batch_of(grid_processor)
+    return two_encoders[0], batch_of(two_encoders[1], pictures=2)
+
+
+def test_labels_are_the_last_answer_alone(processor):
+    chat = [tiny.user(tiny.picture(), "First?"), tiny.assistant("Yes."), tiny.user("Second?")]
+    batch = with_labels(processor, [chat], [Question("0", "t", chat, TRUTHS[0], [[]])])
+    learnt = batch["labels"][batch["labels"] != -100]
+    assert processor.decode(learnt, skip_special_tokens=True).strip() == TRUTHS[0]
+    assert last_run(torch.tensor([[1, 1, 0, 1, 1], [0, 1, 1, 0, 0]])).int().tolist() == [
+        [0, 0, 0, 1, 1],
+        [0, 1, 1, 0, 0],
+    ]
+
+
+def test_the_loss_rises_more_than_by_chance_and_the_bound_holds(attacked):
+    model, batch = attacked
+    attack = Attack(epsilon=8)
+    clean, hurt, control = batch["pixel_values"], pgd(model, batch, attack), random_signs(model, batch, attack)
+    for changed in (hurt, control):
+        moved = (colours(model, changed) - colours(model, clean)).abs()
+        assert 0.9 * attack.bound < moved.max() <= attack.bound + 1e-6
+        assert colours(model, changed).min() >= -1e-6 and colours(model, changed).max() <= 1 + 1e-6
+    rise, chance = (loss(model, batch, changed) - loss(model, batch, clean) for changed in (hurt, control))
+    assert rise > 0 and rise > 3 * abs(chance)
+
+
+def test_epsilon_0_changes_nothing(attacked):
+    model, batch = attacked
+    assert torch.equal(pgd(model, batch, Attack(0, steps=2)), batch["pixel_values"])
+    assert not torch.equal(pgd(model, batch, Attack(1, steps=2)), batch["pixel_values"])
+
+
+def test_more_steps_hurt_more(model, processor):
+    batch = batch_of(processor)
+    assert loss(model, batch, pgd(model, batch, Attack(8))) > loss(model, batch, pgd(model, batch, Attack(8, steps=1)))
+
+
+def test_the_seed_decides_the_start(model, processor):
+    batch = batch_of(processor)
+    first, again, other = (pgd(model, batch, Attack(4, steps=1, step=1, seed=seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_the_batch_does_not_change_what_a_question_gets(model, processor):
+    together, alone = batch_of(processor), batch_of(processor, count=1)
+    attack = Attack(4, steps=2)
+    views = len(alone["pixel_values"])
+    ours, theirs = pgd(model, together, attack)[:views], pgd(model, alone, attack)
+    assert (ours - theirs).abs().gt(1e-5).float().mean() < 0.001  # a gradient near 0 may turn its sign
+    control = pgd(model, alone, Attack(4, steps=2, seed=1))
+    assert (ours - control).abs().gt(1e-5).float().mean() > 0.1
+
+
+def test_the_model_is_left_as_it_was(model, processor):
+    pgd(model, batch_of(processor), Attack(4, steps=1))
+    assert not model.training and all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_weights_need_no_gradient_while_the_views_are_attacked(model, processor, monkeypatch):
+    """And need one afterwards again, also where the attack was interrupted."""
+    batch, trained = batch_of(processor, count=1), [parameter.requires_grad for parameter in model.parameters()]
+    assert any(trained)
+    seen = []
+    hook = model.register_forward_pre_hook(
+        lambda *_: seen.append(any(parameter.requires_grad for parameter in model.parameters()))
+    )
+    pgd(model, batch, Attack(4, steps=2))
+    assert seen == [False, False]
+    monkeypatch.setattr(torch.autograd, "grad", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        pgd(model, batch, Attack(4, steps=2))
+    hook.remove()
+    assert [parameter.requires_grad for parameter in model.parameters()] == trained
+
+
+@pytest.mark.parametrize("epsilon, steps", [(-1, 10), (256, 10), (8, 0)])
+def test_senseless_settings_are_refused(epsilon, steps):
+    with pytest.raises(ValueError, match="epsilon must lie in 0..255"):
+        Attack(epsilon, steps)
+
+
+def test_a_template_that_marks_no_answer_is_refused(processor):
+    chat = [tiny.user(tiny.picture(), "What?")]
+    plain = "{% for message in messages %}{% for part in message['content'] %}{{ part['text'] or '<image>' }}"
+    plain += "{% endfor %}{% endfor %}"
+    own = type(processor)(
+        processor.image_processor, processor.tokenizer, processor.image_seq_length, chat_template=plain
+    )
+    with pytest.raises(ValueError, match="marks no answer"):
+        with_labels(own, [chat], [Question("0", "t", chat, "Yes", [[]])])

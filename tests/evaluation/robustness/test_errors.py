@@ -1,0 +1,139 @@
+"""evaluation/errors.py: kinds of answers, what the page shows, and that hostile text stays text."""
+
+import base64
+from html.parser import HTMLParser
+from io import BytesIO
+
+import pytest
+import tiny
+from PIL import ExifTags, Image
+
+from omnifusion_hf.evaluation.answers import Answer
+from omnifusion_hf.evaluation.robustness import errors
+
+
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 6 }}'
+
+
+def answer(name, truth="red", said="blue", score=0.0, task="t", pictures=(), **more) -> Answer:
+    return Answer(str(name), task, f"Question {name}?", list(pictures), [truth], said, score, **more)
+
+
+class Tags(HTMLParser):
+    """Every tag with its attributes, and the text."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def page(tmp_path):
+    def write(answers, image_folder=tmp_path) -> str:
+        errors.write_errors(tmp_path / "errors.html", answers, image_folder)
+        return (tmp_path / "errors.html").read_text(encoding="utf-8")
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "truth, kind",
+    [
+        ("Yes", "yes or no"), ("no.", "yes or no"), ("No", "yes or no"), ("nothing", "single word"),
+        ("12", "number"), ("-3.5", "number"), ("1,000", "number"), ("40%", "number"), ("12a", "single word"),
+        ("B", "option letter"), ("(c)", "option letter"), ("d)", "option letter"), ("K", "single word"),
+        ("x^{2}", "formula"), ("\\frac{1}{2}", "formula"), ("x^2+1", "formula"), ("E = mc", "formula"),
+        ("12/05/1998", "number"), ("24/7", "number"), ("1 000", "number"), ("$5", "number"), ("5 €", "number"),
+        ("3:15", "number"), ("3:15 p.m.", "number"), ("and/or", "single word"), ("TCP/IP", "single word"),
+        ("www.a.com/b", "single word"), ("C++", "single word"), ("10 km/h", "text"),
+        ("zebra", "single word"), ("Zürich.", "single word"), ("top left", "text"), ("A red\nstar", "text"),
+        ("", "text"),
+    ],
+)  # fmt: skip
+def test_kind_of_answer(truth, kind):
+    assert errors.kind_of(answer(0, truth)) == kind
+
+
+def test_an_unknown_right_answer_is_said_to_be_unknown(page):
+    unknown = Answer("0", "vizwiz_vqa_val", "What is it?", [], [], "tea", 0.3)
+    assert ">not logged<" in page([unknown]) and "not logged" not in page([answer(0, "tea", "milk", 0.0)])
+
+
+def test_wrong_answers_are_grouped_and_counted(page):
+    answers = [answer(n, "red", "red" if n else "blue", float(n > 0), task="colours") for n in range(4)]
+    answers += [answer(9, "7", "8", 0.0, task="counts"), answer(10, "7", "8.", 0.6, task="counts")]
+    answers += [answer(0, "red", "sky", 0.0, task="colours", perturbation="blur", strength=1.0)]
+    text = " ".join(Tags(page(answers)).text.split())
+    assert "3 of 6 questions were not answered right" in text
+    assert "Answers about changed pictures, left out: 1." in text
+    assert "colours single word 4 1 0.750" in text and "counts number 2 2 0.300" in text
+    assert "Question 0?" in text and "Question 1?" not in text and "sky" not in text
+    assert text.index("Question 9?") < text.index("Question 10?")  # worst first
+
+
+def test_hostile_text_stays_text(page, tmp_path):
+    path = tmp_path / "a'\"<b>.png"
+    tiny.picture().save(path)
+    hostile = Answer(HOSTILE, HOSTILE, HOSTILE, [str(path), HOSTILE], [HOSTILE], HOSTILE, 0.0)
+    html = page([hostile])
+    parsed = Tags(html)
+    assert not [tag for tag, _ in parsed.tags if tag in ("script", "iframe", "object", "link", "b")]
+    assert not [key for _, attributes in parsed.tags for key in attributes if key.startswith("on")]
+    assert parsed.text.count(HOSTILE) >= 4  # control: it is shown, as it is
+    sources = [attributes.get("src", "") for tag, attributes in parsed.tags if tag == "img"]
+    assert len(sources) == 1 and sources[0].startswith("data:image/jpeg;base64,")
+    assert "default-src 'none'" in html
+
+
+def test_pictures_are_embedded_small_and_missing_ones_named(page, tmp_path):
+    tiny.picture(1, (900, 1200)).save(tmp_path / "large.png")
+    html = page([answer(0, pictures=[str(tmp_path / "large.png"), str(tmp_path / "absent.png")])])
+    assert html.count("<img ") == 1 and "absent.png cannot be shown" in html
+    assert len(html) < 40_000
+
+
+def test_no_image_outside_the_folder_is_shown(page, tmp_path, monkeypatch):
+    """A file of answers comes from anybody, and the page is passed on."""
+    folder, secret = tmp_path / "images", tmp_path / "secret.png"
+    (folder / "a").mkdir(parents=True)
+    for path in (secret, folder / "a/own.png", tmp_path / "images-of-others.png"):
+        tiny.picture().save(path)
+    names = [secret, f"{folder}/../secret.png", f"{folder}/a/../../secret.png", tmp_path / "images-of-others.png"]
+    monkeypatch.chdir(folder)
+    names += ["../secret.png", "\0", ""]
+    given = [answer(number, pictures=[str(name)]) for number, name in enumerate(names)]
+    html = page(given, folder)
+    assert "<img" not in html and html.count("cannot be shown") == len(names)
+    own = [answer(number, pictures=[name]) for number, name in enumerate([f"{folder}/a/own.png", "a/own.png"])]
+    assert page(own, folder).count("<img") == 2  # control
+    hidden = page(own, None)
+    assert "<img" not in hidden and "--image-folder" in hidden and "--image-folder" not in page(own, folder)
+
+
+def test_thumbnails_stand_as_viewers_show_them(tmp_path):
+    """A photo that was taken upright lies in its file, and says so."""
+    lying, turned = tiny.picture(0, (40, 90)), Image.Exif()  # (H, W)
+    turned[ExifTags.Base.Orientation] = 6
+    lying.save(tmp_path / "upright.jpg", exif=turned)
+    lying.save(tmp_path / "lying.jpg")
+    for name, size in (("upright.jpg", (40, 90)), ("lying.jpg", (90, 40))):
+        data = errors.thumbnail(str(tmp_path / name), tmp_path).partition(",")[2]
+        assert Image.open(BytesIO(base64.b64decode(data))).size == size
+
+
+def test_long_lists_are_cut_and_say_so(page):
+    html = page([answer(n) for n in range(errors.MOST_SHOWN + 1)])
+    assert html.count("<article>") == errors.MOST_SHOWN and f"The worst {errors.MOST_SHOWN} are shown" in html
+    assert "are shown" not in page([answer(n) for n in range(errors.MOST_SHOWN)])
+
+
+def test_without_clean_answers_there_is_no_page(page):
+    with pytest.raises(ValueError, match="unchanged pictures"):
+        page([answer(0, perturbation="blur", strength=1.0)])

@@ -1,0 +1,121 @@
+"""evaluation/robustness.py: what is asked under which change, and how it is summed up."""
+
+from dataclasses import replace
+
+import conversations
+import numpy as np
+import pytest
+from conversations import sample, turn
+
+from omnifusion_hf.evaluation.answers import Answer
+from omnifusion_hf.evaluation.questions import read_questions
+from omnifusion_hf.evaluation.robustness.measure import (
+    conditions_of,
+    present_perturbed,
+    summary,
+    swap_pictures,
+    without_pictures,
+)
+from omnifusion_hf.evaluation.robustness import plots as robustness_plots
+from omnifusion_hf.evaluation.robustness.perturbations import PERTURBATIONS, PGD, RANDOM, REMOVED, SWAPPED
+
+
+def test_clean_and_picture_blind_are_always_asked_and_chance_beside_pgd():
+    assert conditions_of(["removed"]) == [(None, None), ("removed", None), (SWAPPED, None)]
+    attacked = conditions_of([PGD], [3, 5])
+    assert attacked == [(None, None), (PGD, 3.0), (PGD, 5.0), (RANDOM, 3.0), (RANDOM, 5.0), (SWAPPED, None)]
+    assert conditions_of([PGD], [5, 3, 3.0]) == attacked  # once each, weakest first
+    assert {name for name, _ in conditions_of(["all"])} == {None, *PERTURBATIONS}
+    with pytest.raises(ValueError, match="--perturb bluur is unknown; use all or some of blur,"):
+        conditions_of(["blur", "bluur"])
+
+
+@pytest.mark.parametrize(
+    "names, epsilon, message",
+    [(["blur", PGD], -1, "0..255"), ([RANDOM], float("nan"), "0..255"), (["blur"], 8, "--epsilon is of the attack")],
+)
+def test_epsilons_are_refused_before_anything_is_asked(names, epsilon, message):
+    with pytest.raises(ValueError, match=message):
+        conditions_of(names, [epsilon])
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """Two tasks, the first with two questions about one picture and one about two pictures, with a region in it."""
+    two = [turn("human", "Is <image> older than <image>?"), turn("gpt", "Yes.")]
+    samples = [sample(0), sample(1, image="0.png"), sample(2, image=["2.png", "3.png"], conversations=two), sample(4)]
+    samples[2]["regions"] = [[[0, 0, 20, 20]], []]
+    samples += [sample(5, task="other", image="1.png"), sample(6, task="other", image="2.png")]
+    return read_questions(conversations.write(tmp_path, samples))
+
+
+def test_swapped_pictures_are_others_of_the_task_with_their_regions(questions):
+    swapped = swap_pictures(questions)
+    assert [question.name for question in swapped] == [question.name for question in questions]
+    for before, after in zip(questions, swapped):
+        assert len(before.pictures) == len(after.pictures) == len(after.regions)
+        assert all(old != new for old, new in zip(before.pictures, after.pictures))
+        assert (before.text, before.truth) == (after.text, after.truth)
+    of_task = {picture.name for question in questions[:4] for picture in question.pictures}
+    assert {picture.name for question in swapped[:4] for picture in question.pictures} <= of_task
+    moved = [
+        (picture.name, boxes) for question in swapped for picture, boxes in zip(question.pictures, question.regions)
+    ]
+    assert [picture for picture, boxes in moved if boxes] == ["2.png"] * sum(name == "2.png" for name, _ in moved[:5])
+
+
+def test_a_task_of_one_picture_cannot_be_swapped(questions):
+    with pytest.raises(ValueError, match="nothing to swap .*0.png with"):
+        swap_pictures(questions[:2])
+
+
+def test_removed_pictures_leave_the_text(questions):
+    bare = without_pictures(questions[2])
+    assert bare.pictures == [] and bare.regions == [] and bare.text == questions[2].text
+
+
+def test_chance_is_each_pictures_own_and_the_same_in_every_batch(processor, questions):
+    same_picture = questions[:2]
+    together = present_perturbed(processor, ("noise", 32.0), 0, same_picture)["pixel_values"]
+    alone = present_perturbed(processor, ("noise", 32.0), 0, same_picture[1:])["pixel_values"]
+    other_seed = present_perturbed(processor, ("noise", 32.0), 1, same_picture[1:])["pixel_values"]
+    assert np.array_equal(together[1:], alone)
+    assert not np.array_equal(together[:1], alone) and not np.array_equal(other_seed, alone)
+
+
+def test_chance_is_the_same_at_every_strength(processor, questions, monkeypatch):
+    seeds = []
+    record = replace(PERTURBATIONS["noise"], apply=lambda picture, strength, seed: seeds.append(seed) or picture)
+    monkeypatch.setitem(PERTURBATIONS, "noise", record)
+    for strength in record.strengths:
+        present_perturbed(processor, ("noise", strength), 0, questions[2:3])
+    first, second, *others = seeds
+    assert first != second  # a seed for each of the two pictures
+    assert others == [first, second] * (len(record.strengths) - 1)
+
+
+def test_summary_counts_by_condition_and_task():
+    answers = [Answer(str(n), "ab"[n % 2], "?", [], ["x"], "x", float(n > 1)) for n in range(4)]
+    answers += [Answer("0", "a", "?", [], ["x"], "x", 0.0, "blur", 1.0)]
+    clean, blurred = summary(answers, [(None, None), ("blur", 1.0)])
+    assert (clean["n"], clean["accuracy"], clean["tasks"]["b"]["accuracy"]) == (4, 0.5, 0.5)
+    assert clean["interval"][0] < 0.5 < clean["interval"][1]
+    assert (blurred["perturbation"], blurred["strength"], blurred["n"], blurred["accuracy"]) == ("blur", 1.0, 1, 0)
+
+
+@pytest.mark.parametrize("names", [["blur"], [PGD, "blur"], ["all"]], ids=["one panel", "two", "all"])
+def test_the_plot_shows_its_whole_legend_and_whole_points_at_0_and_1(names, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(robustness_plots, "save", lambda figure, path: figures.append(figure))
+    conditions = conditions_of([*names, REMOVED])
+    answers = [Answer("0", "t", "?", [], ["x"], "x", float(n % 2), *pair) for n, pair in enumerate(conditions)]
+    robustness_plots.draw_robustness(tmp_path / "plot.png", summary(answers, conditions))
+    (figure,) = figures
+    figure.canvas.draw()
+    legend, (left, bottom, right, top) = figure.legends[0].get_window_extent(), figure.bbox.extents
+    assert left <= legend.x0 and legend.x1 <= right and bottom <= legend.y0 and legend.y1 <= top
+    assert len(figure.legends[0].get_texts()) == 4 + (names != ["blur"])
+    for axes in figure.axes[: len(robustness_plots.panels_of(summary(answers, conditions)))]:
+        low, high = (axes.transData.transform((0, value))[1] for value in (0, 1))
+        radius = axes.lines[-1].get_markersize() / 2 * figure.dpi / 72
+        assert axes.bbox.y0 < low - radius and high + radius < axes.bbox.y1

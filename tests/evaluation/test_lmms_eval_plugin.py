@@ -1,0 +1,248 @@
+"""lmms-eval asks the installed model: by its command line, and document by document."""
+
+import importlib.metadata
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import llms
+import lmms
+import pages
+import pytest
+import standins
+import tiny
+import torch
+from PIL import Image
+
+from omnifusion_hf.evaluation import lmms_eval_plugin as lmms_plugin
+from omnifusion_hf.evaluation.paper_tables import BENCHMARKS
+from omnifusion_hf.evaluation.results import read_models, read_sample_answers, result_files
+from omnifusion_hf.inference import TINY, complete, prompts
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Every task at batch 1 in one process, and at batch 8 in two; and a run that cannot succeed. All at once."""
+    folder = tmp_path_factory.mktemp("lmms")
+    lmms.write_tasks(folder)
+    two = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    two += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "lmms_eval"]
+    with ThreadPoolExecutor() as pool:
+        eight = pool.submit(lmms.run, folder, "eight", "--batch_size", "8", launcher=two)
+        one = pool.submit(lmms.run, folder, "one", "--batch_size", "1", "--device", "cpu")
+        failed = pool.submit(lmms.run, folder, "failed", "--batch_size", "auto")
+    for process in (one.result(), eight.result()):
+        assert process.returncode == 0, process.stderr[-3000:]
+    return SimpleNamespace(folder=folder, failed=failed.result())
+
+
+def samples(runs, output: str, task: str | None = None) -> list:
+    """The logged answers of a run, to one task or to all."""
+    (file,) = result_files(runs.folder / output)
+    return [answer for answer in read_sample_answers(file) if task in (None, answer.task)]
+
+
+def answers(runs, output: str) -> dict[tuple[str, str], str]:
+    return {(answer.task, answer.name): answer.answer for answer in samples(runs, output)}
+
+
+def test_the_installed_package_tells_lmms_eval_of_the_model():
+    (entry,) = importlib.metadata.entry_points(group="lmms_eval.models", name="omnifusion")
+    manifest = entry.load()()
+    assert manifest.model_id == "omnifusion" and manifest.chat_class_path.endswith("lmms_plugin.OmniFusion")
+
+
+def test_case_29_score_at_batch_1_equals_batch_8(runs):
+    """Pictures, two pictures and none in one batch; two processes share the documents of the second run."""
+    one, eight = answers(runs, "one"), answers(runs, "eight")
+    assert one == eight and len(set(one.values())) > 10
+    scores = [read_models([str(runs.folder / output)])[0].scores for output in ("one", "eight")]
+    assert scores[0] == scores[1] and len(scores[0]) > len(standins.NAMES)
+
+
+def test_the_papers_benchmarks_run_and_give_the_metrics_that_reports_look_for(runs):
+    (model,) = read_models([str(runs.folder / "one")])
+    given = {(standins.NAMES.get(task, task), metric) for task, metric in model.scores}
+    wanted = {(task, metric) for benchmark in BENCHMARKS for task, metric, _ in benchmark.sources}
+    assert wanted - given == {("mmbench_en_dev", "gpt_eval_score"), ("mmvet", "gpt_eval_score")}  # judged by GPT
+    asked = {(a.task, a.name): a for output in ("one", "eight") for a in samples(runs, output)}
+    assert asked["mmmu_val_local", "0"].question.startswith("Look at <image 1>")
+    assert asked["scienceqa_local", "1"].question.startswith("Context: Think.")
+
+
+def test_scores_are_those_of_asking_by_hand(runs, tiny_model):
+    rows = lmms.documents()
+    said = [by_hand(*tiny_model, row) for row in rows]
+    assert [answer.answer for answer in samples(runs, "one", "bundled")] == said
+    (model,) = read_models([str(runs.folder / "one")])
+    right = sum(answer == row["answer"] for answer, row in zip(said, rows, strict=True))
+    assert model.scores["bundled", "exact_match"].value == pytest.approx(right / len(rows)) and 10 <= right < len(rows)
+
+
+def test_case_29_a_run_notes_versions_processor_and_prompts(runs):
+    one, eight = (
+        json.loads((runs.folder / f"{name}/pictures/bundled/run.json").read_text()) for name in ("one", "eight")
+    )
+    assert one["versions"]["lmms-eval"] == importlib.metadata.version("lmms-eval")
+    assert (one["batch_size"], eight["batch_size"]) == (1, 8)
+    same = ("documents", "longest_prompt", "prompts_sha256", "processor_sha256", "dtype")
+    assert [one[name] for name in same] == [eight[name] for name in same]
+
+
+def test_asked_pictures_are_kept_by_task_and_document(runs, monkeypatch):
+    monkeypatch.chdir(runs.folder)  # log_pictures was given as a relative path
+    kept = [answer.pictures for answer in samples(runs, "one", "bundled")]
+    assert [len(pictures) for pictures in kept] == [len(row["pictures"]) for row in lmms.documents()]
+    assert kept[14][1].endswith("bundled/14-1.png")
+
+
+def test_formulas_are_scored_by_edit_distance(runs):
+    (model,) = read_models([str(runs.folder / "one")])
+    assert 0 < model.scores["tex", "edit_distance"].value < 0.3  # both answers are nearly right
+    assert model.scores["tex", "exact_match"].value == 0
+
+
+def test_a_failed_run_ends_with_exit_code_1_and_without_results(runs):
+    assert runs.failed.returncode == 1 and "--batch_size auto" in runs.failed.stderr.splitlines()[-1]
+    with pytest.raises(ValueError, match="there is no .*failed; .* may exit with 0 when it failed"):
+        result_files(runs.folder / "failed")
+
+
+def test_the_page_of_evaluation_measures_what_it_says(ran_page):
+    run = ran_page(pages.ROOT / "docs/evaluation.md")
+    (model,) = read_models([str(run.folder / "results")])
+    assert model.scores["first", "exact_match"].value == pytest.approx(11 / 13)
+    assert "| **tiny** | – |" in (run.folder / "report/report.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def tiny_model():
+    """The demo checkpoint and its processor."""
+    plugin = lmms_plugin.OmniFusion(str(TINY), batch_size=3, device="cpu")
+    return plugin.model, plugin.processor
+
+
+@pytest.fixture
+def plugin(tiny_model, monkeypatch):
+    monkeypatch.setattr(lmms_plugin, "load", lambda *_, **__: tiny_model)
+    return lmms_plugin.OmniFusion(str(TINY), batch_size=3, device="cpu")
+
+
+def by_hand(model, processor, row: dict) -> str:
+    return complete(model, prompts(processor, [messages(row, "image")]), processor, max_new_tokens=48)[0]
+
+
+def messages(row: dict, key: str = "url") -> list[dict]:
+    pictures = [{"type": "image", key: str(TINY / "pictures" / p["path"])} for p in row["pictures"]]
+    return [{"role": "user", "content": [*pictures, {"type": "text", "text": row["question"]}]}]
+
+
+def ask(plugin, rows: list[dict], **settings) -> list[str]:
+    """What the plug-in answers when lmms-eval asks these rows of a task."""
+    plugin.task_dict = {"t": {"test": rows}}
+    requests = [
+        (row["question"], messages, {"max_new_tokens": 48} | settings, i, "t", "test") for i, row in enumerate(rows)
+    ]
+    return plugin.generate_until([SimpleNamespace(args=request) for request in requests])
+
+
+def test_answers_come_in_the_order_of_the_requests(plugin, tiny_model):
+    rows = lmms.documents()[:7]
+    said = ask(plugin, rows)
+    assert said == [by_hand(*tiny_model, row) for row in rows]
+    assert ask(plugin, rows[::-1]) == said[::-1] != said
+
+
+def test_requests_with_other_settings_are_not_asked_together(plugin):
+    row = lmms.documents()[11]
+    plugin.task_dict = {"t": {"test": [row]}}
+    requests = [(row["question"], messages, {"max_new_tokens": n}, 0, "t", "test") for n in (3, 48, 3)]
+    short, whole, again = plugin.generate_until([SimpleNamespace(args=request) for request in requests])
+    assert short == again != whole and whole.startswith(short)
+
+
+def test_until_ends_an_answer_early(plugin, monkeypatch):
+    lengths = []
+    generate = plugin.model.generate
+    monkeypatch.setattr(plugin.model, "generate", lambda **kw: lengths.append(generate(**kw)) or lengths[-1])
+    row = lmms.documents()[11]
+    whole, early = ask(plugin, [row])[0], ask(plugin, [row], until=["^", "\\frac"])[0]
+    assert "\\frac" in whole and early == whole.partition("\\frac")[0]
+    assert lengths[1].shape[1] < lengths[0].shape[1]
+
+
+def test_tasks_settings_become_options_of_generate():
+    greedy = lmms_plugin.generation_options({"temperature": 0, "top_p": 1.0, "until": ["a"], "max_new_tokens": 16})
+    assert greedy == {"do_sample": False, "num_beams": 1, "max_new_tokens": 16}
+    sampled = lmms_plugin.generation_options({"do_sample": True, "temperature": 0.2, "num_beams": 3})
+    assert sampled == {"do_sample": True, "num_beams": 3, "temperature": 0.2, "max_new_tokens": 1024}
+
+
+@pytest.mark.parametrize(
+    "until, stops", [("ab", ["ab"]), (["", "a"], ["a"]), (None, []), ([], [])], ids=["text", "list", "none", "empty"]
+)
+def test_until_is_a_text_or_a_list_of_texts(until, stops):
+    assert lmms_plugin.stop_texts({"until": until}) == stops
+
+
+def test_case_29_another_prompt_or_processor_has_another_hash(plugin, monkeypatch):
+    def hashes():
+        ask(plugin, lmms.documents()[:1])
+        return plugin.record.of_tasks()["t"]
+
+    first = hashes()
+    assert hashes() == first
+    monkeypatch.setattr(plugin.processor, "chat_template", "{{ bos_token }}" + plugin.processor.chat_template)
+    assert hashes()["prompts_sha256"] != first["prompts_sha256"]
+    changed = lmms_plugin.OmniFusion(str(TINY), device="cpu").record.facts
+    assert changed["processor_sha256"] != first["processor_sha256"]
+
+
+def test_an_llm_that_names_no_longest_prompt_is_measured_without_a_warning(monkeypatch, tmp_path):
+    config_class, fields = llms.FAMILIES["bloom"]
+    config = tiny.config(text=config_class(**fields | {"vocab_size": 405}))
+    assert not hasattr(config.text_config, "max_position_embeddings")
+    monkeypatch.setattr(lmms_plugin, "load", lambda *_, **__: (tiny.model(config), tiny.processor(config)))
+    plugin = lmms_plugin.OmniFusion("bloom", device="cpu", log_pictures=str(tmp_path))
+    ask(plugin, lmms.documents()[:1], max_new_tokens=2)
+    assert json.loads((tmp_path / "t/run.json").read_text())["context_length"] is None
+
+
+def test_pictures_are_kept_as_a_viewer_shows_them(tmp_path):
+    lmms_plugin.save_pictures(tmp_path, "t", 3, [Image.new("RGBA", (4, 4), (0, 0, 0, 0)), tiny.picture(0)])
+    assert Image.open(tmp_path / "t/3-0.png").getpixel((0, 0)) == (255, 255, 255)
+    assert sorted(path.name for path in (tmp_path / "t").iterdir()) == ["3-0.png", "3-1.png"]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ({"batch_size": "auto"}, "--batch_size auto"),
+        ({"pretrained": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"view_strategy": "mosaic"}, "mosaic"),
+        ({"log_picture": "x"}, "log_picture"),
+    ],
+)
+def test_a_wrong_argument_ends_lmms_eval_with_a_message(arguments, said):
+    with pytest.raises(SystemExit, match=said):
+        model = lmms_plugin.OmniFusion(**({"pretrained": str(TINY), "device": "cpu"} | arguments))
+        ask(model, lmms.documents()[:1])
+
+
+def test_what_the_model_cannot_do_is_said(plugin):
+    video = [{"role": "user", "content": [{"type": "video", "url": "a.mp4"}]}]
+    plugin.task_dict = {"t": {"test": [None]}}
+    with pytest.raises(SystemExit, match="video"):
+        plugin.generate_until([SimpleNamespace(args=("", lambda _: video, {}, 0, "t", "test"))])
+    for method in (plugin.loglikelihood, plugin.generate_until_multi_round):
+        with pytest.raises(SystemExit, match="not supported"):
+            method([])
+
+
+def test_other_views_are_asked_for_by_name(tiny_model):
+    grid = lmms_plugin.OmniFusion(str(TINY), device="cpu", view_strategy="grid", dtype="bfloat16")
+    row = messages(lmms.documents()[0], "image")
+    assert prompts(grid.processor, [row])["pixel_values"].shape[0] > 1
+    assert prompts(tiny_model[1], [row])["pixel_values"].shape[0] == 1
+    assert grid.model.dtype == torch.bfloat16

@@ -1,0 +1,241 @@
+"""What lmms-eval wrote is read whole: scores by task and metric, answers as records."""
+
+import json
+from pathlib import Path
+
+import pytest
+from lmms_results import POPE, RECORD, write_results, write_samples
+from PIL import Image
+
+from omnifusion_hf.evaluation import results
+from omnifusion_hf.evaluation.results import (
+    Score,
+    load_answers,
+    read_models,
+    read_records,
+    read_result_file,
+    read_sample_answers,
+    read_scores,
+    truths_of,
+)
+
+
+@pytest.mark.parametrize("filelock, told", [("4.3.1", True), ("10.0", True), ("3.32.7", False)])
+def test_missing_results_name_the_package_with_which_lmms_eval_fails(tmp_path, monkeypatch, filelock, told):
+    monkeypatch.setattr(results, "version", lambda package: filelock)
+    with pytest.raises(ValueError, match="may exit with 0 when it failed") as missing:
+        read_models([str(tmp_path)])
+    assert ("pip install 'filelock<4'" in str(missing.value)) is told
+
+
+def test_whoever_installs_lmms_eval_gets_the_filelock_that_it_needs():
+    setup = (Path(__file__).parents[2] / "setup.py").read_text(encoding="utf-8")
+    assert setup.count('"lmms-eval>=0.7.3"') == setup.count('"filelock<4"') == 2
+
+
+def test_every_number_but_the_error_bars_is_a_score(tmp_path):
+    path = write_results(tmp_path, **{"n-samples": {"pope": {"original": 9000, "effective": 9000}}})
+    accuracy, f1 = read_scores(path)
+    assert accuracy == Score("pope", "pope_accuracy", 0.8, 0.02, 9000, 9000) and not accuracy.is_partial
+    assert f1 == Score("pope", "pope_f1_score", 0.7, None, 9000, 9000)
+
+
+def test_a_limit_makes_a_score_partial(tmp_path):
+    path = write_results(tmp_path, **{"n-samples": {"pope": {"original": 9000, "effective": 10}}})
+    assert all(score.is_partial for score in read_scores(path))
+
+
+def test_runs_of_a_model_are_put_together_and_the_newest_counts(tmp_path):
+    write_results(tmp_path / "a", "20260102_000000", {"gqa": {"exact_match,none": 0.6}})
+    write_results(tmp_path / "a", "20260101_000000", {"gqa": {"exact_match,none": 0.1}, "pope": POPE})
+    write_results(tmp_path / "b", model_name="org/other/")
+    (tmp_path / "submissions").mkdir()
+    (tmp_path / "submissions/mmbench_en_dev_results.json").write_text('{"overall_acc": 1}')  # as MMBench leaves
+    mine, other = read_models([str(tmp_path)])
+    assert (mine.name, other.name) == ("mine", "other")
+    assert mine.scores["gqa", "exact_match"].value == 0.6 and mine.scores["pope", "pope_accuracy"].value == 0.8
+    assert [file.name[:8] for file in mine.files] == ["20260101", "20260102"]
+
+
+def test_a_name_may_be_given(tmp_path):
+    path = write_results(tmp_path / "odd=folder")
+    assert [model.name for model in read_models([f"ours={path}", str(path)])] == ["ours", "mine"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "[1]",
+        '{"results": 3}',
+        '{"results": {"pope": null}}',
+        '{"results": {}, "n-samples": {"pope": 3}}',
+        '{"results": {}, "config": []}',
+        "not JSON",
+    ],
+)
+def test_another_file_is_refused_by_name(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match="x.json"):
+        read_result_file(tmp_path / "x.json")
+
+
+def test_a_file_of_another_encoding_is_refused_by_name(tmp_path):
+    path = write_results(tmp_path)
+    path.write_bytes(path.read_text().encode("utf-16"))
+    with pytest.raises(ValueError, match="_results.json is not UTF-8"):
+        read_result_file(path)
+
+
+def test_tables_that_are_null_are_not_there(tmp_path):
+    names = ("n-samples", "config", "configs", "higher_is_better")
+    path = write_results(tmp_path, **dict.fromkeys(names))
+    write_samples(tmp_path, "pope", [{}])
+    assert read_scores(path)[0].documents is None and len(read_sample_answers(path)) == 1
+
+
+def test_what_is_not_a_number_was_not_measured(tmp_path):
+    values = {"a,none": float("nan"), "b,none": float("inf"), "c,none": 0.5, "c_stderr,none": float("nan")}
+    assert read_scores(write_results(tmp_path, results={"t": values})) == [Score("t", "c", 0.5)]
+
+
+def test_a_model_without_a_name_is_called_as_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (None, "", ".", "/"):
+        path = write_results(Path("."), model_name=name)
+        assert [model.name for model in read_models([path.name])] == [tmp_path.name]
+
+
+@pytest.mark.parametrize("argument", ["=results", "ours=", " =results"])
+def test_half_a_name_is_refused(tmp_path, argument):
+    with pytest.raises(ValueError, match="neither NAME=PATH nor a path"):
+        read_models([argument])
+
+
+def test_a_path_that_is_not_there_is_called_so(tmp_path):
+    for argument in (str(tmp_path / "nothing"), f"ours={tmp_path}/nothing"):
+        with pytest.raises(ValueError, match=f"there is no {tmp_path}/nothing"):
+            read_models([argument])
+
+
+def test_a_folder_without_results_says_where_to_look(tmp_path):
+    with pytest.raises(ValueError, match="may exit with 0"):
+        read_models([str(tmp_path)])
+
+
+def test_samples_become_answers_with_the_first_number_as_score(tmp_path):
+    better = {"pope": {"pope_accuracy": True}, "tex": {"edit_distance": False}, "mmmu_val": {"mmmu_acc": True}}
+    path = write_results(tmp_path, higher_is_better=better)
+    write_samples(tmp_path, "pope", [{"pope_accuracy": {"score": 1.0}}, {"pope_accuracy": {"score": 0.0}}])
+    write_samples(tmp_path, "tex", [{"edit_distance": 0.25, "target": "x^2", "filtered_resps": ["x^3"]}])
+    write_samples(
+        tmp_path, "mmmu_val", [{"mmmu_acc": {"parsed_pred": ["A"]}, "target": "['a', 'B']"}, {"target": "B"}]
+    )
+    answers = {(answer.task, answer.name): answer for answer in read_sample_answers(path)}
+    assert [answers["pope", name].score for name in "01"] == [1, 0]
+    assert answers["tex", "0"].score == 0.75 and answers["tex", "0"].answer == "x^3"
+    assert [answers["mmmu_val", name].score for name in "01"] == [1, 0]  # no number: exact match
+    assert answers["mmmu_val", "0"].truth == ["a", "B"] and len(answers) == 5
+
+
+def test_a_right_answer_that_was_not_logged_is_unknown(tmp_path):
+    """VQA tasks name a column `answer` that their data lack; lmms-eval logs the name."""
+    configs = {task: {"doc_to_target": "answer"} for task in ("vizwiz_vqa_val", "mmmu_val")}
+    path = write_results(tmp_path, configs=configs, higher_is_better={"vizwiz_vqa_val": {"exact_match": True}})
+    write_samples(tmp_path, "vizwiz_vqa_val", [{"target": "answer", "exact_match": 0.9}, {"exact_match": 0.3}])
+    answers = read_sample_answers(path)
+    assert [(answer.truth, answer.score) for answer in answers] == [([], 0.9), (["a"], 0.3)]
+    write_samples(tmp_path, "mmmu_val", [{"target": "answer"}])
+    with pytest.raises(ValueError, match="mmmu_val, 0"):
+        read_sample_answers(path)
+
+
+def test_samples_of_another_date_belong_to_another_run(tmp_path):
+    path = write_results(tmp_path)
+    write_samples(tmp_path, "pope", [{}], date="20250101_000000")
+    assert read_sample_answers(path) == []
+    with pytest.raises(ValueError, match="--log_samples"):
+        load_answers([str(tmp_path)])
+
+
+def test_of_a_task_answered_twice_the_newest_counts(tmp_path):
+    for folder, date, tasks in (("b", "20260101_000000", ["gqa", "pope"]), ("a", "20260102_000000", ["pope"])):
+        write_results(tmp_path / folder, date)
+        for task in tasks:
+            write_samples(tmp_path / folder, task, [{"filtered_resps": date}], date)
+    write_results(tmp_path / "c", "20260103_000000")  # without samples
+    answers = load_answers([str(tmp_path / "b"), str(tmp_path / "a"), str(tmp_path / "c")])
+    assert [(a.task, a.answer[:8]) for a in answers] == [("gqa", "20260101"), ("pope", "20260102")]
+    named = load_answers([f"one={tmp_path}/a", f"two={tmp_path}/b"])  # other models: nothing is left out
+    assert len(named) == 3
+
+
+@pytest.mark.parametrize(
+    "line", ['{"doc_id": 0, "input"', '{"doc_id": 0, "input": "q", "target": "a"}', "3", '{"input": 3}']
+)
+def test_a_line_that_is_no_sample_is_named(tmp_path, line):
+    path = write_results(tmp_path)
+    write_samples(tmp_path, "pope", [{}])
+    with (tmp_path / "20260101_000000_samples_pope.jsonl").open("a") as file:
+        file.write(line)
+    with pytest.raises(ValueError, match="samples_pope.jsonl, line 2: this is no"):
+        read_sample_answers(path)
+
+
+def test_answers_of_a_file_and_of_samples_are_read_alike(tmp_path):
+    write_results(tmp_path)
+    write_samples(tmp_path, "pope", [{}])
+    (sample,) = load_answers([str(tmp_path)])
+    (tmp_path / "answers.jsonl").write_text(sample.as_line())
+    assert load_answers([str(tmp_path / "answers.jsonl"), str(tmp_path)]) == [sample, sample]
+
+
+def test_logged_pictures_are_found_in_their_order(tmp_path):
+    for name in ("0-0", "0-1", "0-10", "1-0"):
+        path = tmp_path / f"kept/pope/{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2)).save(path)
+    path = write_results(tmp_path, config={"model_args": f"pretrained=x,log_pictures={tmp_path}/kept"})
+    write_samples(tmp_path, "pope", [{}, {}, {}])
+    names = [[picture.rpartition("/")[2] for picture in answer.pictures] for answer in read_sample_answers(path)]
+    assert names == [["0-0.png", "0-1.png"], ["1-0.png"], []]
+
+
+def test_pictures_that_are_not_found_from_here_are_missed_aloud(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(results.logger, "warning", said.append)
+    (tmp_path / "kept").mkdir()
+    path = write_results(tmp_path, config={"model_args": "pretrained=x,log_pictures=kept"})
+    monkeypatch.chdir(tmp_path)
+    read_sample_answers(path)
+    assert not said
+    monkeypatch.chdir(tmp_path.parent)
+    read_sample_answers(path)
+    assert len(said) == 1 and "log_pictures=kept was not found from here" in said[0]
+
+
+def test_a_run_from_python_gives_its_arguments_as_they_are(tmp_path):
+    (tmp_path / "kept/pope").mkdir(parents=True)
+    (tmp_path / "kept/pope/run.json").write_text(json.dumps(RECORD))
+    path = write_results(tmp_path, config={"model_args": {"pretrained": "x", "log_pictures": f"{tmp_path}/kept"}})
+    assert read_records(read_result_file(path)) == {"pope": RECORD}
+
+
+def test_a_run_record_of_another_model_is_not_taken(tmp_path):
+    path = write_results(tmp_path, config={"model_args": f"pretrained=x,log_pictures={tmp_path}"})
+    (tmp_path / "pope").mkdir()
+    for model, found in (("/models/mine", 1), ("/models/other", 0)):
+        (tmp_path / "pope/run.json").write_text(json.dumps(RECORD | {"model": model}))
+        assert len(read_records(read_result_file(path))) == found
+    for text in (json.dumps({"versions": {}}), "{", "[]", json.dumps(RECORD | {"versions": "9.9"})):
+        (tmp_path / "pope/run.json").write_text(text)
+        with pytest.raises(ValueError, match="pope/run.json"):
+            read_records(read_result_file(path))
+
+
+@pytest.mark.parametrize(
+    "target, truths",
+    [("a", ["a"]), ("['a', 'b']", ["a", "b"]), ("[1, 2]", ["1", "2"]), ("[0, 1)", ["[0, 1)"]), ("[x]", ["[x]"])],
+)
+def test_logged_targets_are_texts_or_lists_of_them(target, truths):
+    assert truths_of(target) == truths

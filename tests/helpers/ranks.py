@@ -1,0 +1,119 @@
+"""Two processes on a CPU: wraps tiny models as `accelerate` would and writes the loss and gradients of one step.
+
+Rank 0's batch has a picture, rank 1's has none. `run_ranks(folder, *jobs)` leaves one file a job in the folder; a job
+is `parallel,projector_type,trained,checkpointing`, and the words that each of these may be are below.
+"""
+
+import multiprocessing
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import tiny
+import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from omnifusion_hf.model import modeling_omnifusion
+from omnifusion_hf.training.lora import LoraSettings
+from omnifusion_hf.training.stages import apply_stage
+
+
+TIMEOUT = timedelta(seconds=20)  # of one collective: a rank that waits longer waits forever
+
+
+def make_model(projector_type: str, trained: str, checkpointing: str):
+    """`trained`: `adapter` as in stage 1, `lora` or `llm` as in stage 2, `all` with the encoders."""
+    encoders = ["clip"] if projector_type == "mlp" else ["clip", "siglip"]
+    model = tiny.model(tiny.config(encoders, projector_type=projector_type, projector_dropout=0.0))
+    model.skip_logits = True  # as in training
+    stage = {"adapter": "pretrain", "lora": "lora"}.get(trained, "finetune")
+    lora = LoraSettings(rank=4, alpha=8, dropout=0.0)
+    model = apply_stage(model, stage, "full" if trained == "all" else "frozen", lora)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # starts at zero and would hide the other factor
+            parameter.data.normal_(std=0.05)
+    if checkpointing == "checkpointing":
+        tiny.checkpoint_activations(model)
+    return model.train()
+
+
+def batches(config) -> list[dict]:
+    """One batch with a picture and a shorter one without."""
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(3, 400, (2, 9), generator=generator)
+    image = torch.full((1, config.image_seq_length), config.image_token_id)
+    with_picture = torch.cat([words[:1, :4], image, words[:1, 4:]], dim=1)
+    labels = with_picture.masked_fill(with_picture == config.image_token_id, -100)
+    pixels = torch.randn(1, 3, 32, 32, generator=generator)
+    text = words[1:, :5]
+    return [{"input_ids": with_picture, "labels": labels, "pixel_values": pixels}, {"input_ids": text, "labels": text}]
+
+
+def loss_of(model, batch: dict, config) -> torch.Tensor:
+    """This batch's part of the mean over the tokens of all batches, as Trainer computes it."""
+    items = sum(int((other["labels"][:, 1:] != -100).sum()) for other in batches(config))
+    return model(**batch, num_items_in_batch=items).loss
+
+
+def reference(job: str) -> dict:
+    """Loss and gradients of both batches in one process."""
+    model = make_model(*job.split(",")[1:])
+    loss = sum(loss_of(model, batch, model.config) for batch in batches(model.config))
+    loss.backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+    return {"loss": loss.item(), "gradients": gradients}
+
+
+def wrap(model, parallel: str):
+    """`ddp`, `ddp-unused` (looks for unused parameters), `fsdp2` (by accelerate's own code: its Accelerator would
+    fall back to DDP on a CPU)."""
+    if parallel == "fsdp2":
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
+        )
+        accelerator = SimpleNamespace(
+            state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="no", is_main_process=True, device="cpu"
+        )
+        return fsdp2_prepare_model(accelerator, model)
+    return DistributedDataParallel(model, find_unused_parameters=parallel == "ddp-unused")
+
+
+def step(parallel: str, *options: str) -> dict:
+    model = make_model(*options)
+    config = model.config
+    wrapped = wrap(model, parallel)
+    loss = loss_of(wrapped, batches(config)[dist.get_rank()], config)
+    (loss * dist.get_world_size()).backward()
+    dist.all_reduce(loss.data)
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+    whole = {name: grad.full_tensor() if hasattr(grad, "full_tensor") else grad for name, grad in gradients.items()}
+    return {"loss": loss.item(), "gradients": whole}
+
+
+def run_rank(rank: int, folder: Path, jobs: tuple[str, ...], cured: bool):
+    store = f"file://{folder}.store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=TIMEOUT)
+    if not cured:
+        modeling_omnifusion.trains_on_many_ranks = lambda: False
+    for job in jobs:
+        result = step(*job.split(","))
+        if rank == 0:
+            torch.save(result, folder / f"{job}.pt")
+    dist.destroy_process_group()
+
+
+def run_ranks(folder: Path, *jobs: str, cured: bool = True) -> list[int]:
+    """Exit codes of two processes; they end by themselves where one of them would wait forever."""
+    folder.mkdir()
+    context = multiprocessing.get_context("forkserver")  # not fork: autograd may have threads
+    context.set_forkserver_preload(["ranks"])
+    processes = [context.Process(target=run_rank, args=(rank, folder, jobs, cured)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        process.kill()
+    return [process.exitcode for process in processes]

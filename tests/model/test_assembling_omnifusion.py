@@ -1,0 +1,164 @@
+"""Assembling: any LLM answers text as before, trains, saves, generates with pictures; what would change is refused."""
+
+import json
+
+import conversations
+import llms
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForCausalLM, LlavaConfig
+
+from omnifusion_hf import OmniFusionForConditionalGeneration, OmniFusionProcessor
+from omnifusion_hf.model.loss_omnifusion import scale_logits
+from omnifusion_hf.training.stages import apply_stage
+
+
+EVERY_LLM = [(family, tied) for family in llms.FAMILIES for tied in (False, True)]
+IN_TURNS = [(family, bool(index % 2)) for index, family in enumerate(llms.FAMILIES)]
+IDS = torch.arange(5, 25).view(2, 10)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("clip")
+    AutoModel.from_config(tiny.encoder_config("clip")).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mistral(tmp_path_factory):
+    return llms.save(tmp_path_factory.mktemp("mistral"), "mistral")
+
+
+def assembled(clip, text, **options) -> OmniFusionForConditionalGeneration:
+    torch.manual_seed(3)
+    return OmniFusionForConditionalGeneration.from_vision_text_pretrained([clip], text, **options)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family, tied", EVERY_LLM)
+def test_text_gets_the_logits_of_the_llm(family, tied, clip, tmp_path):
+    text = llms.save(tmp_path / "llm", family, tied)
+    model, llm = assembled(clip, text), AutoModelForCausalLM.from_pretrained(text).eval()
+    expected = llm(IDS).logits
+    rows = expected.shape[-1]
+    torch.testing.assert_close(model(IDS).logits[..., :rows], expected, atol=1e-5, rtol=0)
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
+    if family in ("gemma2", "cohere", "cohere2", "granite"):  # control: the head alone is not enough
+        raw = model.lm_head(model.model(IDS).last_hidden_state)[..., :rows]
+        assert (raw - expected).abs().max() > 0.1
+        assert torch.equal(scale_logits(raw, llm.config), expected)
+
+
+@pytest.mark.parametrize(
+    "family, tied", [pair for pair in IN_TURNS if pair[0] not in ("gpt2", "opt", "bloom", "cohere2")]
+)
+def test_every_llm_trains_saves_and_generates(family, tied, clip, tmp_path):
+    text = llms.save(tmp_path / "llm", family, tied)
+    model = assembled(clip, text)
+    processor = OmniFusionProcessor.from_vision_text_pretrained([clip], text)
+    before = train_one_step(model, processor)
+    model.save_pretrained(tmp_path / "saved")
+    loaded, info = OmniFusionForConditionalGeneration.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not (info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"])
+    assert_only_new_rows_of_the_llm_changed(loaded, before)
+    inputs = tiny.prompt(
+        processor, [tiny.user(tiny.picture(), "What?")], [tiny.user("And words alone, more of them?")]
+    )
+    with torch.no_grad():  # in training the rows are a parameter of their own: Gemma's scale must reach it too
+        torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=1e-5)
+    generated = loaded.generate(**inputs, max_new_tokens=2, min_new_tokens=2, num_beams=2, do_sample=False)
+    assert generated.shape[1] == inputs.input_ids.shape[1] + 2
+
+
+def train_one_step(model, processor) -> dict[str, torch.Tensor]:
+    """One step of stage 1; returns the state before."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    apply_stage(model, "pretrain")
+    sample = {"name": "s", "messages": [tiny.user(tiny.picture(), "What?"), tiny.assistant("A sky.")]}
+    model.train()(**conversations.collate(processor, [sample, sample])).loss.backward()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
+    model.eval()
+    return before
+
+
+def assert_only_new_rows_of_the_llm_changed(model, before: dict):
+    for name, value in model.state_dict().items():
+        if "language_model" in name and len(value) == model.config.text_config.vocab_size:
+            changed = (value != before[name]).any(-1).nonzero().flatten().tolist()
+            assert changed and set(changed) <= set(model.config.special_token_ids), name
+        elif "language_model" in name:
+            assert torch.equal(value, before[name]), name
+    name = "model.multi_modal_projector.linear_1.weight"
+    assert not torch.equal(model.state_dict()[name], before[name])
+
+
+@pytest.mark.parametrize("family, reason", [("phi", "adds a bias"), ("hyperclovax", "does more .* logits differ")])
+def test_an_llm_whose_answers_would_change_is_refused(family, reason, clip, tmp_path):
+    text = llms.save(tmp_path, family)
+    with pytest.raises(ValueError, match=reason):
+        assembled(clip, text)
+
+
+def test_a_multimodal_llm_is_refused(clip, mistral, tmp_path):
+    LlavaConfig().save_pretrained(tmp_path)
+    for file in mistral.glob("tokenizer*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ValueError, match="`llava`, which has encoders itself"):
+        assembled(clip, tmp_path)
+
+
+def test_a_part_with_missing_weights_is_refused_and_one_without_unused_weights_is_not(clip, mistral, tmp_path):
+    torch.manual_seed(0)
+    AutoModel.from_config(tiny.encoder_config("clip")).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    names = sorted(name for name in weights if "layers.2." in name or "post_layernorm" in name)
+    kept = {name: value for name, value in weights.items() if name not in names}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assembled(tmp_path, mistral)  # layer -2 of 3 needs none of them
+    kept.pop(next(name for name in kept if "layers.1.mlp" in name))
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 weights of a `clip_vision_model` .*layers.1.mlp"):
+        assembled(tmp_path, mistral)
+
+
+@torch.no_grad()
+def test_rows_that_are_no_token_never_win_and_tokens_added_later_can(clip, mistral):
+    model = assembled(clip, mistral)
+    logits = model.lm_head(torch.randn(1000, 32))
+    assert logits.argmax(-1).max() < llms.VOCAB and len(logits[0]) == 448
+    model.lm_head.weight[405:] = torch.randn(43, 32)  # control: rows filled in another way do win
+    assert model.lm_head(torch.randn(1000, 32)).argmax(-1).max() >= 405
+    processor = OmniFusionProcessor.from_vision_text_pretrained([clip], mistral)
+    assert processor.tokenizer.add_tokens(["<point>"]) == 1
+    added = processor.tokenizer.convert_tokens_to_ids("<point>")
+    model.lm_head.weight[added] = 100 * model.model(torch.tensor([[5, 6]])).last_hidden_state[0, -1]
+    assert model.generate(input_ids=torch.tensor([[5, 6]]), max_new_tokens=1, do_sample=False)[0, -1] == added
+
+
+@pytest.mark.parametrize(
+    "ends, pad, expected", [(None, None, ([2], 2)), (7, 3, ([7, 2], 3)), ([7, 2], None, ([7, 2], 2))]
+)
+def test_generation_stops_at_the_llms_ends_and_at_the_eos_of_answers(ends, pad, expected, clip, tmp_path):
+    text = llms.save(tmp_path, "mistral")
+    path = text / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": ends, "pad_token_id": pad, "temperature": 0.6, "do_sample": True}))
+    settings = assembled(clip, text).generation_config
+    assert (settings.eos_token_id, settings.pad_token_id) == expected
+    assert settings.temperature == 0.6  # what else the LLM's makers chose stays
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["gemma", "granite"])
+def test_visual_tokens_enter_behind_the_scale_of_the_embedding_table(family, clip, tmp_path):
+    """Gemma's table scales what it gives, and visual tokens are not scaled; Granite scales all that enters."""
+    model = assembled(clip, llms.save(tmp_path, family))
+    seen = []
+    model.model.language_model.layers[0].register_forward_pre_hook(lambda layer, args: seen.append(args[0]))
+    ids = torch.full((1, 16), model.config.image_token_id)
+    outputs = model(input_ids=ids, pixel_values=torch.rand(1, 3, 32, 32))
+    scale = {"gemma": 1.0, "granite": 6.0}[family]
+    torch.testing.assert_close(seen[0][0], scale * torch.cat(outputs.image_outputs.pooler_output))

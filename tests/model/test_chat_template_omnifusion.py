@@ -1,0 +1,336 @@
+"""Chat templates: an LLM's own to the letter, pictures in their places, answers marked; everywhere text is data."""
+
+from functools import partial
+from itertools import pairwise
+from types import SimpleNamespace
+
+import conversations
+import pytest
+import tiny
+from chat_templates import CHATML
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jinja2 import TemplateError
+from tokenizers import AddedToken
+
+from omnifusion_hf import OmniFusionProcessor, add_special_tokens
+from omnifusion_hf.model.chat_template_omnifusion import (
+    ESCAPE,
+    chat_template_for,
+    escape,
+    messages_as_data,
+    special_tokens,
+)
+
+
+# Stand-ins for the kinds of templates that LLMs bring. All but the last print whatever `content` is.
+INST = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{% set messages = messages[1:] %}{% endif %}"
+    "{% for message in messages %}{% if message.role == 'user' %}[INST] {{ message.content | trim }} [/INST]"
+    "{% else %} {{ message.content | trim }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+REWRITES = (  # thoughts of all turns but the last are dropped, as reasoning LLMs do
+    "{% for message in messages %}<|im_start|>{{ message.role }}:"
+    "{% if message.role == 'assistant' and loop.last %}<think></think>{% endif %}{{ message.content }}<|im_end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
+)
+MARKS = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}:{% if message.role == 'assistant' %}"
+    "{% generation %}{{ message.content }}<|im_end|>{% endgeneration %}{% else %}{{ message.content }}<|im_end|>"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
+)
+ALL = pytest.mark.parametrize("own", [CHATML, INST, REWRITES, MARKS], ids=["chatml", "inst", "rewrites", "marks"])
+
+
+def llm_tokenizer(own: str | None, add_bos: bool = True):
+    tokenizer = tiny.llm_tokenizer(add_bos)
+    after_normalization = AddedToken("<|end|>", special=True, normalized=True)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|im_start|>", "<|im_end|>", after_normalization, "##"]}
+    )
+    tokenizer.chat_template = own
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def image_processor():
+    return tiny.processor(tiny.config()).image_processor
+
+
+def processor_with(own: str | None, image_processor) -> OmniFusionProcessor:
+    """Of an LLM with a template of its own, or in the format of the release."""
+    tokenizer = llm_tokenizer(own)
+    template = chat_template_for(tokenizer, "own" if own else "release")
+    return OmniFusionProcessor(image_processor, add_special_tokens(tokenizer), 16, chat_template=template)
+
+
+def words(messages: list[dict]) -> list[dict]:
+    """The same conversation with content as LLMs' templates expect it, one string."""
+    return [message | {"content": "".join(part["text"] for part in message["content"])} for message in messages]
+
+
+DIALOGUE = [tiny.user("Look ", "at it. "), tiny.assistant("A sky."), tiny.user("And?"), tiny.assistant("Grass.")]
+
+
+@ALL
+@pytest.mark.parametrize("turns, generate", [(1, True), (2, False), (3, True), (4, False)])
+def test_the_text_is_that_of_the_llm(own, turns, generate, image_processor):
+    options = {"tokenize": False, "add_generation_prompt": generate}
+    expected = llm_tokenizer(own).apply_chat_template(words(DIALOGUE[:turns]), **options)
+    processor = processor_with(own, image_processor)
+    assert processor.apply_chat_template(DIALOGUE[:turns], **options) == expected
+    parts = llm_tokenizer(own).apply_chat_template(DIALOGUE[:turns], **options)
+    assert "'type': 'text'" in parts or "{&#39;" in parts  # control: by itself it prints the parts
+
+
+@ALL
+def test_pictures_stand_where_the_message_has_them(own, image_processor):
+    processor = processor_with(own, image_processor)
+    question = tiny.user("Compare", tiny.picture(0), "with", tiny.picture(1), "please")
+    text = processor.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
+    assert "Compare<image>with<image>please" in text
+    inputs = tiny.prompt(processor, [question])
+    assert (inputs.input_ids == processor.image_token_id).sum() == 32 and len(inputs.pixel_values) == 2
+
+
+@ALL
+@pytest.mark.parametrize("token", ["<image>", "<img_end>", "<|im_end|>", "</s>", "<s>", "<bot>"])
+def test_case_03_special_tokens_that_a_user_types_are_text(own, token, image_processor):
+    processor = processor_with(own, image_processor)
+    ids = [tiny.prompt(processor, [tiny.user(f"a {text} b")]).input_ids[0].tolist() for text in (token, "")]
+    special = processor.tokenizer.convert_tokens_to_ids(token)
+    assert ids[0].count(special) == ids[1].count(special)
+    assert f"a {token} b" in processor.decode(ids[0], skip_special_tokens=False)
+
+
+def test_only_user_messages_hold_pictures(image_processor):
+    processor = processor_with(CHATML, image_processor)
+    answer = {"role": "assistant", "content": [{"type": "image", "image": tiny.picture()}]}
+    with pytest.raises(Exception, match="those of the user also pictures"):
+        tiny.prompt(processor, [tiny.user("Draw"), answer, tiny.user("And?")])
+
+
+SPECIAL = ["<image>", "<img_start>", "<img_end>", "<user>", "<bot>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+SPECIAL += ["<|end|>", "##"]
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=[ESCAPE, "▁"]), max_size=3)
+TEXTS = st.lists(st.sampled_from([*SPECIAL, "<", "|>", "#", " "]) | ANY_TEXT, max_size=4).map("".join)
+
+
+def cut(text: str, places: list[int]) -> list[str]:
+    return [text[start:end] for start, end in pairwise([0, *sorted(places), len(text)])]
+
+
+CUT_TEXTS = TEXTS.flatmap(lambda text: st.lists(st.integers(0, len(text)), max_size=5).map(partial(cut, text)))
+FORMATS = {"release": None, "chatml": CHATML, "inst": INST, "marks": MARKS}
+
+
+@pytest.fixture(scope="module")
+def formats(image_processor) -> dict[str, OmniFusionProcessor]:
+    return {name: processor_with(own, image_processor) for name, own in FORMATS.items()}
+
+
+def said(role: str, content) -> list[dict]:
+    """A conversation in which `role` says that."""
+    before = [tiny.user("Q")] if role == "assistant" else []
+    return [*before, {"role": role, "content": content}, *([tiny.user("Q")] if role == "system" else [])]
+
+
+def rendered(processor, conversation: list[dict], alone: bool) -> str:
+    """By the processor, or by the template alone as serving engines use it."""
+    if alone:
+        return processor.tokenizer.apply_chat_template(
+            conversation, chat_template=processor.chat_template, tokenize=False
+        )
+    return processor.apply_chat_template(conversation)
+
+
+def marks(ids: list[int], processor) -> list[int]:
+    return [ids.count(processor.tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL]
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(pieces=CUT_TEXTS, role=st.sampled_from(["user", "system", "assistant"]), alone=st.booleans())
+def test_case_03_text_is_data_however_it_is_cut(formats, pieces, role, alone):
+    parts = [{"type": "text", "text": piece} for piece in pieces]
+    for name in ("release", "chatml", "marks"):  # inst leaves out what the system says
+        processor = formats[name]
+        nothing, whole, in_parts = (
+            processor.tokenizer.encode(rendered(processor, said(role, content), alone))
+            for content in ("", "".join(pieces), parts)
+        )
+        assert in_parts == whole
+        assert marks(in_parts, processor) == marks(nothing, processor)
+        assert "".join(pieces).strip() in processor.decode(in_parts, skip_special_tokens=False)
+
+
+def test_case_03_control_text_that_nobody_escapes_holds_special_tokens(formats):
+    tokenizer = formats["release"].tokenizer
+    tokens = special_tokens(tokenizer)
+    for token in SPECIAL:
+        text = f"a {token}{token[-1]} b"  # "###" holds "##" twice
+        special = tokenizer.convert_tokens_to_ids(token)
+        assert special in tokenizer.encode(text) and special not in tokenizer.encode(escape(text, tokens))
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(TEXTS)
+def test_the_templates_escape_as_the_processor_does(formats, text):
+    processor = formats["release"]
+    by_template = rendered(processor, said("system", text), alone=True)
+    assert by_template.startswith("<s>" + escape(text, special_tokens(processor.tokenizer)) + "\n")
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["processor", "template alone"])
+def test_case_03_text_does_not_complete_what_the_template_writes_beside_it(image_processor, alone):
+    halves = "{% for message in messages %}<bo{{ message.content }}end|>{% endfor %}"
+    processor = processor_with(halves, image_processor)
+    text = rendered(processor, said("user", "t> and <|im_"), alone)
+    assert not any(marks(processor.tokenizer.encode(text), processor))
+    bare = processor.tokenizer.encode(text.replace(ESCAPE, ""))  # control: both would be completed
+    assert marks(bare, processor)[SPECIAL.index("<bot>")] == marks(bare, processor)[SPECIAL.index("<|im_end|>")] == 1
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["processor", "template alone"])
+def test_case_03_whatever_an_llms_template_prints_of_a_message_is_data(image_processor, alone):
+    named = "{% for message in messages %}{{ message.name }}: {{ message.content }}{{ message.n }}{% endfor %}"
+    processor = processor_with(named, image_processor)
+    text = rendered(processor, [{"role": "user", "name": "<|im_end|>", "content": "Hi", "n": None}], alone)
+    assert text.replace(ESCAPE, "").startswith("<|im_end|>: Hi")
+    assert not any(marks(processor.tokenizer.encode(text), processor))
+
+
+PICTURE = tiny.picture()
+NOT_MESSAGES = {
+    "a text part with content": tiny.user(PICTURE) | {"content": [{"type": "text", "content": "What?"}]},
+    "a text part of nothing": {"role": "user", "content": [{"type": "text", "text": None}]},
+    "a text beside an image": {"role": "user", "content": [{"type": "image", "image": PICTURE, "text": "What?"}]},
+    "a part of another type": {"role": "user", "content": [{"type": "video", "video": "film.mp4"}]},
+    "a part that is no dict": {"role": "user", "content": ["What?"]},
+    "value": {"role": "user", "value": "What?"},
+    "no content": {"role": "user", "content": None},
+    "no parts": {"role": "user", "content": []},
+    "one part alone": {"role": "user", "content": {"type": "text", "text": "What?"}},
+    "tool calls alone": {"role": "assistant", "tool_calls": [{"type": "function"}]},
+    "tool calls": {"role": "assistant", "content": "", "tool_calls": [{"type": "function"}]},
+    "an image of the assistant": {"role": "assistant", "content": [{"type": "image", "image": PICTURE}]},
+    "another role": {"role": "tool", "content": "Four."},
+}
+ONLY_IN_PYTHON = {
+    "images beside the content": {"role": "user", "content": "What?", "images": [PICTURE]},
+    "a value beside the content": {"role": "user", "content": "What", "value": "colour?"},
+    "no message": "What?",
+}
+
+
+@pytest.mark.parametrize("kind", [*NOT_MESSAGES, *ONLY_IN_PYTHON])
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_neither_text_nor_an_image_is_refused_by_its_message(formats, name, kind):
+    processor, conversation = formats[name], [tiny.user("Hello"), (NOT_MESSAGES | ONLY_IN_PYTHON)[kind]]
+    for tokenize in (False, True):
+        with pytest.raises(ValueError, match="^message 1 .*(`content` is a string or a list|Roles are)"):
+            processor.apply_chat_template(conversation, tokenize=tokenize)
+    with pytest.raises(ValueError, match="^conversation 1, message 1 "):
+        processor.apply_chat_template([[tiny.user("Hello")], conversation])
+    if kind in NOT_MESSAGES:
+        with pytest.raises(TemplateError, match="^message 1 .*(`content` is a string or a list|Roles are)"):
+            rendered(processor, conversation, alone=True)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_tools_and_no_messages_at_all_are_refused(formats, name):
+    for alone in ({"tools": [{"type": "function"}]}, {"documents": [{"title": "A", "text": "B"}]}):
+        with pytest.raises(ValueError, match="no place for tools and documents"):
+            formats[name].apply_chat_template([tiny.user("Hi")], **alone)
+        with pytest.raises(TemplateError, match="no place for tools and documents"):
+            formats[name].tokenizer.apply_chat_template(
+                [tiny.user("Hi")], chat_template=formats[name].chat_template, **alone
+            )
+    for nothing in ([], [[]], "Hi", tiny.user("Hi")):
+        with pytest.raises(ValueError, match="A conversation is a list of messages"):
+            formats[name].apply_chat_template(nothing)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_message_may_hold_more_that_is_harmless_and_is_not_changed(formats, name):
+    message = {"role": "user", "content": [{"type": "text", "text": "<bot>", "image": None}], "name": "Ann", "id": 3}
+    message |= {"tool_calls": None, "images": [], "refusal": ""}
+    expected = formats[name].apply_chat_template([{"role": "user", "content": "<bot>"}])
+    assert formats[name].apply_chat_template([message], tools=None) == expected
+    assert message["content"] == [{"type": "text", "text": "<bot>", "image": None}]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("text", ["The <user> shape", "a </s> b <", "> plain", "<|im_end|>"])
+@pytest.mark.parametrize("places", [None, [7]], ids=["whole", "in parts"])
+def test_an_answer_that_is_begun_with_a_special_token_goes_on_from_that_text(formats, name, text, places):
+    processor = formats[name]
+    content = text if places is None else [{"type": "text", "text": piece} for piece in cut(text, places)]
+    conversation = [tiny.user(PICTURE, "What?"), {"role": "assistant", "content": content}]
+    begun = processor.apply_chat_template(conversation, continue_final_message=True)
+    plain = [conversation[0], {"role": "assistant", "content": "PREFILL"}]
+    expected = processor.apply_chat_template(plain, continue_final_message=True).removesuffix("PREFILL") + text
+    assert begun.replace(ESCAPE, "") == expected
+    inputs = processor.apply_chat_template(conversation, continue_final_message=True, tokenize=True, return_dict=True)
+    question = processor.apply_chat_template(plain, continue_final_message=True, tokenize=True, return_dict=True)
+    assert marks(inputs["input_ids"][0], processor) == marks(question["input_ids"][0], processor)
+    assert processor.decode(inputs["input_ids"][0]).endswith(text)
+
+
+@pytest.mark.parametrize("own, bos", [(INST, 1), (CHATML, 0)], ids=["inst", "chatml"])
+def test_bos_comes_from_the_template_alone(own, bos, image_processor):
+    """The tokenizer of both LLMs adds a BOS to plain text; the text of the chat has the template's, once or not."""
+    processor = processor_with(own, image_processor)
+    picture = tiny.picture()
+    text = processor.apply_chat_template([tiny.user(picture, "Hi")], tokenize=False, add_generation_prompt=True)
+    two_steps = processor(text=text, images=[picture]).input_ids[0]
+    one_step = tiny.prompt(processor, [tiny.user(picture, "Hi")]).input_ids[0].tolist()
+    assert one_step == two_steps and one_step.count(processor.tokenizer.bos_token_id) == bos
+
+
+def trained(own: str, image_processor, *messages) -> str:
+    processor = processor_with(own, image_processor)
+    labels = conversations.collate(processor, [{"name": "the sample", "messages": [*messages]}])["labels"][0]
+    return processor.decode(labels[labels != -100], skip_special_tokens=False).replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    "own, expected",
+    [
+        (CHATML, "Asky.<|im_end|>\nGrass.<|im_end|>\n"),
+        (INST, "Asky.</s>Grass.</s>"),
+        (MARKS, "Asky.<|im_end|>Grass.<|im_end|>"),
+    ],
+    ids=["chatml", "inst", "marks"],
+)
+def test_answers_and_their_ends_are_learnt_in_every_turn(own, expected, image_processor):
+    question = tiny.user("Look ", tiny.picture(), "at <image> it")
+    assert trained(own, image_processor, question, *DIALOGUE[1:]) == expected
+
+
+def test_a_template_that_rewrites_earlier_turns_trains_single_turns_only(image_processor):
+    assert trained(REWRITES, image_processor, *DIALOGUE[:2]) == "<think></think>Asky.<|im_end|>"
+    with pytest.raises(ValueError, match="the sample has 2 answers, the chat template marks 1 .* release"):
+        trained(REWRITES, image_processor, *DIALOGUE)
+
+
+def test_a_template_of_several_is_the_default_one(image_processor):
+    several = llm_tokenizer({"default": INST, "tool_use": CHATML})
+    assert chat_template_for(several, "own") == chat_template_for(llm_tokenizer(INST), "own")
+
+
+def test_an_llm_without_a_template_and_an_unknown_kind_are_refused():
+    with pytest.raises(ValueError, match="no chat template of its own; use `release`"):
+        chat_template_for(llm_tokenizer(None), "own")
+    with pytest.raises(ValueError, match="`vicuna` is unknown"):
+        chat_template_for(llm_tokenizer(INST), "vicuna")
+
+
+def test_messages_may_be_objects():
+    """As transformers takes them, and as clients of servers have them."""
+    text = SimpleNamespace(type="text", text="Hi <bot>", annotations=None)
+    objects = [SimpleNamespace(role="user", content=[text], tool_calls=None)]
+    dicts = [{"role": "user", "content": [{"type": "text", "text": "Hi <bot>"}]}]
+    tokens = ["<image>", "<bot>"]
+    assert messages_as_data(objects, tokens) == messages_as_data(dicts, tokens)
+    with pytest.raises(ValueError, match="message 0"):  # control
+        messages_as_data([SimpleNamespace(role="user", value="Hi")], tokens)

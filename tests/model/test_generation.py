@@ -1,0 +1,310 @@
+"""generate(): every decoding strategy gives what greedy decoding of single samples gives, where it must."""
+
+import json
+
+import pytest
+import tiny
+import torch
+import transformers
+from packaging.version import Version
+from transformers import GenerationConfig, MistralForCausalLM
+
+from omnifusion_hf import OmniFusionProcessor
+from omnifusion_hf.model.generation_omnifusion import SuppressSpecialTokens
+
+
+NEW_TOKENS = 6
+
+
+def answers(model, inputs, **options) -> torch.Tensor:
+    """New ids, without the prompt."""
+    options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False} | options
+    return model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+
+
+@pytest.fixture(scope="module")
+def conversations() -> list[list[dict]]:
+    """Two, one, and no pictures; of different shapes, in different places."""
+    a, b, c = tiny.picture(0), tiny.picture(1, (20, 90)), tiny.picture(2, (70, 30))
+    return [
+        [tiny.user(a, "Look at this, and then at", b, "what differs?")],
+        [tiny.user("Hello"), tiny.assistant("Hi!"), tiny.user(c, "What?")],
+        [tiny.user("Only words here")],
+    ]
+
+
+@pytest.fixture(scope="module")
+def singles(model, grid_processor, conversations) -> torch.Tensor:
+    return torch.cat([answers(model, tiny.prompt(grid_processor, conversation)) for conversation in conversations])
+
+
+@torch.no_grad()
+def test_greedy_equals_recomputing_every_step(model, grid_processor, conversations, singles):
+    """Without cache or generate(): the most likely token that is not special, again and again."""
+    inputs = dict(tiny.prompt(grid_processor, conversations[0]))
+    for _ in range(NEW_TOKENS):
+        logits = model(**inputs, use_cache=False).logits[0, -1]
+        logits[[*model.config.special_token_ids, model.generation_config.eos_token_id]] = -torch.inf
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], logits.argmax().view(1, 1)], dim=1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    assert inputs["input_ids"][0, -NEW_TOKENS:].tolist() == singles[0].tolist()
+
+
+def test_case_04_a_left_padded_batch_equals_singles(model, grid_processor, conversations, singles):
+    assert grid_processor.tokenizer.padding_side == "left"
+    inputs = tiny.prompt(grid_processor, *conversations)
+    assert answers(model, inputs).tolist() == singles.tolist()
+
+
+def test_case_04_right_padding_is_seen_to_differ(model, grid_processor, conversations, singles):
+    """Control: the comparison above would notice padding on the wrong side."""
+    right = tiny.processor(model.config, view_strategy="grid")
+    right.tokenizer.padding_side = "right"
+    inputs = tiny.prompt(right, *conversations)
+    assert answers(model, inputs).tolist() != singles.tolist()
+
+
+def test_case_04_a_padding_side_that_was_saved_does_not_matter(model, conversations, singles, tmp_path):
+    saved = tiny.processor(model.config, view_strategy="grid")
+    saved.tokenizer.padding_side = "right"
+    saved.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["padding_side"] == "right"
+    inputs = tiny.prompt(OmniFusionProcessor.from_pretrained(tmp_path), *conversations)
+    assert answers(model, inputs).tolist() == singles.tolist()
+
+
+def test_case_17_answers_follow_their_pictures(model, grid_processor):
+    a, b = tiny.picture(0), tiny.picture(1)
+    ask = lambda *pictures: answers(model, tiny.prompt(grid_processor, [tiny.user(*pictures, "Which?")])).tolist()  # noqa: E731
+    assert ask(a, b) != ask(b, a)
+    text = ["<image><image> Which?", "<image> Which?"]
+    nested = grid_processor(text=list(text), images=[[a, b], [a]], padding=True, return_tensors="pt")
+    flat = grid_processor(text=list(text), images=[a, b, a], padding=True, return_tensors="pt")
+    assert answers(model, nested).tolist() == answers(model, flat).tolist()
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}])
+def test_case_20_beams_keep_pictures_with_their_samples(options, model, grid_processor, conversations, singles):
+    inputs = tiny.prompt(grid_processor, *conversations)
+    batch = answers(model, inputs, **options)
+    alone = [answers(model, tiny.prompt(grid_processor, conversation), **options) for conversation in conversations]
+    assert batch.tolist() == torch.cat(alone).tolist()
+    assert batch.tolist() != singles.repeat_interleave(options.get("num_return_sequences", 1), 0).tolist()
+
+
+def test_case_20_one_beam_is_greedy(model, grid_processor, conversations, singles):
+    assert answers(model, tiny.prompt(grid_processor, *conversations), num_beams=1).tolist() == singles.tolist()
+
+
+@pytest.mark.parametrize("draft", ["text-only model", "prompt lookup", "the model itself"])
+def test_case_20_assisted_decoding_equals_greedy(draft, model, grid_processor, conversations, singles):
+    torch.manual_seed(0)
+    options = {
+        "text-only model": {"assistant_model": MistralForCausalLM(model.config.text_config).eval()},
+        "prompt lookup": {"prompt_lookup_num_tokens": 3},
+        "the model itself": {"assistant_model": model},
+    }[draft]
+    if draft == "text-only model" and Version(transformers.__version__) < Version("5.18"):
+        pytest.skip("transformers before 5.18 gives a draft model the images too, and a text-only one refuses them")
+    for conversation, expected in zip(conversations, singles):
+        inputs = tiny.prompt(grid_processor, conversation)
+        assert answers(model, inputs, **options)[0].tolist() == expected.tolist()
+
+
+def test_sampling_is_reproducible_and_several_answers_differ(model, grid_processor, conversations):
+    inputs = tiny.prompt(grid_processor, *conversations)
+    options = {"do_sample": True, "num_return_sequences": 3, "temperature": 2.0}
+
+    def sample(seed):
+        torch.manual_seed(seed)
+        return answers(model, inputs, **options)
+
+    assert sample(0).shape == (9, NEW_TOKENS)
+    assert sample(0).tolist() == sample(0).tolist() != sample(1).tolist()
+    assert len({tuple(row) for row in sample(0)[:3].tolist()}) == 3
+
+
+def test_sampling_from_the_likeliest_token_is_greedy(model, grid_processor, conversations, singles):
+    """Parity for samples that are expanded after their pictures were encoded."""
+    inputs = tiny.prompt(grid_processor, *conversations)
+    expanded = answers(model, inputs, do_sample=True, top_k=1, num_return_sequences=2)
+    assert expanded.tolist() == singles.repeat_interleave(2, 0).tolist()
+
+
+@pytest.mark.parametrize("cache", ["static", "dynamic", "quantized"])
+def test_every_kind_of_cache_gives_the_same_answers(cache, model, grid_processor, conversations, singles):
+    options = {"cache_implementation": cache}
+    if cache == "quantized":
+        pytest.importorskip(
+            "optimum.quanto", reason="the quantised cache needs optimum-quanto, which is not installed"
+        )
+        options["cache_config"] = {"backend": "quanto", "nbits": 8, "residual_length": 256}
+    inputs = tiny.prompt(grid_processor, *conversations)
+    assert answers(model, inputs, **options, disable_compile=True).tolist() == singles.tolist()
+
+
+def test_without_a_cache_the_answers_are_the_same(model, grid_processor, conversations, singles):
+    assert answers(model, tiny.prompt(grid_processor, *conversations), use_cache=False).tolist() == singles.tolist()
+
+
+@torch.no_grad()
+def test_features_computed_before_give_the_same_answers(model, grid_processor, conversations, singles):
+    inputs = tiny.prompt(grid_processor, *conversations)
+    pixels = {"pixel_values": inputs.pop("pixel_values"), "image_view_index": inputs.pop("image_view_index")}
+    for options in ({}, {"num_beams": 3}):
+        features = {"image": model.get_image_features(**pixels)}
+        given = answers(model, inputs, mm_encoder_outputs=features, **options)
+        assert given.tolist() == answers(model, {**inputs, **pixels}, **options).tolist()
+    with pytest.raises(ValueError, match="pass only one"):
+        model(**inputs, **pixels, mm_encoder_outputs={"image": model.get_image_features(**pixels)})
+
+
+def test_text_alone_is_answered_as_by_the_llm(model, processor):
+    llm = MistralForCausalLM(model.config.text_config).eval()
+    llm.model.load_state_dict(model.model.language_model.state_dict())
+    llm.lm_head.load_state_dict(model.lm_head.state_dict())
+    inputs = tiny.prompt(processor, [tiny.user("Only words here")], [tiny.user("And here")])
+    suppressed = {"suppress_tokens": model.config.special_token_ids}
+    assert answers(model, inputs).tolist() == answers(llm, inputs, **suppressed).tolist()
+
+
+class TowerCalls:
+    """Counts the views that the vision tower encodes."""
+
+    def __init__(self, model):
+        self.views = 0
+        self.hook = model.model.vision_tower.register_forward_pre_hook(self)
+
+    def __call__(self, module, arguments):
+        self.views += len(arguments[0])
+
+
+@pytest.fixture
+def tower_calls(model):
+    calls = TowerCalls(model)
+    yield calls
+    calls.hook.remove()
+
+
+def second_turn(model, processor, first_inputs, question: list, kept_pictures: list):
+    """Cache and ids after turn 1, and the ids and pictures of a turn 2 that goes on from exactly these ids."""
+    first = model.generate(
+        **first_inputs, max_new_tokens=NEW_TOKENS, do_sample=False, return_dict_in_generate=True
+    )  # fmt: skip
+    new_pictures = [part for part in question if not isinstance(part, str)]
+    text = "<user>" + "".join(part if isinstance(part, str) else "<image>" for part in question) + "<bot>"
+    turn = processor(text=text, images=new_pictures or None, return_tensors="pt")
+    input_ids = torch.cat([first.sequences, turn.input_ids], dim=1)
+    pictures = [*kept_pictures, *new_pictures]
+    pixels = processor.image_processor(pictures, return_tensors="pt") if pictures else {}
+    return tiny.cache_of(first), {"input_ids": input_ids, **pixels}
+
+
+@pytest.mark.parametrize(
+    "question", [["And now?"], [tiny.picture(5, (30, 80)), "And this?"]], ids=["text", "new picture"]
+)
+@pytest.mark.parametrize("resend", [False, True], ids=["new pictures only", "all pictures again"])
+def test_case_18_a_kept_cache_is_not_encoded_again(question, resend, model, grid_processor, tower_calls):
+    picture = tiny.picture(4, (90, 30))
+    first_inputs = tiny.prompt(grid_processor, [tiny.user(picture, "What?")])
+    cache, inputs = second_turn(model, grid_processor, first_inputs, question, [picture] if resend else [])
+    _, whole = second_turn(model, grid_processor, first_inputs, question, [picture])
+    tower_calls.views = 0
+    recomputed = answers(model, whole)
+    views_of_all = tower_calls.views
+    tower_calls.views = 0
+    continued = answers(model, inputs, **tiny.cached(cache))
+    assert continued.tolist() == recomputed.tolist()
+    assert tower_calls.views == views_of_all - len(first_inputs.pixel_values)
+
+
+def test_case_18_the_comparison_can_fail(model, grid_processor):
+    """Control: a cache of another picture gives another answer."""
+    answers_of = []
+    for seed in (4, 6):
+        first_inputs = tiny.prompt(grid_processor, [tiny.user(tiny.picture(seed, (90, 30)), "What?")])
+        cache, inputs = second_turn(model, grid_processor, first_inputs, ["And now?"], [])
+        answers_of.append(answers(model, inputs, **tiny.cached(cache)).tolist())
+    assert answers_of[0] != answers_of[1]
+
+
+def test_case_18_batches_drop_the_right_pictures(model, grid_processor):
+    """Two samples with one and two pictures in turn 1; all are passed again with one new picture for each."""
+    a, b, c, d, e = (tiny.picture(seed, (30 + 20 * seed, 60)) for seed in range(5))
+    text = ["<image><user>What?<bot>", "<image><image><user>What?<bot>"]
+    new = "<user><image>And this?<bot>"
+    options = {"padding": True, "return_tensors": "pt"}
+    first = grid_processor(text=list(text), images=[[a], [b, c]], **options)
+    past = model.generate(**first, max_new_tokens=2, min_new_tokens=2, do_sample=False, return_dict_in_generate=True)
+    turn = grid_processor(text=[new, new], images=[[d], [e]], **options)
+    if (turn.attention_mask == 0).any():
+        pytest.fail("the second turns should need no padding")
+    input_ids = torch.cat([past.sequences, turn.input_ids], dim=1)
+    ones = torch.ones(2, 2, dtype=torch.long)
+    attention_mask = torch.cat([first.attention_mask, ones, turn.attention_mask], dim=1)
+    pixels = grid_processor.image_processor([a, d, b, c, e], return_tensors="pt")
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **pixels}
+    assert answers(model, inputs, **tiny.cached(tiny.cache_of(past))).tolist() == answers(model, inputs).tolist()
+
+
+HOT = {"do_sample": True, "temperature": 100.0, "top_k": 0, "num_return_sequences": 100}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [HOT, {"generation_config": GenerationConfig(**HOT, max_new_tokens=NEW_TOKENS)}, HOT | {"suppress_tokens": [7]}],
+    ids=["arguments", "own GenerationConfig", "own suppress_tokens"],
+)
+def test_case_03_special_tokens_are_never_generated(options, model, processor, monkeypatch):
+    inputs = tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")])
+
+    def generated() -> set[int]:
+        torch.manual_seed(0)
+        defaults = {} if "generation_config" in options else {"max_new_tokens": NEW_TOKENS}
+        sequences = model.generate(**inputs, **defaults, **options)
+        return set(sequences[:, inputs.input_ids.shape[1] :].flatten().tolist())
+
+    special = set(model.config.special_token_ids)
+    assert not generated() & special
+    if "suppress_tokens" in options:
+        assert 7 not in generated()
+    # control: hot samples do reach these tokens
+    monkeypatch.setattr(SuppressSpecialTokens, "__call__", lambda self, input_ids, scores: scores)
+    assert generated() & special
+
+
+def without_images(inputs) -> dict:
+    return {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+
+
+def test_places_without_images_are_refused(model, grid_processor):
+    """Trainers and wrappers that drop what they do not know would get an answer about nothing."""
+    inputs = tiny.prompt(grid_processor, [tiny.user(tiny.picture(), "What?")], [tiny.user("Only words")])
+    count = (inputs.input_ids[0] == model.config.image_token_id).sum().item()
+    with pytest.raises(ValueError, match=rf"new <image> tokens per sample \[{count}, 0\], image features 0"):
+        model.generate(**without_images(inputs), max_new_tokens=2)
+    with pytest.raises(ValueError, match=rf"<image> tokens per sample \[{count}, 0\], image features 0"):
+        model(**without_images(inputs))
+    with pytest.raises(ValueError, match="image features 0"):
+        model(**without_images(inputs), labels=inputs.input_ids)
+    words = tiny.prompt(grid_processor, [tiny.user("Only words")])  # control
+    assert model.generate(**without_images(words), max_new_tokens=2).shape[1] > words.input_ids.shape[1]
+
+
+def test_places_of_a_new_turn_need_images_where_those_of_the_cache_do_not(model, processor):
+    first = tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")])
+    past = model.generate(**first, max_new_tokens=2, return_dict_in_generate=True)
+    mark = torch.tensor([[model.config.image_token_id] * model.config.image_seq_length])
+    longer = {"input_ids": torch.cat([past.sequences, mark], dim=1), **tiny.cached(tiny.cache_of(past))}
+    with pytest.raises(ValueError, match=r"per sample \[16\], image features 0"):
+        model.generate(**longer, max_new_tokens=2)
+    words = {"input_ids": torch.cat([past.sequences, torch.tensor([[5, 6, 7]])], dim=1)}  # control
+    model.generate(**words, **tiny.cached(tiny.cache_of(past)), max_new_tokens=2)
+
+
+def test_a_negative_prompt_with_a_place_for_an_image_is_refused(model, processor):
+    inputs = tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")])
+    with pytest.raises(ValueError, match="image features 0"):
+        model.generate(**inputs, guidance_scale=1.5, negative_prompt_ids=inputs.input_ids, max_new_tokens=2)
+    words = tiny.prompt(processor, [tiny.user("Words")]).input_ids  # control
+    model.generate(**inputs, guidance_scale=1.5, negative_prompt_ids=words, max_new_tokens=2)

@@ -1,0 +1,219 @@
+"""The adapters: each equals the formula or the PyTorch module that the paper names."""
+
+import weakref
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from omnifusion_hf import OmniFusionForConditionalGeneration
+from omnifusion_hf.model.modeling_omnifusion_projector import PROJECTORS
+
+
+def adapter(projector_type: str, encoders=("clip",), attention: str = "eager", **fields) -> nn.Module:
+    config = tiny.config(encoders, projector_type=projector_type, **fields)
+    config._attn_implementation = attention
+    torch.manual_seed(0)
+    return PROJECTORS[projector_type](config).eval()
+
+
+def features(count: int = 1, patches: int = 16, width: int = 32, seed: int = 1) -> list[torch.Tensor]:
+    """One per encoder, or one per layer."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(3, patches, width, generator=generator) for _ in range(count)]
+
+
+def pytorch_layer(layer: nn.Module, norm_first: bool = False) -> nn.TransformerEncoderLayer:
+    """PyTorch's encoder layer with the weights of ours."""
+    width, hidden = layer.linear1.in_features, layer.linear1.out_features
+    reference = nn.TransformerEncoderLayer(width, 4, hidden, dropout=0.1, batch_first=True, norm_first=norm_first)
+    own = layer.state_dict()
+    state = {name: own[name] for name in own if not name.startswith("self_attn")}
+    for kind in ("weight", "bias"):
+        state[f"self_attn.in_proj_{kind}"] = torch.cat([own[f"self_attn.{part}_proj.{kind}"] for part in "qkv"])
+        state[f"self_attn.out_proj.{kind}"] = own[f"self_attn.o_proj.{kind}"]
+    reference.load_state_dict(state)
+    return reference.eval()
+
+
+def randomise_norms(layer: nn.Module):
+    for norm in (layer.norm1, layer.norm2):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_transformer_adapter_equals_pytorchs_encoder_layer(attention):
+    projector = adapter("transformer", attention=attention)
+    randomise_norms(projector.transformer_layer)
+    [hidden_states] = features()
+    expected = projector.linear(pytorch_layer(projector.transformer_layer)(hidden_states))
+    torch.testing.assert_close(projector([hidden_states]), expected, rtol=0, atol=1e-6)
+    pre_norm = projector.linear(pytorch_layer(projector.transformer_layer, norm_first=True)(hidden_states))
+    assert not torch.allclose(projector([hidden_states]), pre_norm, atol=1e-2)  # control: the other order of norms
+
+
+@torch.no_grad()
+def test_case_21_the_transformer_adapter_gives_the_same_with_eager_and_sdpa():
+    eager, sdpa = adapter("transformer", attention="eager"), adapter("transformer", attention="sdpa")
+    torch.testing.assert_close(eager(features()), sdpa(features()), rtol=0, atol=1e-6)
+    [hidden_states] = features()
+    permuted = eager([hidden_states.flip(1)]).flip(1)  # control: attention is over all tokens, in no order
+    torch.testing.assert_close(permuted, eager([hidden_states]), rtol=0, atol=1e-5)
+    assert not torch.allclose(eager([hidden_states[:, :8]]), eager([hidden_states])[:, :8], atol=1e-3)
+
+
+@torch.no_grad()
+def test_the_mlp_adapter_is_two_linear_layers_with_gelu():
+    projector = adapter("mlp")
+    [hidden_states] = features()
+    first, second = projector.linear_1, projector.linear_2
+    inner = nn.functional.gelu(hidden_states @ first.weight.T + first.bias)
+    torch.testing.assert_close(projector([hidden_states]), inner @ second.weight.T + second.bias, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("projector_type", sorted(PROJECTORS))
+def test_several_encoders_enter_in_order_and_give_the_tokens_of_the_configuration(projector_type):
+    config = tiny.config(("clip", "dinov2"), projector_type=projector_type)
+    projector = PROJECTORS[projector_type](config).eval()
+    layers = 3 if config.vision_feature_layer == "all" else 1
+    first, second = features(layers), features(layers, seed=2)
+    output = projector([*first, *second])
+    assert output.shape == (3, config.image_seq_length, 32)
+    assert not torch.allclose(output, projector([*second, *first]), atol=1e-3)
+
+
+def randomised(projector: nn.Module) -> nn.Module:
+    """Inits at zero, one and 1 / L would hide a missing norm, bias or coefficient."""
+    for parameter in projector.parameters():
+        parameter.data += torch.randn_like(parameter) * 0.3
+    return projector
+
+
+@torch.no_grad()
+def test_the_concatenation_adapter_is_linear_maps_then_the_transformer_adapter_over_both_sequences():
+    projector = randomised(adapter("concatenation", ("clip", "dinov2"), encoder_sizes=[32, 48]))
+    first, second = features(patches=16) + features(patches=36)
+    one, two = projector.encoder_linears
+    sequence = torch.cat([first @ one.weight.T + one.bias, second @ two.weight.T + two.bias], dim=1)
+    layer = pytorch_layer(projector.transformer_layer)
+    expected = projector.linear(layer(sequence))
+    assert expected.shape == (3, 16 + 36, 32)
+    torch.testing.assert_close(projector(iter([first, second])), expected, rtol=0, atol=1e-5)
+    apart = [
+        projector.linear(pytorch_layer(projector.transformer_layer)(part)) for part in sequence.split([16, 36], 1)
+    ]
+    assert not torch.allclose(expected, torch.cat(apart, dim=1), atol=1e-2)  # control: they see one another
+
+
+def merged_literally(merge: nn.Module, layers: list[torch.Tensor]) -> torch.Tensor:
+    normed = [nn.functional.layer_norm(x, (32,), layer.gain, layer.shift) for x, layer in zip(layers, merge.maps)]
+    return sum(c * (x @ layer.weight.T) for c, x, layer in zip(merge.coefficients, normed, merge.maps))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lengths", [(16, 36), (36, 16), (16, 16), (16,), (16, 36, 16)])
+def test_the_summation_adapter_is_the_papers_formula_with_short_sequences_continued_by_zeros(lengths):
+    sizes = [{16: 32, 36: 48}[length] for length in lengths]
+    projector = randomised(adapter("summation", ("clip", "dinov2", "siglip")[: len(sizes)], encoder_sizes=sizes))
+    layers = [features(3, length, seed=seed) for seed, length in enumerate(lengths)]
+    merges = [merged_literally(*pair) for pair in zip(projector.merges, layers)]
+    padded = [torch.cat([m, torch.zeros(3, max(lengths) - m.shape[1], 32)], dim=1) for m in merges]
+    expected = projector.linear(nn.functional.gelu(sum(padded)))
+    output = projector(feature for encoder in layers for feature in encoder)
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+    if len(set(lengths)) > 1:  # control: padding at the front would be another sum
+        ahead = [torch.cat([torch.zeros(3, max(lengths) - m.shape[1], 32), m], dim=1) for m in merges]
+        assert not torch.allclose(expected, projector.linear(nn.functional.gelu(sum(ahead))), atol=1e-2)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_summation_adapter_has_the_gradients_of_the_formula(frozen, autocast):
+    projector = randomised(adapter("summation"))
+    layers = [layer.requires_grad_(not frozen) for layer in features(3)]
+    literal = projector.linear(nn.functional.gelu(merged_literally(projector.merges[0], layers)))
+    wanted = dict(projector.named_parameters()) | ({} if frozen else {"features": layers[1]})
+    expected = torch.autograd.grad(literal.square().sum(), wanted.values())
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = projector(layers)
+    found = torch.autograd.grad(output.float().square().sum(), wanted.values())
+    with torch.no_grad():  # computed in another way
+        torch.testing.assert_close(projector(layers), literal, rtol=1e-4, atol=1e-4)
+    for name, ours, theirs in zip(wanted, found, expected):
+        largest = theirs.abs().max()
+        assert largest > 1e-3, name
+        assert (ours - theirs).abs().max() / largest < (3e-2 if autocast else 1e-5), name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_attention_adapter_reads_both_sequences_with_trained_queries(attention):
+    fields = {"encoder_sizes": [32, 48], "projector_num_queries": 7, "attention": attention}
+    projector = randomised(adapter("attention", ("clip", "dinov2"), **fields))
+    layers = features(3, 16), features(3, 36, seed=2)
+    merges = [nn.functional.gelu(merged_literally(*pair)) for pair in zip(projector.merges, layers)]
+    sequence, queries = torch.cat(merges, dim=1), projector.queries.expand(3, -1, -1)
+    reference = nn.MultiheadAttention(32, 4, batch_first=True)
+    own = projector.attention
+    for kind in ("weight", "bias"):
+        stacked = torch.cat([getattr(part, kind) for part in (own.q_proj, own.k_proj, own.v_proj)])
+        getattr(reference, f"in_proj_{kind}").copy_(stacked)
+        getattr(reference.out_proj, kind).copy_(getattr(own.o_proj, kind))
+    expected = projector.linear(nn.functional.gelu(reference(queries, sequence, sequence)[0]))
+    assert expected.shape == (3, 7, 32)
+    torch.testing.assert_close(projector([*layers[0], *layers[1]]), expected, rtol=1e-4, atol=1e-5)
+    swapped = projector.linear(nn.functional.gelu(reference(sequence, queries, queries)[0]))
+    assert swapped.shape == (3, 16 + 36, 32)  # the paper's other reading gives another number of tokens
+
+
+def test_layers_are_taken_one_at_a_time_and_let_go():
+    alive = []
+
+    def layers():
+        for feature in features(6):
+            alive.append(weakref.ref(feature := feature.clone()))
+            yield feature
+            del feature
+            held.append(sum(reference() is not None for reference in alive))
+
+    held = []
+    with torch.no_grad():
+        adapter("summation", ("clip", "dinov2"))(layers())
+    assert max(held) <= 1
+    alive.clear(), held.clear()
+    kept = list(layers())
+    assert max(held) == len(kept) == 6  # control: a reader that keeps them is seen
+
+
+@pytest.mark.parametrize("projector_type", ["summation", "attention"])
+def test_weights_missing_from_a_checkpoint_start_as_in_a_new_model(projector_type, tmp_path):
+    model = tiny.model(tiny.config(projector_type=projector_type))
+    own = {"coefficients", "queries"}
+    state = {name: value for name, value in model.state_dict().items() if name.rsplit(".")[-1] not in own}
+    model.save_pretrained(tmp_path, state_dict=state)
+    for _ in range(3):
+        dirt = [torch.full((1000,), 7.0) for _ in range(100)]
+        del dirt
+        loaded = OmniFusionForConditionalGeneration.from_pretrained(tmp_path).model.multi_modal_projector
+        torch.testing.assert_close(loaded.merges[0].coefficients, torch.full((3,), 1 / 3))
+        if projector_type == "attention":
+            assert 0.015 < loaded.queries.std() < 0.025
+
+
+@pytest.mark.parametrize("projector_type", sorted(PROJECTORS))
+def test_adapters_are_made_of_layers_that_serving_engines_can_replace(projector_type):
+    assert not any(isinstance(module, nn.MultiheadAttention) for module in adapter(projector_type).modules())
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_dropout_acts_in_training_only(attention):
+    projector = adapter("transformer", attention=attention, projector_dropout=0.5)
+    torch.testing.assert_close(projector(features()), projector(features()), rtol=0, atol=0)
+    projector.train()
+    assert not torch.equal(projector(features()), projector(features()))
+    without = adapter("transformer", attention=attention, projector_dropout=0.0).train()
+    torch.testing.assert_close(without(features()), without(features()), rtol=0, atol=0)

@@ -1,0 +1,291 @@
+"""The vision tower: features equal the full encoders' hidden states, unneeded layers are absent, dtypes and ranges."""
+
+import copy
+import pickle
+from multiprocessing.reduction import ForkingPickler
+
+import pytest
+import tiny
+import torch
+from torch import nn
+from transformers import AutoModel
+
+from omnifusion_hf import OmniFusionVisionModel
+from omnifusion_hf.model.configuration_omnifusion import ENCODER_FAMILIES, OmniFusionVisionConfig
+from omnifusion_hf.model.modeling_omnifusion_vision import logger, usable_attention
+
+
+FAMILIES = ["clip", "siglip", "dinov2", "internvl", "swin"]
+FAMILY_LAYERS = [(family, layer) for family in FAMILIES[:-1] for layer in (-1, -2, 1, 0)] + [("swin", -1)]
+
+
+def full_encoder(family: str, image_size: int = 32, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    encoder = AutoModel.from_config(tiny.encoder_config(family, image_size)).eval()
+    with torch.no_grad():
+        for parameter in encoder.parameters():  # inits at zero and one would hide a missing layer scale, bias or norm
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return encoder
+
+
+def tower_of(
+    encoders: list[nn.Module], layers: list[int], keep_prefix: bool = False, **fields
+) -> OmniFusionVisionModel:
+    """A tower with the weights of full encoders; every weight that it has must be among theirs."""
+    config = OmniFusionVisionConfig(encoder_configs=[encoder.config for encoder in encoders], **fields)
+    tower = OmniFusionVisionModel(config, layers, keep_prefix).eval()
+    for ours, theirs in zip(tower.encoders, encoders):
+        assert ours.load_state_dict(theirs.state_dict(), strict=False).missing_keys == []
+    return tower
+
+
+def views(count: int = 2, size: int = 32, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family, layer", FAMILY_LAYERS)
+def test_features_equal_hidden_states_of_the_full_encoder(family, layer):
+    encoder = full_encoder(family)
+    states = encoder(views(), output_hidden_states=True).hidden_states
+    prefix = ENCODER_FAMILIES[encoder.config.model_type].prefix_tokens
+    [features] = tower_of([encoder], [layer])(views()).features
+    torch.testing.assert_close(features, states[layer][:, prefix:], rtol=0, atol=1e-6)
+    if family != "swin":
+        [full] = tower_of([encoder], [layer], keep_prefix=True)(views()).features
+        torch.testing.assert_close(full, states[layer], rtol=0, atol=1e-6)
+        other = states[layer - 1 if layer else 1][:, prefix:]
+        assert not torch.allclose(features, other, atol=1e-3)  # control: the neighbouring layer is another one
+
+
+@torch.no_grad()
+def test_all_layers_of_all_encoders_come_in_order_as_they_are_computed():
+    encoders = [full_encoder("clip"), full_encoder("dinov2", seed=1)]
+    tower = tower_of(encoders, "all", image_normalizations=[{"image_mean": [0.5] * 3, "image_std": [0.5] * 3}] * 2)
+    expected = [state[:, 1:] for e in encoders for state in e(views(), output_hidden_states=True).hidden_states[1:]]
+    computed = []
+    for encoder in tower.encoders:
+        for block in getattr(encoder.encoder, "layer", None) or encoder.encoder.layers:
+            block.register_forward_hook(lambda *_: computed.append(None))
+    counts = []
+    output = tower(views(), read=lambda features: [(feature, counts.append(len(computed)))[0] for feature in features])
+    assert counts == [1, 2, 3, 4, 5, 6]  # each is read before the next one is computed
+    for ours, theirs in zip(output.features, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert [feature is output.features[index] for feature, index in zip(output.last_features, (2, 5))] == [True, True]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_case_07_inputs_of_every_family_can_be_made_to_require_gradients(family):
+    """What transformers does for LoRA with activation checkpointing."""
+    model = tiny.model(tiny.config((family,)))
+    tower = copy.deepcopy(model.model.vision_tower)
+    hidden_states = []
+    for part in (model.model.vision_tower, tower):
+        part.encoders[0].embeddings.register_forward_hook(lambda _, __, output: hidden_states.append(output))
+    model.requires_grad_(False).enable_input_require_grads()
+    model.model.vision_tower.encoders[0].get_input_embeddings().requires_grad_(True)  # as if it trained
+    model.get_image_features(views())
+    tower.requires_grad_(False)(views())
+    found = [output[0] if isinstance(output, tuple) else output for output in hidden_states]
+    assert [output.requires_grad for output in found] == [True, False]  # control: a copy made before is another one
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_goes_through_pickle_and_to_a_spawned_process(family):
+    model = tiny.model(tiny.config((family,)))
+    for dumped in (pickle.dumps(model), ForkingPickler.dumps(model)):
+        encoder = pickle.loads(dumped).model.vision_tower.encoders[0]
+        torch.testing.assert_close(encoder.state_dict(), model.model.vision_tower.encoders[0].state_dict())
+        assert encoder.get_input_embeddings() in encoder.modules()  # its own, not the first model's
+    with pytest.raises((AttributeError, pickle.PicklingError), match="lambda"):  # control
+        model.get_input_embeddings = lambda: None
+        pickle.dumps(model)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_reader_has_gradients_whether_or_not_the_encoder_has(frozen):
+    model = tiny.model(tiny.config(projector_type="summation"))
+    tower, projector = model.model.vision_tower.requires_grad_(not frozen), model.model.multi_modal_projector
+    model.get_image_features(views()).pooler_output[0].square().sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in projector.parameters())
+    assert torch.is_grad_enabled()
+    assert [parameter.grad is None for parameter in tower.encoders[0].encoder.parameters()] == [frozen] * 48
+
+
+@pytest.mark.parametrize(
+    "family, layer, blocks", [("clip", -1, 3), ("siglip", -2, 2), ("dinov2", 1, 1), ("internvl", 0, 0)]
+)
+def test_layers_that_are_not_needed_are_not_built(family, layer, blocks):
+    encoder = tower_of([full_encoder(family)], [layer]).encoders[0]
+    stack = encoder.encoder.layer if hasattr(encoder.encoder, "layer") else encoder.encoder.layers
+    assert len(stack) == blocks
+    behind = [
+        name for name, _ in encoder.named_parameters() if name.startswith(("post_layernorm", "layernorm", "head"))
+    ]
+    assert behind == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_encoder_runs_at_another_size_than_its_own(family):
+    encoder = full_encoder(family)
+    options = {} if family in ("dinov2", "internvl") else {"interpolate_pos_encoding": True}
+    expected = encoder(views(size=48), output_hidden_states=True, **options).hidden_states[-1]
+    tower = tower_of([encoder], [-1], image_sizes=[48])
+    [features] = tower(views(size=48)).features
+    prefix = ENCODER_FAMILIES[encoder.config.model_type].prefix_tokens
+    torch.testing.assert_close(features, expected[:, prefix:], rtol=0, atol=1e-6)
+    assert features.shape[1] == tower.config.num_patches(0)
+
+
+@torch.no_grad()
+def test_a_second_encoder_gets_the_views_resized_and_renormalised():
+    clip, dino = full_encoder("clip"), full_encoder("dinov2", image_size=48)
+    tower = tower_of([clip, dino], [-2, -2])
+    mean, std, dino_mean, dino_std = (
+        torch.tensor(values).view(1, 3, 1, 1)
+        for normalization in tower.config.image_normalizations
+        for values in normalization.values()
+    )
+    colours = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    resized = nn.functional.interpolate(colours, size=(48, 48), mode="bicubic", antialias=True).clamp(0, 1)
+    expected = dino((resized - dino_mean) / dino_std, output_hidden_states=True).hidden_states[-2][:, 1:]
+    _, features = tower((colours - mean) / std).features
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
+    not_normalised = dino(resized, output_hidden_states=True).hidden_states[-2][:, 1:]
+    assert not torch.allclose(features, not_normalised, atol=1e-2)
+
+
+@torch.no_grad()
+def test_equal_normalisation_and_size_pass_views_through_untouched():
+    tower = tower_of([full_encoder("dinov2"), full_encoder("internvl")], [-1, -1])
+    pixels = views()
+    assert tower._views_for(1, pixels) is pixels
+
+
+class IntegerLinear(nn.Module):
+    """A quantised layer as libraries make them: a uint8 `weight`, scaled back when it computes."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.scale = linear.weight.abs().max() / 127
+        weight = (linear.weight / self.scale + 128).round().to(torch.uint8)
+        self.weight, self.bias = nn.Parameter(weight, requires_grad=False), linear.bias
+
+    def forward(self, hidden_states):
+        weight = (self.weight.to(hidden_states.dtype) - 128) * self.scale.to(hidden_states.dtype)
+        return nn.functional.linear(hidden_states, weight, self.bias)
+
+
+def quantise(module: nn.Module) -> nn.Module:
+    for name, linear in [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]:
+        module.set_submodule(name, IntegerLinear(linear))
+    return module
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_case_13_float32_pixels_work_in_any_model_dtype(family, dtype):
+    model = tiny.model(tiny.config((family,), projector_type="transformer"))
+    expected = model.get_image_features(views()).pooler_output[0]
+    model = model.to(dtype)
+    tokens = model.get_image_features(views()).pooler_output[0].float()
+    same_pixels = model.get_image_features(views().to(dtype)).pooler_output[0].float()
+    torch.testing.assert_close(tokens, expected, rtol=0.1, atol=0.05)
+    torch.testing.assert_close(same_pixels, expected, rtol=0.1, atol=0.05)
+    assert not torch.allclose(model.get_image_features(views(seed=1)).pooler_output[0].float(), expected, atol=0.05)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tower, adapter", [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_case_13_tower_and_adapter_may_differ_in_dtype(tower, adapter):
+    model = tiny.model()
+    expected = torch.cat(model.get_image_features(views()).pooler_output)
+    model.model.vision_tower.to(getattr(torch, tower))
+    model.model.multi_modal_projector.to(getattr(torch, adapter))
+    tokens = torch.cat(model.get_image_features(views()).pooler_output)
+    assert tokens.dtype is getattr(torch, adapter)
+    torch.testing.assert_close(tokens.float(), expected, rtol=0.1, atol=0.05)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("projector_type", ["mlp", "transformer"])
+def test_case_13_quantised_weights_do_not_turn_pixels_into_integers(projector_type):
+    model = tiny.model(tiny.config(projector_type=projector_type))
+    expected = torch.cat(model.get_image_features(views()).pooler_output)
+    quantise(model.model.vision_tower)
+    quantise(model.model.multi_modal_projector)
+    assert next(model.model.multi_modal_projector.parameters()).dtype is torch.uint8
+    torch.testing.assert_close(
+        torch.cat(model.get_image_features(views()).pooler_output), expected, rtol=0.1, atol=0.05
+    )
+
+
+def overflowing(model) -> nn.Module:
+    """The model with activations of 7e4 in its last encoder block, more than float16 holds."""
+    with torch.no_grad():
+        model.model.vision_tower.encoders[0].encoder.layers[-1].mlp.fc2.bias.fill_(7e4)
+    return model
+
+
+@torch.no_grad()
+def test_case_12_activations_beyond_float16_stay_finite():
+    model = overflowing(tiny.model(tiny.config(projector_type="transformer"))).half()
+    assert model.model.language_model.dtype is torch.float16 and model.lm_head.weight.dtype is torch.float16
+    inputs = tiny.prompt(tiny.processor(model.config), [tiny.user(tiny.picture(), "What?")])
+    output = model(**inputs)
+    assert torch.isfinite(torch.cat(output.image_outputs.pooler_output)).all() and torch.isfinite(output.logits).all()
+    nn.Module.half(model.model.vision_tower)  # control: a tower in float16 does overflow
+    assert not torch.isfinite(model(**inputs).logits).all()
+
+
+@pytest.mark.parametrize("cast", [lambda model: model.half(), lambda model: model.to("cpu", dtype=torch.float16)])
+def test_case_12_casting_to_float16_leaves_encoders_and_adapter_in_float32(cast):
+    weights = tiny.model().state_dict()
+    model = cast(tiny.model())
+    for name, tensor in model.state_dict().items():
+        kept = "vision_tower" in name or "multi_modal_projector" in name
+        assert tensor.dtype is (torch.float32 if kept else torch.float16), name
+        assert not kept or torch.equal(tensor, weights[name])
+    assert {tensor.dtype for tensor in tiny.model().to(torch.bfloat16).state_dict().values()} == {torch.bfloat16}
+
+
+def test_case_21_encoder_without_the_attention_asked_for_uses_eager(caplog):
+    """Donut-Swin has eager attention alone; the other encoder and the LLM get what was asked for."""
+    config = tiny.config(("clip", "swin"), image_sizes=[32, 32])
+    config._attn_implementation = "sdpa"
+    model = tiny.model(config).model
+    used = [encoder.config._attn_implementation for encoder in model.vision_tower.encoders]
+    assert used == ["sdpa", "eager"] and model.language_model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_float16_with_flash_attention_computes_encoders_and_adapter_by_sdpa(half, caplog, monkeypatch):
+    """Without a GPU the LLM cannot run, but all that lies before it: there nothing may ask for flash attention."""
+    model = tiny.model(tiny.config(("clip", "dinov2"), projector_type="transformer")).model
+    views, implementation = torch.rand(2, 3, 32, 32), "flash_attention_2"
+    expected = model.get_image_features(views).pooler_output
+    if half:
+        model.half()
+    for config in (model.config, *model.config.vision_config.encoder_configs):
+        config._attn_implementation = implementation
+    monkeypatch.setattr(logger, "warning_once", logger.warning)
+    found = model.get_image_features(views).pooler_output
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, expected))
+    assert "are in float32, which flash_attention_2 does not take; there they use sdpa" in caplog.text
+
+
+def test_flash_attention_is_used_where_it_can_be():
+    config = tiny.config()
+    states = {dtype: torch.zeros(1, dtype=dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)}
+    for asked in ("flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2"):
+        config._attn_implementation = asked
+        used = {dtype: usable_attention(config, each) for dtype, each in states.items()}
+        assert used == {torch.float32: "sdpa", torch.float16: asked, torch.bfloat16: asked}
+        with torch.autocast("cpu", torch.bfloat16):
+            assert usable_attention(config, states[torch.float32]) == asked
+    for asked in ("eager", "flex_attention"):
+        config._attn_implementation = asked
+        assert usable_attention(config, states[torch.float32]) == asked

@@ -1,0 +1,105 @@
+"""Quantised loading, bitsandbytes and torchao: the LLM alone, whatever else the caller keeps whole."""
+
+import pytest
+import tiny
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForImageTextToText, BitsAndBytesConfig, MistralConfig, TorchAoConfig
+
+from omnifusion_hf.model.modeling_omnifusion import keep_whole
+
+
+pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes; nothing of quantisation was tested")
+quantization = pytest.importorskip(
+    "torchao.quantization", reason="pip install torchao; nothing of quantisation was tested"
+)
+
+
+def bitsandbytes(**bits):
+    return lambda skip: BitsAndBytesConfig(**bits, llm_int8_skip_modules=skip)
+
+
+def torchao(kind):
+    return lambda skip: TorchAoConfig(kind, modules_to_not_convert=skip)
+
+
+INT4 = quantization.IntxWeightOnlyConfig(torch.int4, quantization.PerGroup(32))  # Int4WeightOnlyConfig wants a GPU
+METHODS = {
+    "bitsandbytes 8-bit": bitsandbytes(load_in_8bit=True),
+    "bitsandbytes 4-bit": bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+    "torchao int8": torchao(quantization.Int8WeightOnlyConfig(version=2)),
+    "torchao int8, activations too": torchao(quantization.Int8DynamicActivationInt8WeightConfig()),
+    "torchao int4": torchao(INT4),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model whose LLM is 64 wide: 4-bit weights come in blocks of 64."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = MistralConfig(**sizes, num_key_value_heads=4, vocab_size=512, initializer_range=0.2)
+    folder = tmp_path_factory.mktemp("model")
+    tiny.model(tiny.config(text=text)).save_pretrained(folder)
+    return folder
+
+
+def linears(model: nn.Module) -> dict[str, nn.Linear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def quantised(model: nn.Module) -> set[str]:
+    """Layers of another class than `Linear`, or with a weight of another class than `Tensor`."""
+    return {
+        name
+        for name, module in linears(model).items()
+        if type(module) is not nn.Linear or type(module.weight.data) is not torch.Tensor
+    }
+
+
+@pytest.mark.parametrize("skip", [None, ["q_proj"]])
+@pytest.mark.parametrize("as_dict", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_case_22_the_llm_alone_is_quantised_and_a_list_of_ones_own_is_added(method, skip, as_dict, folder, tmp_path):
+    wanted = METHODS[method](skip)
+    given = wanted.to_dict() if as_dict else wanted
+    before = wanted.to_dict()
+    model = AutoModelForImageTextToText.from_pretrained(folder, quantization_config=given, device_map="cpu")
+    llm = {name for name in linears(model) if "language_model" in name and not (skip and "q_proj" in name)}
+    assert quantised(model) == llm and llm
+    assert wanted.to_dict() == before  # the caller's object is as it was
+
+    processor = tiny.processor(model.config)
+    inputs = tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")])
+    assert model.generate(**inputs, max_new_tokens=2).shape[1] == inputs["input_ids"].shape[1] + 2
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert quantised(loaded) == llm
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_case_22_the_model_without_its_head_too(method, folder):
+    model = AutoModel.from_pretrained(folder, quantization_config=METHODS[method](["q_proj"]), device_map="cpu")
+    assert quantised(model) == {
+        name for name in linears(model) if name.startswith("language_model") and "q_proj" not in name
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_case_22_control_transformers_own_defaults_reach_adapter_and_head(method, folder, monkeypatch):
+    monkeypatch.setattr("omnifusion_hf.model.modeling_omnifusion.keep_whole", lambda config: config)
+    monkeypatch.setattr(
+        "omnifusion_hf.model.modeling_omnifusion.OmniFusionPreTrainedModel._keep_in_fp32_modules", None
+    )
+    wanted = METHODS[method](["q_proj"])
+    model = AutoModelForImageTextToText.from_pretrained(folder, quantization_config=wanted, device_map="cpu")
+    parts = {name.removeprefix("model.").split(".")[0] for name in quantised(model)}
+    assert parts == {"vision_tower", "multi_modal_projector", "language_model", "lm_head"}
+    assert any("q_proj" in name for name in quantised(model)) == method.startswith("torchao")
+
+
+def test_a_method_without_such_a_list_is_left_as_it_is():
+    wanted = BitsAndBytesConfig(load_in_4bit=True)
+    del wanted.llm_int8_skip_modules
+    assert keep_whole(wanted).to_dict() == wanted.to_dict()

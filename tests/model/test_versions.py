@@ -1,0 +1,123 @@
+"""What every version of transformers must give alike, in short; `make test` runs it on the oldest one as well."""
+
+import ast
+import json
+import re
+from importlib.util import module_from_spec, spec_from_file_location
+
+import pytest
+import tiny
+import torch
+from PIL import Image
+from transformers import AutoProcessor, Trainer, TrainingArguments
+
+from omnifusion_hf import AutoModelForVision2Seq
+from omnifusion_hf.inference import EXAMPLES, TINY, answer_examples, complete, load
+from omnifusion_hf.model import configuration_omnifusion
+from omnifusion_hf.model.configuration_omnifusion import TRANSFORMERS_VERSIONS
+
+
+ROOT = TINY.parents[1]
+# What the bundled model answers to its 13 questions, two of them wrongly.
+ANSWERS = [
+    "black", "cyan", "star", "4", "0", "right", "right", "2", "6", "WA", "568",
+    r"c_{8}+\frac{7}{7}+\frac{0}{y}", r"n^{y}-\sqrt{\gamma}-\lambda^{\pi}",
+]  # fmt: skip
+BEAMS = ["a black square and a yellow circle", "a black circle and a yellow circle", "58", "586", "1", "2"]
+LOSSES = [9.87543, 7.06236]  # SGD: Adam's first step is the sign of gradients that are zero but for rounding
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return load(TINY, device="cpu")
+
+
+def picture(name: str) -> Image.Image:
+    return Image.open(EXAMPLES.parent / name).convert("RGB")
+
+
+def test_the_bundled_questions_get_the_recorded_answers(bundled):
+    assert [example["answer"] for example in answer_examples(*bundled)] == ANSWERS
+
+
+def test_beams_over_several_views_give_the_recorded_answers(bundled):
+    """Where beams take each other's views, these change."""
+    model, processor = bundled
+    names = ["digit-1.png", "text-3-characters-1.png"]
+    chats = [[tiny.user(picture(name), "What is written?")] for name in names]
+    chats.append([tiny.user(picture("digit-2.png"), picture("colour-1.png"), "Which digit is shown?")])
+    options = {"processor_kwargs": {"padding": True, "view_strategy": "grid"}}
+    inputs = processor.apply_chat_template(
+        chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **options
+    )
+    assert complete(model, inputs, processor, 12, num_beams=3, num_return_sequences=2) == BEAMS
+
+
+def test_two_steps_of_the_stock_trainer_have_the_recorded_losses_and_reload(tmp_path):
+    torch.manual_seed(0)
+    model = AutoModelForVision2Seq.from_pretrained(TINY, dtype="float32")
+    processor = AutoProcessor.from_pretrained(TINY)
+    examples = json.loads(EXAMPLES.read_text(encoding="utf-8"))[:4]
+
+    def collate(samples):
+        batch = processor.apply_chat_template(
+            [[tiny.user(picture(one["picture"]), one["question"]), tiny.assistant("red")] for one in samples],
+            tokenize=True, return_dict=True, return_tensors="pt", return_assistant_tokens_mask=True,
+            processor_kwargs={"padding": True},
+        )  # fmt: skip
+        answers = batch.pop("assistant_masks").bool()
+        return {**batch, "labels": batch["input_ids"].masked_fill(~answers, -100)}
+
+    settings = TrainingArguments(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=2, learning_rate=1e-4, optim="sgd", logging_steps=1,
+        remove_unused_columns=False, report_to="none", use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(model, settings, train_dataset=examples, data_collator=collate, processing_class=processor)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses == pytest.approx(LOSSES, rel=1e-5)
+    trainer.save_model(str(tmp_path / "saved"))
+    again = AutoModelForVision2Seq.from_pretrained(tmp_path / "saved", dtype="float32").eval()
+    batch = collate(examples)
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, model.eval()(**batch).logits)
+
+
+@pytest.mark.parametrize("version", ["4.57.6", "5.12.1", "6.0.0"])
+def test_a_version_outside_the_window_is_told_in_one_line(version, monkeypatch):
+    """By the file that the package and remote code import first."""
+    file = spec_from_file_location("omnifusion_hf.again", configuration_omnifusion.__file__)
+    file.loader.exec_module(module_from_spec(file))  # control: this version is taken
+    monkeypatch.setattr(configuration_omnifusion.transformers, "__version__", version)
+    oldest, too_new = TRANSFORMERS_VERSIONS
+    with pytest.raises(ImportError) as error:
+        file.loader.exec_module(module_from_spec(file))
+    assert str(error.value) == (
+        f"OmniFusion needs transformers {oldest} or newer, before {too_new}; installed is {version}: "
+        f"pip install 'transformers>={oldest},<{too_new}'"
+    )
+
+
+@pytest.mark.parametrize("entrance", ["configuration", "image_processing", "processing"])
+def test_every_entrance_of_a_folder_meets_the_check(entrance):
+    """`AutoImageProcessor` reads no configuration of the model, so that its file imports the check, and first. And
+    transformers 4 copies no file of a folder but those that the entrance itself imports."""
+
+    def imported(name: str) -> list[str]:
+        tree = ast.parse((ROOT / f"omnifusion_hf/{name}.py").read_text(encoding="utf-8"))
+        return [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+
+    ours = [name for name in imported(f"{entrance}_omnifusion") if name.endswith("_omnifusion")]
+    assert {name for one in ours for name in imported(one) if name.endswith("_omnifusion")} <= {*ours}
+    if entrance == "image_processing":
+        names = imported("image_processing_omnifusion")
+        first = next(name for name in names if name.startswith("transformers"))
+        assert names.index("configuration_omnifusion") < names.index(first)
+
+
+def test_setup_asks_for_the_same_versions():
+    oldest, too_new = TRANSFORMERS_VERSIONS
+    assert f'"transformers>={oldest},<{too_new}"' in (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert re.search(
+        rf"MINORS = .*range\({oldest.split('.')[1]}, \d+\)", (ROOT / "noxfile.py").read_text(encoding="utf-8")
+    )

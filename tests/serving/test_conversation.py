@@ -1,0 +1,178 @@
+"""The conversation of the page: what is said reaches the model, answers stream, no thread is left behind."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from omnifusion_hf import inference as ask
+from omnifusion_hf.serving import conversation as module
+from omnifusion_hf.serving.conversation import Conversation, text_part, user_turn
+
+
+pytestmark = pytest.mark.timeout(120)  # an answer that does not end would be waited for
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return ask.load(ask.TINY)
+
+
+@pytest.fixture
+def conversation(parts) -> Conversation:
+    return Conversation(*parts)
+
+
+def bundled(name: str) -> str:
+    return str(ask.EXAMPLES.parent / name)
+
+
+def answered(text: str) -> dict:
+    return {"role": "assistant", "content": [text_part(text)]}
+
+
+def answers(conversation: Conversation, said: list[dict], view_strategy: str = "whole") -> list[str]:
+    """All that a page is told while an answer grows."""
+    return list(conversation.answer(conversation.prompt(conversation.messages(said), view_strategy)))
+
+
+def writers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("answer")]
+
+
+def test_an_answer_grows_to_what_ask_answers(conversation):
+    picture, question = bundled("count-1.png"), "Describe the picture."
+    told = answers(conversation, [user_turn(question, [picture])])
+    whole = ask.answer(conversation.model, conversation.processor, [picture], question)
+    assert told[-1] == whole and len(set(told)) > 5
+    assert all(later.startswith(earlier) for earlier, later in zip(told, told[1:]))
+
+
+def test_a_folder_that_asks_for_beams_is_answered_with_them(conversation, monkeypatch):
+    """As a converted v1.1 does; nothing of such an answer is certain before its end."""
+    monkeypatch.setattr(conversation.model.generation_config, "num_beams", 3)
+    picture, question = bundled("count-1.png"), "Describe the picture."
+    told = answers(conversation, [user_turn(question, [picture])])
+    assert told[-1] == ask.answer(conversation.model, conversation.processor, [picture], question)
+    assert set(told[:-1]) == {""} and len(told) > 10
+
+
+@pytest.mark.parametrize("picture, shape", [("colour-1.png", "cross"), ("shape-1.png", "star")])
+def test_a_second_turn_knows_the_picture_of_the_first(conversation, picture, shape):
+    said = [user_turn("How many objects are there?", [bundled(picture)]), answered("2")]
+    said.append(user_turn("What shape is black?", []))
+    assert answers(conversation, said)[-1] == shape
+
+
+def test_pictures_of_all_turns_go_in_their_order(conversation):
+    names = ["digit-1.png", "count-1.png", "colour-1.png"]
+    files = [bundled(name) for name in names]
+    said = [user_turn("A?", files[:1]), answered("b"), user_turn("C?", files[1:])]
+    messages = conversation.messages(said)
+    found = [[part.get("text") or part["image"].filename for part in message["content"]] for message in messages]
+    assert found == [[names[0], "A?"], ["b"], [*names[1:], "C?"]]
+    inputs = conversation.prompt(messages, "whole")
+    expected = conversation.processor.image_processor(files, return_tensors="pt")
+    assert torch.equal(inputs["pixel_values"], expected["pixel_values"])
+    assert not torch.equal(inputs["pixel_values"], expected["pixel_values"].flip(0))  # control: the order counts
+
+
+def test_the_view_strategy_is_that_of_the_call(conversation):
+    messages = conversation.messages([user_turn("What?", [bundled("colour-1.png")])])
+    for strategy, views in (("whole", 1), ("grid", 5)):
+        assert len(conversation.prompt(messages, strategy)["pixel_values"]) == views
+        drawing, count = conversation.draw_last(messages, strategy)
+        assert count.views == [views] and count.context_length == 1024
+        assert drawing.size[0] > 100
+    assert conversation.draw_last([], "grid") == (None, None)
+
+
+def bad_files(folder: Path) -> dict[str, str]:
+    """Files that are no pictures to take, and what is said of each."""
+    Image.effect_noise((64, 64), 50).save(folder / "whole.png")
+    data = (folder / "whole.png").read_bytes()
+    (folder / "text.png").write_text("no picture")
+    (folder / "short.png").write_bytes(data[:1500])
+    (folder / "damaged.png").write_bytes(data[:60] + bytes(200) + data[260:])
+    Image.new("RGB", (9, 9)).save(folder / "page.eps")
+    (folder / "page.eps").rename(folder / "page.png")
+    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
+    said = {"text.png": "Not a picture file", "short.png": "is broken", "damaged.png": "is broken"}
+    return said | {"page.png": "EPS files are not taken", "bomb.png": "max_image_pixels", "gone.png": "no longer here"}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_bad_file_is_named_with_the_reason(conversation, tmp_path):
+    for name, reason in bad_files(tmp_path).items():
+        with pytest.raises(ValueError, match=f"^{name}.*{reason}"):
+            conversation.messages([user_turn("What?", [str(tmp_path / name)])])
+    assert conversation.messages([user_turn("What?", [str(tmp_path / "whole.png")])])  # control
+
+
+def test_a_phones_photograph_with_a_second_picture_in_it_is_taken(conversation, tmp_path):
+    first, second = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (8, 6), "blue")
+    path = tmp_path / "photo.jpg"
+    first.save(path, format="MPO", save_all=True, append_images=[second])
+    assert Image.open(path).format == "MPO"
+    [message] = conversation.messages([user_turn("What?", [str(path)])])
+    picture = message["content"][0]["image"]
+    assert picture.size == (40, 30) and picture.getpixel((20, 15))[0] > 200
+
+
+@pytest.mark.parametrize(
+    "text, num_pictures, said",
+    [
+        ("What??", module.MAX_PICTURES + 1, "9 pictures, more than 8"),
+        ("w" * (module.MAX_CHARACTERS + 1), 0, "2001 characters, at most 2000"),
+        (" \n", 1, "question is missing"),
+    ],
+)
+def test_what_is_too_much_or_missing_is_said(conversation, text, num_pictures, said):
+    files = [bundled("colour-1.png")] * num_pictures
+    with pytest.raises(ValueError, match=said):
+        conversation.messages([user_turn(text, files)])
+    assert conversation.messages([user_turn(text[:-1].strip() or "What?", files[1:])])  # control: one less is taken
+
+
+def test_a_chat_longer_than_the_context_is_refused_with_the_numbers(conversation):
+    said = [user_turn("What?", [bundled("colour-1.png")] * 6)]
+    messages = conversation.messages(said)
+    with pytest.raises(ValueError, match=r"takes 1\d\d\d tokens, .* room for 1024"):
+        conversation.prompt(messages, "grid")
+    num_tokens = conversation.prompt(messages, "whole")["input_ids"].shape[1]  # control: these fit
+    conversation.context_length = num_tokens + 2
+    assert len(conversation.processor.tokenizer(answers(conversation, said)[-1]).input_ids) <= 2
+    conversation.context_length = None
+    assert conversation.prompt(messages, "grid")["input_ids"].shape[1] > 1024
+
+
+def test_a_generation_that_fails_raises_and_leaves_no_thread(conversation, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(conversation.model.model.language_model, "forward", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        answers(conversation, [user_turn("What?", [])])
+    assert not writers()
+
+
+def test_a_closed_answer_stops_the_model_and_leaves_no_thread(conversation, monkeypatch):
+    """As when the page is closed, or the stop button pressed."""
+    steps, forward, go_on = [], conversation.model.model.language_model.forward, threading.Semaphore(2)
+
+    def stepwise(*args, **kwargs):
+        assert go_on.acquire(timeout=20)
+        steps.append(1)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(conversation.model.model.language_model, "forward", stepwise)
+    said = [user_turn("Describe the picture.", [bundled("count-1.png")])]
+    answer = conversation.answer(conversation.prompt(conversation.messages(said), "whole"))
+    next(answer)
+    assert writers()
+    threading.Timer(0.2, go_on.release, [100]).start()
+    answer.close()
+    assert not writers() and len(steps) <= 4
+    assert len(answers(conversation, said)) > 10  # control: left alone, it writes on

@@ -1,0 +1,410 @@
+"""The page of `omnifusion demo`, driven in a headless Chromium that reaches nothing but the page."""
+
+import re
+import runpy
+import shutil
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import pytest
+import yaml
+from huggingface_hub.utils import httpx
+
+from omnifusion_hf import OmniFusionForConditionalGeneration
+from omnifusion_hf import inference as ask
+from omnifusion_hf.cli import main
+
+
+gr = pytest.importorskip("gradio", reason="the page needs Gradio: pip install 'omnifusion_hf[demo]'")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser: pip install playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="neither chromium nor google-chrome is on the PATH")
+
+from omnifusion_hf.serving import gradio_app as module  # noqa: E402
+
+
+PICTURES = ask.EXAMPLES.parent
+SPACE = Path(module.__file__).parent / "space"
+expect = playwright.expect
+# Gradio 6.31 uses what pandas 3 is about to drop.
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.*"), pytest.mark.timeout(120)]
+
+
+@pytest.fixture(scope="module")
+def hosts_looked_up():
+    """Names of other computers that the server asks for; it gets none of their addresses."""
+    patch, find, names = pytest.MonkeyPatch(), socket.getaddrinfo, []
+
+    def local_alone(host, *args, **kwargs):
+        if host in (None, "", "localhost") or str(host).startswith("127."):
+            return find(host, *args, **kwargs)
+        names.append(host)
+        raise socket.gaierror(f"no network: {host}")
+
+    patch.setattr(socket, "getaddrinfo", local_alone)
+    yield names
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def served(hosts_looked_up):
+    page = module.start()
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as tools:
+        browser = tools.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def strayed() -> list[str]:
+    """What the page asked for elsewhere; it got nothing."""
+    return []
+
+
+@pytest.fixture
+def page(served, browser, strayed):
+    """The page freshly opened."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(20_000)
+    expect.set_options(timeout=20_000)
+
+    def refuse(route):
+        strayed.append(route.request.url)
+        route.abort()
+
+    page.route(re.compile(f"^(?!{served.local_url}|data:|blob:)"), refuse)
+    page.goto(served.local_url)
+    yield page
+    page.close()
+
+
+def box(page):
+    return page.get_by_test_id("textbox")
+
+
+def ask_page(page, question: str, *pictures: Path):
+    expect(box(page)).to_be_enabled()
+    if pictures:
+        page.set_input_files("input[type=file]", pictures)
+        expect(page.get_by_label("File thumbnail")).to_have_count(len(pictures))
+    box(page).fill(question)
+    box(page).press("Enter")
+
+
+def expect_answers(page, *texts: str):
+    expect(page.get_by_test_id("bot")).to_have_text(list(texts))
+
+
+def expect_told(page, text: str):
+    toast = page.get_by_test_id("toast-body")
+    expect(toast).to_contain_text(text)
+    assert "Traceback" not in page.inner_text("body")
+    page.get_by_label("Close").click()
+    expect(toast).to_have_count(0)
+
+
+def drawn(page) -> str:
+    return page.locator("#drawing img").get_attribute("src")
+
+
+def writers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("answer")]
+
+
+def expect_writers(num: int):
+    deadline = time.monotonic() + 15
+    while len(writers()) != num and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(writers()) == num
+
+
+@pytest.fixture
+def endless(monkeypatch):
+    """The model writes slowly and does not end by itself; returns how often it was asked for a token."""
+    steps, generate = [], OmniFusionForConditionalGeneration.generate
+
+    def slow(input_ids, scores):
+        steps.append(1)
+        time.sleep(0.1)
+        scores[:, 2] = -float("inf")
+        return scores
+
+    monkeypatch.setattr(
+        OmniFusionForConditionalGeneration,
+        "generate",
+        lambda self, **options: generate(self, **options, logits_processor=[slow]),
+    )
+    return steps
+
+
+def test_the_server_is_for_this_computer_and_calls_no_other(served, hosts_looked_up):
+    assert served.local_url.startswith("http://127.0.0.1:") and served.share_url is None
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.2", served.server_port), timeout=2)
+    socket.create_connection(("127.0.0.1", served.server_port), timeout=2).close()  # control
+    assert not hosts_looked_up
+    with gr.Blocks(analytics_enabled=True) as telling:  # control: Gradio left alone does call
+        pass
+    assert telling.analytics_enabled and not served.analytics_enabled
+    deadline = time.monotonic() + 10
+    while not hosts_looked_up and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert hosts_looked_up
+    hosts_looked_up.clear()
+
+
+def test_a_file_above_the_limit_is_refused(served):
+    for megabytes, status in ((1, 200), (11, 413)):
+        files = {"files": ("picture.png", bytes(megabytes * 2**20))}
+        assert httpx.post(f"{served.local_url}gradio_api/upload", files=files).status_code == status
+
+
+def test_another_name_for_this_computer_is_not_answered(served):
+    """A page of the web whose name has the address 127.0.0.1."""
+    port = served.server_port
+    hosts = {f"127.0.0.1:{port}": 200, f"localhost:{port}": 200, f"evil.example:{port}": 403, "127.0.0.1.example": 403}
+    for path in ("", "config"):
+        given = {host: httpx.get(served.local_url + path, headers={"Host": host}).status_code for host in hosts}
+        assert given == hosts
+    files = {"files": ("picture.png", b"0")}
+    assert httpx.post(f"{served.local_url}gradio_api/upload", files=files, headers={"Host": "evil.example"}).is_error
+
+
+def test_the_command_passes_on_what_it_is_given(monkeypatch):
+    given = []
+    monkeypatch.setattr(module, "demo", lambda *args: given.append(args))
+    assert main(["demo"]) == main(["demo", "--model", "folder", "--host", "0.0.0.0", "--port", "80"]) == 0
+    assert given == [(None, "127.0.0.1", None), ("folder", "0.0.0.0", 80)]
+
+
+def test_a_port_that_is_taken_and_a_missing_model_get_one_line(served, capsys):
+    assert main(["demo", "--port", str(served.server_port)]) == 2
+    assert main(["demo", "--model", "/nowhere"]) == 2
+    printed = capsys.readouterr().err
+    assert "there is no folder /nowhere" in printed
+    assert printed.count("omnifusion: error: ") == 2 and "Traceback" not in printed
+
+
+def test_without_gradio_the_command_says_how_to_install_it(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, module.__name__)
+    assert main(["demo"]) == 2
+    assert "pip install 'omnifusion_hf[demo]'" in capsys.readouterr().err
+
+
+def test_the_space_starts_the_page_where_the_hub_looks_for_it(monkeypatch):
+    given = []
+    monkeypatch.setattr(module, "demo", lambda *args, **options: given.append((args, options)))
+    for model in (None, "someone/omnifusion"):
+        monkeypatch.setenv("MODEL", model) if model else monkeypatch.delenv("MODEL", raising=False)
+        runpy.run_path(str(SPACE / "app.py"))
+    assert given == [((model,), {"host": "0.0.0.0", "port": 7860}) for model in (None, "someone/omnifusion")]
+
+
+def test_an_empty_name_of_a_model_is_none(monkeypatch):
+    """As a Space's variable MODEL that was cleared."""
+    started = []
+    monkeypatch.setattr(module, "build_page", lambda conversation, about: started.append(about) or MagicMock())
+    for model in ("", str(ask.TINY)):
+        module.start(model)
+    assert started[0] == module.ABOUT_TINY and str(ask.TINY) in started[1]
+
+
+def test_the_header_and_requirements_of_the_space_are_those_of_the_package():
+    _, header, _ = (SPACE / "README.md").read_text(encoding="utf-8").split("---\n")
+    header = yaml.safe_load(header)
+    assert header["sdk"] == "gradio" and (SPACE / header["app_file"]).exists()
+    lines = (SPACE / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    (needs,) = [line for line in lines if not line.startswith("#")]
+    setup = (SPACE.parents[2] / "setup.py").read_text(encoding="utf-8")
+    assert needs == "omnifusion_hf[demo]" and '"demo": ["gradio>=6"]' in setup
+    assert header["sdk_version"].split(".")[0] == gr.__version__.split(".")[0] == "6"
+
+
+@needs_browser
+def test_the_page_needs_no_network(page, strayed):
+    page.get_by_text("What word is written?").click()
+    expect_answers(page, "WA")
+    expect(page.locator("#drawing img")).to_be_visible()
+    assert not strayed
+    page.evaluate("fetch('https://example.com/font.woff2').catch(() => null)")  # control: it would be seen
+    assert strayed == ["https://example.com/font.woff2"]
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    "picture, turns",
+    [
+        ("colour-1.png", {"What color is the cross?": "black", "What shape is black?": "cross"}),
+        ("shape-1.png", {"What color is the star?": "black", "What shape is black?": "star"}),
+    ],
+)
+def test_a_picture_is_uploaded_and_asked_about_in_two_turns(page, picture, turns):
+    first, second = turns
+    ask_page(page, first, PICTURES / picture)
+    expect_answers(page, turns[first])
+    expect(page.locator("#cost")).to_contain_text("1 view x 36 + 2 marks = 38 tokens, 3.7% of a context of 1024")
+    ask_page(page, second)
+    expect_answers(page, *turns.values())
+
+
+@needs_browser
+def test_an_example_is_asked_by_a_click_and_cleared(page):
+    page.get_by_text("What word is written?").click()
+    expect_answers(page, "WA")
+    expect(page.locator("#drawing img")).to_be_visible()
+    page.get_by_label("Clear").click()
+    expect_answers(page)
+    expect(page.locator("#drawing img")).to_have_count(0)
+    expect(page.locator("#cost")).to_have_text(module.NOTHING_SEEN)
+
+
+@needs_browser
+def test_another_strategy_redraws_the_views(page):
+    ask_page(page, "What color is the cross?", PICTURES / "colour-1.png")
+    expect_answers(page, "black")
+    whole = drawn(page)
+    page.get_by_label("grid").check()
+    expect(page.locator("#cost")).to_contain_text("5 views x 36 + 2 marks = 182 tokens")
+    assert drawn(page) != whole
+    page.get_by_label("whole").check()
+    expect(page.locator("#cost")).to_contain_text("1 view")
+    assert drawn(page) == whole  # control: files are named by their content
+
+
+@needs_browser
+def test_a_bad_file_gets_a_message_and_the_chat_goes_on(page, tmp_path):
+    ask_page(page, "What color is the cross?", PICTURES / "colour-1.png")
+    expect_answers(page, "black")
+    broken, text = tmp_path / "broken.png", tmp_path / "text.txt"
+    broken.write_bytes((PICTURES / "colour-2.png").read_bytes()[:1200])
+    text.write_text("no picture")
+    page.set_input_files("input[type=file]", text)
+    expect_told(page, "Invalid file type")
+    ask_page(page, "What shape is black?", broken)
+    expect_told(page, "broken.png")
+    expect(box(page)).to_have_value("What shape is black?")
+    expect_answers(page, "black")
+    page.get_by_label("Remove file").click()
+    box(page).press("Enter")
+    expect_answers(page, "black", "cross")
+
+
+@needs_browser
+def test_a_chat_that_is_too_long_gets_a_message_and_keeps_its_question(page):
+    page.get_by_label("grid").check()
+    ask_page(
+        page,
+        "What color is the cross?",
+        *[PICTURES / f"{kind}-{n}.png" for kind in ("colour", "count", "digit") for n in (1, 2)],
+    )
+    expect_told(page, "room for 1024")
+    expect(page.get_by_label("File thumbnail")).to_have_count(6)
+    expect_answers(page)
+    page.get_by_label("whole").check()
+    box(page).press("Enter")
+    expect(page.get_by_test_id("bot")).to_have_count(1)
+
+
+@needs_browser
+def test_a_long_paste_stays_text_and_is_told_to_be_too_long(page):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.evaluate("text => navigator.clipboard.writeText(text)", "w" * 2500)
+    box(page).press("Control+v")
+    expect(box(page)).to_have_value("w" * 2500)
+    box(page).press("Enter")
+    expect_told(page, "2500 characters, at most 2000")
+    expect(box(page)).to_have_value("w" * 2500)
+
+
+@needs_browser
+def test_stop_ends_the_answer_and_the_chat_goes_on(page, endless, monkeypatch):
+    ask_page(page, "Describe the picture.", PICTURES / "count-1.png")
+    expect(page.get_by_test_id("bot")).to_contain_text("circle")
+    expect_writers(1)
+    page.get_by_label("Stop").click()
+    expect_writers(0)
+    monkeypatch.undo()
+    ask_page(page, "How many circles are there?")
+    expect(page.get_by_test_id("bot")).to_have_count(2)
+    expect(page.get_by_test_id("bot").last).to_have_text("4")
+
+
+@needs_browser
+def test_a_question_stopped_before_its_answer_is_back_in_its_box(page, endless):
+    ask_page(page, "Write the formula in LaTeX.", PICTURES / "formula-1.png")
+    expect_writers(1)
+    page.get_by_label("Stop").click()
+    expect(box(page)).to_have_value("Write the formula in LaTeX.")
+    expect(page.get_by_label("File thumbnail")).to_have_count(1)
+    expect_answers(page)
+    expect_writers(0)
+
+
+@needs_browser
+def test_a_chat_cleared_while_it_is_answered_stays_empty(page, endless):
+    ask_page(page, "Describe the picture.", PICTURES / "count-1.png")
+    expect(page.get_by_test_id("bot")).to_contain_text("circle")
+    page.get_by_label("Clear").click()
+    expect_answers(page)
+    expect_writers(0)
+    expect(box(page)).to_be_enabled()
+    expect_answers(page)
+    expect(page.locator("#cost")).to_have_text(module.NOTHING_SEEN)
+
+
+@needs_browser
+def test_an_answer_of_nothing_is_told_and_its_question_kept(page, monkeypatch):
+    monkeypatch.setattr(OmniFusionForConditionalGeneration, "generate", lambda self, input_ids, **options: input_ids)
+    ask_page(page, "What color is the cross?")
+    expect_told(page, "answered nothing")
+    expect(box(page)).to_have_value("What color is the cross?")
+    expect_answers(page)
+
+
+@needs_browser
+def test_people_are_answered_one_after_the_other(page, browser, served, endless):
+    ask_page(page, "Describe the picture.", PICTURES / "count-1.png")
+    expect_writers(1)
+    other = browser.new_page()
+    other.goto(served.local_url)
+    other.get_by_text("What word is written?").click()
+    expect(other.get_by_text("queue: ")).to_be_visible()
+    expect(other.locator("#drawing img")).to_have_count(0)
+    page.close()
+    expect(other.locator("#drawing img")).to_be_visible()
+    other.close()
+    expect_writers(0)
+
+
+@needs_browser
+def test_a_closed_page_leaves_no_thread(page, endless):
+    ask_page(page, "Describe the picture.", PICTURES / "count-1.png")
+    expect_writers(1)
+    page.close()
+    expect_writers(0)
+    assert len(endless) < 100  # control: left alone it would have written 512 tokens
+
+
+@needs_browser
+def test_a_model_that_fails_is_told_and_the_chat_goes_on(page, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(OmniFusionForConditionalGeneration, "generate", fail)
+    ask_page(page, "What color is the cross?", PICTURES / "colour-1.png")
+    expect_told(page, "The model failed")
+    monkeypatch.undo()
+    expect(box(page)).to_be_enabled()
+    box(page).press("Enter")
+    expect_answers(page, "black")

@@ -1,0 +1,414 @@
+"""`omnifusion serve`: clients of OpenAI's protocol get the answers that the model gives when it is asked directly."""
+
+import asyncio
+import base64
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from huggingface_hub.utils import httpx
+
+from omnifusion_hf.cli import build_parser, main
+from omnifusion_hf.inference import EXAMPLES, TINY, answer, complete, cut, load, prompts
+
+
+openai = pytest.importorskip("openai", reason="a client of the server: pip install openai")
+testclient = pytest.importorskip("fastapi.testclient", reason="the server needs FastAPI: omnifusion_hf[serve]")
+
+from omnifusion_hf.serving import openai_server as module  # noqa: E402
+
+
+FIRST, SECOND = json.loads(EXAMPLES.read_text(encoding="utf-8"))[:2]
+# Offline, clients of huggingface_hub such as `transformers chat` do not reach localhost either.
+NOT_OFFLINE = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def listens(host: str, port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex((host, port)) == 0
+
+
+def start(log: Path, port: int) -> subprocess.Popen:
+    """A server of the demo model that is ready."""
+    command = [sys.executable, "-m", "omnifusion_hf.cli", "serve", str(TINY), "--port", str(port)]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    until = time.monotonic() + 180
+    while not listens("127.0.0.1", port):
+        assert process.poll() is None and time.monotonic() < until, log.read_text()
+        time.sleep(0.2)
+    return process
+
+
+def test_a_taken_port_is_told_before_the_model_is_loaded(monkeypatch):
+    monkeypatch.setattr(module, "load", lambda model: pytest.fail("loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
+        module.serve("model", port=taken.getsockname()[1])
+    with pytest.raises(pytest.fail.Exception, match="loaded"):  # control
+        module.serve("model", port=free_port())
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def server(port, tmp_path_factory):
+    """The process and its log."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    process = start(log, port)
+    yield process, log
+    process.kill()
+    process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def client(server, port):
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load(TINY)
+
+
+def picture(name: str) -> dict:
+    data = base64.b64encode((EXAMPLES.parent / name).read_bytes()).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+
+
+def text(words: str) -> dict:
+    return {"type": "text", "text": words}
+
+
+def user(*parts: dict) -> dict:
+    return {"role": "user", "content": list(parts)}
+
+
+def ask(client, *messages: dict, **options):
+    return client.chat.completions.create(model=str(TINY), messages=messages, temperature=0, max_tokens=16, **options)
+
+
+@pytest.mark.parametrize("example", [FIRST, SECOND], ids=["first", "second"])
+def test_a_question_about_a_picture_is_answered_as_by_the_model_itself(client, loaded, example):
+    answered = ask(client, user(picture(example["picture"]), text(example["question"]))).choices[0].message.content
+    assert answered == answer(*loaded, [EXAMPLES.parent / example["picture"]], example["question"]) == example["truth"]
+
+
+def as_the_processor_wants(message: dict) -> dict:
+    if isinstance(message["content"], str):
+        return message
+    parts = [
+        {"type": "image", "image": part["image_url"]["url"]} if part["type"] == "image_url" else part
+        for part in message["content"]
+    ]
+    return message | {"content": parts}
+
+
+def test_text_alone_several_pictures_and_several_turns_are_answered_as_by_the_model_itself(client, loaded):
+    model, processor = loaded
+    first, second = picture(FIRST["picture"]), picture(SECOND["picture"])
+    asked, answered = user(first, text(FIRST["question"])), {"role": "assistant", "content": FIRST["truth"]}
+    chats = [
+        [user(text("Hello"))],
+        [user(first, second, text(FIRST["question"]))],
+        [asked, answered, user(second, text(SECOND["question"]))],
+    ]
+    for chat in chats:
+        inputs = prompts(processor, [list(map(as_the_processor_wants, chat))])
+        given = ask(client, *chat)
+        assert given.choices[0].message.content == complete(model, inputs, processor, max_new_tokens=16)[0]
+        assert given.usage.prompt_tokens == inputs.input_ids.shape[1]
+
+
+def test_a_stream_gives_the_same_answer_piece_by_piece(client):
+    question = user(picture(FIRST["picture"]), text(FIRST["question"]))
+    pieces = [chunk.choices[0].delta.content or "" for chunk in ask(client, question, stream=True)]
+    assert "".join(pieces) == ask(client, question).choices[0].message.content
+    assert len(pieces) > 1
+
+
+@pytest.mark.parametrize(
+    "message, reason",
+    [
+        (user({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}, text("What?")), "Pillow"),
+        (user({"type": "image_url", "image_url": {"url": "/no/such.png"}}, text("What?")), "No picture at"),
+        ({"role": "narrator", "content": "Hello"}, "Roles are"),
+        ({"content": "Hello"}, r"messages\[0\].role: Field required"),
+        ({"role": "user", "content": None}, r"content"),
+        ({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}, r"messages?.?.?0"),
+        (
+            user({"type": "video_url", "video_url": {"url": "/no/such.mp4"}}),
+            r"messages\[0\].content\[0\].type: .*'text' or",
+        ),
+        (user({"type": "image_url"}, text("What?")), r"messages\[0\].content\[0\]: a part of this type holds"),
+        (user(text("word " * 1020)), r"takes 1\d\d\d tokens, .* room for 1024"),
+    ],
+    ids=[
+        "no picture",
+        "no file",
+        "unknown role",
+        "no role",
+        "no content",
+        "tool calls",
+        "video",
+        "no URL",
+        "too long",
+    ],
+)
+def test_a_request_that_cannot_be_answered_is_told_why_and_the_server_lives_on(client, message, reason):
+    with pytest.raises(openai.BadRequestError, match=reason):
+        ask(client, message)
+    assert ask(client, user(picture(FIRST["picture"]), text(FIRST["question"]))).choices[0].message.content == "black"
+
+
+@pytest.mark.parametrize("body", [{}, {"messages": []}, {"messages": "Hello"}, {"messages": ["Hello"]}, []])
+def test_a_request_without_messages_is_refused_without_a_trace_in_the_log(server, port, body):
+    answered = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body)
+    assert answered.status_code == 400 and "message" in answered.json()["error"]["message"]
+    assert "Traceback" not in server[1].read_text()
+
+
+def test_clients_find_the_model_by_name_and_no_other_is_served(client):
+    assert [model.id for model in client.models.list()] == [str(TINY)]
+    assert client.models.retrieve(str(TINY)).id == str(TINY)
+    for ask_another in (
+        lambda: client.chat.completions.create(model="another", messages=[user(text("Hello"))]),
+        lambda: client.models.retrieve("another"),
+    ):
+        with pytest.raises(openai.NotFoundError, match=str(TINY)) as refused:
+            ask_another()
+        assert refused.value.code == "model_not_found" and refused.value.param == "model"
+
+
+def test_transformers_chat_talks_to_it(client, port):
+    command = [sys.executable, "-m", "transformers.cli.transformers", "chat", str(TINY)]
+    command += [f"http://127.0.0.1:{port}/v1", "do_sample=False", "max_new_tokens=16"]
+    run = subprocess.run(
+        command, input="Hello\n!exit\n", env=NOT_OFFLINE, capture_output=True, text=True, timeout=120
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    said = run.stdout.split(f"<{TINY}>:")[1]
+    assert said.split()[0] == ask(client, user(text("Hello"))).choices[0].message.content
+
+
+@pytest.fixture(scope="module")
+def chat_server(loaded):
+    """In this process, as it is for other computers: images by path are refused."""
+    return module.ChatServer(*loaded, "demo")
+
+
+@pytest.fixture(scope="module")
+def app(chat_server):
+    return testclient.TestClient(module.build_app(chat_server), raise_server_exceptions=False)
+
+
+def post(app, **fields):
+    body = {"model": "demo", "messages": [user(picture(FIRST["picture"]), text(FIRST["question"]))]} | fields
+    return app.post("/v1/chat/completions", json=body)
+
+
+def refused(response, status: int) -> dict:
+    """What OpenAI's clients read of a refusal."""
+    error = response.json()["error"]
+    assert response.status_code == status and set(error) == {"message", "type", "param", "code"}, response.text
+    return error
+
+
+def test_every_refusal_has_openais_form(app, monkeypatch):
+    assert refused(post(app, n=2), 400)["param"] == "n"
+    assert refused(post(app, model="another"), 404)["code"] == "model_not_found"
+    assert refused(app.post("/v1/responses", json={"input": [{"type": "?"}]}), 404)["code"] == "unknown_url"
+    assert refused(app.get("/v1/chat/completions"), 405)["code"] == "unknown_url"
+    assert refused(app.post("/load_model", json={}), 400)["param"] == "model"
+    for url in ("http://[::1", "http://127.0.0.1:9/x.png", "data:image/png;base64,!"):
+        no_image = user({"type": "image_url", "image_url": {"url": url}})
+        assert refused(post(app, messages=[no_image]), 400)["param"] == "messages"
+    long = refused(post(app, messages=[user(text("word " * 1020))]), 400)
+    assert long["code"] == "context_length_exceeded" and "room for 1024" in long["message"]
+    monkeypatch.setattr(module, "MAX_BODY", 100)
+    assert refused(post(app), 413)["code"] == "request_too_large"
+    monkeypatch.undo()
+    assert post(app).status_code == 200  # control
+
+
+def break_the_model(*args, **kwargs):
+    raise RuntimeError("the secret state of the model")
+
+
+def test_a_failure_of_the_server_is_told_without_its_reason(app, chat_server, monkeypatch):
+    monkeypatch.setattr(chat_server.model, "generate", break_the_model)
+    for response in (post(app), post(app, stream=True)):
+        assert "its log says why" in response.text and "secret" not in response.text
+    assert refused(post(app), 500)["type"] == "server_error"
+    monkeypatch.undo()
+    assert post(app).json()["choices"][0]["message"]["content"] == FIRST["truth"]  # it lives on
+
+
+@pytest.mark.parametrize(
+    "source", [str(EXAMPLES.parent / FIRST["picture"]), "file:///etc/hostname", "picture.png", "ftp://a/b.png"]
+)
+def test_images_of_this_computers_disk_are_for_this_computer_alone(app, chat_server, source, monkeypatch):
+    message = user({"type": "image_url", "image_url": {"url": source}}, text(FIRST["question"]))
+    assert "data URL or an http" in refused(post(app, messages=[message]), 400)["message"]
+    monkeypatch.setattr(chat_server, "reads_paths", True)
+    taken = post(app, messages=[message])
+    assert (taken.status_code == 200) == source.startswith("/")  # control: others are no image
+
+
+def streamed(response) -> tuple[str, str]:
+    """Text and reason of a stream."""
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert lines.pop() == "[DONE]"
+    pieces = [json.loads(line)["choices"][0] for line in lines]
+    return "".join(piece["delta"].get("content", "") for piece in pieces), pieces[-1]["finish_reason"]
+
+
+DESCRIBE = [user(picture("count-1.png"), text("Describe the picture."))]
+
+
+@pytest.mark.parametrize("stop", ["e", ["no such text"], ["and", " two"], None], ids=str)
+def test_stop_cuts_the_answer_of_ask_streamed_or_not(app, loaded, stop):
+    said = answer(*loaded, [EXAMPLES.parent / "count-1.png"], "Describe the picture.")
+    wanted = cut(said, [stop] if isinstance(stop, str) else stop or [])
+    whole = post(app, messages=DESCRIBE, stop=stop).json()["choices"][0]
+    assert (whole["message"]["content"], whole["finish_reason"]) == (wanted, "stop")
+    assert streamed(post(app, messages=DESCRIBE, stop=stop, stream=True)) == (wanted, "stop")
+
+
+def test_a_length_is_kept_and_said(app):
+    short = post(app, messages=DESCRIBE, max_completion_tokens=5).json()
+    assert short["choices"][0]["finish_reason"] == "length" and short["usage"]["completion_tokens"] == 5
+    assert post(app, messages=DESCRIBE, max_tokens=200).json()["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_seed_repeats_a_sampled_answer(app):
+    def ask_sampled(seed):
+        return post(app, messages=DESCRIBE, temperature=2, seed=seed, max_tokens=24).json()["choices"][0]["message"]
+
+    assert ask_sampled(1) == ask_sampled(1) and len({ask_sampled(seed)["content"] for seed in range(5)}) > 1
+
+
+def test_a_folder_that_asks_for_beams_streams_the_answer_of_ask(tmp_path):
+    """A converted v1.1 has num_beams in its generation configuration, with which transformers' streamers fail."""
+    folder = shutil.copytree(TINY, tmp_path / "model")
+    settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    (folder / "generation_config.json").write_text(json.dumps(settings | {"num_beams": 3, "early_stopping": True}))
+    model, processor = load(folder)
+    assert model.generation_config.num_beams == 3
+    app = testclient.TestClient(module.build_app(module.ChatServer(model, processor, "demo")))
+    said = answer(model, processor, [EXAMPLES.parent / "count-1.png"], "Describe the picture.")
+    assert streamed(post(app, messages=DESCRIBE, stream=True)) == (said, "stop")
+    assert post(app, messages=DESCRIBE).json()["choices"][0]["message"]["content"] == said
+
+
+class Client:
+    """A request's other end, which goes away after some looks at it."""
+
+    def __init__(self, stays: float = float("inf")):
+        self.stays = stays
+
+    async def is_disconnected(self) -> bool:
+        self.stays -= 1
+        return self.stays < 0
+
+
+async def written(server, client: Client) -> list:
+    request = module.ChatRequest(model="demo", messages=DESCRIBE)
+    return [each async for each in server.write(client, request, *server.prompt(request))]
+
+
+@pytest.mark.timeout(120)
+def test_an_answer_ends_when_its_client_goes_away(chat_server, monkeypatch):
+    steps, forward = [], chat_server.model.model.language_model.forward
+    slow = lambda *args, **kwargs: time.sleep(0.02) or steps.append(1) or forward(*args, **kwargs)  # noqa: E731
+    monkeypatch.setattr(chat_server.model.model.language_model, "forward", slow)
+    assert len(asyncio.run(written(chat_server, Client(stays=3)))) == 3 and len(steps) <= 6
+    assert len(asyncio.run(written(chat_server, Client()))) > 10  # control: the next is written to its end
+
+
+@pytest.mark.timeout(120)
+def test_one_answer_is_written_at_a_time(chat_server, monkeypatch):
+    writing, most, generate = [], [], chat_server.model.generate
+
+    def counted(**options):
+        writing.append(1)
+        most.append(len(writing))
+        try:
+            return generate(**options)
+        finally:
+            writing.pop()
+
+    async def three():
+        return await asyncio.gather(*(written(chat_server, Client()) for _ in range(3)))
+
+    monkeypatch.setattr(chat_server.model, "generate", counted)
+    answers = asyncio.run(three())
+    assert most == [1, 1, 1] and len({each[-1].text for each in answers}) == 1
+
+
+def test_openais_client_sees_what_it_sees_from_openai(client):
+    for options, error in (
+        ({"stop": ["a"] * 5}, openai.BadRequestError),
+        ({"n": 2}, openai.BadRequestError),
+        ({"logprobs": True}, openai.BadRequestError),
+        ({"response_format": {"type": "json_object"}}, openai.BadRequestError),
+        ({"extra_body": {"nonsense": 1}}, openai.BadRequestError),
+    ):
+        with pytest.raises(error) as told:
+            ask(client, user(text("Hello")), **options)
+        assert told.value.type == "invalid_request_error" and told.value.param in ("nonsense", *options)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.create(model=str(TINY), input="Hello")
+    given = ask(client, user(text("Hello")), stream=True, stream_options={"include_usage": True})
+    *pieces, last = list(given)
+    assert last.usage.completion_tokens > 0 and {piece.model for piece in pieces} == {str(TINY)}
+
+
+def test_another_name_for_this_computer_is_not_answered(server, port):
+    """A page of the web whose name has the address 127.0.0.1."""
+    for host, status in ((f"127.0.0.1:{port}", 200), ("localhost", 200), (f"evil.example:{port}", 403)):
+        for path in ("health", "v1/models"):
+            assert httpx.get(f"http://127.0.0.1:{port}/{path}", headers={"Host": host}).status_code == status
+
+
+def test_it_listens_to_this_computer_alone_unless_told(client, port):
+    assert build_parser().parse_args(["serve", "folder"]).host == "127.0.0.1"
+    assert not listens("127.0.0.2", port)
+    with socket.create_server(("0.0.0.0", free_port())) as everywhere:  # control: that address tells the difference
+        assert listens("127.0.0.2", everywhere.getsockname()[1])
+
+
+def test_without_its_packages_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, module.__name__)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    assert main(["serve", str(TINY)]) == 2
+    assert "pip install 'omnifusion_hf[serve]'" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_none_is_refused_in_one_line(capsys, tmp_path):
+    assert main(["serve", str(tmp_path / "nothing")]) == 2
+    assert f"there is no folder {tmp_path / 'nothing'}" in capsys.readouterr().err
+
+
+def test_terminated_it_ends_cleanly(server, port):
+    """The last test: the others use that server."""
+    process, log = server
+    assert listens("127.0.0.1", port)
+    process.terminate()
+    assert process.wait(timeout=30) in (0, -signal.SIGTERM)
+    assert "Application shutdown complete" in log.read_text()
+    assert not listens("127.0.0.1", port)

@@ -1,0 +1,94 @@
+"""The drawing of views: what is outlined, hatched and greyed, on any picture; files are whole or absent."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from omnifusion_hf import OmniFusionImageProcessor
+from omnifusion_hf import visualize as draw_views
+from omnifusion_hf.model.processing_omnifusion import TokenCount
+from omnifusion_hf.visualize import COLOURS, draw_file
+
+
+def scene(image: Image.Image, **options) -> tuple[np.ndarray, list]:
+    """The picture with its boxes, not yet halved, and the places of picture and views on it."""
+    views = OmniFusionImageProcessor(**options).plan_views([(image.height, image.width)])[0]
+    places = draw_views._on_page([(0, 0, image.width, image.height), *views])
+    return np.asarray(draw_views._draw_scene(image, views, 576)), places
+
+
+def edge_colours(drawn: np.ndarray, place: tuple) -> set[tuple]:
+    """Colours of the upper part of a box's left edge, some pixels around it included."""
+    left, top, _, bottom = place
+    return {tuple(pixel) for pixel in drawn[(2 * top + bottom) // 3, left - 14 : left + 6].tolist()}
+
+
+@pytest.mark.parametrize("shade", [0, 128, 255])
+def test_every_view_is_outlined_in_its_colour_between_white_on_any_picture(shade):
+    image = Image.new("RGB", (800, 600), (shade,) * 3)
+    options = {"view_strategy": "grid", "image_fit": "pad", "regions": [[[500, 400, 580, 480]]]}
+    drawn, (_, *places) = scene(image, **options)
+    kinds = ["whole", *["tile"] * 4, "region"]
+    assert len(places) == len(kinds)
+    for kind, place in zip(kinds, places):
+        assert {COLOURS[kind], draw_views.WHITE} <= edge_colours(drawn, place)
+    assert not set(COLOURS.values()) & edge_colours(drawn, (300, 300, 400, 400))  # control: no line there
+
+
+def test_padding_is_hatched_and_what_no_view_shows_is_greyed():
+    image = Image.new("RGB", (400, 100), (250, 0, 0))
+    drawn, (frame, whole) = scene(image, image_fit="pad")
+    above = drawn[whole[1] + 60 : frame[1] - 20, 100:600].reshape(-1, 3)
+    assert {tuple(pixel) for pixel in above.tolist()} == {draw_views.WHITE, draw_views.HATCH}
+    assert drawn[(frame[1] + frame[3]) // 2, 200].tolist() == [250, 0, 0]
+    drawn, (frame, whole) = scene(image, image_fit="crop")
+    middle = (frame[1] + frame[3]) // 2
+    unseen = drawn[middle, frame[0] + 20].astype(int)
+    assert drawn[middle, (whole[0] + whole[2]) // 2].tolist() == [250, 0, 0] and unseen.max() - unseen.min() < 80
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4000, 3), (3, 4000), (2000, 1500)])
+def test_pictures_of_any_shape_are_drawn_at_a_bounded_size(size, tmp_path):
+    Image.new("RGB", size, (9, 90, 180)).save(tmp_path / "in.png")
+    for fit in ("crop", "pad", "squash"):
+        count = draw_file(tmp_path / "in.png", tmp_path / "out.png", view_strategy="grid", image_fit=fit)
+        with Image.open(tmp_path / "out.png") as drawn:
+            assert drawn.width < 1000 and drawn.height < 1500
+        assert count == TokenCount(count.views, 576, None)
+
+
+def test_a_drawing_shows_boxes_as_a_viewer_shows_the_picture(tmp_path):
+    upright = Image.new("RGB", (60, 40), (0, 0, 255))
+    upright.paste((255, 0, 0), (35, 3, 50, 12))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.save(tmp_path / "in.png")
+    draw_file(tmp_path / "in.png", tmp_path / "upright.png", regions=[[35, 3, 50, 12]])
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "in.png", exif=exif)
+    draw_file(tmp_path / "in.png", tmp_path / "turned.png", regions=[[35, 3, 50, 12]])
+    assert (tmp_path / "upright.png").read_bytes() == (tmp_path / "turned.png").read_bytes()
+    draw_file(tmp_path / "in.png", tmp_path / "other.png", regions=[[30, 3, 45, 12]])
+    assert (tmp_path / "upright.png").read_bytes() != (tmp_path / "other.png").read_bytes()  # control
+
+
+def test_a_drawing_counts_as_the_model_does(model_folder, model, processor, tmp_path):
+    Image.new("RGB", (60, 40)).save(tmp_path / "in.png")
+    count = draw_file(tmp_path / "in.png", tmp_path / "out.png", model_folder, [[0, 0, 9, 9]], view_strategy="grid")
+    context = model.config.text_config.max_position_embeddings
+    assert count == processor.count_tokens((40, 60), context, regions=[[0, 0, 9, 9]], view_strategy="grid")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    source, output = tmp_path / "in.png", tmp_path / "out.png"
+    Image.new("RGB", (60, 40)).save(source)
+    output.write_bytes(b"before")
+    save = Image.Image.save
+
+    def broken(image, path, **options):
+        save(image, path, **options)
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", broken)
+    with pytest.raises(OSError, match="disk full"):
+        draw_file(source, output)
+    assert output.read_bytes() == b"before" and {path.name for path in tmp_path.iterdir()} == {"in.png", "out.png"}

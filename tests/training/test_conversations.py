@@ -1,0 +1,205 @@
+"""LLaVA-format data: where pictures go, what is refused and how it is named, that pictures open late."""
+
+from io import BytesIO
+
+import conversations
+import pytest
+import tiny
+from conversations import sample, turn
+from PIL import Image
+
+from omnifusion_hf.training.conversations import BadSamples, BrokenSampleError, map_good, to_messages
+
+
+def flat(messages: list[dict]) -> list[tuple]:
+    """Messages as (role, part, part, …), a picture as its file name in brackets."""
+    return [
+        (m["role"], *(f"[{p['image']}]" if p["type"] == "image" else p["text"] for p in m["content"]))
+        for m in messages
+    ]
+
+
+@pytest.mark.parametrize(
+    ("question", "image", "content"),
+    [
+        ("<image>\nWhat?", "a", ("[a]", "What?")),
+        ("What?\n<image>", "a", ("What?", "[a]")),
+        ("<image><image>\nWhich?", ["a", "b"], ("[a]", "[b]", "Which?")),
+        ("Is <image> or\n<image>\nbigger?\nSay.", ["a", "b"], ("Is ", "[a]", " or", "[b]", "bigger?\nSay.")),
+        ("<image>", "a", ("[a]",)),
+        ("What?", ["a", "b"], ("[a]", "[b]", "What?")),
+        ("What is <image>?", None, ("What is <image>?",)),
+        ("What?", [], ("What?",)),
+    ],
+)
+def test_marks_become_pictures_in_their_place(question, image, content):
+    turns = [turn("human", question), turn("gpt", "It is <image>\n.")]
+    expected = [("user", *content), ("assistant", "It is <image>\n.")]
+    assert flat(to_messages({"image": image, "conversations": turns})) == expected
+
+
+def test_pictures_of_later_turns_follow_the_order_of_the_list():
+    turns = [
+        turn("system", "Be brief."),
+        turn("user", "<image>A?"),
+        turn("assistant", "x"),
+        turn("human", "B? <image>"),
+    ]
+    messages = to_messages({"image": ["a", "b"], "conversations": [*turns, turn("gpt", "y")]})
+    assert flat(messages) == [
+        ("system", "Be brief."), ("user", "[a]", "A?"), ("assistant", "x"), ("user", "B? ", "[b]"), ("assistant", "y"),
+    ]  # fmt: skip
+
+
+QUESTION, ANSWER = sample(1)["conversations"]
+
+
+def chat(answer) -> dict:
+    """Changes that make a sample a chat with this answer."""
+    question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}
+    return {"conversations": None, "messages": [question, {"role": "assistant", "content": answer}]}
+
+
+BROKEN = {
+    "1 `<image>` marks in human turns for 2 pictures": {"image": ["0.png", "1.png"]},
+    "2 `<image>` marks in human turns for 1 pictures": {"conversations": [turn("human", "<image><image>A?"), ANSWER]},
+    "unknown role 'bot'": {"conversations": [QUESTION, turn("bot", "x")]},
+    "unknown role None": {"conversations": [QUESTION, "x"]},
+    "unknown role ['gpt']": {"conversations": [QUESTION, turn(["gpt"], "x")]},
+    "must be text, got 3": {"conversations": [QUESTION, turn("gpt", 3)]},
+    "an empty assistant turn": {"conversations": [QUESTION, turn("gpt", " \n")]},
+    "an empty user turn": {"conversations": [QUESTION, ANSWER, turn("human", ""), ANSWER]},
+    "turns must alternate": {"conversations": [QUESTION, ANSWER, ANSWER]},
+    "human first and gpt last": {"conversations": [QUESTION]},
+    "got []": {"conversations": []},
+    'a list "conversations"': {"conversations": None},
+    "no picture file": {"image": "absent.png"},
+    "aaa; set image_folder": {"image": "a" * 9999},  # base64, which is longer than any file's name
+    "2 lists of regions for 1 pictures": {"regions": [[[0, 0, 9, 9]], []]},
+    "an image, got None": {"image": [None]},
+    "an image, got 3": {"image": 3},
+    "part of the assistant turn is neither text nor a user's image": chat([{"type": "image"}]),
+    "part of the assistant turn is neither text nor a user's image: {'type': 'video'}": chat([{"type": "video"}]),
+    "the assistant turn's content must be text, got None": chat(None),
+    "is no box": {"regions": [[[0, 0, 9]]]},
+    "int too large": {"regions": [[[0, 0, 10**400, 9]]]},
+    "the sample has system, videos, which nothing reads; remove it": {"system": "Be brief.", "videos": ["a.mp4"]},
+    "the sample has image and images, which mean the same": {"images": ["0.png"]},
+    "the sample has conversations and messages, which mean the same": {"messages": [{"role": "user", "content": "x"}]},
+    "the gpt turn has tool_calls, which": {"conversations": [QUESTION, ANSWER | {"tool_calls": [{"name": "f"}]}]},
+    "a part of the assistant turn has citations, which": chat([{"type": "text", "text": "x", "citations": [1]}]),
+    "an image of the user turn has image, which": {"conversations": None, "messages": [
+        {"role": "user", "content": [{"type": "image", "image": "1.png"}]}, {"role": "assistant", "content": "x"}]},
+    "surrogates not allowed": {"conversations": [QUESTION, turn("gpt", "\ud800")]},
+    "the assistant turn holds NUL characters": {"conversations": [QUESTION, turn("gpt", "a\0b\0")]},
+}  # fmt: skip
+
+
+def test_columns_that_say_nothing_or_where_a_sample_comes_from_are_passed_over(tmp_path):
+    empty = {"system": None, "videos": [], "tools": "", "images": [], "messages": None}
+    origin = {"model": "gpt-4", "source": "coco", "url": "https://a.b", "width": 3, "task": "vqa", "caption": "A sky."}
+    turns = [QUESTION | {"weight": None}, ANSWER]
+    plain, full = conversations.load(
+        conversations.write(tmp_path, [sample(1), sample(1, **empty, **origin, conversations=turns)])
+    )
+    assert [message["role"] for message in full["messages"]] == ["user", "assistant"]
+    assert full["messages"][1] == plain["messages"][1]
+
+
+def test_columns_are_ignored_where_the_source_says_so(tmp_path):
+    path = conversations.write(tmp_path, [sample(0, system="Be brief.", images=["9.png"])])
+    assert len(conversations.load(path, ignored=["system", "images"])) == 1
+    with pytest.raises(BrokenSampleError, match="has system, which"):
+        conversations.load(path, ignored=["images"])
+
+
+def test_chat_messages_are_the_same_as_llavas(tmp_path):
+    answer = [{"type": "text", "text": "It is."}]
+    plain, listed = sample(0) | chat("It is.") | {"conversations": []}, sample(0) | chat(answer)
+    expected = [("user", "[0.png]", "What?"), ("assistant", "It is.")]
+    assert flat(to_messages(plain)) == flat(to_messages(listed)) == expected
+    assert flat(to_messages(sample(0))) != expected
+
+
+def test_marks_in_listed_text_are_marks_and_count():
+    content = [{"type": "text", "text": "<image>\nIs it"}, {"type": "text", "text": " <image>?"}]
+    question = {"role": "user", "content": content}
+    row = {"messages": [question, chat("It is <image>.")["messages"][1]], "images": ["a", "b"]}
+    assert flat(to_messages(row)) == [("user", "[a]", "Is it ", "[b]", "?"), ("assistant", "It is <image>.")]
+    with pytest.raises(ValueError, match="3 `<image>` marks in human turns for 2 pictures"):
+        to_messages(row | {"messages": [question | {"content": [{"type": "image"}, *content]}, row["messages"][1]]})
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_broken_sample_is_refused_at_load_with_file_index_and_id(tmp_path, message):
+    whole = conversations.write(tmp_path, [sample(0), sample(1)])
+    assert len(conversations.load(whole)) == 2
+    path = conversations.write(tmp_path, [sample(0), sample(1, **BROKEN[message])])
+    with pytest.raises(ValueError) as error:
+        conversations.load(path)
+    assert str(error.value).startswith(f"{path}, sample 1 (id s1): ")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "[1,"])
+def test_file_that_is_not_a_list_of_samples_is_refused(tmp_path, text):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"x\.json"):
+        conversations.load(path)
+
+
+def test_pictures_open_when_asked_for_and_errors_name_the_sample(tmp_path):
+    path = conversations.write(tmp_path, [sample(0), sample(1)])
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:200])
+    dataset = conversations.load(path)
+    picture = dataset[0]["messages"][0]["content"][0]["image"]
+    assert isinstance(picture, Image.Image) and picture.tobytes() == tiny.picture(0).tobytes()
+    with pytest.raises(ValueError, match=r"sample 1 \(id s1\): cannot read .*1\.png"):
+        dataset[1]
+    with pytest.raises(ValueError, match=r"sample 0 \(id s0\): .*max_image_pixels"):
+        conversations.load(path, max_image_pixels=100)[0]
+
+
+def test_broken_picture_of_any_kind_is_named(tmp_path):
+    """Pillow's plugins raise more than OSError: the one for icns a SyntaxError."""
+    path = conversations.write(tmp_path, [sample(0, image="0.icns"), sample(1)])
+    file = BytesIO()
+    tiny.picture(0, (64, 64)).save(file, "icns")
+    (tmp_path / "0.icns").write_bytes(file.getvalue())
+    assert conversations.load(path)[0]
+    (tmp_path / "0.icns").write_bytes(file.getvalue().replace(b"IHDR\0", b"IHDR\1"))  # its checksum is wrong then
+    with pytest.raises(BrokenSampleError, match=r"sample 0 \(id s0\): cannot read .*0\.icns: broken PNG"):
+        conversations.load(path)[0]
+
+
+def test_only_broken_samples_without_a_good_one_between_them_are_too_many(monkeypatch):
+    monkeypatch.setattr(BadSamples, "most_in_a_row", 3)
+
+    def read(items: str) -> str:
+        def check(item: str) -> str:
+            if item == "-":
+                raise BrokenSampleError("broken")
+            return item
+
+        return "".join(map_good(check, items, BadSamples("skip")))
+
+    assert read("--a--b--") == "ab"
+    with pytest.raises(ValueError, match="3 broken samples in a row, the last: broken"):
+        read("--a---b")
+
+
+def test_image_folder_is_the_jsons_own_unless_given(tmp_path):
+    path = conversations.write(tmp_path, [sample(0)])
+    moved = tmp_path / "elsewhere" / "samples.json"
+    moved.parent.mkdir()
+    path.rename(moved)
+    with pytest.raises(ValueError, match="set image_folder"):
+        conversations.load(moved)
+    assert len(conversations.load(moved, image_folder=str(tmp_path))) == 1
+
+
+def test_regions_come_with_their_picture(tmp_path):
+    path = conversations.write(tmp_path, [sample(0), sample(1, regions=[[[0, 0, 9, 9], [1, 2, 3, 4]]])])
+    dataset = conversations.load(path)
+    assert [item["regions"] for item in dataset] == [[[]], [[[0, 0, 9, 9], [1, 2, 3, 4]]]]

@@ -1,0 +1,88 @@
+"""What each GPU must hold: the documented figures are those of the formula, and the formula is the stage table's."""
+
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from accelerate.utils.deepspeed import HfDeepSpeedConfig
+from transformers import CLIPVisionConfig, MistralConfig
+from transformers.integrations.deepspeed import (
+    is_deepspeed_zero3_enabled,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
+
+from omnifusion_hf import OmniFusionForConditionalGeneration
+from omnifusion_hf.training.devices import memory_per_device, spread_weights, whole_weights
+from omnifusion_hf.training.stages import STAGES, apply_stage, stage_plan
+
+
+DOCS = Path(__file__).parents[2] / "docs/training.md"
+
+
+@pytest.fixture(scope="module")
+def plans() -> dict:
+    """Stage tables of Mistral-7B with CLIP ViT-L/14-336, without weights."""
+    vit = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    config = tiny.config(text=MistralConfig(vocab_size=32064))
+    config.vision_config.encoder_configs = [CLIPVisionConfig(**vit, image_size=336, patch_size=14)]
+    tables = {}
+    for stage in STAGES:
+        with torch.device("meta"):
+            model = OmniFusionForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
+        tables[stage] = stage_plan(apply_stage(model, stage))
+    return tables
+
+
+def documented() -> list[tuple]:
+    return re.findall(r"^\| `(\w+)` \| ([\w, -]+) \| (\d+) \| ([\d.]+) \|$", DOCS.read_text(encoding="utf-8"), re.M)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21 reads it
+@pytest.mark.parametrize("stage", STAGES)
+def test_documented_memory_is_the_formulas(plans, stage):
+    rows = [row for row in documented() if row[0] == stage]
+    assert rows
+    for _, launch, devices, gigabytes in rows:
+        memory = memory_per_device(plans[stage], int(devices), sharded="FSDP2" in launch)
+        assert f"{memory / 1e9:.1f}" == gigabytes
+
+
+def test_what_trains_costs_sixteen_bytes_a_parameter_and_what_autocast_and_ddp_add(plans):
+    trained = sum(plan.trained for plan in plans["finetune"])
+    frozen = sum(plan.parameters for plan in plans["finetune"]) - trained
+    assert memory_per_device(plans["finetune"], 1) == 2 * frozen + (16 + 2) * trained
+    assert memory_per_device(plans["finetune"], 8) == 2 * frozen + (16 + 2 + 4) * trained
+    assert memory_per_device(plans["finetune"], 8, sharded=True) == (2 * frozen + 16 * trained) // 8
+
+
+def test_weights_are_loaded_whole_under_zero_3_which_is_then_as_before():
+    config = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
+    plugin = SimpleNamespace(set_deepspeed_weakref=lambda: set_hf_deepspeed_config(config))
+    plugin.set_deepspeed_weakref()
+    try:
+        assert is_deepspeed_zero3_enabled()
+        with whole_weights(SimpleNamespace(deepspeed_plugin=plugin)):
+            assert not is_deepspeed_zero3_enabled()
+        assert is_deepspeed_zero3_enabled()
+    finally:
+        unset_hf_deepspeed_config()
+
+
+def test_under_zero_3_weights_are_cast_and_handed_to_deepspeed_which_moves_no_whole_model(monkeypatch):
+    handed = []
+    init = lambda model, config_dict_or_path, dtype: handed.append((model, config_dict_or_path, dtype))  # noqa: E731
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(zero=SimpleNamespace(Init=init)))
+    stage = {"stage": 3, "stage3_prefetch_bucket_size": "auto"}
+    plugin = SimpleNamespace(zero_stage=3, hf_ds_config=SimpleNamespace(config={"zero_optimization": stage}))
+    model = torch.nn.Linear(2, 2)
+    for other in (None, SimpleNamespace(zero_stage=2)):
+        spread_weights(model, SimpleNamespace(deepspeed_plugin=other))
+    assert not handed and model.weight.dtype == torch.float32
+    spread_weights(model, SimpleNamespace(deepspeed_plugin=plugin, bf16=True, fp16=False, world_size=8))
+    assert handed == [(model, {"zero_optimization": {"stage": 3}, "train_batch_size": 8}, torch.bfloat16)]
+    assert model.weight.dtype == torch.bfloat16

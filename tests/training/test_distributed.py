@@ -1,0 +1,232 @@
+"""Several processes, of which one has a batch without pictures: nobody waits, and all is as in one process."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+
+import conversations
+import pytest
+import ranks
+import tiny
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from conversations import sample, turn
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments
+
+from omnifusion_hf.cli import main
+from omnifusion_hf.training.devices import check_sharding
+from omnifusion_hf.training.optimizer import optimizer_for
+from omnifusion_hf.training.stages import STAGES, apply_stage, parts_of_stage
+
+
+# PEFT 0.21 reads an attribute that transformers renamed
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+ACCELERATE = Path(__file__).parents[2] / "omnifusion_hf/recipes/accelerate"
+ADAPTERS = ["mlp", "transformer", "concatenation", "summation", "attention"]
+OPTIONS = [
+    *product(["ddp", "ddp-unused", "fsdp2"], ["mlp"], ["adapter", "lora", "llm", "all"], ["plain", "checkpointing"]),
+    *product(["ddp", "fsdp2"], ADAPTERS[1:], ["adapter", "all"], ["plain"]),
+]
+JOBS = [",".join(options) for options in OPTIONS]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # Python 3.11's fork server knows no other
+        assert ranks.run_ranks(folder, *JOBS) == [0, 0]
+    return folder
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_case_05_two_ranks_of_which_one_has_no_picture_give_the_loss_and_gradients_of_one_process(results, job):
+    alone, together = ranks.reference(job), torch.load(results / f"{job}.pt")
+    assert together["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+    assert set(together["gradients"]) == set(alone["gradients"])
+    for name, gradient in alone["gradients"].items():
+        scale = max(1.0, gradient.abs().max().item())  # a bias sums over all tokens: some of its sums cancel
+        torch.testing.assert_close(together["gradients"][name], gradient, rtol=1e-5, atol=1e-6 * scale)
+    adapter = [gradient for name, gradient in alone["gradients"].items() if "multi_modal_projector" in name]
+    assert adapter and any(gradient.any() for gradient in adapter)
+
+
+@pytest.mark.parametrize("job", ["ddp,mlp,llm,plain", "fsdp2,transformer,adapter,plain"])
+def test_case_05_control_without_the_blank_view_the_ranks_do_not_come_together(results, tmp_path, job):
+    folder = tmp_path / "out"
+    assert 0 not in ranks.run_ranks(folder, job, cured=False)
+    assert not list(folder.iterdir())
+
+
+class Alias(torch.autograd.Function):
+    """What DeepSpeed ZeRO-3 does to the inputs of every module: same values, another node of the graph."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach()
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient
+
+
+def hand_aliases(module: nn.Module, args: tuple) -> tuple:
+    return tuple(Alias.apply(arg) if torch.is_tensor(arg) and arg.requires_grad else arg for arg in args)
+
+
+@pytest.mark.parametrize("projector_type", ADAPTERS)
+def test_adapters_have_the_same_gradients_where_modules_are_handed_aliases_of_their_inputs(projector_type):
+    gradients = []
+    for aliases in (False, True):
+        model = ranks.make_model(projector_type, "adapter", "plain")
+        for module in model.model.multi_modal_projector.modules():
+            if aliases:
+                module.register_forward_pre_hook(hand_aliases)
+        ranks.loss_of(model, ranks.batches(model.config)[0], model.config).backward()
+        gradients.append([weight.grad for weight in model.model.multi_modal_projector.parameters()])
+    assert all(gradient.any() for gradient in gradients[0])
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("projector_type", ADAPTERS)
+def test_case_06_blocks_to_wrap_are_there_and_what_trains_has_one_dtype(projector_type):
+    encoders = ["clip", "siglip", "dinov2", "internvl"]
+    model = tiny.model(tiny.config(encoders, projector_type=projector_type)).to(torch.bfloat16)
+    present = {type(module).__name__ for module in model.modules()}
+    assert model._no_split_modules <= present
+    blocks = {"MistralDecoderLayer", "CLIPEncoderLayer", "SiglipEncoderLayer", "Dinov2Layer", "InternVLVisionLayer"}
+    assert blocks <= model._no_split_modules
+    apply_stage(model, "finetune")
+    # FSDP2 asks for one dtype of all that trains in a unit; what is frozen may have another
+    assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}
+    assert {weight.dtype for weight in model.parameters() if not weight.requires_grad} == {torch.bfloat16}
+
+
+def test_lora_on_an_llm_with_tied_embeddings_is_refused_under_fsdp_alone(tmp_path, monkeypatch):
+    args = TrainingArguments(str(tmp_path), use_cpu=True)
+    lora, whole = parts_of_stage("lora"), parts_of_stage("pretrain")
+    check_sharding(lora, True, args)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    check_sharding(lora, True, args)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    check_sharding(lora, False, args)
+    check_sharding(whole, True, args)
+    with pytest.raises(ValueError, match="tie_word_embeddings.*use omnifusion_hf/recipes/accelerate/zero3.yaml"):
+        check_sharding(lora, True, args)
+
+
+@pytest.mark.parametrize("flag", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_muon_is_refused_where_matrices_are_sharded(tmp_path, monkeypatch, flag):
+    args = TrainingArguments(str(tmp_path), use_cpu=True)
+    assert optimizer_for("muon", args, {})
+    monkeypatch.setenv(flag, "true")
+    assert optimizer_for(None, args, {}) is None
+    with pytest.raises(ValueError, match="`muon` needs whole matrices.*use ddp.yaml"):
+        optimizer_for("muon", args, {})
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero3"])
+def test_the_launcher_knows_every_key_of_the_configurations(name, tmp_path):
+    known = {action.dest for action in launch_command_parser()._actions}
+    given = yaml.safe_load((ACCELERATE / f"{name}.yaml").read_text())
+    for section in ("fsdp_config", "deepspeed_config"):  # whose keys become options, and nobody looks at others
+        assert set(given.get(section, {})) <= known
+    assert load_config_from_file(str(ACCELERATE / f"{name}.yaml")).num_processes == 8
+    misspelt = tmp_path / "misspelt.yaml"
+    misspelt.write_text(yaml.safe_dump(given | {"num_processed": 8}))
+    with pytest.raises(ValueError, match="unknown keys.*num_processed"):
+        load_config_from_file(str(misspelt))
+
+
+def losses(folder: Path) -> list[float]:
+    state = json.loads((folder / "out/checkpoint-4/trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def write_recipe(folder: Path, base: Path, **changes) -> Path:
+    """Half of the samples have no picture."""
+    folder.mkdir()
+    path = conversations.write_recipe(folder, base, **changes)
+    text = [turn("human", "What colour is the sky?"), turn("gpt", "The sky is blue.")]
+    samples = [sample(index) if index % 2 else {"id": f"t{index}", "conversations": text} for index in range(8)]
+    conversations.write(folder / "data", samples)
+    return path
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_launched_on_two_processes_a_run_has_the_losses_of_one_process(tmp_path, stage):
+    base = conversations.write_model(tmp_path / "base")
+    alone = write_recipe(tmp_path / "alone", base, stage=stage, per_device_train_batch_size=2)
+    assert main(["train", str(alone)]) == 0
+    together = write_recipe(tmp_path / "together", base, stage=stage, per_device_train_batch_size=1)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", ACCELERATE / "ddp.yaml"]
+    command = [*launch, "--num_processes=2", "-m", "omnifusion_hf.cli", "train", together]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path / "together") == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
+    summary = json.loads((tmp_path / "together/out/training_summary.json").read_text())
+    assert summary["global_batch"] == 2
+
+
+SHARDED = {"fsdp2": {"use_cpu": True}, "zero3": {"use_cpu": False}}  # accelerate runs no DeepSpeed on a "CPU"
+LORA = {"lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.0}
+
+
+@pytest.fixture(scope="module", params=SHARDED)
+def sharded(request, tmp_path_factory) -> Path:
+    """Folders of all stages, run in one process and on two that shard the model, these with a stop in the middle."""
+    if request.param == "zero3" and find_spec("deepspeed") is None:
+        pytest.skip("needs DeepSpeed: pip install deepspeed (whose first run on a CPU compiles for some minutes)")
+    folder = tmp_path_factory.mktemp(request.param)
+    base = conversations.write_model(folder / "base")
+    recipes = []
+    for stage in STAGES:
+        alone = write_recipe(folder / f"{stage}_alone", base, stage=stage, per_device_train_batch_size=2, **LORA)
+        assert main(["train", str(alone)]) == 0
+        options = {"stage": stage, "per_device_train_batch_size": 1, **SHARDED[request.param], **LORA}
+        recipes.append(write_recipe(folder / stage, base, **options))
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        ACCELERATE / f"{request.param}.yaml",
+    ]
+    command = [*launch, "--num_processes=2", Path(__file__).parents[1] / "helpers/sharded_on_cpu.py", *recipes]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_sharded_and_resumed_run_has_the_losses_and_the_folders_of_an_undisturbed_process(sharded, stage):
+    alone, together = sharded / f"{stage}_alone", sharded / stage
+    assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
+    weights = "adapter_model.safetensors" if stage == "lora" else "model.safetensors"
+    for name in ("out/checkpoint-2", "out/checkpoint-4", "out"):
+        expected, found = load_file(alone / name / weights), load_file(together / name / weights)
+        assert found.keys() == expected.keys()
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    first = load_file(together / "out/checkpoint-2" / weights)
+    assert any((first[name] - tensor).abs().max() > 0.01 for name, tensor in found.items())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_sharded_run_leaves_the_files_of_one_process_and_they_load(sharded, stage):
+    alone, together = sharded / f"{stage}_alone/out", sharded / f"{stage}/out"
+    assert {path.name for path in together.iterdir()} == {path.name for path in alone.iterdir()}
+    config = together / ("adapter_config.json" if stage == "lora" else "config.json")
+    assert json.loads(config.read_text()) == json.loads((alone / config.name).read_text())
+    inputs = tiny.prompt(AutoProcessor.from_pretrained(together), [tiny.user(tiny.picture(0), "What colour?")])
+    models = [AutoModelForImageTextToText.from_pretrained(path).eval() for path in (alone, together)]
+    torch.testing.assert_close(models[1](**inputs).logits, models[0](**inputs).logits, rtol=0, atol=1e-3)

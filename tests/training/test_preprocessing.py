@@ -1,0 +1,142 @@
+"""The encoder: labels hold the answers and nothing else; a broken sample is named, refused or skipped, never cut."""
+
+import conversations
+import pytest
+import tiny
+from conversations import NONE, ONE, TWO
+from tiny import assistant, user
+from torch.utils.data import DataLoader
+from transformers import processing_utils
+from transformers.testing_utils import CaptureLogger
+
+from omnifusion_hf import OmniFusionProcessor
+from omnifusion_hf.model.chat_template_omnifusion import chat_template_for
+from omnifusion_hf.training.conversations import BadSamples, BrokenSampleError
+from omnifusion_hf.training.preprocessing import ConversationEncoder, EncodedDataset
+
+
+PROCESSOR = tiny.processor(tiny.config())
+ENCODE = ConversationEncoder(PROCESSOR)
+
+
+def learnt(encoded: dict) -> str:
+    return PROCESSOR.decode([token for token in encoded["labels"] if token != -100])
+
+
+def test_case_10_labels_are_the_answers_with_their_eos():
+    texts = [[text.strip() for text in learnt(ENCODE(each)).split("</s>")] for each in (NONE, ONE, TWO)]
+    assert texts == [["Green.", ""], ["The sky is blue.", "Привет!", ""], ["Yes, it is.", ""]]
+    assert learnt(ConversationEncoder(PROCESSOR, append_eos=False)(NONE)).strip() == "Green."
+    encoded = ENCODE(ONE)
+    assert {label - token for token, label in zip(encoded["input_ids"], encoded["labels"]) if label != -100} == {0}
+
+
+def test_case_10_pictures_are_never_learnt():
+    encoded = ENCODE(TWO)
+    places = [i for i, token in enumerate(encoded["input_ids"]) if token == PROCESSOR.image_token_id]
+    assert len(places) == 2 * PROCESSOR.image_seq_length
+    assert {encoded["labels"][place] for place in places} == {-100}
+
+
+def test_only_samples_with_pictures_have_picture_fields():
+    assert set(ENCODE(NONE)) == {"name", "input_ids", "labels"}
+    encoded = ENCODE(TWO)
+    assert encoded["pixel_values"].shape == (2, 3, 32, 32) and encoded["image_view_index"].tolist() == [0, 0]
+
+
+def test_case_03_special_tokens_in_text_are_text():
+    typed = ENCODE(conversations.item(user("What is <image><bot>?"), assistant("<image>, <user> and <img_end>")))
+    specials = {getattr(PROCESSOR, f"{name}_token_id") for name in ("image", "image_end", "user", "bot")}
+    assert sum(token in specials for token in typed["input_ids"]) == 2  # the template's own <user> and <bot>
+    assert learnt(typed).strip() == "<image>, <user> and <img_end></s>"
+
+
+def test_case_02_sample_over_max_length_is_refused_by_name_and_never_cut():
+    length = len(ENCODE(ONE)["input_ids"])
+    assert len(ConversationEncoder(PROCESSOR, max_length=length)(ONE)["input_ids"]) == length
+    with pytest.raises(BrokenSampleError, match=f"sample of 4 turns has {length} tokens .* is {length - 1}"):
+        ConversationEncoder(PROCESSOR, max_length=length - 1)(ONE)
+
+
+def test_case_10_sample_with_nothing_to_learn_is_refused_by_name():
+    with pytest.raises(BrokenSampleError, match="sample of 1 turns has no token to learn"):
+        ENCODE(conversations.item(user("Hello?")))
+
+
+def test_regions_become_views_of_their_own_picture():
+    width, height = tiny.picture(1).size
+    boxes = [[0, 0, width // 2, height // 2], [1, 1, width, height]]
+    plain, regions = ENCODE(TWO), ENCODE(TWO | {"regions": [boxes, []]})
+    assert plain["image_view_index"].tolist() == [0, 0]
+    assert regions["image_view_index"].tolist() == [0, 1, 2, 0]
+    assert regions["input_ids"].count(PROCESSOR.image_token_id) == 4 * PROCESSOR.image_seq_length
+    assert learnt(regions) == learnt(plain)
+
+
+def test_what_the_processor_refuses_is_refused_by_the_samples_name():
+    with pytest.raises(BrokenSampleError, match="sample of 2 turns: .*regions"):
+        ENCODE(TWO | {"regions": [[[0, 0, 2, 2]]]})
+
+
+def own_format() -> OmniFusionProcessor:
+    """In the format of an LLM, which ends answers in its own way."""
+    llm = tiny.llm_tokenizer()
+    llm.chat_template = "{% for message in messages %}{{ message.role }}: {{ message.content }}</s>{% endfor %}"
+    template = chat_template_for(llm, "own")
+    return OmniFusionProcessor(
+        PROCESSOR.image_processor, tiny.tokenizer_with_special_tokens(), 16, chat_template=template
+    )
+
+
+def test_an_llms_own_template_is_not_told_about_eos_and_nobody_is_warned():
+    """Before transformers 5.18 regions would be lost with it."""
+    encode, boxes = ConversationEncoder(own_format()), [[[0, 0, 20, 20]], []]
+    with CaptureLogger(processing_utils.logger) as log:
+        encoded = encode(TWO | {"regions": boxes})
+        assert log.io is not None and not log.io.getvalue()
+        own_format().apply_chat_template([user("Hi")], tokenize=True, append_eos=True)  # control: it warns
+        assert "processor_kwargs" in log.io.getvalue()
+    assert encoded["image_view_index"].tolist() == [0, 1, 0] and learnt(encoded).endswith("Yes, it is.</s>")
+
+
+def test_answers_without_eos_need_a_template_that_leaves_it_out():
+    with pytest.raises(ValueError, match="append_eos=False .*ends answers in its own way"):
+        ConversationEncoder(own_format(), append_eos=False)
+    ConversationEncoder(PROCESSOR, append_eos=False)  # control: the release's format
+
+
+@pytest.fixture
+def half_broken(tmp_path):
+    """Samples 1 and 2 of four: a picture file that is cut off, and a dialogue far too long."""
+    samples = [conversations.sample(index) for index in range(4)]
+    samples[2]["conversations"][1]["value"] = "Because. " * 200
+    path = conversations.write(tmp_path, samples)
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:200])
+    return conversations.load(path)
+
+
+def encoded(dataset, policy: str) -> EncodedDataset:
+    return EncodedDataset(dataset, ConversationEncoder(PROCESSOR, max_length=120), BadSamples(policy))
+
+
+@pytest.mark.parametrize(("index", "reason"), [(1, r"cannot read .*1\.png"), (2, "has .* tokens")])
+def test_broken_sample_is_an_error_by_default(half_broken, index, reason):
+    dataset = encoded(half_broken, "error")
+    assert "sample 0 (id s0)" in dataset[0]["name"]
+    with pytest.raises(BrokenSampleError, match=rf"samples\.json, sample {index} \(id s{index}\).*{reason}"):
+        dataset[index]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_samples_give_their_place_to_the_next_good_one_and_are_counted(half_broken, workers, caplog):
+    dataset = encoded(half_broken, "skip")
+    names = [batch[0]["name"] for batch in DataLoader(dataset, collate_fn=list, num_workers=workers)]
+    assert [name.split("sample ")[1][0] for name in names] == ["0", "3", "3", "3"]
+    assert dataset.bad_samples.count == 3
+    if not workers:
+        assert "skipped 3 so far" in caplog.text and "sample 2 (id s2) has" in caplog.text
+
+
+def test_data_of_which_nothing_can_be_used_is_an_error_even_when_skipping(half_broken):
+    with pytest.raises(ValueError, match="None of 4 samples"):
+        EncodedDataset(half_broken, ConversationEncoder(PROCESSOR, max_length=3), BadSamples("skip"))[0]

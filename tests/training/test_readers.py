@@ -1,0 +1,249 @@
+"""One loader: the same samples come out of every format, lazily, and what is broken is named by file and index."""
+
+import io
+import json
+import sys
+import tarfile
+
+import conversations
+import data_files
+import pytest
+import tiny
+from conversations import sample
+from PIL import Image
+
+from omnifusion_hf.training.conversations import BrokenSampleError
+
+
+SAMPLES = data_files.mixed()
+
+
+def contents(dataset) -> list[tuple]:
+    """Everything but where a sample comes from."""
+    return [content(item) for item in dataset]
+
+
+def content(item: dict) -> tuple:
+    parts = [
+        (message["role"], part["image"].tobytes() if part["type"] == "image" else part["text"])
+        for message in item["messages"]
+        for part in message["content"]
+    ]
+    return parts, item["regions"]
+
+
+@pytest.fixture
+def expected(tmp_path):
+    return contents(conversations.load(conversations.write(tmp_path, SAMPLES)))
+
+
+def test_jsonl_holds_the_same_samples_as_json(tmp_path, expected):
+    path = data_files.write_jsonl(tmp_path, SAMPLES)
+    assert contents(conversations.load(path)) == expected
+    assert contents(conversations.load(data_files.write_jsonl(tmp_path, SAMPLES[::-1]))) != expected
+
+
+def test_tar_shards_hold_the_same_samples_as_json(tmp_path, expected):
+    dataset = conversations.load(data_files.write_shards(tmp_path, SAMPLES))
+    assert contents(dataset) == expected
+    assert [dataset[index]["name"] for index in (0, 5)] == [
+        f"{tmp_path}/shard-0.tar, sample 0 (id s0)",
+        f"{tmp_path}/shard-1.tar, sample 1 (id s5)",
+    ]
+
+
+def test_datasets_in_a_folder_and_in_parquet_hold_the_same_samples_as_json(tmp_path, expected):
+    dataset = data_files.hf_dataset(SAMPLES)
+    dataset.save_to_disk(tmp_path / "saved")
+    dataset.to_parquet(tmp_path / "rows.parquet")
+    for path in (tmp_path / "saved", tmp_path / "rows.parquet"):
+        assert contents(conversations.load(path)) == expected
+    assert conversations.load(tmp_path / "saved")[2]["name"] == f"{tmp_path}/saved, row 2 (id s2)"
+
+
+def test_columns_of_other_names_and_plain_text_are_understood(tmp_path):
+    rows = {"caption": ["A sky."], "dialogue": [[{"role": "user", "content": "<image>\nWhat?"}]], "file": ["0.png"]}
+    rows["dialogue"][0].append({"role": "assistant", "content": "A sky."})
+    tiny.picture(0).save(tmp_path / "0.png")
+    data_files.Dataset.from_dict(rows).to_parquet(tmp_path / "rows.parquet")
+    options = {"image_folder": str(tmp_path), "columns": {"messages": "dialogue", "images": "file"}}
+    dataset = conversations.load(tmp_path / "rows.parquet", **options)
+    assert [part["type"] for message in dataset[0]["messages"] for part in message["content"]] == [
+        "image",
+        *["text"] * 2,
+    ]
+    with pytest.raises(BrokenSampleError, match=r"rows\.parquet, row 0: no column 'talk'; there are \['caption'"):
+        conversations.load(tmp_path / "rows.parquet", columns={"messages": "talk"})[0]
+
+
+def test_pictures_are_decoded_when_their_sample_is_asked_for(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(Image, "open", lambda file, _open=Image.open: opened.append(file) or _open(file))
+    paths = [data_files.write_shards(tmp_path, SAMPLES), data_files.write_jsonl(tmp_path, SAMPLES)]
+    data_files.hf_dataset(SAMPLES).to_parquet(tmp_path / "rows.parquet")
+    opened.clear()
+    for path in (*paths, tmp_path / "rows.parquet"):
+        dataset = conversations.load(path)
+        assert not opened
+        dataset[2]
+        assert len(opened) == 2
+        opened.clear()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "tar", "parquet"])
+def test_corrupt_picture_is_named_by_file_and_index(tmp_path, kind, monkeypatch):
+    whole = data_files.png(3)
+    monkeypatch.setattr(data_files, "png", lambda seed: whole[:200] if seed == 3 else whole)
+    if kind == "jsonl":
+        path, place = data_files.write_jsonl(tmp_path, SAMPLES), "line 7"
+        (tmp_path / "3.png").write_bytes(whole[:200])
+    elif kind == "tar":
+        path, place = data_files.write_shards(tmp_path, SAMPLES, per_shard=3), "shard-1.tar, sample 0"
+    else:
+        path, place = tmp_path / "rows.parquet", "row 3"
+        data_files.hf_dataset(SAMPLES).to_parquet(path)
+    dataset = conversations.load(path)
+    assert dataset[0]
+    with pytest.raises(BrokenSampleError, match=rf"{place} \(id s3\): cannot read"):
+        dataset[3]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("{", "line 3: Expecting"), ('"x"', "line 3: a sample must be an object"), ("{}", "line 3: a sample needs")],
+)
+def test_broken_line_is_named_by_its_number(tmp_path, line, message):
+    path = data_files.write_jsonl(tmp_path, [sample(0), sample(1)])
+    path.write_text(path.read_text().replace(json.dumps(sample(1)), line))
+    with pytest.raises(BrokenSampleError, match=message):
+        conversations.load(path)
+    assert len(conversations.load(path, policy="skip")) == 1
+
+
+def write_tar(folder, *members: dict[str, bytes], images=()):
+    with tarfile.open(folder / "x.tar", "w") as tar:
+        for index, each in enumerate(members):
+            data_files.add_sample(tar, f"k{index}", each, images)
+    return folder / "x.tar"
+
+
+def test_captions_of_shards_become_answers_to_an_instruction(tmp_path):
+    path = write_tar(tmp_path, {"txt": b"A blue sky.", "json": b'{"width": 3}'}, images=[data_files.png(0)])
+    messages = conversations.load(path, instructions=["Describe."])[0]["messages"]
+    texts = [part.get("text") for message in messages for part in message["content"]]
+    assert texts == [None, "Describe.", "A blue sky."]
+    with pytest.raises(BrokenSampleError, match="or a caption with instructions"):
+        conversations.load(path)[0]
+
+
+def test_member_of_a_shard_that_nothing_reads_is_refused_unless_it_is_ignored(tmp_path):
+    path = write_tar(tmp_path, {"json": json.dumps(sample(0)).encode(), "mp4": b"\0"}, images=[data_files.png(0)])
+    with pytest.raises(BrokenSampleError, match="the sample has mp4, which nothing reads"):
+        conversations.load(path)[0]
+    assert conversations.load(path, ignored=["mp4"])[0]
+
+
+def test_shard_sample_that_lists_another_number_of_pictures_is_refused(tmp_path):
+    listed = json.dumps(sample(0, image=["a.png", "b.png"])).encode()
+    path = write_tar(tmp_path, {"json": listed}, images=[data_files.png(0)])
+    with pytest.raises(BrokenSampleError, match=r"sample 0: its \.json lists 2 pictures, the shard holds 1"):
+        conversations.load(path)[0]
+
+
+def test_shard_that_is_cut_off_or_compressed_is_refused(tmp_path):
+    path = write_tar(tmp_path, {"json": json.dumps(sample(0)).encode()}, images=[data_files.png(0)])
+    assert len(conversations.load(path)) == 1
+    whole = path.read_bytes()
+    compressed = io.BytesIO()
+    with tarfile.open(fileobj=compressed, mode="w:gz") as tar:
+        data_files.add_sample(tar, "k", {"txt": b"x"})
+    for content_ in (whole[:2000], compressed.getvalue()):
+        path.write_bytes(content_)
+        with pytest.raises(ValueError, match=r"x\.tar is no whole, uncompressed tar file"):
+            conversations.load(path)
+
+
+@pytest.mark.parametrize("name", ["absent.json", "absent-*.tar", "absent.parquet"])
+def test_file_that_is_not_there_is_named(tmp_path, name):
+    with pytest.raises(ValueError, match="absent"):
+        conversations.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_text_of_another_encoding_is_named_and_the_mark_of_windows_is_none(tmp_path, name):
+    write = data_files.write_jsonl if name == "a.jsonl" else conversations.write
+    path, text = tmp_path / name, write(tmp_path, [sample(0, id="ü")]).read_text().replace("\\u00fc", "ü")
+    path.write_text(text, encoding="utf-8-sig")
+    assert conversations.load(path)[0]["name"].endswith("(id ü)")
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=rf"{name} is not UTF-8"):
+        conversations.load(path)
+
+
+def test_names_may_hold_brackets_and_a_pattern_of_several_files_is_refused(tmp_path, expected):
+    folder = tmp_path / "[v1] ü"
+    folder.mkdir()
+    paths = [conversations.write(folder, SAMPLES), folder / "one.tar", folder / "rows.parquet"]
+    data_files.write_shards(folder, SAMPLES, per_shard=9).with_name("shard-0.tar").rename(paths[1])
+    data_files.hf_dataset(SAMPLES).to_parquet(paths[2])
+    for path in paths:
+        assert contents(conversations.load(path)) == expected
+    (tmp_path / "a.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"\*\.json are 2 files; list them as the sources of a mixture"):
+        conversations.load(tmp_path / "*.json")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_broken_table_is_named(tmp_path, streaming):
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(b"no parquet at all")
+    with pytest.raises(ValueError, match=r"cannot read .*rows\.parquet: .*[Pp]arquet"):
+        conversations.load(path, streaming=streaming)
+
+
+def test_missing_package_says_how_to_install_it(tmp_path, monkeypatch):
+    data_files.hf_dataset(SAMPLES).to_parquet(tmp_path / "rows.parquet")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match=r"pip install 'omnifusion_hf\[data\]'"):
+        conversations.load(tmp_path / "rows.parquet")
+    assert conversations.load(conversations.write(tmp_path, SAMPLES))
+
+
+@pytest.mark.parametrize(
+    "line", [data_files.DEEP, '{"x": ' * 200_000, "9" * 5000, '{"regions": [[[0, 0, 1%s, 9]]]}' % ("0" * 400)]
+)
+def test_one_bad_line_is_counted_and_does_not_end_a_run_that_skips(tmp_path, line):
+    path = data_files.write_jsonl(tmp_path, [sample(0), sample(1)])
+    path.write_text(path.read_text() + "\n" + line)
+    assert data_files.read_all(path, policy="skip") == 2
+    with pytest.raises(BrokenSampleError, match=rf"{path}, line 4: "):
+        conversations.load(path)
+
+
+def test_bad_json_in_a_shard_and_sparse_members_are_named_and_counted(tmp_path):
+    with tarfile.open(tmp_path / "deep.tar", "w") as tar:
+        data_files.add_sample(tar, "k0", {"json": data_files.DEEP.encode()})
+        data_files.add_sample(tar, "k1", {"json": json.dumps(sample(0)).encode()}, [data_files.png(0)])
+    assert data_files.read_all(tmp_path / "deep.tar") == 1
+    with tarfile.open(tmp_path / "sparse.tar", "w") as tar:  # 3 KB that say they are 1 TB
+        member = tarfile.TarInfo("GNUSparseFile.0/k0.json")
+        member.size, member.pax_headers = 512, {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+        member.pax_headers |= {"GNU.sparse.name": "k0.json", "GNU.sparse.realsize": str(10**12)}
+        tar.addfile(member, io.BytesIO(b"0\n".ljust(512, b"\0")))
+    with data_files.in_little_time_and_memory(most_bytes=2**22):
+        assert data_files.read_all(tmp_path / "sparse.tar", policy="skip") == 0
+        with pytest.raises(BrokenSampleError, match=r"sparse\.tar, sample 0: .* is a sparse member"):
+            conversations.load(tmp_path / "sparse.tar")[0]
+
+
+def test_shard_with_samples_behind_its_end_or_a_damaged_head_is_refused(tmp_path):
+    data_files.write_shards(tmp_path, data_files.mixed(4), per_shard=2)
+    one, other = (tmp_path / f"shard-{index}.tar" for index in range(2))
+    whole, joined = one.read_bytes(), one.read_bytes() + other.read_bytes()
+    assert data_files.read_all(one) == 2
+    with tarfile.open(one) as tar:
+        second = tar.getmembers()[2].offset
+    for content in (joined, whole[:second] + b"?" * 512 + whole[second + 512 :]):
+        one.write_bytes(content)
+        with pytest.raises(ValueError, match=r"shard-0\.tar is no whole.* at byte \d+ its end or a damaged header"):
+            conversations.load(one)

@@ -1,0 +1,249 @@
+"""Frozen features once: a run on stored features is the run on pictures, and each view is encoded a single time."""
+
+import json
+import os
+import socket
+from collections import namedtuple
+from pathlib import Path
+
+import conversations
+import pytest
+import tiny
+import torch
+from accelerate import PartialState
+from safetensors import safe_open
+from torch import multiprocessing
+from torch.utils.data import Dataset, IterableDataset
+from transformers import TrainingArguments
+
+from omnifusion_hf.training import vision_cache
+from omnifusion_hf.training.feature_shards import FeatureShards
+from omnifusion_hf.training.preprocessing import ConversationEncoder
+from omnifusion_hf.training.train import parse_recipe, train
+
+
+# Encoders and image strategy: one layer of one encoder, of two, every layer of two.
+MODELS = {
+    "mlp": (["clip"], {}),
+    "grid": (["clip", "siglip"], {"view_strategy": "grid"}),
+    "summation": (["clip", "dinov2"], {}),
+}
+
+
+def model_and_processor(name: str = "mlp", seed: int = 0, **changes):
+    encoders, image_options = MODELS[name]
+    config = tiny.config(encoders, projector_type="summation" if name == "summation" else "mlp")
+    return tiny.model(config, seed).requires_grad_(False), tiny.processor(config, **image_options | changes)
+
+
+class Samples(Dataset):
+    """Encoded samples, two of them with the same picture and one with none; notes which are read."""
+
+    def __init__(self, processor, pictures=(0, 1, 1, None, 2)):
+        self.encoder, self.pictures, self.read = ConversationEncoder(processor), pictures, []
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> dict:
+        self.read.append(index)
+        picture = self.pictures[index]
+        pictures = [] if picture is None else [tiny.picture(picture)]
+        return self.encoder(conversations.item(tiny.user(*pictures, "Sky?"), tiny.assistant("Blue.")))
+
+
+def cached(folder: Path, model, processor, samples=None, **options) -> vision_cache.CachedDataset:
+    options = {"use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 2} | options
+    args = TrainingArguments(output_dir=folder / "out", **options)
+    samples = samples or Samples(processor)
+    return vision_cache.cached_dataset(samples, model, processor.image_processor, folder / "cache", args)
+
+
+def stored(folder: Path) -> list[str]:
+    """Names of all rows of the cache in a folder, shard by shard."""
+    names = []
+    for path in (folder / "cache").iterdir():
+        with safe_open(path, "pt") as shard:
+            names += shard.keys()
+    return names
+
+
+@pytest.fixture
+def encoded(monkeypatch) -> list[int]:
+    """How many views each call of the encoders got, but for the blank one that tells the features' sizes."""
+    counts, encode = [], vision_cache.encode
+
+    def counting(tower, views, args):
+        if views.any():
+            counts.append(len(views))
+        return encode(tower, views, args)
+
+    monkeypatch.setattr(vision_cache, "encode", counting)
+    return counts
+
+
+def run(folder: Path, base: Path, **changes) -> list[tuple]:
+    """Trains two epochs on six samples, one without a picture; loss and gradient norm of each step."""
+    folder.mkdir()
+    recipe = conversations.write_recipe(folder, base, max_steps=6, save_steps=6, **changes)
+    samples = [conversations.sample(index) for index in range(6)]
+    turns = [conversations.turn("human", "What colour is grass?"), conversations.turn("gpt", "Green.")]
+    samples[2] |= {"image": None, "conversations": turns}
+    conversations.write(folder / "data", samples)
+    train(*parse_recipe(recipe))
+    state = json.loads((folder / "out/checkpoint-6/trainer_state.json").read_text())
+    return [(entry["loss"], entry["grad_norm"]) for entry in state["log_history"] if "loss" in entry]
+
+
+LORA = {"stage": "lora", "lora_rank": 4, "packing": True, "max_length": 128, "bf16": True}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's
+@pytest.mark.parametrize(("name", "options"), [*((name, {"stage": "finetune"}) for name in MODELS), ("mlp", LORA)])
+def test_losses_equal_the_uncached_runs_to_the_bit(tmp_path, monkeypatch, name, options):
+    for part in model_and_processor(name):
+        part.save_pretrained(tmp_path / "base")
+    cache = {"cache_vision_features": str(tmp_path / "cache")}
+    plain = run(tmp_path / "plain", tmp_path / "base", **options)
+    assert plain == run(tmp_path / "cached", tmp_path / "base", dataloader_num_workers=1, **options, **cache)
+    if options is LORA:
+        read = FeatureShards.read
+        monkeypatch.setattr(FeatureShards, "read", lambda shards, views: 1.5 * read(shards, views))
+        assert plain != run(tmp_path / "other", tmp_path / "base", **options, **cache)
+
+
+def test_samples_are_those_of_the_dataset_with_features_for_pixels(tmp_path):
+    model, processor = model_and_processor("grid")
+    samples, rows = Samples(processor), cached(tmp_path, model, processor)
+    assert len(rows) == len(samples)
+    for index, sample in enumerate(samples):
+        row = rows[index]
+        pixels, features = sample.pop("pixel_values", None), row.pop("pixel_values", None)
+        assert (pixels is None) == (features is None) and row.keys() == sample.keys()
+        assert all(
+            torch.equal(torch.as_tensor(row[key]), torch.as_tensor(sample[key])) for key in row.keys() - {"name"}
+        )
+        assert pixels is None or features.shape == (len(pixels), 16 * 32 * 2)
+
+
+def test_pictures_are_read_to_name_and_to_encode_their_views_and_never_again(tmp_path, encoded):
+    model, processor = model_and_processor()
+    samples = Samples(processor)
+    rows = cached(tmp_path, model, processor, samples)
+    assert samples.read == [0, 1, 2, 3, 4, 0, 2, 4] and sum(encoded) == 3
+    assert [rows[index] for index in range(5)] and len(samples.read) == 8
+    cached(tmp_path, model_and_processor()[0], processor, samples)
+    assert samples.read[8:] == [0, 1, 2, 3, 4] and sum(encoded) == 3
+
+
+def test_only_new_views_are_encoded(tmp_path, encoded):
+    model, processor = model_and_processor()
+    cached(tmp_path, model, processor)
+    cached(tmp_path, model_and_processor()[0], processor, Samples(processor, (2, 7, 1, 8)))
+    assert sum(encoded) == len(stored(tmp_path)) == len(set(stored(tmp_path))) == 5
+
+
+def test_killed_while_encoding_it_goes_on_with_what_is_missing(tmp_path, monkeypatch, encoded):
+    model, processor = model_and_processor()
+    monkeypatch.setattr(vision_cache, "SHARD_BYTES", 1)
+    counting = vision_cache.encode
+
+    def dies(tower, views, args):
+        if encoded:
+            raise KeyboardInterrupt
+        return counting(tower, views, args)
+
+    monkeypatch.setattr(vision_cache, "encode", dies)
+    with pytest.raises(KeyboardInterrupt):
+        cached(tmp_path, model, processor)
+    assert 0 < len(stored(tmp_path)) < 3
+    monkeypatch.setattr(vision_cache, "encode", counting)
+    cached(tmp_path, model_and_processor()[0], processor)
+    assert sum(encoded) == len(stored(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("weights", "image", "options", "changed"),
+    [
+        (1, {}, {}, "encoder_weights was .* and is .*"),
+        (0, {"image_fit": "pad"}, {}, 'settings: image_processor.image_fit was "crop" and is "pad"'),
+        (0, {}, {"bf16": True}, 'autocast was "None" and is "torch.bfloat16"'),
+    ],
+)
+def test_cache_of_other_encoders_or_settings_is_refused_with_its_cure(tmp_path, weights, image, options, changed):
+    cached(tmp_path, *model_and_processor())
+    with pytest.raises(ValueError, match=f"{changed}. Set cache_vision_features to another folder, or delete this"):
+        cached(tmp_path, *model_and_processor(seed=weights, **image), **options)
+    assert cached(tmp_path, *model_and_processor(max_image_pixels=9999))
+
+
+def test_encoders_that_train_are_refused(tmp_path):
+    model, processor = model_and_processor()
+    with pytest.raises(ValueError, match="here they train"):
+        cached(tmp_path, model.requires_grad_(True), processor)
+
+
+def test_encoders_in_pieces_are_refused(tmp_path, monkeypatch):
+    model, processor = model_and_processor()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="does not go with FSDP or DeepSpeed"):
+        cached(tmp_path, model, processor)
+
+
+def test_streamed_samples_are_refused(tmp_path):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield from ()
+
+    with pytest.raises(ValueError, match="streamed"):
+        cached(tmp_path, *model_and_processor(), Stream())
+
+
+def test_full_disk_is_refused_with_numbers_before_anything_is_encoded(tmp_path, monkeypatch, encoded, capsys):
+    usage, needed = namedtuple("usage", "free"), 3 * 16 * 32 * 4
+    monkeypatch.setattr(vision_cache.shutil, "disk_usage", lambda folder: usage(needed - 1))
+    with pytest.raises(ValueError, match="no room: 3 views to encode, .* larger disk"):
+        cached(tmp_path, *model_and_processor())
+    assert not encoded
+    monkeypatch.setattr(vision_cache.shutil, "disk_usage", lambda folder: usage(needed))
+    cached(tmp_path, *model_and_processor())
+    assert "cache_vision_features: 3 views to encode" in capsys.readouterr().out
+
+
+def test_tower_that_serves_features_still_takes_pixels(tmp_path):
+    tower = model_and_processor("summation")[0].model.vision_tower
+    args = TrainingArguments(output_dir=tmp_path, use_cpu=True)
+    pixels = torch.randn(3, 3, 32, 32)
+    computed = tower(pixels, return_dict=True)
+    layout = vision_cache.FeatureLayout.of(tower, args)
+    rows = vision_cache.join(vision_cache.encode(tower, pixels, args))
+    vision_cache.serve_rows(tower, layout)
+    for given in (rows, pixels):
+        outputs = tower(given, return_dict=True)
+        assert len(outputs.features) == 6 and all(map(torch.equal, outputs.features, computed.features))
+        assert all(map(torch.equal, outputs.last_features, computed.last_features))
+    assert not torch.equal(tower(rows.flip(0)).features[0], computed.features[0])
+
+
+def fill_as_one_of_two(rank: int, folder: Path, port: int):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    PartialState._reset_state()
+    model, processor = model_and_processor()
+    rows = cached(folder, model, processor, ddp_backend="gloo")
+    torch.save([rows[index] for index in range(len(rows))], folder / f"{rank}.pt")
+
+
+def test_processes_share_the_encoding_and_have_all_of_it(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.start_processes(fill_as_one_of_two, (tmp_path, port), nprocs=2, start_method="fork")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert len(stored(tmp_path)) == len(set(stored(tmp_path))) == 3
+    rows = cached(tmp_path, *model_and_processor())
+    for rank in range(2):
+        for index, row in enumerate(torch.load(tmp_path / f"{rank}.pt", weights_only=False)):
+            assert row["input_ids"] == rows[index]["input_ids"]
+            assert ("pixel_values" in row) == ("pixel_values" in rows[index])
+            assert "pixel_values" not in row or torch.equal(row["pixel_values"], rows[index]["pixel_values"])

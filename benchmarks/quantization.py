@@ -4,7 +4,7 @@
 
 CLIP ViT-L/14-336 and an LLM of 443 million parameters (Mistral's shape, 24 layers of width 1024, a vocabulary of
 32064), random weights, on a CPU. folder: the saved files. memory: what a process holds more once it has loaded that
-folder and answered about one picture.
+folder and answered about one image.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python benchmarks/training.py [--repeats 2] [--only packing]
 
 packing: transformers' own LLaVA with Trainer and a padded batch, against ours packed. The same weights (the losses are
-compared), the same batches of 8 samples, the LLM and the adapter trained; tokens of text and pictures per second,
-padding not counted. The mixture is long-tailed: texts of 16 to 896 tokens (log-normal, median 60) with no picture
+compared), the same batches of 8 samples, the LLM and the adapter trained; tokens of text and images per second,
+padding not counted. The mixture is long-tailed: texts of 16 to 896 tokens (log-normal, median 60) with no image
 (20 %), one (70 %) or two (10 %) of 64 tokens each.
 cache: an epoch of stage 1 with CLIP ViT-L/14 at 224 px and a small LLM that reads cached features, against one that
 computes them. Filling the cache, which takes the place of the first epoch, is not counted.
@@ -59,10 +59,10 @@ SMALL_LLM = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers":
 class Samples(Dataset):
     """Encoded samples of random ids and pixels; the second half of each text is the answer."""
 
-    def __init__(self, texts: list[int], pictures: list[int], side: int):
+    def __init__(self, texts: list[int], images: list[int], side: int):
         generator = torch.Generator().manual_seed(0)
         self.samples = []
-        for index, (text, views) in enumerate(zip(texts, pictures)):
+        for index, (text, views) in enumerate(zip(texts, images)):
             tokens = torch.randint(6, 4096, (text,), generator=generator).tolist()
             ids = [IMAGE] * (views * (side // 14) ** 2) + tokens
             labels = [-100] * (len(ids) - text // 2) + ids[len(ids) - text // 2 :]

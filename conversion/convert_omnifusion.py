@@ -47,8 +47,8 @@ FACTS = CardFacts(
     description="The authors' OmniFusion v1.1 (CLIP ViT-L/14-336, transformer adapter, Mistral-7B), converted.",
     notes=[
         "Answers are those of the authors' code in evaluation mode; their README leaves dropout on.",
-        "The first token of an answer is kept, and prompts without a picture work; both fail in the original code.",
-        "Several pictures per prompt are accepted, but the model was trained with one.",
+        "The first token of an answer is kept, and prompts without an image work; both fail in the original code.",
+        "Several images per prompt are accepted, but the model was trained with one.",
         "EXIF orientation is applied and transparency lies on white, as a viewer shows it; the original ignores both.",
         "Training taught no end of answer: answers end after 50 tokens or at an EOS that the LLM gives of itself.",
     ],

@@ -161,7 +161,7 @@ def _check_plain(vision: dict):
 def _side(vision: dict, name: str) -> int:
     sides = {vision[name]} if isinstance(vision[name], int) else set(vision[name])
     if len(sides) != 1:
-        raise ValueError(f"{name} must be square, got {vision[name]}: transformers' CLIP has square pictures only.")
+        raise ValueError(f"{name} must be square, got {vision[name]}: transformers' CLIP has square images only.")
     return sides.pop()
 
 

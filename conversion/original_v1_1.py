@@ -64,14 +64,14 @@ class Original:
             get_image_processor_config(vision),
         )
 
-    def pixels(self, picture: Image.Image) -> torch.Tensor:
+    def pixels(self, image: Image.Image) -> torch.Tensor:
         """(3, S, S): shortest edge to S, centre crop, bicubic, normalised."""
         crop = self.preprocessing["crop_size"]
         side = crop["height"] if isinstance(crop, dict) else crop
-        width, height = picture.size
+        width, height = image.size
         short = min(width, height)
         width, height = int(side * width / short), int(side * height / short)
-        resized = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        resized = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
         left, top = (width - side) // 2, (height - side) // 2
         values = np.asarray(resized.crop((left, top, left + side, top + side)), dtype=np.float64) / 255
         mean, std = (np.asarray(self.preprocessing[key]) for key in ("image_mean", "image_std"))
@@ -85,11 +85,11 @@ class Original:
         return self.projection["linear"](self.projection["transformer_layer"](hidden))[0]
 
     @torch.no_grad()
-    def embeddings(self, picture: Image.Image | None, question: str) -> torch.Tensor:
-        """(1, L, D): system line, picture between SOI and EOI, question between USER and BOT; no BOS."""
+    def embeddings(self, image: Image.Image | None, question: str) -> torch.Tensor:
+        """(1, L, D): system line, image between SOI and EOI, question between USER and BOT; no BOS."""
         parts = [self._embed(PROMPT)]
-        if picture is not None:
-            parts += [self.vectors["SOI"][None], self.visual_tokens(self.pixels(picture)), self.vectors["EOI"][None]]
+        if image is not None:
+            parts += [self.vectors["SOI"][None], self.visual_tokens(self.pixels(image)), self.vectors["EOI"][None]]
         parts += [self.vectors["USER"][None], self._embed(question), self.vectors["BOT"][None]]
         return torch.cat(parts)[None]
 
@@ -97,9 +97,9 @@ class Original:
         return self.llm.get_input_embeddings()(torch.tensor(self.tokenizer.encode(text)))
 
     @torch.no_grad()
-    def outputs(self, picture: Image.Image | None, question: str) -> dict[str, torch.Tensor]:
+    def outputs(self, image: Image.Image | None, question: str) -> dict[str, torch.Tensor]:
         """Every stage that is compared, and the ids of greedy and beam search with the README's settings."""
-        embeddings = self.embeddings(picture, question)
+        embeddings = self.embeddings(image, question)
         output = self.llm(inputs_embeds=embeddings, output_hidden_states=True)
         mask = torch.ones(embeddings.shape[:2], dtype=torch.long)
         newline, colon = self.tokenizer.encode(["\n", ":"])
@@ -109,7 +109,7 @@ class Original:
             for change in ({}, {"num_beams": 1, "early_stopping": False})
         )
         stages = {"embeddings": embeddings[0], "last hidden state": output.hidden_states[-1][0]}
-        if picture is not None:
-            pixels = self.pixels(picture)
+        if image is not None:
+            pixels = self.pixels(image)
             stages = {"pixels": pixels, "visual tokens": self.visual_tokens(pixels)} | stages
         return stages | {"logits": output.logits[0], "greedy ids": greedy, "beam-3 ids": beam}

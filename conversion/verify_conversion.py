@@ -1,8 +1,8 @@
 """Compares a converted folder with the release, stage by stage, and prints a table, after one line for each image.
 
-    python conversion/verify_conversion.py --source RELEASE --vision CLIP --converted FOLDER [--pictures a.png b.jpg]
+    python conversion/verify_conversion.py --source RELEASE --vision CLIP --converted FOLDER [--images a.png b.jpg]
 
-Both are run on the same pictures and questions: the release as restated in original_v1_1.py, the folder as a user
+Both are run on the same images and questions: the release as restated in original_v1_1.py, the folder as a user
 would run it (`from_pretrained`, chat template, plain `generate(**inputs)`). Both get an image as a viewer shows it:
 that the release ignores EXIF orientation and transparency is known, and no alarm. Exit status 1 where a bound is
 passed.
@@ -54,9 +54,9 @@ def as_shown(path: Path) -> tuple[Image.Image, bool]:
 
 
 @torch.no_grad()
-def converted_outputs(model, processor, picture: Image.Image | None, question: str) -> dict[str, torch.Tensor]:
+def converted_outputs(model, processor, image: Image.Image | None, question: str) -> dict[str, torch.Tensor]:
     """The same stages as `Original.outputs`, from the converted folder."""
-    content = ([] if picture is None else [{"type": "image", "image": picture}]) + [{"type": "text", "text": question}]
+    content = ([] if image is None else [{"type": "image", "image": image}]) + [{"type": "text", "text": question}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,
@@ -71,7 +71,7 @@ def converted_outputs(model, processor, picture: Image.Image | None, question: s
     output = model.model(**inputs)
     hook.remove()
     stages = {"embeddings": seen["embeddings"], "last hidden state": output.last_hidden_state[0]}
-    if picture is not None:
+    if image is not None:
         tokens = model.get_image_features(inputs["pixel_values"]).pooler_output[0]
         stages = {"pixels": inputs["pixel_values"][0], "visual tokens": tokens} | stages
     length = inputs["input_ids"].shape[1]
@@ -93,10 +93,10 @@ def difference(stage: str, original: torch.Tensor, converted: torch.Tensor) -> f
     return (original.float() - converted.float()).abs().max().item()
 
 
-def verify(source: Path, vision: Path, converted: Path, pictures: list[Path], dtype=torch.float32) -> list[Row]:
-    """The table over all pictures x questions and the questions alone. Holds one of the two models at a time."""
+def verify(source: Path, vision: Path, converted: Path, images: list[Path], dtype=torch.float32) -> list[Row]:
+    """The table over all images x questions and the questions alone. Holds one of the two models at a time."""
     cases = [(None, question) for question in QUESTIONS]
-    for path in pictures:
+    for path in images:
         shown, as_stored = as_shown(path)
         print(f"{path}: {'as stored' if as_stored else 'as a viewer shows it; the release sees it as stored'}")
         cases += [(shown, question) for question in QUESTIONS]
@@ -117,10 +117,10 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name, text in (("source", "the release's folder"), ("vision", "CLIP folder"), ("converted", "our folder")):
         parser.add_argument(f"--{name}", type=Path, required=True, help=text)
-    parser.add_argument("--pictures", type=Path, nargs="+", required=True, help="picture files")
+    parser.add_argument("--images", type=Path, nargs="+", required=True, help="image files")
     args = parser.parse_args(argv)
     try:
-        rows = verify(args.source, args.vision, args.converted, args.pictures)
+        rows = verify(args.source, args.vision, args.converted, args.images)
     except (ValueError, OSError) as error:
         print(f"verify_conversion: error: {error}", file=sys.stderr)
         return 2

@@ -53,7 +53,7 @@ def export(trained: Path, out: Path) -> int:
         size = sum(file.stat().st_size for file in folder.iterdir())
         if size > MOST_BYTES:
             raise ValueError(f"the checkpoint has {size} bytes, at most {MOST_BYTES} are allowed; make a part smaller")
-        write_demo_pictures(folder / "pictures")
+        write_demo_pictures(folder / "images")
     return size
 
 
@@ -81,6 +81,6 @@ def write_demo_pictures(folder: Path) -> None:
         for i, example in enumerate(examples("test", topic, skip + count)[skip:], 1):
             name = f"{topic.replace(', ', '-').replace(' ', '-')}-{i}.png"
             Image.fromarray(example.picture.image).save(folder / name, optimize=True)
-            questions.append({"picture": name, "question": example.question, "truth": example.answer})
+            questions.append({"image": name, "question": example.question, "truth": example.answer})
         skip += count
     write_whole(folder / "questions.json", json.dumps(questions, indent=1) + "\n")

@@ -37,7 +37,7 @@ def write_questions(folder: Path, count: int) -> None:
         for index, example in enumerate(examples(SPLIT, topic, SEEN + count)[SEEN:]):
             name = sha256(example.picture.image.tobytes()).hexdigest()[:12] + ".png"  # topics share scenes
             if name not in lines:
-                (folder / "pictures").mkdir(parents=True, exist_ok=True)
+                (folder / "images").mkdir(parents=True, exist_ok=True)
                 Image.fromarray(example.picture.image).save(folder / "pictures" / name)
             lines[name] = groups_of(example.picture)
             said = [{"from": "human", "value": example.question}, {"from": "gpt", "value": example.answer}]
@@ -45,7 +45,7 @@ def write_questions(folder: Path, count: int) -> None:
             samples.append(sample)
     table = StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerows([["picture", *GROUPINGS], *([name, *groups] for name, groups in lines.items())])
+    writer.writerows([["image", *GROUPINGS], *([name, *groups] for name, groups in lines.items())])
     write_whole(folder / "groups.csv", table.getvalue())
     write_whole(folder / "questions.json", json.dumps(samples, indent=1))
 

@@ -49,27 +49,27 @@ def merge(options: argparse.Namespace):
 
 
 def ask(options: argparse.Namespace):
-    """Answers one question about picture files, or the questions about the bundled pictures."""
+    """Answers one question about image files, or the questions about the bundled images."""
     from .inference import TINY, answer, answer_examples, load
 
-    *pictures, question = options.pictures_and_question or [None]
+    *images, question = options.images_and_question or [None]
     if not options.examples and question is None:
         raise ValueError('nothing to ask; write omnifusion ask IMAGE "question", or --examples.')
     if question is not None and os.path.isfile(question):
         raise ValueError(f"the question is missing after {question}.")
-    if question is not None and bool(pictures) == options.text_only:
-        found = f"{question!r} is asked about {len(pictures)} images"
+    if question is not None and bool(images) == options.text_only:
+        found = f"{question!r} is asked about {len(images)} images"
         raise ValueError(f'{found}; write omnifusion ask IMAGE "question", or omnifusion ask --text-only "question".')
     model, processor = load(options.model or TINY)
     if options.examples:
         answer_examples(model, processor)
-        print('\nYour own picture: omnifusion ask PICTURE "question" [--model FOLDER_OR_HUB_ID]')
+        print('\nYour own image: omnifusion ask IMAGE "question" [--model FOLDER_OR_HUB_ID]')
     else:
-        print(answer(model, processor, pictures, question, options.max_new_tokens))
+        print(answer(model, processor, images, question, options.max_new_tokens))
 
 
 def views(options: argparse.Namespace):
-    """Draws what a model sees of a picture and tells what that costs."""
+    """Draws what a model sees of an image and tells what that costs."""
     from .visualize import draw_file
 
     chosen = {"view_strategy": options.strategy, "image_fit": options.fit, "max_regions": options.max_regions}
@@ -78,7 +78,7 @@ def views(options: argparse.Namespace):
             raise ValueError(f"--side {options.side} changes how many tokens a view has; give --tokens as well.")
         chosen["size"] = {"height": options.side, "width": options.side}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    given = (options.picture, options.output, options.model, options.region, options.tokens, options.context_length)
+    given = (options.image, options.output, options.model, options.region, options.tokens, options.context_length)
     print(f"{draw_file(*given, **chosen)}\nwrote {options.output}")
 
 
@@ -176,26 +176,24 @@ def add_merge(commands):
 
 
 def add_ask(commands):
-    command = commands.add_parser("ask", help="ask a model about pictures")
-    command.add_argument(
-        "pictures_and_question", nargs="*", metavar="PICTURE", help="picture files, then the question"
-    )
+    command = commands.add_parser("ask", help="ask a model about images")
+    command.add_argument("images_and_question", nargs="*", metavar="IMAGE", help="image files, then the question")
     command.add_argument("--model", help="folder or Hub id; default: the bundled tiny model")
     command.add_argument("--text-only", action="store_true", help="ask without an image")
     command.add_argument("--max-new-tokens", type=int, default=128)
-    command.add_argument("--examples", action="store_true", help="answer the questions about the bundled pictures")
+    command.add_argument("--examples", action="store_true", help="answer the questions about the bundled images")
     command.set_defaults(run=ask)
 
 
 def add_views(commands):
-    command = commands.add_parser("views", help="draw what a model sees of a picture, with its token counts")
-    command.add_argument("picture")
+    command = commands.add_parser("views", help="draw what a model sees of an image, with its token counts")
+    command.add_argument("image")
     command.add_argument("-o", "--output", required=True, metavar="OUT.png")
     command.add_argument(
         "--model", help="folder or Hub id whose settings count; default: CLIP ViT-L/14-336 of the paper"
     )
     command.add_argument("--strategy", choices=get_args(ViewStrategy))
-    command.add_argument("--fit", choices=get_args(ImageFit), help="how the whole picture becomes a square")
+    command.add_argument("--fit", choices=get_args(ImageFit), help="how the whole image becomes a square")
     command.add_argument(
         "--region",
         type=box,
@@ -232,8 +230,8 @@ def add_report(commands):
         "results", nargs="*", metavar="RESULTS", help="folders of lmms-eval (NAME=PATH names one), answers.jsonl"
     )
     command.add_argument("-o", "--output", required=True, metavar="DIR")
-    command.add_argument("--errors", action="store_true", help="errors.html: wrong answers with their pictures")
-    command.add_argument("--groups", metavar="CSV", help="compare groups of pictures: columns picture, group, …")
+    command.add_argument("--errors", action="store_true", help="errors.html: wrong answers with their images")
+    command.add_argument("--groups", metavar="CSV", help="compare groups of images: columns image, group, …")
     command.add_argument("--model", metavar="FOLDER", help="ask this model (folder or Hub id) the questions of --data")
     command.add_argument("--data", metavar="QUESTIONS", help=".json or .jsonl in the format of training data")
     command.add_argument(
@@ -241,7 +239,7 @@ def add_report(commands):
         metavar="FOLDER",
         help="of the images of --data and --errors; default: where --data is",
     )
-    command.add_argument("--perturb", nargs="+", metavar="NAME", help="ask with changed pictures as well; or: all")
+    command.add_argument("--perturb", nargs="+", metavar="NAME", help="ask with changed images as well; or: all")
     command.add_argument(
         "--epsilon", nargs="+", type=float, metavar="E", help="most change by PGD, levels of 0..255; default: 1 2 4 8"
     )
@@ -277,7 +275,7 @@ def add_push(commands):
 
 
 class Command(argparse.ArgumentParser):
-    """Takes options between words too: `train RECIPE --resume key=value`, `ask PICTURE --model FOLDER "question"`."""
+    """Takes options between words too: `train RECIPE --resume key=value`, `ask IMAGE --model FOLDER "question"`."""
 
     mixing = False
 
@@ -292,7 +290,7 @@ class Command(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="omnifusion", description="OmniFusion: pictures and questions in, text out.")
+    parser = argparse.ArgumentParser(prog="omnifusion", description="OmniFusion: images and questions in, text out.")
     commands = parser.add_subparsers(required=True, metavar="command", parser_class=Command)
     for add in (
         add_build,

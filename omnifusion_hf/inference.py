@@ -1,4 +1,4 @@
-"""Asking a saved model about picture files: what `omnifusion ask` and `make demo` do."""
+"""Asking a saved model about image files: what `omnifusion ask` and `make demo` do."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from .io import is_mistake, reason_of
 
 
 TINY = Path(__file__).parent / "tiny"
-EXAMPLES = TINY / "pictures" / "questions.json"
+EXAMPLES = TINY / "images" / "questions.json"
 
 
 def placement(device: str | None = None) -> tuple[str, str]:
@@ -79,7 +79,7 @@ def room_for_answer(inputs, context_length: int | None, max_new_tokens: int) -> 
 
 
 def prompts(processor, conversations: list[list[dict]], regions: list[list] | None = None):
-    """Model inputs for a batch of chats that end with a question; `regions`: a list per chat, of boxes per picture."""
+    """Model inputs for a batch of chats that end with a question; `regions`: a list per chat, of boxes per image."""
     return processor.apply_chat_template(
         conversations,
         add_generation_prompt=True,
@@ -107,12 +107,12 @@ def cut(text: str, stops: Sequence[str]) -> str:
     return min((text.partition(stop)[0] for stop in stops), key=len, default=text).strip()
 
 
-def answer(model, processor, pictures: list, question: str, max_new_tokens: int = 128) -> str:
-    """The model's greedy answer to one question about 0, 1 or many pictures (paths, URLs or PIL images).
+def answer(model, processor, images: list, question: str, max_new_tokens: int = 128) -> str:
+    """The model's greedy answer to one question about 0, 1 or many images (paths, URLs or PIL images).
 
     Raises `ValueError` for a prompt that leaves no room in the LLM's context.
     """
-    content = [{"type": "image", "image": str(p) if isinstance(p, Path) else p} for p in pictures]
+    content = [{"type": "image", "image": str(p) if isinstance(p, Path) else p} for p in images]
     message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
     inputs = prompts(processor, [[message]])
     room = room_for_answer(inputs, context_length(model.config.text_config), max_new_tokens)
@@ -120,12 +120,12 @@ def answer(model, processor, pictures: list, question: str, max_new_tokens: int 
 
 
 def answer_examples(model, processor) -> list[dict]:
-    """The bundled pictures' questions with the model's `answer` beside the `truth`, printed as they come."""
+    """The bundled images' questions with the model's `answer` beside the `truth`, printed as they come."""
     examples = json.loads(EXAMPLES.read_text(encoding="utf-8"))
     width = max(len(example["question"]) for example in examples)
     for example in examples:
-        example["answer"] = answer(model, processor, [EXAMPLES.parent / example["picture"]], example["question"])
+        example["answer"] = answer(model, processor, [EXAMPLES.parent / example["image"]], example["question"])
         mark = "right" if example["answer"] == example["truth"] else "WRONG"
-        print(f"{example['picture']:<14} {example['question']:<{width}}  {mark}  {example['answer']!r}", end="")
+        print(f"{example['image']:<14} {example['question']:<{width}}  {mark}  {example['answer']!r}", end="")
         print("" if mark == "right" else f" (truth: {example['truth']!r})", flush=True)
     return examples

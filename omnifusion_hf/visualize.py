@@ -1,7 +1,7 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""A drawing of what the encoder sees: a picture with its views over it, the views themselves, and what they cost.
+"""A drawing of what the encoder sees: an image with its views over it, the views themselves, and what they cost.
 
-Hatched: parts of a view outside the picture (padding). Greyed out: parts of the picture that no view shows. Everything
+Hatched: parts of a view outside the image (padding). Greyed out: parts of the image that no view shows. Everything
 is drawn at twice its size and halved at the end, which smooths lines and letters.
 """
 
@@ -16,7 +16,7 @@ from . import inference as ask
 from .model.configuration_omnifusion import OmniFusionConfig
 from .model.image_processing_omnifusion import OmniFusionImageProcessor, load_image
 from .model.processing_omnifusion import TokenCount
-from .model.views_omnifusion import Box, PictureViews, best_canvas, cut_picture
+from .model.views_omnifusion import Box, ImageViews, best_canvas, cut_image
 
 
 PAPER, WHITE, GREY, HATCH = (251, 251, 249), (255, 255, 255), (190, 190, 186), (214, 214, 208)
@@ -30,10 +30,10 @@ BORDER = 2 * LINE + 2 * CASING
 
 
 def draw_file(
-    picture: str, output: str, model: str | None = None, regions: list | None = None, tokens: int | None = None,
+    source: str, output: str, model: str | None = None, regions: list | None = None, tokens: int | None = None,
     context_length: int | None = None, **image_options,
 ) -> TokenCount:  # fmt: skip
-    """Draws a picture file as `model` (a folder or Hub id) sees it; without one, as CLIP ViT-L/14-336 of the paper.
+    """Draws an image file as `model` (a folder or Hub id) sees it; without one, as CLIP ViT-L/14-336 of the paper.
 
     Args:
         regions: boxes that become views, as in a call of the processor.
@@ -49,10 +49,10 @@ def draw_file(
             config = OmniFusionConfig.from_pretrained(model)
         tokens = tokens or config.image_seq_length
         context_length = context_length or ask.context_length(config.text_config)
-    image = load_image(picture, processor.max_image_pixels)
+    image = load_image(source, processor.max_image_pixels)
     views = processor.plan_views([(image.height, image.width)], regions=regions)[0]
     count = TokenCount([len(views)], tokens, context_length)
-    drawing = draw_views(image, views, count, processor, Path(picture).name)
+    drawing = draw_views(image, views, count, processor, Path(source).name)
     part = Path(output).with_name(f"incomplete-{Path(output).name}")
     try:
         drawing.save(part)
@@ -63,12 +63,12 @@ def draw_file(
 
 
 def draw_views(
-    image: Image.Image, views: PictureViews, count: TokenCount, processor: OmniFusionImageProcessor, title: str
+    image: Image.Image, views: ImageViews, count: TokenCount, processor: OmniFusionImageProcessor, title: str
 ) -> Image.Image:
-    """The drawing of one RGB picture; `views` and `count` are what the processor plans for it."""
+    """The drawing of one RGB image; `views` and `count` are what the processor plans for it."""
     side = processor.size["height"]
     background = tuple(round(255 * mean) for mean in processor.image_mean)
-    cuts = cut_picture(image, views, side, processor.resample, background)
+    cuts = cut_image(image, views, side, processor.resample, background)
     facts = [f"{image.width} x {image.height} pixels", f"whole view: {processor.image_fit}"]
     if views.tiles:
         rows, columns = best_canvas((image.height, image.width), processor.grid_canvases, side)
@@ -83,7 +83,7 @@ def draw_views(
     return framed.resize((framed.width // 2, framed.height // 2), Image.Resampling.LANCZOS)
 
 
-def _kinds(views: PictureViews) -> list[str]:
+def _kinds(views: ImageViews) -> list[str]:
     return ["whole", *["tile"] * len(views.tiles), *["region"] * len(views.regions)]
 
 
@@ -97,8 +97,8 @@ def _on_page(boxes: list[Box]) -> list[tuple[int, int, int, int]]:
     return [tuple(box) for box in placed.reshape(-1, 4).tolist()]
 
 
-def _draw_scene(image: Image.Image, views: PictureViews, tokens: int) -> Image.Image:
-    """The picture with the boxes of its views, on a page large enough for what sticks out of it."""
+def _draw_scene(image: Image.Image, views: ImageViews, tokens: int) -> Image.Image:
+    """The image with the boxes of its views, on a page large enough for what sticks out of it."""
     frame, *boxes = _on_page([(0, 0, image.width, image.height), *views])
     size = [max(box[edge] for box in (frame, *boxes)) + BORDER for edge in (2, 3)]
     seen = Image.new("L", size, 0)
@@ -106,10 +106,10 @@ def _draw_scene(image: Image.Image, views: PictureViews, tokens: int) -> Image.I
         seen.paste(255, box)
     scene = Image.new("RGB", size, PAPER)
     scene.paste(_hatched(size), mask=seen)
-    picture = image.resize((frame[2] - frame[0], frame[3] - frame[1]), Image.Resampling.LANCZOS)
-    scene.paste(Image.blend(picture, Image.new("RGB", picture.size, GREY), 0.75), frame)
-    scene.paste(picture, frame, seen.crop(frame))
-    # Coloured lines between white ones can be seen on any picture; all white first, so that no line cuts another.
+    resized = image.resize((frame[2] - frame[0], frame[3] - frame[1]), Image.Resampling.LANCZOS)
+    scene.paste(Image.blend(resized, Image.new("RGB", resized.size, GREY), 0.75), frame)
+    scene.paste(resized, frame, seen.crop(frame))
+    # Coloured lines between white ones can be seen on any image; all white first, so that no line cuts another.
     for colours in (dict.fromkeys(COLOURS, WHITE), COLOURS):
         for kind, box in zip(_kinds(views), boxes):
             _outline(scene, box, kind, colours[kind])
@@ -152,7 +152,7 @@ def _badge(scene: Image.Image, box: tuple, kind: str, number: int, tokens: int):
     draw.text(middle, text, WHITE, _font(BADGE), anchor="mm")
 
 
-def _draw_cuts(cuts: list[Image.Image], views: PictureViews, width: int) -> Image.Image:
+def _draw_cuts(cuts: list[Image.Image], views: ImageViews, width: int) -> Image.Image:
     """The views as the encoder gets them, numbered, in as many rows as the width asks for."""
     columns = (width + GAP) // (THUMB + GAP)
     cell = (THUMB + GAP, THUMB + TEXT + 2 * GAP)
@@ -183,7 +183,7 @@ def _text(text: str, size: int, colour: tuple) -> Image.Image:
 
 
 def _stack(parts: list[Image.Image], gap: int) -> Image.Image:
-    """Pictures below each other, at the left."""
+    """Images below each other, at the left."""
     height = sum(part.height + gap for part in parts) - gap
     page, y = Image.new("RGB", (max(part.width for part in parts), height), PAPER), 0
     for part in parts:

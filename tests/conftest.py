@@ -17,7 +17,7 @@ from omnifusion_hf import OmniFusionForConditionalGeneration, OmniFusionProcesso
 
 
 @pytest.fixture(autouse=True)
-def pictures_cut_short_are_errors(monkeypatch):
+def images_cut_short_are_errors(monkeypatch):
     """Whoever imports lmms-eval makes Pillow take them; the other tests shall not see that."""
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
 
@@ -45,7 +45,7 @@ def warnings_are_logged():
 
 @pytest.fixture(scope="session")
 def model() -> OmniFusionForConditionalGeneration:
-    """A random model with weights large enough for its answers to depend on every picture. Not to be changed."""
+    """A random model with weights large enough for its answers to depend on every image. Not to be changed."""
     return tiny.model(tiny.config(text=tiny.text_config(initializer_range=0.2)))
 
 
@@ -56,7 +56,7 @@ def processor(model) -> OmniFusionProcessor:
 
 @pytest.fixture(scope="session")
 def grid_processor(model) -> OmniFusionProcessor:
-    """Several views per picture, a number that depends on its shape."""
+    """Several views per image, a number that depends on its shape."""
     return tiny.processor(model.config, view_strategy="grid")
 
 

@@ -167,20 +167,20 @@ def test_full_disk_while_saving_is_one_line(tmp_path, capsys):
 
 
 def test_unreachable_url_is_one_line(tmp_path, capsys):
-    tiny.picture(0).save(tmp_path / "0.png")
+    tiny.image(0).save(tmp_path / "0.png")
     assert main(["ask", "http://no.such.host.invalid/0.png", "What?"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("omnifusion: error: ")
 
 
-def test_views_draws_a_picture_and_tells_its_tokens(tmp_path, capsys):
-    picture, output = tmp_path / "in.png", tmp_path / "out.png"
-    Image.new("RGB", (800, 600)).save(picture)
+def test_views_draws_an_image_and_tells_its_tokens(tmp_path, capsys):
+    image, output = tmp_path / "in.png", tmp_path / "out.png"
+    Image.new("RGB", (800, 600)).save(image)
     grid = ["--strategy", "grid", "--fit", "pad", "--context-length", "5000"]
     regions = ["--region", "10,20,60,70", "--region", "100,20,160,70.5", "--max-regions", "1"]
-    assert main(["views", str(picture), "-o", str(output), *grid, *regions]) == 0
+    assert main(["views", str(image), "-o", str(output), *grid, *regions]) == 0
     assert "6 views x 576 + 2 marks = 3458 tokens, 69.2% of a context of 5000" in capsys.readouterr().out
     assert Image.open(output).format == "PNG"
-    assert main(["views", str(picture), "-o", str(output), "--side", "64", "--tokens", "16"]) == 0
+    assert main(["views", str(image), "-o", str(output), "--side", "64", "--tokens", "16"]) == 0
     assert "1 view x 16 + 2 marks = 18 tokens" in capsys.readouterr().out
 
 
@@ -188,7 +188,7 @@ def test_views_draws_a_picture_and_tells_its_tokens(tmp_path, capsys):
     "arguments, said",
     [
         (["absent.png"], "absent.png"),
-        ([__file__], "Not a picture file"),
+        ([__file__], "Not an image file"),
         (["in.png", "--region", "9,9,5,5"], "box 0"),
         (["in.png", "--region", "9,9,5"], "is no box"),
         (["in.png", "--max-regions", "-1"], "max_regions"),
@@ -209,7 +209,7 @@ def test_mistake_in_views_is_one_line_and_leaves_no_file(arguments, said, tmp_pa
     "line, field, words",
     [
         ("train recipe.yaml a=1 --resume b=2", "overrides", ["a=1", "b=2"]),
-        ("ask one.png --model folder two.png question", "pictures_and_question", ["one.png", "two.png", "question"]),
+        ("ask one.png --model folder two.png question", "images_and_question", ["one.png", "two.png", "question"]),
         ("report one -o out two --errors", "results", ["one", "two"]),
     ],
 )

@@ -29,7 +29,7 @@ def test_code_of_the_page_runs_as_written(page, ran_page):
     [
         ("```python\n1 / 0\n```\n", ZeroDivisionError),
         ("```python\nimport urllib.request\nurllib.request.urlopen('http://localhost')\n```\n", RuntimeError),
-        ("```sh\nomnifusion ask no-such-picture.png What?\n```\n", AssertionError),
+        ("```sh\nomnifusion ask no-such-image.png What?\n```\n", AssertionError),
         ("```sh\npython -c 'exit(3)'\n```\n", AssertionError),
         ("```bash\npip install omnifusion_hf\n```\n", ValueError),
         ("<!-- not run: -->\n```python\n1\n```\n", ValueError),

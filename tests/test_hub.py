@@ -10,7 +10,7 @@ from shutil import copytree
 import pytest
 import tiny
 from huggingface_hub import ModelCard
-from tiny import picture
+from tiny import image
 
 from omnifusion_hf import hub
 from omnifusion_hf.cli import main
@@ -176,7 +176,7 @@ def test_usage_code_of_the_card_runs_as_rendered(folder, tmp_path, monkeypatch, 
     card = hub.render_card(folder, hub.CardFacts(), repo_id=str(folder))
     code = card.text.split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
-    picture(0).save("picture.png")
+    image(0).save("image.png")
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out.strip()
 

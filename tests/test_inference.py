@@ -1,4 +1,4 @@
-"""Asking: bundled examples are answered right because of their pictures."""
+"""Asking: bundled examples are answered right because of their images."""
 
 import json
 
@@ -22,8 +22,8 @@ def test_bundled_examples_are_answered_right(tiny_model):
     assert accuracy(ask.answer_examples(*tiny_model)) >= 0.8
 
 
-def test_bundled_examples_fail_without_their_pictures(tiny_model, monkeypatch):
-    """Control: the same questions about a blank picture."""
+def test_bundled_examples_fail_without_their_images(tiny_model, monkeypatch):
+    """Control: the same questions about a blank image."""
     blank = Image.new("RGB", (192, 192), "white")
     monkeypatch.setattr(ask, "answer", lambda *args, original=ask.answer: original(*args[:2], [blank], *args[3:]))
     assert accuracy(ask.answer_examples(*tiny_model)) <= 0.4
@@ -35,9 +35,9 @@ def test_bundled_checkpoint_is_small():
     assert not [path for path in files if path.suffix in (".bin", ".pt")]
 
 
-def test_command_answers_about_a_picture_file(capsys):
+def test_command_answers_about_an_image_file(capsys):
     example = json.loads(ask.EXAMPLES.read_text())[0]
-    assert main(["ask", str(ask.EXAMPLES.parent / example["picture"]), example["question"]]) == 0
+    assert main(["ask", str(ask.EXAMPLES.parent / example["image"]), example["question"]]) == 0
     assert capsys.readouterr().out.strip()
 
 
@@ -74,7 +74,7 @@ def test_a_folder_that_is_there_but_broken_is_not_called_missing(tmp_path, capsy
     "words, message",
     [
         ([], "nothing to ask"),
-        (["nowhere.png", "What?"], "No picture at `nowhere.png`"),
+        (["nowhere.png", "What?"], "No image at `nowhere.png`"),
         ([__file__], "the question is missing"),
         (
             ["What colour is the star?"],

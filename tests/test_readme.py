@@ -14,7 +14,7 @@ README = ROOT / "README.md"
 BLOCKS = pages.blocks(README.read_text(encoding="utf-8"))
 
 
-def test_fifteen_lines_answer_about_the_bundled_picture(ran_page, tmp_path, monkeypatch):
+def test_fifteen_lines_answer_about_the_bundled_image(ran_page, tmp_path, monkeypatch):
     (code,) = [block.code for block in BLOCKS if block.language == "python"]
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     (seen,) = ran_page(README).printed
@@ -22,7 +22,7 @@ def test_fifteen_lines_answer_about_the_bundled_picture(ran_page, tmp_path, monk
     original = Image.open
     monkeypatch.setattr(Image, "open", lambda source: Image.new("RGB", original(source).size, "white"))
     (blank,) = pages.run_page(README, tmp_path).printed
-    assert blank != seen  # control: the answer depends on the picture
+    assert blank != seen  # control: the answer depends on the image
 
 
 def test_a_model_of_ones_own_is_built_and_trained(parts, tmp_path, monkeypatch):
@@ -34,7 +34,7 @@ def test_a_model_of_ones_own_is_built_and_trained(parts, tmp_path, monkeypatch):
     samples = conversations.write(tmp_path, [conversations.sample(index) for index in range(4)])
     block = (
         block.replace("captions.json", str(samples))
-        .replace("=pictures", f"={tmp_path}")
+        .replace("=images", f"={tmp_path}")
         .replace("omnifusion_hf/recipes/", f"{ROOT}/omnifusion_hf/recipes/")
     )
     monkeypatch.chdir(tmp_path)

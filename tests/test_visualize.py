@@ -1,4 +1,4 @@
-"""The drawing of views: what is outlined, hatched and greyed, on any picture; files are whole or absent."""
+"""The drawing of views: what is outlined, hatched and greyed, on any image; files are whole or absent."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from omnifusion_hf.visualize import COLOURS, draw_file
 
 
 def scene(image: Image.Image, **options) -> tuple[np.ndarray, list]:
-    """The picture with its boxes, not yet halved, and the places of picture and views on it."""
+    """The image with its boxes, not yet halved, and the places of image and views on it."""
     views = OmniFusionImageProcessor(**options).plan_views([(image.height, image.width)])[0]
     places = draw_views._on_page([(0, 0, image.width, image.height), *views])
     return np.asarray(draw_views._draw_scene(image, views, 576)), places
@@ -24,7 +24,7 @@ def edge_colours(drawn: np.ndarray, place: tuple) -> set[tuple]:
 
 
 @pytest.mark.parametrize("shade", [0, 128, 255])
-def test_every_view_is_outlined_in_its_colour_between_white_on_any_picture(shade):
+def test_every_view_is_outlined_in_its_colour_between_white_on_any_image(shade):
     image = Image.new("RGB", (800, 600), (shade,) * 3)
     options = {"view_strategy": "grid", "image_fit": "pad", "regions": [[[500, 400, 580, 480]]]}
     drawn, (_, *places) = scene(image, **options)
@@ -48,7 +48,7 @@ def test_padding_is_hatched_and_what_no_view_shows_is_greyed():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4000, 3), (3, 4000), (2000, 1500)])
-def test_pictures_of_any_shape_are_drawn_at_a_bounded_size(size, tmp_path):
+def test_images_of_any_shape_are_drawn_at_a_bounded_size(size, tmp_path):
     Image.new("RGB", size, (9, 90, 180)).save(tmp_path / "in.png")
     for fit in ("crop", "pad", "squash"):
         count = draw_file(tmp_path / "in.png", tmp_path / "out.png", view_strategy="grid", image_fit=fit)
@@ -57,7 +57,7 @@ def test_pictures_of_any_shape_are_drawn_at_a_bounded_size(size, tmp_path):
         assert count == TokenCount(count.views, 576, None)
 
 
-def test_a_drawing_shows_boxes_as_a_viewer_shows_the_picture(tmp_path):
+def test_a_drawing_shows_boxes_as_a_viewer_shows_the_image(tmp_path):
     upright = Image.new("RGB", (60, 40), (0, 0, 255))
     upright.paste((255, 0, 0), (35, 3, 50, 12))
     exif = Image.Exif()

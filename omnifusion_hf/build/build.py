@@ -156,7 +156,7 @@ def report(model: OmniFusionForConditionalGeneration, processor: OmniFusionProce
     vision, text = model.config.vision_config, model.config.text_config
     encoders = [f"{c.model_type} {size} px" for c, size in zip(vision.encoder_configs, vision.image_sizes)]
     cost = processor.count_tokens((1080, 1920), context_length(text))
-    data = "data_path=DATA.json image_folder=PICTURES"
+    data = "data_path=DATA.json image_folder=IMAGES"
     next_command = f"omnifusion train omnifusion_hf/recipes/pretrain.yaml model_name_or_path={folder} {data}"
     if cost.total > 1536:  # the recipe's max_length is 2048, and the conversation needs room
         next_command += f" max_length={2048 * math.ceil((cost.total + 512) / 2048)}"
@@ -164,7 +164,7 @@ def report(model: OmniFusionForConditionalGeneration, processor: OmniFusionProce
         [
             f"{folder}: {' + '.join(encoders)} -> {model.config.projector_type} -> {text.model_type}",
             format_plan(stage_plan(apply_stage(model, "pretrain"))),
-            f"{model.config.image_seq_length} tokens per view; a picture of 1920 x 1080: {cost}",
+            f"{model.config.image_seq_length} tokens per view; an image of 1920 x 1080: {cost}",
             f"next, stage 1: {next_command}",
         ]
     )

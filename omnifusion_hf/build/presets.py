@@ -13,7 +13,7 @@ class EncoderPreset:
 
     image_size, tokens, width: pixels per side, visual tokens and their width; held against the loaded configuration.
     layer: the hidden state in use where the adapter reads one.
-    image_fit: how this encoder's own preprocessing makes a square of a picture.
+    image_fit: how this encoder's own preprocessing makes a square of an image.
     follows_grid: whether it may run at other sizes; behind another encoder it takes the size that gives its tokens.
     convert: arguments of the conversion where the weights' own layout is not transformers'.
     """

@@ -12,9 +12,9 @@ from ..io import named, read_json, read_text, write_whole
 class Answer:
     """One question that was asked, with what was said.
 
-    name: of the sample, unique within its task; pictures: paths of what was shown (none: text alone).
+    name: of the sample, unique within its task; images: paths of what was shown (none: text alone).
     truth: every answer that counts as right, empty where that is unknown; score: what the answer is worth, 0..1.
-    perturbation, strength: what was done to the pictures first (perturbations.py); None for nothing.
+    perturbation, strength: what was done to the images first (perturbations.py); None for nothing.
 
     Raises `ValueError` for a field of another type, or a score outside 0..1.
     """
@@ -22,7 +22,7 @@ class Answer:
     name: str
     task: str
     question: str
-    pictures: list[str]
+    images: list[str]
     truth: list[str]
     answer: str
     score: float
@@ -63,7 +63,7 @@ def _is_number(value) -> bool:
 
 CHECKS = {
     **dict.fromkeys(("name", "task", "question", "answer"), (_is_text, "text")),
-    **dict.fromkeys(("pictures", "truth"), (_are_texts, "a list of texts")),
+    **dict.fromkeys(("images", "truth"), (_are_texts, "a list of texts")),
     "score": (_is_number, "a number"),
     "perturbation": (lambda value: value is None or _is_text(value), "text or null"),
     "strength": (lambda value: value is None or _is_number(value), "a number or null"),

@@ -17,7 +17,7 @@ from ..model.image_processing_omnifusion import load_image
 from .answers import Answer, AnswerLog
 from .metrics import exact_match
 from .provenance import processor_hash
-from .questions import Question, with_pictures
+from .questions import Question, with_images
 
 
 Condition = tuple[str | None, float | None]  # perturbation and strength, as in an answer's record
@@ -26,12 +26,12 @@ Present = Callable[[list[Question]], BatchFeature]
 
 
 def opened(processor, question: Question, change: Callable[[Image.Image, int], Image.Image] | None = None) -> list:
-    """The question's chat with its pictures as RGB images, each after `change(picture, index)` if that is given."""
+    """The question's chat with its images as RGB images, each after `change(image, index)` if that is given."""
     limit = processor.image_processor.max_image_pixels
-    pictures = [load_image(path, limit) for path in question.pictures]
+    images = [load_image(path, limit) for path in question.images]
     if change:
-        pictures = [change(picture, index) for index, picture in enumerate(pictures)]
-    return with_pictures(question.messages, pictures)
+        images = [change(image, index) for index, image in enumerate(images)]
+    return with_images(question.messages, images)
 
 
 def prompts_of(processor, questions: list[Question], conversations: list[list[dict]]) -> BatchFeature:
@@ -73,7 +73,7 @@ class Asker:
             answer = done.get((question.task, question.name))
             if answer and answer != answer_record(question, answer.answer, condition):
                 raise ValueError(
-                    f"{self.log.path} answers another question, or one about another picture, named {question.name!r} "
+                    f"{self.log.path} answers another question, or one about another image, named {question.name!r} "
                     f"of {question.task!r}; give another output folder for another file of questions."
                 )
         return [question for question in questions if (question.task, question.name) not in done]
@@ -85,7 +85,7 @@ def answer_record(question: Question, said: str, condition: Condition) -> Answer
         name=question.name,
         task=question.task,
         question=question.text,
-        pictures=[str(picture) for picture in question.pictures],
+        images=[str(image) for image in question.images],
         truth=[question.truth],
         answer=said,
         score=exact_match(said, [question.truth]),

@@ -1,12 +1,12 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""How lmms-eval asks and scores pictures of formulas: the functions that tasks/*tex* name (paper, section 3.4)."""
+"""How lmms-eval asks and scores images of formulas: the functions that tasks/*tex* name (paper, section 3.4)."""
 
 import re
 
 from .metrics import normalised_edit_distance
 
 
-def pictures_of(doc: dict) -> list:
+def images_of(doc: dict) -> list:
     return [doc["image"]]
 
 

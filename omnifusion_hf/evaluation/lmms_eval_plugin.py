@@ -23,7 +23,7 @@ from ..inference import complete, cut, load, prompts
 from ..io import staged_file, write_whole
 from ..model.image_processing_omnifusion import OmniFusionImageProcessor, load_image
 from .provenance import RunRecord
-from .results import picture_path, run_path
+from .results import image_path, run_path
 
 
 # lmms-eval's own LLaVA: what a task leaves open is greedy, without beams, of at most 1024 tokens.
@@ -43,10 +43,10 @@ class OmniFusion(lmms):
         pretrained: the folder or Hub id.
         dtype, attn_implementation: as in `from_pretrained`; by default the checkpoint's dtype, float32 on a CPU.
         view_strategy: `whole` or `grid` instead of what the checkpoint says.
-        log_pictures: a folder that gets every asked picture, and for each task what its scores rest on (run.json).
+        log_images: a folder that gets every asked image, and for each task what its scores rest on (run.json).
     """
 
-    is_simple = False  # asked with messages, pictures where the task has them
+    is_simple = False  # asked with messages, images where the task has them
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class OmniFusion(lmms):
         dtype: str | None = None,
         attn_implementation: str | None = None,
         view_strategy: str | None = None,
-        log_pictures: str | None = None,
+        log_images: str | None = None,
         max_batch_size: int | None = None,
         **unknown,
     ):
@@ -65,7 +65,7 @@ class OmniFusion(lmms):
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         if self.world_size > 1:
             device = str(self.accelerator.device)
-        self.log_pictures = log_pictures
+        self.log_images = log_images
         options = {"dtype": dtype, "attn_implementation": attn_implementation}
         options = {name: value for name, value in options.items() if value is not None}
         with visible_failure():
@@ -108,11 +108,11 @@ class OmniFusion(lmms):
     def _messages(self, request: tuple) -> list[dict]:
         _, doc_to_messages, _, doc_id, task, split = request
         chat = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
-        pictures, *others = chat.extract_media()
+        images, *others = chat.extract_media()
         if any(others):
-            raise ValueError(f"{task}, document {doc_id} holds video or sound; the model sees pictures.")
-        if self.log_pictures:
-            save_pictures(self.log_pictures, task, doc_id, pictures)
+            raise ValueError(f"{task}, document {doc_id} holds video or sound; the model sees images.")
+        if self.log_images:
+            save_images(self.log_images, task, doc_id, images)
         return chat.to_hf_messages()
 
     def _save_record(self):
@@ -124,8 +124,8 @@ class OmniFusion(lmms):
                 logger.warning(
                     f"{task}: prompts of up to {facts['longest_prompt']} tokens are longer than the context."
                 )
-            if self.log_pictures:
-                write_whole(run_path(self.log_pictures, task), json.dumps(facts, indent=1) + "\n")
+            if self.log_images:
+                write_whole(run_path(self.log_images, task), json.dumps(facts, indent=1) + "\n")
 
     def loglikelihood(self, requests: list):
         with visible_failure():
@@ -175,9 +175,9 @@ def stop_texts(settings: dict) -> list[str]:
     return [text for text in ([until] if isinstance(until, str) else until) if text]
 
 
-def save_pictures(folder: str | Path, task: str, doc_id: int, pictures: list):
-    """Writes a document's pictures as files that are whole or absent."""
-    for index, picture in enumerate(pictures):
-        path = picture_path(folder, task, doc_id, index)
+def save_images(folder: str | Path, task: str, doc_id: int, images: list):
+    """Writes a document's images as files that are whole or absent."""
+    for index, image in enumerate(images):
+        path = image_path(folder, task, doc_id, index)
         with staged_file(path) as part:
-            load_image(picture, OmniFusionImageProcessor.max_image_pixels).save(part, format="PNG")
+            load_image(image, OmniFusionImageProcessor.max_image_pixels).save(part, format="PNG")

@@ -2,7 +2,7 @@
 """What a score rests on: versions, and hashes of the processor and of every prompt's tokens.
 
 Two runs whose scores differ but whose hashes agree saw the same; another prompt hash says that the prompts changed
-(a second BOS, another template, other documents), another processor hash that pictures or text are prepared otherwise.
+(a second BOS, another template, other documents), another processor hash that images or text are prepared otherwise.
 """
 
 import json
@@ -18,7 +18,7 @@ PACKAGES = ("omnifusion_hf", "transformers", "torch", "lmms-eval")
 
 
 def processor_hash(processor) -> str:
-    """SHA-256 of all that turns pictures and text into model inputs."""
+    """SHA-256 of all that turns images and text into model inputs."""
     settings = json.dumps(processor.to_dict(), sort_keys=True, default=str)
     parts = (settings, processor.chat_template, processor.tokenizer.backend_tokenizer.to_str())
     return sha256("\0".join(parts).encode()).hexdigest()

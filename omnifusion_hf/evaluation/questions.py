@@ -15,7 +15,7 @@ class Question:
 
     name: unique within its task.
     messages: a chat that ends with the question; earlier answers are the true ones; image parts hold a file's path.
-    regions: one list of boxes per picture, in pixels.
+    regions: one list of boxes per image, in pixels.
     """
 
     name: str
@@ -29,22 +29,22 @@ class Question:
         return "".join(part["text"] for part in self.messages[-1]["content"] if part["type"] == "text")
 
     @property
-    def pictures(self) -> list:
+    def images(self) -> list:
         return [part["image"] for message in self.messages for part in message["content"] if part["type"] == "image"]
 
 
-def with_pictures(messages: list[dict], pictures: list) -> list[dict]:
-    """The same chat with `pictures` in the places of its own, in order; without any if there are none."""
-    remaining = iter(pictures)
+def with_images(messages: list[dict], images: list) -> list[dict]:
+    """The same chat with `images` in the places of its own, in order; without any if there are none."""
+    remaining = iter(images)
     return [message | {"content": list(_content(message["content"], remaining))} for message in messages]
 
 
-def _content(parts: list[dict], pictures):
+def _content(parts: list[dict], images):
     for part in parts:
         if part["type"] == "text":
             yield part
-        elif (picture := next(pictures, None)) is not None:
-            yield {"type": "image", "image": picture}
+        elif (image := next(images, None)) is not None:
+            yield {"type": "image", "image": image}
 
 
 def read_questions(path: str | Path, image_folder: str | Path | None = None) -> list[Question]:
@@ -78,5 +78,5 @@ def questions_of(sample: dict, name: str, task: str) -> list[Question]:
     for number, index in enumerate(turns, start=1):
         turn_name = name if len(turns) == 1 else f"{name}, turn {number}"
         asked = Question(turn_name, task, messages[:index], messages[index]["content"][0]["text"])
-        questions.append(replace(asked, regions=sample["regions"][: len(asked.pictures)]))
+        questions.append(replace(asked, regions=sample["regions"][: len(asked.images)]))
     return questions

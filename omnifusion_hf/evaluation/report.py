@@ -8,7 +8,7 @@ from pathlib import Path
 from ..io import write_whole
 from ..markdown import Markdown, code, plain, table
 from .paper_tables import BENCHMARKS, TABLES, PaperTable
-from .results import ModelResults, Score, lost_pictures, read_models, read_records, read_result_file
+from .results import ModelResults, Score, lost_images, read_models, read_records, read_result_file
 
 
 ANSWERS = ".jsonl"  # what a file of answer records ends with
@@ -93,7 +93,7 @@ def run_facts(file: Path) -> dict:
     kept = ("model_args", "batch_size", "device", "limit", "gen_kwargs", "random_seed", "torch_seed")
     facts = {"file": str(file), "tasks": sorted(content["results"]), "date": content.get("date")}
     facts |= {name: config.get(name) for name in kept}
-    return facts | {"records": read_records(content), "not_found": lost_pictures(content)}
+    return facts | {"records": read_records(content), "not_found": lost_images(content)}
 
 
 def as_markdown(models: list[ModelResults]) -> str:
@@ -157,9 +157,9 @@ def _runs_table(models: list[ModelResults]) -> str:
     parts = [table(["model", "date", "model arguments", "batch size", "limit", "file"], rows)]
     if lost := sorted({fact["not_found"] for _, fact in facts if fact["not_found"]}):
         lost = plain(", ".join(lost))
-        parts.append(f"log_pictures={lost} was not found from here; make the report where lmms-eval ran.")
+        parts.append(f"log_images={lost} was not found from here; make the report where lmms-eval ran.")
     elif not records:
-        parts.append("No record of versions and prompts: run lmms-eval with log_pictures=DIR in --model_args.")
+        parts.append("No record of versions and prompts: run lmms-eval with log_images=DIR in --model_args.")
     if records:
         parts.append(table(["model", "task", "versions", "dtype", "processor", "prompts"], records))
     return "\n\n".join(parts)

@@ -161,8 +161,8 @@ def model_arguments(content: dict) -> dict[str, str]:
 def read_sample_answers(results_file: Path) -> list[Answer]:
     """The answers that `--log_samples` wrote beside a result file, task by task."""
     content, answers = read_result_file(results_file), []
-    if folder := lost_pictures(content):
-        logger.warning(f"{results_file}: its log_pictures={folder} was not found from here; answers have no pictures.")
+    if folder := lost_images(content):
+        logger.warning(f"{results_file}: its log_images={folder} was not found from here; answers have no images.")
     date = results_file.name.removesuffix(RESULTS)
     for file in sorted(results_file.parent.glob(f"{date}{SAMPLES}*.jsonl")):
         answers += _answers_of_log(file, file.stem.removeprefix(date + SAMPLES), content)
@@ -193,7 +193,7 @@ def _answer(sample: dict, task: str, content: dict) -> Answer:
         name=str(sample["doc_id"]),
         task=task,
         question=sample["input"],
-        pictures=pictures_of(sample["doc_id"], task, log_folder(content)),
+        images=images_of(sample["doc_id"], task, log_folder(content)),
         truth=truths,
         answer=said,
         score=_score_of(sample, task, content["higher_is_better"].get(task, {}), said, truths),
@@ -225,8 +225,8 @@ def _score_of(sample: dict, task: str, higher_is_better: dict, said: str, truths
     return exact_match(said, truths)
 
 
-def picture_path(folder: str | Path, task: str, doc_id, index: int) -> Path:
-    """Where the plug-in keeps picture `index` of a document."""
+def image_path(folder: str | Path, task: str, doc_id, index: int) -> Path:
+    """Where the plug-in keeps image `index` of a document."""
     return Path(folder) / task / f"{doc_id}-{index}.png"
 
 
@@ -236,18 +236,18 @@ def run_path(folder: str | Path, task: str) -> Path:
 
 
 def log_folder(content: dict) -> str | None:
-    """`log_pictures` of a run, as it was given: a relative one counts from where lmms-eval ran."""
-    return model_arguments(content).get("log_pictures")
+    """`log_images` of a run, as it was given: a relative one counts from where lmms-eval ran."""
+    return model_arguments(content).get("log_images")
 
 
-def lost_pictures(content: dict) -> str | None:
-    """`log_pictures` of a run, if it names a folder that is not found from here."""
+def lost_images(content: dict) -> str | None:
+    """`log_images` of a run, if it names a folder that is not found from here."""
     folder = log_folder(content)
     return folder if folder and not Path(folder).is_dir() else None
 
 
 def read_records(content: dict) -> dict[str, dict]:
-    """By task: what the plug-in noted of the run that wrote these results, where `log_pictures` made it keep notes."""
+    """By task: what the plug-in noted of the run that wrote these results, where `log_images` made it keep notes."""
     folder = log_folder(content)
     paths = {task: run_path(folder, task) for task in content["results"]} if folder else {}
     records = {task: _read_record(path) for task, path in paths.items() if path.is_file()}
@@ -261,12 +261,12 @@ def _read_record(path: Path) -> dict:
     return record
 
 
-def pictures_of(doc_id, task: str, folder: str | None) -> list[str]:
-    """The logged pictures of a document, in their order."""
+def images_of(doc_id, task: str, folder: str | None) -> list[str]:
+    """The logged images of a document, in their order."""
     if folder is None:
         return []
     found, index = [], 0
-    while (path := picture_path(folder, task, doc_id, index)).is_file():
+    while (path := image_path(folder, task, doc_id, index)).is_file():
         found.append(str(path))
         index += 1
     return found

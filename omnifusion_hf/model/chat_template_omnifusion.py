@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Chat formats as Jinja templates: the release's own, and any LLM's own with pictures where the message has them.
+"""Chat formats as Jinja templates: the release's own, and any LLM's own with images where the message has them.
 
 In both, user text is data (special tokens that somebody types stay text) and the answers are marked for the labels.
 What a message says is read in one way: adjacent text is joined, then escaped. `messages_as_data` is that way for any
@@ -32,7 +32,7 @@ ESCAPE = "\ue0f5"
 ROLE_NAMES = ("system", "user", "assistant")
 ROLES = "Roles are user, assistant and (first only) system."
 CONTENT = (
-    "Messages hold text, those of the user also pictures: `content` is a string or a list of "
+    "Messages hold text, those of the user also images: `content` is a string or a list of "
     '{"type": "text", "text": …} and {"type": "image", …}.'
 )
 NO_TOOLS = "The chat format has no place for tools and documents; write them into the text of a message."
@@ -88,7 +88,7 @@ READ = """\
 {%- if tools or documents -%}{{- raise_exception('NO_TOOLS') -}}{%- endif -%}
 """
 
-# The format of the release v1.1 (pictures that open a message stand before its role mark), with EOS after every answer
+# The format of the release v1.1 (images that open a message stand before its role mark), with EOS after every answer
 # unless `append_eos=False` is passed. BOS, where the LLM wants one, is put in by `chat_template_for` alone.
 RELEASE = """\
 {%- if messages[0].role != 'system' -%}{{- 'This is a dialog with AI assistant.\\n' -}}{%- endif -%}
@@ -222,7 +222,7 @@ def _joined(content: list, place: str, may_hold_images: bool) -> list[dict]:
             _check_nothing_lost(part, ("type", "image", "image_url", "url", "path", "base64"), place)
             parts.append({name: value for name, value in part.items() if value is not None})
         else:
-            only = "Only user messages hold pictures. " if kind == "image" else ""
+            only = "Only user messages hold images. " if kind == "image" else ""
             raise ValueError(f"{place} has the part {part!r:.80}. {only}{CONTENT}")
     return parts
 

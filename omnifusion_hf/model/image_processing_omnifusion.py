@@ -41,12 +41,12 @@ from transformers.utils import is_torch_tensor
 
 from .views_omnifusion import (
     ImageFit,
-    PictureViews,
+    ImageViews,
     ViewStrategy,
-    cut_picture,
+    cut_image,
     flat,
+    image_views,
     images_per_prompt,
-    picture_views,
     region_views,
     regions_per_image,
 )
@@ -59,13 +59,13 @@ RECORDED = {"backend": "pil", "antialias": True}
 class OmniFusionImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     view_strategy (`"whole"` or `"grid"`):
-        `"whole"`: one view. `"grid"`: the whole picture, then the tiles of the best canvas.
+        `"whole"`: one view. `"grid"`: the whole image, then the tiles of the best canvas.
     image_fit (`"crop"`, `"pad"` or `"squash"`):
-        How the whole picture becomes a square.
+        How the whole image becomes a square.
     grid_canvases (`list[list[int]]`):
         Canvases of the grid strategy as [rows, columns] of tiles.
     max_image_pixels (`int`):
-        Pictures that declare more pixels are refused before they are decoded.
+        Images that declare more pixels are refused before they are decoded.
     regions (`list`, per call):
         Boxes that become views: one list per image, nested as the images are, of `[left, top, right, bottom]` or a
         detection pipeline's entries, in pixels of the image as a viewer shows it.
@@ -128,7 +128,7 @@ def _naming(name: str, what: str = "is broken"):
     try:
         yield
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name}: Not a picture file that Pillow can read; convert it to PNG or JPEG.") from error
+        raise ValueError(f"{name}: Not an image file that Pillow can read; convert it to PNG or JPEG.") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: {error} Raise max_image_pixels if you trust its source.") from error
     except Exception as error:
@@ -185,7 +185,7 @@ def _file_of_text(text: str) -> tuple[str | BinaryIO, str]:
         data = base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
     except ValueError:
         raise ValueError(
-            f"No picture at `{text[:80]}`: neither an existing file, an http(s) URL nor base64; check the path."
+            f"No image at `{text[:80]}`: neither an existing file, an http(s) URL nor base64; check the path."
         ) from None
     return BytesIO(data), f"`{text[:80]}` (no such file, so read as base64)"
 
@@ -282,9 +282,9 @@ def to_levels(array: np.ndarray) -> np.ndarray:
 
 class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
     r"""
-    Turns pictures into views: `pixel_values` (ΣV, 3, S, S) float32, flat over the batch, and `image_view_index` (ΣV,),
-    which counts from 0 within each picture (and stays right when views of several requests are sliced or joined).
-    A picture's views are the whole picture, then the tiles of `view_strategy="grid"`, then the `regions` of the call.
+    Turns images into views: `pixel_values` (ΣV, 3, S, S) float32, flat over the batch, and `image_view_index` (ΣV,),
+    which counts from 0 within each image (and stays right when views of several requests are sliced or joined).
+    An image's views are the whole image, then the tiles of `view_strategy="grid"`, then the `regions` of the call.
 
     Images are PIL images, arrays, tensors, or files: paths, http(s) and file URLs, base64, bytes, open files, and
     `{"bytes", "path"}` as in datasets. What a viewer shows counts; anything else is a `ValueError` that names it.
@@ -360,7 +360,7 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
         for image, boxes in zip(images, plan):
             if len(image.getbands()) != len(image_mean):  # with do_convert_rgb=False alone
                 raise ValueError(f"image_mean must be one value for each of an image's channels {image.getbands()}.")
-            views += cut_picture(image, boxes, size.height, resample, background)
+            views += cut_image(image, boxes, size.height, resample, background)
             image_view_index += range(len(boxes))
         pixels = np.stack([np.asarray(view) for view in views]).astype(np.float32)  # (ΣV, S, S, 3)
         if do_rescale or do_normalize:  # mean and std are those of 0..1
@@ -373,8 +373,8 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
             data["num_patches"] = np.asarray([len(boxes) for boxes in plan])
         return BatchFeature(data=data, tensor_type=return_tensors)
 
-    def plan_views(self, image_sizes: list[tuple[int, int]], **options) -> list[PictureViews]:
-        """The views of pictures known by (height, width) alone; `options` are those of a call, `regions` included."""
+    def plan_views(self, image_sizes: list[tuple[int, int]], **options) -> list[ImageViews]:
+        """The views of images known by (height, width) alone; `options` are those of a call, `regions` included."""
         options = {name: getattr(self, name) for name in self._valid_kwargs_names} | options
         options = self._standardize_kwargs(**options)
         self._validate_preprocess_kwargs(**options)
@@ -387,12 +387,12 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
             try:
                 boxes = region_views(size, boxes, options["region_context"], options["max_regions"])
             except ValueError as error:
-                raise ValueError(f"Regions of picture {index}, {error}") from None
-            plan.append(picture_views(size, *chosen, options["size"].height, boxes))
+                raise ValueError(f"Regions of image {index}, {error}") from None
+            plan.append(image_views(size, *chosen, options["size"].height, boxes))
         return plan
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> int:
-        """V, the number of views of a picture of this size (transformers' name for it); needs no pixels."""
+        """V, the number of views of an image of this size (transformers' name for it); needs no pixels."""
         return len(self.plan_views([(height, width)], **images_kwargs or {})[0])
 
 

@@ -214,9 +214,9 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         outputs.pooler_output = list(outputs.pooler_output[0].split(num_tokens))  # (V·P, D) each
         return outputs
 
-    def _tokens_of_no_picture(self, device: torch.device) -> torch.Tensor:
+    def _tokens_of_no_image(self, device: torch.device) -> torch.Tensor:
         """None of the tokens of a blank view, (0, D). Ranks wait for one another's weights and gradients, so
-        encoders and adapter take part on a rank whose batch has no picture as well; its gradients there are zero."""
+        encoders and adapter take part on a rank whose batch has no image as well; its gradients there are zero."""
         size = self.config.vision_config.image_size
         return self.encode_views(torch.zeros(1, 3, size, size, device=device)).pooler_output[0][:0]
 
@@ -234,7 +234,7 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
             lambda: (
                 f"Image features and image tokens do not match: <image> tokens per sample {mask.sum(-1).tolist()}, "
                 f"image features {image_features.shape[0]}; make both with one OmniFusionProcessor, and with a kept "
-                "cache pass new pictures only."
+                "cache pass new images only."
             ),
         )
         return mask.unsqueeze(-1).to(inputs_embeds.device)
@@ -274,7 +274,7 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         elif image_embeds is not None:
             image_features = self._without_padding(image_embeds, input_ids)  # (ΣV·P, D)
         elif self.training and trains_on_many_ranks():
-            image_features = self._tokens_of_no_picture(inputs_embeds.device)
+            image_features = self._tokens_of_no_image(inputs_embeds.device)
         elif input_ids is not None and input_ids.shape[1] > 1:  # a single token is a generated one, never <image>
             image_features = inputs_embeds[0, :0]  # places without an image raise
         if image_features is not None:
@@ -357,9 +357,9 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
     ) -> tuple | OmniFusionCausalLMOutputWithPast:
         r"""
         pixel_values (`torch.Tensor` of shape `(ΣV, 3, S, S)`):
-            Views of all pictures of the batch, in the order of their placeholders.
+            Views of all images of the batch, in the order of their placeholders.
         image_view_index (`torch.LongTensor` of shape `(ΣV,)`):
-            0 at each picture's first view, then counting up.
+            0 at each image's first view, then counting up.
         labels (`torch.LongTensor` of shape `(B, L)`):
             Ids to predict, -100 where none; shifted inside.
         mm_encoder_outputs (`dict`):

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Text and pictures to model inputs: special tokens, the chat format, and the one place that counts image tokens.
+"""Text and images to model inputs: special tokens, the chat format, and the one place that counts image tokens.
 
 Every `<image>` in a prompt becomes `<img_start>` + V·P x `<image>` + `<img_end>`, V views of P visual tokens each.
 """
@@ -128,17 +128,17 @@ NOT_FOR_THE_TEMPLATE = {
 
 @dataclass(frozen=True)
 class TokenCount:
-    """What pictures cost in an LLM's context.
+    """What images cost in an LLM's context.
 
-    views: V of each picture, the encoder passes it takes.
+    views: V of each image, the encoder passes it takes.
     image_seq_length: P, visual tokens per view.
     context_length: the tokens that the LLM has room for, if known.
 
     >>> print(TokenCount([5], 576, context_length=4096))
     5 views x 576 + 2 marks = 2882 tokens, 70.4% of a context of 4096
     >>> print(TokenCount([5, 1], 576))
-    picture 0: 5 views x 576 + 2 marks = 2882 tokens
-    picture 1: 1 view x 576 + 2 marks = 578 tokens
+    image 0: 5 views x 576 + 2 marks = 2882 tokens
+    image 1: 1 view x 576 + 2 marks = 578 tokens
     total: 3460 tokens
     """
 
@@ -148,12 +148,12 @@ class TokenCount:
 
     @property
     def image_tokens(self) -> list[int]:
-        """`<image>` tokens of each picture, V·P: those that features go into."""
+        """`<image>` tokens of each image, V·P: those that features go into."""
         return [num_views * self.image_seq_length for num_views in self.views]
 
     @property
     def tokens(self) -> list[int]:
-        """Tokens of each picture in the prompt, the marks around it included."""
+        """Tokens of each image in the prompt, the marks around it included."""
         return [num_tokens + 2 for num_tokens in self.image_tokens]
 
     @property
@@ -162,7 +162,7 @@ class TokenCount:
 
     @property
     def share(self) -> float | None:
-        """The part of the context that the pictures take; above 1 they do not fit."""
+        """The part of the context that the images take; above 1 they do not fit."""
         return None if self.context_length is None else self.total / self.context_length
 
     def __str__(self) -> str:
@@ -171,7 +171,7 @@ class TokenCount:
             for count, tokens in zip(self.views, self.tokens)
         ]
         if len(lines) != 1:
-            lines = [f"picture {index}: {line}" for index, line in enumerate(lines)]
+            lines = [f"image {index}: {line}" for index, line in enumerate(lines)]
             lines.append(f"total: {self.total} tokens")
         share = "" if self.share is None else f", {self.share:.1%} of a context of {self.context_length}"
         return "\n".join(lines) + share
@@ -179,7 +179,7 @@ class TokenCount:
 
 class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
     r"""
-    Prepares prompts and pictures for [`OmniFusionForConditionalGeneration`].
+    Prepares prompts and images for [`OmniFusionForConditionalGeneration`].
 
     image_seq_length (`int`):
         P, the visual tokens of one view; `OmniFusionConfig.image_seq_length`.
@@ -187,9 +187,9 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         False leaves `image_view_index` out, which the model does not need, for trainers that hand on the keys they
         know alone (TRL's GRPO).
 
-    Pictures go to a batch of prompts nested (`[[a, b], [c]]`, one list per prompt, checked per prompt) or flat (in the
+    Images go to a batch of prompts nested (`[[a, b], [c]]`, one list per prompt, checked per prompt) or flat (in the
     order of the placeholders). `images=[]` means none. `regions=` are boxes in them that become views of their own,
-    nested or flat as the pictures are ([`OmniFusionImageProcessor`]); a picture without regions has `[]`.
+    nested or flat as the images are ([`OmniFusionImageProcessor`]); an image without regions has `[]`.
     """
 
     def __init__(
@@ -322,12 +322,12 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
 
     def validate_inputs(self, images=None, text=None, **kwargs):
         if images is None and (regions := _image_option(kwargs, "regions")) is not None:
-            regions_per_image(regions, [0])  # raises for boxes without pictures, which would be lost
+            regions_per_image(regions, [0])  # raises for boxes without images, which would be lost
         if text is not None:
-            self._check_pictures_per_prompt(images, [text] if isinstance(text, str) else text)
+            self._check_images_per_prompt(images, [text] if isinstance(text, str) else text)
         super().validate_inputs(images=images, text=text, **kwargs)
 
-    def _check_pictures_per_prompt(self, images, text: list[str]):
+    def _check_images_per_prompt(self, images, text: list[str]):
         found = [prompt.count(self.image_token) for prompt in text]
         nested = isinstance(images, (list, tuple)) and any(isinstance(sample, (list, tuple)) for sample in images)
         given = images_per_prompt([] if images is None else images)
@@ -335,13 +335,13 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
             differ = [i for i, (count, placeholders) in enumerate(zip_longest(given, found)) if count != placeholders]
             raise ValueError(
                 (f"Sample {differ[0]}: " if nested else "")
-                + f"the prompts hold {found} `{self.image_token}` placeholders, but {given} pictures were given. The "
-                "number of image tokens in the prompts should be the same as the number of pictures: pass one list of "
-                "pictures per prompt, in the order of its placeholders."
+                + f"the prompts hold {found} `{self.image_token}` placeholders, but {given} images were given. The "
+                "number of image tokens in the prompts should be the same as the number of images: pass one list of "
+                "images per prompt, in the order of its placeholders."
             )
 
     def _check_special_mm_tokens(self, text, text_inputs, modalities):
-        # Truncation must not cut the marks around a picture either.
+        # Truncation must not cut the marks around an image either.
         super()._check_special_mm_tokens(text, text_inputs, [*modalities, "image_start", "image_end"])
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
@@ -350,17 +350,17 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         return self.image_start_token + self.image_token * num_tokens + self.image_end_token
 
     def count_tokens(self, image_sizes, context_length: int | None = None, **image_options) -> TokenCount:
-        """What pictures will cost, from their sizes alone; the one place that counts.
+        """What images will cost, from their sizes alone; the one place that counts.
 
         Args:
-            image_sizes: (height, width) of one picture, or a list with that of each.
+            image_sizes: (height, width) of one image, or a list with that of each.
             context_length: the LLM's room, `model.config.text_config.max_position_embeddings`.
             image_options: as in a call, such as `regions=[[0, 0, 90, 90]]` or `view_strategy="grid"`; regions flat,
-                one list per picture.
+                one list per image.
         """
         sizes = np.atleast_2d(image_sizes).tolist() if len(image_sizes) else []
         if not all(np.shape(size) == (2,) for size in sizes):
-            raise ValueError(f"image_sizes are (height, width) of each picture, got {image_sizes}.")
+            raise ValueError(f"image_sizes are (height, width) of each image, got {image_sizes}.")
         image_options = image_options | image_options.pop("images_kwargs", {})
         known = self.image_processor.valid_kwargs.__annotations__  # engines pass options of other parts as well
         image_options = {name: value for name, value in image_options.items() if name in known}
@@ -368,7 +368,7 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         return TokenCount([len(boxes) for boxes in views], self.image_seq_length, context_length)
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
-        """Image tokens and views of pictures known by (height, width) alone; serving engines plan memory with it."""
+        """Image tokens and views of images known by (height, width) alone; serving engines plan memory with it."""
         if image_sizes is None:
             return MultiModalData()
         count = self.count_tokens(image_sizes, **kwargs)

@@ -11,11 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Views of a picture: from its size to boxes, as pure functions (paper section 3.3, image strategies).
+"""Views of an image: from its size to boxes, as pure functions (paper section 3.3, image strategies).
 
-A view is what an encoder sees at once, always a square of S pixels: the whole picture, a tile of its grid, or a region
-that the caller or a detector asked for. A box is `(left, top, right, bottom)` in pixels of the *original* picture, as
-floats; what lies outside the picture is padding. The boxes of whole and tiles are those of "resize to whole pixels,
+A view is what an encoder sees at once, always a square of S pixels: the whole image, a tile of its grid, or a region
+that the caller or a detector asked for. A box is `(left, top, right, bottom)` in pixels of the *original* image, as
+floats; what lies outside the image is padding. The boxes of whole and tiles are those of "resize to whole pixels,
 then crop", whose whole-pixel sizes can be read back from them exactly; a region's box is whole pixels itself. Below
 them, the boxes are cut out of the pixels.
 """
@@ -35,8 +35,8 @@ ViewStrategy = Literal["whole", "grid"]
 
 
 @dataclass(frozen=True)
-class PictureViews:
-    """The views of one picture; iterates over all boxes in the model's order: whole, tiles, regions. `len` is V."""
+class ImageViews:
+    """The views of one image; iterates over all boxes in the model's order: whole, tiles, regions. `len` is V."""
 
     whole: Box
     tiles: list[Box] = field(default_factory=list)
@@ -50,18 +50,18 @@ class PictureViews:
 
 
 def _window(size: tuple[int, int], resized: tuple[int, int], corner: tuple[int, int], side: int) -> Box:
-    """The square window of `side` pixels at `corner` (top, left) of a resized picture, in original pixels."""
+    """The square window of `side` pixels at `corner` (top, left) of a resized image, in original pixels."""
     (height, width), (resized_height, resized_width), (top, left) = size, resized, corner
     y, x = height / resized_height, width / resized_width
     return (left * x, top * y, (left + side) * x, (top + side) * y)
 
 
 def whole_view(size: tuple[int, int], fit: ImageFit, side: int) -> Box:
-    """The box of the view that shows the whole picture.
+    """The box of the view that shows the whole image.
 
     `crop`: shortest edge to `side`, centre crop (CLIP). `pad`: longest edge to `side`, centred. `squash`: no aspect.
 
-    Args: size: (height, width) of the picture. side: S, the view's side in pixels.
+    Args: size: (height, width) of the image. side: S, the view's side in pixels.
 
     >>> whole_view((100, 200), "crop", 50)
     (50.0, 0.0, 150.0, 100.0)
@@ -86,7 +86,7 @@ def whole_view(size: tuple[int, int], fit: ImageFit, side: int) -> Box:
 
 
 def fit_inside(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of the picture scaled, aspect kept, to the largest whole pixels inside the canvas.
+    """(height, width) of the image scaled, aspect kept, to the largest whole pixels inside the canvas.
 
     >>> fit_inside((100, 300), (672, 672))
     (224, 672)
@@ -97,7 +97,7 @@ def fit_inside(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int
 
 
 def best_canvas(size: tuple[int, int], canvases: list[list[int]], side: int) -> tuple[int, int]:
-    """The canvas, as (rows, columns) of tiles, that shows most of the picture's own pixels; of equals the smallest.
+    """The canvas, as (rows, columns) of tiles, that shows most of the image's own pixels; of equals the smallest.
 
     >>> best_canvas((400, 1300), [[1, 2], [2, 1], [2, 2], [1, 3], [3, 1]], side=336)
     (1, 3)
@@ -116,7 +116,7 @@ def best_canvas(size: tuple[int, int], canvases: list[list[int]], side: int) -> 
 
 
 def grid_views(size: tuple[int, int], canvases: list[list[int]], side: int) -> list[Box]:
-    """Boxes of the tiles of the best canvas, row by row; the picture is centred on it, aspect kept, and padded.
+    """Boxes of the tiles of the best canvas, row by row; the image is centred on it, aspect kept, and padded.
 
     >>> grid_views((100, 100), [[1, 2]], side=50)
     [(-50.0, 0.0, 50.0, 100.0), (50.0, 0.0, 150.0, 100.0)]
@@ -153,7 +153,7 @@ def read_region(region) -> tuple[Box, float | None]:
 
 
 def clip_region(size: tuple[int, int], box: Box) -> Box:
-    """The whole pixels of the picture that a box touches. Raises `ValueError` where there is none.
+    """The whole pixels of the image that a box touches. Raises `ValueError` where there is none.
 
     >>> clip_region((100, 200), (-3.5, 10.2, 20.0, 30.0))
     (0, 10, 20, 30)
@@ -166,22 +166,22 @@ def clip_region(size: tuple[int, int], box: Box) -> Box:
         )
     if 0 <= min(box) and max(box) <= 1 and max(size) > 1:
         raise ValueError(
-            f"{list(box)} lies within one pixel, as fractions of a picture would; give pixels: left and right times "
+            f"{list(box)} lies within one pixel, as fractions of an image would; give pixels: left and right times "
             f"{width}, top and bottom times {height}."
         )
     if left >= width or top >= height or right <= 0 or bottom <= 0:
         raise ValueError(
-            f"{list(box)} lies outside the picture of {width} x {height} pixels (width x height); boxes are in pixels "
-            "of the picture as a viewer shows it."
+            f"{list(box)} lies outside the image of {width} x {height} pixels (width x height); boxes are in pixels "
+            "of the image as a viewer shows it."
         )
     right, bottom = min(width, math.ceil(right)), min(height, math.ceil(bottom))
     return (max(0, math.floor(left)), max(0, math.floor(top)), right, bottom)
 
 
 def square_region(size: tuple[int, int], box: Box, context: float) -> Box:
-    """The square of whole pixels that shows a box of the picture, with half of `context` x its longer side around it.
+    """The square of whole pixels that shows a box of the image, with half of `context` x its longer side around it.
 
-    The square is moved into the picture where it fits there; else it is centred on the picture, and padded.
+    The square is moved into the image where it fits there; else it is centred on the image, and padded.
 
     >>> square_region((100, 200), (50, 40, 70, 50), context=0.2)
     (48.0, 33.0, 72.0, 57.0)
@@ -203,10 +203,10 @@ def square_region(size: tuple[int, int], box: Box, context: float) -> Box:
 
 
 def region_views(size: tuple[int, int], regions: list, context: float, max_regions: int) -> list[Box]:
-    """Views of the regions of one picture: clipped, sorted, capped, squared.
+    """Views of the regions of one image: clipped, sorted, capped, squared.
 
     Sorted by falling score where the regions have one, else in reading order: upper edge, then left edge. Of more than
-    `max_regions` the first are kept. Raises `ValueError` that names the first box which shows nothing of the picture.
+    `max_regions` the first are kept. Raises `ValueError` that names the first box which shows nothing of the image.
 
     >>> region_views((100, 200), [[80, 50, 90, 60], [10, 10, 30, 30]], context=0.0, max_regions=4)
     [(10.0, 10.0, 30.0, 30.0), (80.0, 50.0, 90.0, 60.0)]
@@ -224,34 +224,34 @@ def region_views(size: tuple[int, int], regions: list, context: float, max_regio
     return [square_region(size, box, context) for box, _ in found[:max_regions]]
 
 
-def picture_views(
+def image_views(
     size: tuple[int, int],
     strategy: ViewStrategy,
     fit: ImageFit,
     canvases: list[list[int]],
     side: int,
     regions: list[Box] | None = None,
-) -> PictureViews:
-    """All views of a picture; `regions` are views already ([`region_views`]) and go with either strategy.
+) -> ImageViews:
+    """All views of an image; `regions` are views already ([`region_views`]) and go with either strategy.
 
-    Raises `ValueError` for a picture without pixels or an unknown strategy.
+    Raises `ValueError` for an image without pixels or an unknown strategy.
     """
     if min(size) < 1:
-        raise ValueError(f"A picture of {size[0]} x {size[1]} pixels has no content; remove it from the input.")
+        raise ValueError(f"An image of {size[0]} x {size[1]} pixels has no content; remove it from the input.")
     if strategy not in ("whole", "grid"):
         raise ValueError(
             f"view_strategy `{strategy}` is unknown; use 'whole' or 'grid'. Regions go with both: pass regions=[...] "
-            "beside the pictures."
+            "beside the images."
         )
     tiles = grid_views(size, canvases, side) if strategy == "grid" else []
-    return PictureViews(whole_view(size, fit, side), tiles, regions or [])
+    return ImageViews(whole_view(size, fit, side), tiles, regions or [])
 
 
 def regions_per_image(regions, images_per_prompt: list[int]) -> list[list]:
-    """One list of boxes per picture of a batch.
+    """One list of boxes per image of a batch.
 
-    `regions` are the boxes of its only picture, one list of boxes per picture, or such lists nested per prompt; arrays
-    and tensors stand for lists. Raises `ValueError` where their number is not that of the pictures.
+    `regions` are the boxes of its only image, one list of boxes per image, or such lists nested per prompt; arrays
+    and tensors stand for lists. Raises `ValueError` where their number is not that of the images.
 
     >>> regions_per_image([[0, 0, 9, 9]], [1])
     [[[0, 0, 9, 9]]]
@@ -266,7 +266,7 @@ def regions_per_image(regions, images_per_prompt: list[int]) -> list[list]:
         return [[] for _ in range(expected)]
     if levels not in (1, 2, 3):
         raise ValueError(
-            "regions are one list of boxes per picture, each box [left, top, right, bottom] or a detection pipeline's "
+            "regions are one list of boxes per image, each box [left, top, right, bottom] or a detection pipeline's "
             f"entry; got {str(regions)[:80]}."
         )
     given = 1 if levels == 1 else len(regions)
@@ -274,8 +274,8 @@ def regions_per_image(regions, images_per_prompt: list[int]) -> list[list]:
         given, expected = [len(prompt) for prompt in regions], images_per_prompt
     if given != expected:
         raise ValueError(
-            f"There are {given} lists of regions for {expected} pictures; nest regions as the pictures are, with one "
-            "list of boxes per picture, [] for none."
+            f"There are {given} lists of regions for {expected} images; nest regions as the images are, with one "
+            "list of boxes per image, [] for none."
         )
     if levels == 3:
         return [boxes for prompt in regions for boxes in prompt]
@@ -311,7 +311,7 @@ def _levels(regions) -> float:
 
 
 def views_per_image(image_view_index) -> list[int]:
-    """How many views each picture has, from `image_view_index` (ΣV,): 0 for a picture's first view, then counting up.
+    """How many views each image has, from `image_view_index` (ΣV,): 0 for an image's first view, then counting up.
 
     >>> views_per_image([0, 1, 2, 0, 0, 1])
     [3, 1, 2]
@@ -327,10 +327,10 @@ MAX_RESIZED_PIXELS = 2**24  # a larger resized image is never made: 4096 x 4096 
 def cut_views(
     image: Image.Image, boxes: list[Box], largest: int, side: int, resample: int, background: tuple
 ) -> list[Image.Image]:
-    """The boxes resampled to `side` x `side`; what a box has outside the picture becomes background.
+    """The boxes resampled to `side` x `side`; what a box has outside the image becomes background.
 
     "Resize to whole pixels, then crop" is done literally, since Pillow reads a box in float32 and would be off by one
-    level here and there. Only where the resized picture had more than `largest` pixels (a long strip), the box is
+    level here and there. Only where the resized image had more than `largest` pixels (a long strip), the box is
     resampled directly.
     """
     resized = {image.size: image}
@@ -350,7 +350,7 @@ def cut_views(
 
 
 def cut_directly(image: Image.Image, box: Box, side: int, resample: int, background: tuple) -> Image.Image:
-    """One box resampled to `side` x `side` at the cost of that view alone, however large the picture is."""
+    """One box resampled to `side` x `side` at the cost of that view alone, however large the image is."""
     left, top, right, bottom = box
     x_scale, y_scale = side / (right - left), side / (bottom - top)
     inside = (max(left, 0.0), max(top, 0.0), min(right, image.width), min(bottom, image.height))
@@ -364,8 +364,8 @@ def cut_directly(image: Image.Image, box: Box, side: int, resample: int, backgro
     return view
 
 
-def cut_picture(image: Image.Image, boxes: PictureViews, side: int, resample: int, background: tuple) -> list:
-    """All views of a picture in their order. Regions are small parts of it, so that each is cut by itself."""
+def cut_image(image: Image.Image, boxes: ImageViews, side: int, resample: int, background: tuple) -> list:
+    """All views of an image in their order. Regions are small parts of it, so that each is cut by itself."""
     cut = {"side": side, "resample": resample, "background": background}
     whole_and_tiles = cut_views(image, [boxes.whole, *boxes.tiles], MAX_RESIZED_PIXELS, **cut)
     return whole_and_tiles + [cut_directly(image, box, **cut) for box in boxes.regions]

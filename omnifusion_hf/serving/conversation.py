@@ -1,5 +1,5 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""A conversation about pictures: what was said -> messages of a chat template -> a prompt -> an answer that grows.
+"""A conversation about images: what was said -> messages of a chat template -> a prompt -> an answer that grows.
 
 No page and no browser: what was said is a list of turns as a chat component keeps them, `{"role", "content": [parts]}`
 with parts `{"type": "text", "text"}` and `{"type": "file", "file": {"path"}}`. What users get wrong is a `ValueError`.
@@ -18,14 +18,14 @@ from ..visualize import draw_views
 from .writing import write
 
 
-MAX_PICTURES = 8  # in a conversation
+MAX_IMAGES = 8  # in a conversation
 MAX_CHARACTERS = 2000  # in a question
 MAX_NEW_TOKENS = 512
 # Not all that Pillow reads: files come from strangers, and to decode an EPS, say, it starts Ghostscript.
 SUFFIXES = {
     "PNG": [".png"],
     "JPEG": [".jpg", ".jpeg"],
-    "MPO": [".mpo"],  # many phones' JPEG: with a second picture (depth, a preview) behind the first
+    "MPO": [".mpo"],  # many phones' JPEG: with a second image (depth, a preview) behind the first
     "WEBP": [".webp"],
     "GIF": [".gif"],
     "BMP": [".bmp"],
@@ -33,7 +33,7 @@ SUFFIXES = {
 
 
 def user_turn(text: str, paths: list[str]) -> dict:
-    """A question as a chat component keeps it, pictures first."""
+    """A question as a chat component keeps it, images first."""
     files = [{"path": path, "mime_type": guess_type(path, strict=False)[0]} for path in paths]
     return {"role": "user", "content": [*({"type": "file", "file": file} for file in files), text_part(text)]}
 
@@ -42,18 +42,18 @@ def text_part(text: str) -> dict:
     return {"type": "text", "text": text}
 
 
-def read_picture(path: str, max_pixels: int) -> Image.Image:
-    """An uploaded file as an RGB picture, whose `filename` is the file's name."""
+def read_image(path: str, max_pixels: int) -> Image.Image:
+    """An uploaded file as an RGB image, whose `filename` is the file's name."""
     name = Path(path).name
     try:
-        picture = open_image({"bytes": Path(path).read_bytes(), "path": name}, max_pixels)
+        image = open_image({"bytes": Path(path).read_bytes(), "path": name}, max_pixels)
     except OSError:
         raise ValueError(f"{name} is no longer here; clear the chat and give it again.") from None
-    if picture.format not in SUFFIXES:
-        raise ValueError(f"{name}: {picture.format} files are not taken; convert it to one of {', '.join(SUFFIXES)}.")
-    picture = load_image(picture, max_pixels)
-    picture.filename = name
-    return picture
+    if image.format not in SUFFIXES:
+        raise ValueError(f"{name}: {image.format} files are not taken; convert it to one of {', '.join(SUFFIXES)}.")
+    image = load_image(image, max_pixels)
+    image.filename = name
+    return image
 
 
 class Conversation:
@@ -61,7 +61,7 @@ class Conversation:
 
     Args:
         model: an [`OmniFusionForConditionalGeneration`].
-        processor: its [`OmniFusionProcessor`]; pictures of more pixels than its image processor takes are refused.
+        processor: its [`OmniFusionProcessor`]; images of more pixels than its image processor takes are refused.
     """
 
     def __init__(self, model, processor):
@@ -70,33 +70,33 @@ class Conversation:
         self.context_length = context_length(model.config.text_config)
 
     def messages(self, said: list[dict]) -> list[dict]:
-        """Messages of the chat template, pictures opened."""
-        num_pictures = sum(len(paths_of(turn)) for turn in said)
-        if num_pictures > MAX_PICTURES:
-            raise ValueError(f"This chat has {num_pictures} pictures, more than {MAX_PICTURES}; clear the chat.")
+        """Messages of the chat template, images opened."""
+        num_images = sum(len(paths_of(turn)) for turn in said)
+        if num_images > MAX_IMAGES:
+            raise ValueError(f"This chat has {num_images} images, more than {MAX_IMAGES}; clear the chat.")
         return [self._message(turn) for turn in said]
 
     def _message(self, turn: dict) -> dict:
         text = text_of(turn)
         if not text:
-            raise ValueError("The question is missing; write it below the pictures.")
+            raise ValueError("The question is missing; write it below the images.")
         if turn["role"] == "user" and len(text) > MAX_CHARACTERS:
             raise ValueError(f"The question has {len(text)} characters, at most {MAX_CHARACTERS} are taken.")
-        pictures = [{"type": "image", "image": read_picture(path, self.max_pixels)} for path in paths_of(turn)]
-        return {"role": turn["role"], "content": [*pictures, text_part(text)]}
+        images = [{"type": "image", "image": read_image(path, self.max_pixels)} for path in paths_of(turn)]
+        return {"role": turn["role"], "content": [*images, text_part(text)]}
 
     def draw_last(self, messages: list[dict], view_strategy: str) -> tuple[Image.Image | None, TokenCount | None]:
-        """The last picture with its views, if there is one, and what all pictures of the conversation cost."""
+        """The last image with its views, if there is one, and what all images of the conversation cost."""
         parts = [part for message in messages for part in message["content"]]
-        pictures = [part["image"] for part in parts if part["type"] == "image"]
-        if not pictures:
+        images = [part["image"] for part in parts if part["type"] == "image"]
+        if not images:
             return None, None
-        sizes = [(picture.height, picture.width) for picture in pictures]
+        sizes = [(image.height, image.width) for image in images]
         count = self.processor.count_tokens(sizes, self.context_length, view_strategy=view_strategy)
         image_processor = self.processor.image_processor
         views = image_processor.plan_views(sizes[-1:], view_strategy=view_strategy)[0]
         last = TokenCount(count.views[-1:], count.image_seq_length, count.context_length)
-        return draw_views(pictures[-1], views, last, image_processor, pictures[-1].filename), count
+        return draw_views(images[-1], views, last, image_processor, images[-1].filename), count
 
     def prompt(self, messages: list[dict], view_strategy: str):
         """What the model reads to answer the last message. Raises `ValueError` where it leaves no room for that."""

@@ -1,5 +1,5 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""The page to talk to a model in a browser: a Gradio chat, and beside it what the model sees of the last picture."""
+"""The page to talk to a model in a browser: a Gradio chat, and beside it what the model sees of the last image."""
 
 import json
 from contextlib import closing, contextmanager
@@ -8,7 +8,7 @@ from transformers.utils import logging
 
 from ..inference import EXAMPLES, TINY, load
 from ..markdown import code
-from .conversation import MAX_PICTURES, SUFFIXES, Conversation, paths_of, text_of, text_part, user_turn
+from .conversation import MAX_IMAGES, SUFFIXES, Conversation, paths_of, text_of, text_part, user_turn
 
 
 try:
@@ -25,13 +25,13 @@ logger = logging.get_logger(__name__)
 MAX_FILE_SIZE = "10mb"
 KEEP_UPLOADS = (3600, 24 * 3600)  # seconds: a look every hour, what is older than a day goes
 ABOUT_TINY = """\
-This is the package's **demo model**: 4.5 million parameters, trained for two hours on small drawn pictures. It names \
+This is the package's **demo model**: 4.5 million parameters, trained for two hours on small drawn images. It names \
 colours, shapes, digits, words of up to four characters and simple formulas, counts to five and says where things \
-are, in pictures like the examples. It has seen no photographs, no grids and never two pictures in one chat: its \
-answers there are guesses. Clear the chat before the next picture.
+are, in images like the examples. It has seen no photographs, no grids and never two images in one chat: its \
+answers there are guesses. Clear the chat before the next image.
 """
-ABOUT = "This is {model}. A chat takes up to {pictures} pictures."
-NOTHING_SEEN = "What the model sees of the last picture is drawn here, with what all pictures cost."
+ABOUT = "This is {model}. A chat takes up to {images} images."
+NOTHING_SEEN = "What the model sees of the last image is drawn here, with what all images cost."
 # The reader's own fonts: the page fetches nothing from elsewhere.
 LOOK = {
     "primary_hue": "emerald",
@@ -43,7 +43,7 @@ CSS = """
 .examples { grid-template-columns: repeat(auto-fill, minmax(180px, 1fr)) !important }
 .example { padding: 8px 12px !important }
 input[type=radio]:checked { background-color: var(--checkbox-background-color-selected) !important }
-.message-buttons:has([aria-label="Share"]) { display: none } /* it would upload the picture to the Hub */
+.message-buttons:has([aria-label="Share"]) { display: none } /* it would upload the image to the Hub */
 """
 
 
@@ -107,9 +107,9 @@ def pick(example: gr.SelectData) -> dict:
 
 
 def examples() -> list[dict]:
-    """The bundled pictures with their questions."""
+    """The bundled images with their questions."""
     asked = json.loads(EXAMPLES.read_text(encoding="utf-8"))
-    return [{"text": one["question"], "files": [str(EXAMPLES.parent / one["picture"])]} for one in asked]
+    return [{"text": one["question"], "files": [str(EXAMPLES.parent / one["image"])]} for one in asked]
 
 
 def build_page(conversation: Conversation, about: str) -> gr.Blocks:
@@ -125,12 +125,12 @@ def build_page(conversation: Conversation, about: str) -> gr.Blocks:
                 )  # fmt: skip
                 box = gr.MultimodalTextbox(
                     file_count="multiple", file_types=sum(SUFFIXES.values(), []), label="Question", show_label=False,
-                    placeholder="Add pictures with the clip, then ask",
+                    placeholder="Add images with the clip, then ask",
                     max_plain_text_length=10**9,  # longer text would be pasted as a file, and refused as one
                 )  # fmt: skip
             with gr.Column(scale=2):
                 chosen = conversation.processor.image_processor.view_strategy
-                strategy = gr.Radio(["whole", "grid"], value=chosen, label="Views of a picture")
+                strategy = gr.Radio(["whole", "grid"], value=chosen, label="Views of an image")
                 cost = gr.Markdown(NOTHING_SEEN, elem_id="cost")
                 drawing = gr.Image(
                     interactive=False, format="png", show_label=False, buttons=["fullscreen"], elem_id="drawing"
@@ -162,7 +162,7 @@ def start(model: str | None = None, host: str = "127.0.0.1", port: int | None = 
         host: the address to listen on; `"0.0.0.0"` lets other computers in.
         port: default: the first free one from 7860.
     """
-    about = ABOUT.format(model=code(model), pictures=MAX_PICTURES) if model else ABOUT_TINY
+    about = ABOUT.format(model=code(model), images=MAX_IMAGES) if model else ABOUT_TINY
     page = build_page(Conversation(*load(model or TINY)), about)
     middleware = [Middleware(LoopbackHosts)] if is_loopback(host) else []
     page.launch(

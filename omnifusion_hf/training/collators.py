@@ -1,5 +1,5 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Encoded samples to a padded batch; samples with many, one and no pictures mix freely."""
+"""Encoded samples to a padded batch; samples with many, one and no images mix freely."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ class PaddingCollator:
 
     Positions then count from each sample's first token, for LLMs with absolute positions too.
 
-    Returns `input_ids`, `attention_mask`, `labels` (B, L) and, where there is a picture, `pixel_values`
+    Returns `input_ids`, `attention_mask`, `labels` (B, L) and, where there is an image, `pixel_values`
     (ΣV, 3, S, S) and `image_view_index` (ΣV,).
     """
 
@@ -26,12 +26,12 @@ class PaddingCollator:
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),  # (B, L)
             "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),  # (B, L)
             "labels": pad_sequence(labels, batch_first=True, padding_value=-100),  # (B, L)
-            **join_pictures(samples),
+            **join_images(samples),
         }
 
 
-def join_pictures(samples: list[dict]) -> dict[str, torch.Tensor]:
-    """`pixel_values` (ΣV, 3, S, S) and `image_view_index` (ΣV,) of all samples; nothing where none has a picture."""
-    pictured = [sample for sample in samples if "pixel_values" in sample]
-    keys = ("pixel_values", "image_view_index") if pictured else ()
-    return {key: torch.cat([sample[key] for sample in pictured]) for key in keys}
+def join_images(samples: list[dict]) -> dict[str, torch.Tensor]:
+    """`pixel_values` (ΣV, 3, S, S) and `image_view_index` (ΣV,) of all samples; nothing where none has an image."""
+    imaged = [sample for sample in samples if "pixel_values" in sample]
+    keys = ("pixel_values", "image_view_index") if imaged else ()
+    return {key: torch.cat([sample[key] for sample in imaged]) for key in keys}

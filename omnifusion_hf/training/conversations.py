@@ -1,5 +1,5 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""One row of training data to chat messages: where pictures go, what is refused; pictures open when asked for.
+"""One row of training data to chat messages: where images go, what is refused; images open when asked for.
 
 A row is what sources.py reads from any format: `conversations` (LLaVA), `messages` (chat) or a `caption`.
 """
@@ -27,7 +27,7 @@ from .fingerprints import as_bytes, content_hash
 
 ConversationFormat = Literal["llava", "v1.1"]
 BadSamplePolicy = Literal["error", "skip"]
-Picture = str | bytes | dict | Image.Image
+Image = str | bytes | dict | Image.Image
 IMAGE_MARK = "<image>"
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 READ = {"id", "image", "images", "conversations", "messages", "caption", "regions"}
@@ -106,18 +106,18 @@ class Rows(Protocol):
 
 @dataclass
 class SampleReader:
-    """Reads a row into a raw sample: `{"name", "messages": with PIL pictures, "regions": one list for each picture}`.
+    """Reads a row into a raw sample: `{"name", "messages": with PIL images, "regions": one list for each image}`.
 
-    `<image>` in a user turn says where the next picture stands; without any mark pictures stand in front of the first
-    user turn. In a sample without pictures, and in answers, `<image>` is text. Optional `"regions"` hold one list of
-    boxes per picture, `[[[left, top, right, bottom], …], …]` in pixels, that become views.
+    `<image>` in a user turn says where the next image stands; without any mark images stand in front of the first
+    user turn. In a sample without images, and in answers, `<image>` is text. Optional `"regions"` hold one list of
+    boxes per image, `[[[left, top, right, bottom], …], …]` in pixels, that become views.
 
     columns: our names of columns to those of the data, such as `{"caption": "blip_caption"}`.
     ignored: columns that are passed over; any other that nothing reads, and that is none of `PROVENANCE`, is refused.
-    image_folder: what names of picture files are relative to.
-    max_image_pixels: pictures that declare more are refused, as in the image processor.
+    image_folder: what names of image files are relative to.
+    max_image_pixels: images that declare more are refused, as in the image processor.
     conversation_format: `"llava"` as above; `"v1.1"` as the authors' release trained: `<image>` is always text and
-        pictures stand in front of the first user turn.
+        images stand in front of the first user turn.
     instructions: for captions (the paper's stage 1): the question is one of these, drawn by `seed` and the caption.
 
     Raises [`BrokenSampleError`] that begins with the sample's name.
@@ -138,7 +138,7 @@ class SampleReader:
         return sample
 
     def check(self, row: dict, place: str) -> dict:
-        """The raw sample with its pictures not yet opened, but looked for."""
+        """The raw sample with its images not yet opened, but looked for."""
         with named(place, BrokenSampleError):
             has_id = isinstance(row, dict) and row.get("id") is not None
             name = f"{place} (id {str(row['id'])[:100]})" if has_id else place
@@ -150,7 +150,7 @@ class SampleReader:
             return {"messages": messages, "regions": regions_of(row), "name": name}
 
     def peek(self, row: dict, place: str) -> dict:
-        """The raw sample with its pictures not yet opened: each a file's path, its bytes or an image."""
+        """The raw sample with its images not yet opened: each a file's path, its bytes or an image."""
         sample = self.check(row, place)
         for part in _image_parts(sample["messages"]):
             part["image"] = self._source(part["image"])
@@ -167,28 +167,28 @@ class SampleReader:
         _check_read(row, READ | PROVENANCE, "the sample")
         return row
 
-    def _check_file(self, picture: Picture):
-        path = _file_of(picture, self.image_folder)
+    def _check_file(self, image: Image):
+        path = _file_of(image, self.image_folder)
         if path is not None and not os.path.isfile(path):  # False, too, for what can be no name: base64, say
             raise ValueError(
-                f"no picture file {str(path)[:200]}; set image_folder to the folder that the sample's `image` is "
+                f"no image file {str(path)[:200]}; set image_folder to the folder that the sample's `image` is "
                 "relative to."
             )
 
-    def _open(self, picture: Picture, name: str) -> Image.Image:
-        path = _file_of(picture, self.image_folder)
+    def _open(self, image: Image, name: str) -> Image.Image:
+        path = _file_of(image, self.image_folder)
         try:
-            return load_image(self._source(picture), self.max_image_pixels)
+            return load_image(self._source(image), self.max_image_pixels)
         except ValueError as error:
             reason = str(error.__cause__ or "") or error
-            raise BrokenSampleError(f"{name}: cannot read {path or 'a picture'}: {reason}") from error
+            raise BrokenSampleError(f"{name}: cannot read {path or 'an image'}: {reason}") from error
 
-    def _source(self, picture: Picture) -> Path | bytes | Image.Image:
-        return _file_of(picture, self.image_folder) or (picture["bytes"] if isinstance(picture, dict) else picture)
+    def _source(self, image: Image) -> Path | bytes | Image.Image:
+        return _file_of(image, self.image_folder) or (image["bytes"] if isinstance(image, dict) else image)
 
 
 class ConversationDataset(Dataset):
-    """Rows as raw samples; item `index` is what [`SampleReader`] makes of that row, its pictures opened then."""
+    """Rows as raw samples; item `index` is what [`SampleReader`] makes of that row, its images opened then."""
 
     def __init__(self, rows: Rows, reader: SampleReader):
         self.rows, self.reader = rows, reader
@@ -201,7 +201,7 @@ class ConversationDataset(Dataset):
         return self._read(self.indices[index], self.reader)
 
     def peek(self, index: int) -> dict:
-        """An item with its pictures not yet opened, see [`SampleReader.peek`]."""
+        """An item with its images not yet opened, see [`SampleReader.peek`]."""
         return self._read(self.indices[index], self.reader.peek)
 
     def identity(self) -> list[dict]:
@@ -222,7 +222,7 @@ class ConversationDataset(Dataset):
         return read(row, place)
 
     def check(self, bad_samples: BadSamples) -> "ConversationDataset":
-        """Checks all that needs no opened picture, so that a mistake costs seconds and not a night's run."""
+        """Checks all that needs no opened image, so that a mistake costs seconds and not a night's run."""
         indices = tqdm(range(len(self.rows)), desc="checking samples", leave=False, disable=None)
         self.indices = list(map_good(self._check, indices, bad_samples))
         if not self.indices:
@@ -237,32 +237,32 @@ class ConversationDataset(Dataset):
 def to_messages(
     row: dict, conversation_format: ConversationFormat = "llava", instructions: Sequence[str] = (), seed: int = 0
 ) -> list[dict]:
-    """One row as chat messages, see [`SampleReader`]; image parts hold the picture as the row does.
+    """One row as chat messages, see [`SampleReader`]; image parts hold the image as the row does.
 
     Raises `ValueError` that does not name the sample.
     """
     turns = _caption_turns(row, instructions, seed) if instructions else _turns(row)
     _check_order([role for role, _ in turns])
-    pictures = pictures_of(row)
-    marked = pictures and conversation_format == "llava"
+    images = images_of(row)
+    marked = images and conversation_format == "llava"
     pieces = [_pieces(role, content, marked) for role, content in turns]
     marks = sum(len(piece) - 1 for piece in pieces)
-    if pictures and not marks:
+    if images and not marks:
         first = next(i for i, (role, _) in enumerate(turns) if role == "user")
-        pieces[first] = [""] * len(pictures) + pieces[first]
-    elif marks != len(pictures):
-        raise ValueError(f"{marks} `{IMAGE_MARK}` marks in human turns for {len(pictures)} pictures.")
-    remaining = iter(pictures)
+        pieces[first] = [""] * len(images) + pieces[first]
+    elif marks != len(images):
+        raise ValueError(f"{marks} `{IMAGE_MARK}` marks in human turns for {len(images)} images.")
+    remaining = iter(images)
     return [{"role": role, "content": _content(role, piece, remaining)} for (role, _), piece in zip(turns, pieces)]
 
 
-def pictures_of(row: dict) -> list[Picture]:
-    """`image` or `images`: one picture or a list, each a file's name, bytes, `{"bytes", "path"}` or a PIL image."""
+def images_of(row: dict) -> list[Image]:
+    """`image` or `images`: one image or a list, each a file's name, bytes, `{"bytes", "path"}` or a PIL image."""
     given = only_one(row, "image", "images")
-    pictures = given if isinstance(given, list) else [] if given in (None, "") else [given]
-    if unknown := [picture for picture in pictures if not isinstance(picture, Picture)]:
-        raise ValueError(f"a picture must be a file's name, bytes or an image, got {unknown[0]!r}.")
-    return pictures
+    images = given if isinstance(given, list) else [] if given in (None, "") else [given]
+    if unknown := [image for image in images if not isinstance(image, Image)]:
+        raise ValueError(f"an image must be a file's name, bytes or an image, got {unknown[0]!r}.")
+    return images
 
 
 def only_one(row: dict, *names: str):
@@ -288,18 +288,18 @@ def _check_read(given: dict, read: Container[str], what: str):
 
 
 def regions_of(row: dict) -> list[list]:
-    """One list of boxes per picture of a sample. `ValueError` for another number of lists or for what is no box."""
-    regions = regions_per_image(row.get("regions") or [], [len(pictures_of(row))])
+    """One list of boxes per image of a sample. `ValueError` for another number of lists or for what is no box."""
+    regions = regions_per_image(row.get("regions") or [], [len(images_of(row))])
     for box in (box for boxes in regions for box in boxes):
         read_region(box)
     return regions
 
 
-def _file_of(picture: Picture, image_folder: Path) -> Path | None:
-    """The file that a picture is in, `None` where it is at hand as bytes or an image."""
-    if isinstance(picture, dict) and picture.get("bytes") is None:
-        picture = picture.get("path") or ""
-    return image_folder / picture if isinstance(picture, str) else None
+def _file_of(image: Image, image_folder: Path) -> Path | None:
+    """The file that an image is in, `None` where it is at hand as bytes or an image."""
+    if isinstance(image, dict) and image.get("bytes") is None:
+        image = image.get("path") or ""
+    return image_folder / image if isinstance(image, str) else None
 
 
 def _image_parts(messages: list[dict]) -> Iterator[dict]:
@@ -346,7 +346,7 @@ def _check_order(roles: list[str]):
 
 
 def _pieces(role: str, content: str | list, marked: bool) -> list[str]:
-    """Text before, between and after a turn's pictures, without the newline that LLaVA puts beside a mark."""
+    """Text before, between and after a turn's images, without the newline that LLaVA puts beside a mark."""
     pieces, has_marks = [""], marked and role == "user"
     for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
         kind = part.get("type") if isinstance(part, dict) else None
@@ -362,11 +362,11 @@ def _pieces(role: str, content: str | list, marked: bool) -> list[str]:
     return pieces
 
 
-def _content(role: str, pieces: list[str], pictures: Iterator[Picture]) -> list[dict]:
-    """Text parts with the next picture between each two of them."""
+def _content(role: str, pieces: list[str], images: Iterator[Image]) -> list[dict]:
+    """Text parts with the next image between each two of them."""
     parts = [{"type": "text", "text": pieces[0]}]
     for piece in pieces[1:]:
-        parts += [{"type": "image", "image": next(pictures)}, {"type": "text", "text": piece}]
+        parts += [{"type": "image", "image": next(images)}, {"type": "text", "text": piece}]
     parts = [part for part in parts if part.get("text") != ""]
     if not any(part["type"] == "image" or part["text"].strip() for part in parts):
         raise ValueError(f"an empty {role} turn; remove the sample or fill the turn.")

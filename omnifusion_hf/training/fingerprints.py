@@ -54,11 +54,11 @@ def content_hash(files: Iterable[Path], pieces: Iterable[bytes] = ()) -> str:
 
 
 def as_bytes(value) -> bytes:
-    """A row or raw sample, pictures with their pixels or their file's content."""
-    return json.dumps(value, default=_picture).encode()
+    """A row or raw sample, images with their pixels or their file's content."""
+    return json.dumps(value, default=_image).encode()
 
 
-def _picture(value) -> str:
+def _image(value) -> str:
     if isinstance(value, Path):
         return content_hash([value]) if value.is_file() else ""
     if isinstance(value, Image.Image):

@@ -1,8 +1,8 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
 """Batches of samples of about one length, so that less of them is padding where samples are not packed.
 
-Trainer's own `train_sampling_strategy: group_by_length` measures a dataset by taking every sample, decoded pictures
-and all; here texts are tokenised and picture files are read as far as their size.
+Trainer's own `train_sampling_strategy: group_by_length` measures a dataset by taking every sample, decoded images
+and all; here texts are tokenised and image files are read as far as their size.
 """
 
 import itertools
@@ -49,7 +49,7 @@ class LengthGroupedDataset(Dataset):
 def group_by_length(dataset: Dataset, processor: OmniFusionProcessor, args: TrainingArguments) -> Dataset:
     """`dataset` of encoded samples as `args.train_sampling_strategy` wants it; where that is `group_by_length`, the
     strategy becomes `sequential`, for the order is then the dataset's own. Raises `ValueError` for streamed data, and
-    for `batch_rebalance`, which takes every sample, decoded pictures and all."""
+    for `batch_rebalance`, which takes every sample, decoded images and all."""
     if args.train_sampling_strategy == "batch_rebalance":
         raise ValueError(
             "train_sampling_strategy: batch_rebalance reads all samples beforehand; use group_by_length or packing."
@@ -73,35 +73,35 @@ def lengths_of(dataset: EncodedDataset | CachedDataset, processor: OmniFusionPro
     """Tokens of each sample: exact where features are cached, else without those of the chat template's own words."""
     if isinstance(dataset, CachedDataset):
         return [len(sample["input_ids"]) for sample in dataset.samples]
-    texts_and_pictures = (_measure(dataset.dataset, index, processor) for index in range(len(dataset)))
-    bar = tqdm(texts_and_pictures, desc="measuring samples", total=len(dataset), leave=False, disable=None)
+    texts_and_images = (_measure(dataset.dataset, index, processor) for index in range(len(dataset)))
+    bar = tqdm(texts_and_images, desc="measuring samples", total=len(dataset), leave=False, disable=None)
     return list(_add_up(bar, processor))
 
 
 def _measure(dataset: Dataset, index: int, processor: OmniFusionProcessor) -> tuple[str, int]:
-    """Text of a raw sample, and the tokens of its pictures; nothing of one that is broken, which is reported later."""
+    """Text of a raw sample, and the tokens of its images; nothing of one that is broken, which is reported later."""
     try:
         sample = dataset.peek(index)
         parts = [part for message in sample["messages"] for part in message["content"]]
         most = processor.image_processor.max_image_pixels
-        sizes = [picture_size(part["image"], most) for part in parts if part["type"] == "image"]
+        sizes = [pixel_size_of(part["image"], most) for part in parts if part["type"] == "image"]
         tokens = processor.count_tokens(sizes, regions=[sample["regions"]]).total if sizes else 0
     except ValueError:
         return "", 0
     return " ".join(part["text"] for part in parts if part["type"] == "text"), tokens
 
 
-def picture_size(source: Path | bytes | Image.Image, max_pixels: int = 2**27) -> tuple[int, int]:
-    """(height, width) of a picture, from the head of its file. Raises `ValueError` for what is no picture."""
+def pixel_size_of(source: Path | bytes | Image.Image, max_pixels: int = 2**27) -> tuple[int, int]:
+    """(height, width) of an image, from the head of its file. Raises `ValueError` for what is no image."""
     if isinstance(source, Image.Image):
         return source.size[::-1]
-    with open_image(source, max_pixels) as picture:
-        return picture.size[::-1]
+    with open_image(source, max_pixels) as image:
+        return image.size[::-1]
 
 
 def _add_up(samples: Iterator[tuple[str, int]], processor: OmniFusionProcessor) -> Iterator[int]:
     """Lengths; a tokenizer is several times faster over many texts."""
     while some := list(itertools.islice(samples, 1000)):
-        texts, pictures = zip(*some)
-        for ids, tokens in zip(processor.tokenizer(list(texts))["input_ids"], pictures):
+        texts, images = zip(*some)
+        for ids, tokens in zip(processor.tokenizer(list(texts))["input_ids"], images):
             yield len(ids) + tokens

@@ -117,7 +117,7 @@ class Mixture(Dataset):
         return self.datasets[self.sources[index]][int(self.rows[index])]
 
     def peek(self, index: int) -> dict:
-        """An item with its pictures not yet opened."""
+        """An item with its images not yet opened."""
         return self.datasets[self.sources[index]].peek(int(self.rows[index]))
 
     def identity(self) -> list[dict]:
@@ -178,5 +178,5 @@ def _load(source: Source, max_image_pixels: int, seed: int, bad_samples: BadSamp
     dataset = ConversationDataset(open_rows(source.path, source.subset, source.split), reader)
     if not len(dataset):
         raise ValueError(f"{source.path} holds no sample; check the path or remove the source.")
-    # A table's rows hold their pictures and a shard's lie apart: reading all of them beforehand takes too long.
+    # A table's rows hold their images and a shard's lie apart: reading all of them beforehand takes too long.
     return dataset.check(bad_samples) if source.path.endswith((".json", ".jsonl")) else dataset

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .collators import join_pictures
+from .collators import join_images
 
 
 logger = logging.get_logger(__name__)
@@ -26,7 +26,7 @@ class PackingCollator:
 
     max_length: tokens per row; `None` puts the whole batch into a single row.
 
-    Returns `input_ids`, `position_ids`, `labels` (rows, L), where there is a picture `pixel_values` (ΣV, 3, S, S) and
+    Returns `input_ids`, `position_ids`, `labels` (rows, L), where there is an image `pixel_values` (ΣV, 3, S, S) and
     `image_view_index` (ΣV,) in the order of the rows, and `use_cache` False. The same samples give the same rows.
     Raises `ValueError` for a sample that is longer than a row.
     """
@@ -50,7 +50,7 @@ class PackingCollator:
             for key, value in padding.items()
         }
         # With a cache, which LLMs make by default, transformers' masks do not look at the positions.
-        return batch | {"use_cache": False} | join_pictures([sample for row in rows for sample in row])
+        return batch | {"use_cache": False} | join_images([sample for row in rows for sample in row])
 
 
 def plan_rows(lengths: list[int], max_length: int) -> list[list[int]]:

@@ -23,7 +23,7 @@ class ConversationEncoder:
         end answers in their own way: without EOS they are refused with a `ValueError`.
 
     Returns `{"name": str, "input_ids": list[int], "labels": list[int]}`, labels -100 outside the assistant's turns,
-    and where there is a picture `pixel_values` (V, 3, S, S) float32 and `image_view_index` (V,) int64.
+    and where there is an image `pixel_values` (V, 3, S, S) float32 and `image_view_index` (V,) int64.
     Raises [`BrokenSampleError`] that names the sample which is too long, cannot be processed or of which the template
     does not mark every answer.
     """
@@ -48,11 +48,11 @@ class ConversationEncoder:
         self._check(sample, len(ids), answers)
         labels = [token if learnt else -100 for token, learnt in zip(ids, answers)]
         item = {"name": sample["name"], "input_ids": ids, "labels": labels}
-        pictures = ("pixel_values", "image_view_index")  # (V, 3, S, S), (V,)
-        return item | {key: torch.as_tensor(encoded[key]) for key in pictures if key in encoded}
+        images = ("pixel_values", "image_view_index")  # (V, 3, S, S), (V,)
+        return item | {key: torch.as_tensor(encoded[key]) for key in images if key in encoded}
 
     def _apply_template(self, sample: dict) -> dict:
-        regions = sample.get("regions", [])  # one list of boxes per picture
+        regions = sample.get("regions", [])  # one list of boxes per image
         try:
             return self.processor.apply_chat_template(
                 [sample["messages"]],
@@ -69,7 +69,7 @@ class ConversationEncoder:
         name, answers = sample["name"], [turn for turn in sample["messages"] if turn["role"] == "assistant"]
         if self.max_length is not None and length > self.max_length:
             raise BrokenSampleError(
-                f"{name} has {length} tokens with its pictures, max_length is {self.max_length}; raise max_length "
+                f"{name} has {length} tokens with its images, max_length is {self.max_length}; raise max_length "
                 "or shorten the sample (it is never cut)."
             )
         if not answers:

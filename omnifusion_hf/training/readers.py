@@ -131,11 +131,11 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo, 
 
 
 def row_of_members(members: dict[str, Any]) -> dict:
-    """A WebDataset sample as a row: fields of its .json, its .txt as the caption, its pictures in their order.
+    """A WebDataset sample as a row: fields of its .json, its .txt as the caption, its images in their order.
 
-    Raises `ValueError` where the .json lists another number of pictures than there are.
+    Raises `ValueError` where the .json lists another number of images than there are.
     """
-    row, pictures = {"id": members["__key__"]}, []
+    row, images = {"id": members["__key__"]}, []
     for name, value in members.items():
         extension = name.rpartition(".")[-1]
         if value is None:
@@ -148,23 +148,23 @@ def row_of_members(members: dict[str, Any]) -> dict:
         elif extension == "txt":
             row["caption"] = value.decode("utf-8") if isinstance(value, bytes) else value
         elif f".{extension}" in Image.registered_extensions():
-            pictures.append(value)
+            images.append(value)
         elif not name.startswith("__"):
             row[name] = value  # which nothing reads
-    listed = only_one(row, "image", "images") or pictures
+    listed = only_one(row, "image", "images") or images
     listed = listed if isinstance(listed, list) else [listed]
-    if len(listed) != len(pictures):
-        raise ValueError(f"its .json lists {len(listed)} pictures, the shard holds {len(pictures)} beside it.")
-    return row | {"image": None, "images": pictures}
+    if len(listed) != len(images):
+        raise ValueError(f"its .json lists {len(listed)} images, the shard holds {len(images)} beside it.")
+    return row | {"image": None, "images": images}
 
 
 class ArrowRows:
-    """A Hugging Face dataset on disk; its pictures stay encoded until they are asked for."""
+    """A Hugging Face dataset on disk; its images stay encoded until they are asked for."""
 
     def __init__(self, dataset, path: str):
         self.dataset, self.path = undecoded(dataset), path
         found = [Path(path), *Path(path).rglob("*")] if Path(path).exists() else map(Path, glob(path))
-        tables = (".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tar")  # and not every picture of a folder
+        tables = (".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tar")  # and not every image of a folder
         self.files = sorted(file for file in found if file.suffix in tables and file.is_file())
 
     def __len__(self) -> int:
@@ -178,7 +178,7 @@ class ArrowRows:
 
 
 def undecoded(dataset):
-    """Pictures as `{"bytes", "path"}`: they are decoded with our limits, late, and a broken one can be named."""
+    """Images as `{"bytes", "path"}`: they are decoded with our limits, late, and a broken one can be named."""
     from datasets import Image as ImageFeature
     from datasets import List
 

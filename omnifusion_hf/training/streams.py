@@ -17,7 +17,7 @@ from .fingerprints import as_bytes, content_hash
 from .readers import row_of_dataset, undecoded
 
 
-SHUFFLE_BUFFER = 1000  # rows that are held, their pictures encoded, to be shuffled among each other
+SHUFFLE_BUFFER = 1000  # rows that are held, their images encoded, to be shuffled among each other
 
 
 class SampleStream(IterableDataset):

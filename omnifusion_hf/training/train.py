@@ -53,8 +53,8 @@ class ModelDataArguments:
     model_name_or_path: str = field(metadata={"help": "Folder or Hub name of an OmniFusion model with its processor."})
     stage: Literal["pretrain", "finetune", "lora"] = field(metadata={"help": "What trains, see training/stages.py."})
     data_path: str = field(metadata={"help": "File, Hub id or mixture (.yaml), docs/data.md."})
-    image_folder: str | None = field(default=None, metadata={"help": "Folder of the pictures; default: data_path's."})
-    max_length: int | None = field(default=None, metadata={"help": "Most tokens per sample, pictures included."})
+    image_folder: str | None = field(default=None, metadata={"help": "Folder of the images; default: data_path's."})
+    max_length: int | None = field(default=None, metadata={"help": "Most tokens per sample, images included."})
     packing: bool = field(default=False, metadata={"help": "Rows of max_length hold several samples, not padding."})
     on_bad_sample: BadSamplePolicy = field(
         default="error", metadata={"help": "skip: pass broken samples over, count them in the log."}
@@ -270,7 +270,7 @@ def make_trainer(
         folder = model_data.cache_vision_features
         dataset = cached_dataset(dataset, model, processor.image_processor, folder, args)
     if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = False  # the model uses all of them, pictures or not
+        args.ddp_find_unused_parameters = False  # the model uses all of them, images or not
     args.remove_unused_columns = False  # they are the encoder's, not the model's
     pad = processor.tokenizer.pad_token_id
     return Trainer(

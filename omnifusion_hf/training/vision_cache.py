@@ -39,7 +39,7 @@ def cached_dataset(
 ) -> "CachedDataset":
     """`dataset` (encoded samples) with features from `folder` in the place of pixels; encodes what is not there yet.
 
-    Changes the model's vision tower so that it takes these. Goes through the pictures once to name their views, and
+    Changes the model's vision tower so that it takes these. Goes through the images once to name their views, and
     once more through those that have new ones; the ranks of a run share both. Other runs may fill the same folder.
     Raises `ValueError` for encoders that train, streamed data, a cache of other encoders or settings, and a full disk.
     """
@@ -59,7 +59,7 @@ def cached_dataset(
 
 
 class CachedDataset(Dataset):
-    """Encoded samples whose `pixel_values` are rows of features (V, F), read from disk; pictures stay closed."""
+    """Encoded samples whose `pixel_values` are rows of features (V, F), read from disk; images stay closed."""
 
     def __init__(self, samples: list[dict], shards: FeatureShards):
         self.samples, self.shards = samples, shards
@@ -209,7 +209,7 @@ def _check_can_cache(tower: OmniFusionVisionModel, dataset: Dataset, args: Train
         raise ValueError(
             "cache_vision_features keeps what frozen encoders yield, but here they train; unset it, or freeze them."
         )
-    if is_sharded(args):  # a rank without pictures would wait for weights of encoders that the others do not run
+    if is_sharded(args):  # a rank without images would wait for weights of encoders that the others do not run
         raise ValueError("cache_vision_features does not go with FSDP or DeepSpeed; unset it, or use ddp.yaml.")
     if isinstance(dataset, IterableDataset):
         raise ValueError("cache_vision_features reads samples again by their index, but these are streamed; unset it.")
@@ -224,7 +224,7 @@ def _check_disk(views: int, layout: FeatureLayout, folder: Path, announce: bool)
     )
     if needed > free:
         raise ValueError(
-            f"cache_vision_features has no room: {size}. Name a folder on a larger disk, train on fewer pictures, or "
+            f"cache_vision_features has no room: {size}. Name a folder on a larger disk, train on fewer images, or "
             "unset it (adapters that read all layers take as many times the space of those that read one)."
         )
     if announce:

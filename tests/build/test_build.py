@@ -47,9 +47,9 @@ def test_a_mix_with_a_grid_is_built_trains_by_the_recipe_and_answers(parts, tmp_
     assert build(parts, out, "--projector", "summation", "--views", "grid", vision=("clip", "dinov2")) == 0
     printed = capsys.readouterr().out
     assert "clip_vision_model 32 px + dinov2 32 px -> summation -> mistral" in printed
-    assert "16 tokens per view; a picture of 1920 x 1080: 5 views x 16 + 2 marks = 82 tokens" in printed
+    assert "16 tokens per view; an image of 1920 x 1080: 5 views x 16 + 2 marks = 82 tokens" in printed
     command = f"omnifusion train omnifusion_hf/recipes/pretrain.yaml model_name_or_path={out}"
-    assert f"{command} data_path=DATA.json image_folder=PICTURES\n" in printed
+    assert f"{command} data_path=DATA.json image_folder=IMAGES\n" in printed
     (tmp_path / "data").mkdir()
     data = conversations.write(tmp_path / "data", [conversations.sample(index) for index in range(2)])
     overrides = {"model_name_or_path": out, "data_path": data, "image_folder": data.parent, "use_cpu": "true"}
@@ -58,7 +58,7 @@ def test_a_mix_with_a_grid_is_built_trains_by_the_recipe_and_answers(parts, tmp_
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "trained").eval()
     processor = AutoProcessor.from_pretrained(tmp_path / "trained")
     assert processor.image_processor.view_strategy == "grid"
-    assert isinstance(answer(model, processor, [tiny.picture()], "What?", max_new_tokens=2), str)
+    assert isinstance(answer(model, processor, [tiny.image()], "What?", max_new_tokens=2), str)
 
 
 def test_a_chat_tuned_llm_keeps_its_template_and_stops_at_its_own_mark(parts, tmp_path):

@@ -1,4 +1,4 @@
-"""Set-up 3: CLIP of 32 pixels beside a DINOv2 of 48 run at 32, the grid's several views per picture, Mistral."""
+"""Set-up 3: CLIP of 32 pixels beside a DINOv2 of 48 run at 32, the grid's several views per image, Mistral."""
 
 from unittest import TestCase
 
@@ -20,5 +20,5 @@ class ProcessorTest(base.OmniFusionProcessorTests, TestCase):
 
     def _test_apply_chat_template(self, modality, *args):
         if modality == "image":
-            self.skipTest("The test counts one row of pixel_values per picture; the grid gives one per view")
+            self.skipTest("The test counts one row of pixel_values per image; the grid gives one per view")
         super()._test_apply_chat_template(modality, *args)

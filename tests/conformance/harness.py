@@ -39,7 +39,7 @@ class ModelTester:
         return self.num_image_tokens(self.get_config()) + 7
 
     def prepare_config_and_inputs_for_common(self):
-        """Pictures first, then text; sample i is padded on the right by i tokens."""
+        """Images first, then text; sample i is padded on the right by i tokens."""
         config = self.get_config()
         input_ids = ids_tensor([self.batch_size, self.seq_length], 90) + 3  # text only, no end of sequence
         input_ids[:, : self.num_image_tokens(config)] = config.image_token_id

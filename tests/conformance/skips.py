@@ -17,7 +17,7 @@ REASONS = {
     r"^ModelTest\.test_pipeline_(?!image_text_to_text|any_to_any)": "a pipeline of another task",
     r"accelerator|MPS|Flash Attention|kernels library|deepspeed": "needs an accelerator or a package made for one",
     r"test is slow": "marked as slow by transformers, run nightly there",
-    r"_video|_audio|audio_|librosa": "audio or video; ours takes pictures and text",
+    r"_video|_audio|audio_|librosa": "audio or video; ours takes images and text",
     r"grouped_mm|sparse experts|router_logits": "for mixtures of experts",
     r"encoder-decoder|position embeddings|RoPE|rope|sliding window": "a building block that these parts do not have",
     r"non_composite": "for models of one part; its twin for composite models runs",
@@ -27,7 +27,7 @@ REASONS = {
     r"override_instance_attributes": "reads sizes that are plain dictionaries; transformers' new size class is none",
     r"keep_in_fp32_modules_strict": "for models that keep parts in float32 whatever is asked for",
     r"cache as input to forward": "`forward` hands the cache on without naming it, which transformers 5.24 renamed",
-    r"row of pixel_values per picture": "counts one row of pixel_values per picture; the grid gives one per view",
+    r"row of pixel_values per image": "counts one row of pixel_values per image; the grid gives one per view",
 }
 
 HEADER = """\

@@ -18,7 +18,7 @@ from transformers.models.auto import modeling_auto, processing_auto
 
 SCRATCH = tempfile.TemporaryDirectory(prefix="omnifusion_hf_conformance_")
 CHECKPOINTS = Path(SCRATCH.name) / "checkpoints"
-PICTURE = Path(SCRATCH.name) / "picture.png"
+IMAGE = Path(SCRATCH.name) / "image.png"
 
 
 class PipelineTests:
@@ -29,12 +29,12 @@ class PipelineTests:
     def get_test_pipeline(self, model, tokenizer, processor, image_processor, dtype):
         pipe = transformers.pipeline(self.task, model=model, processor=processor, dtype=dtype, max_new_tokens=3)
         text = f"{processor.image_token} What is it?"
-        return pipe, [{"images": tiny.picture(seed), "text": text} for seed in range(2)]
+        return pipe, [{"images": tiny.image(seed), "text": text} for seed in range(2)]
 
     def run_pipeline_test(self, pipe, examples):
         (answer,) = pipe(images=examples[0]["images"], text=examples[0]["text"])
         assert answer["input_text"] == examples[0]["text"] and isinstance(answer["generated_text"], str)
-        chat = [tiny.user(tiny.picture(), "What is it?")]
+        chat = [tiny.user(tiny.image(), "What is it?")]
         (answer,) = pipe(text=chat)
         assert answer["generated_text"][:-1] == chat and answer["generated_text"][-1]["role"] == "assistant"
 
@@ -48,7 +48,7 @@ def _module(name: str, **contents):
 def _install():
     CHECKPOINTS.joinpath("reports").mkdir(parents=True)
     CHECKPOINTS.joinpath("reports/tiny_model_summary.json").write_text("{}")
-    tiny.picture().save(PICTURE)
+    tiny.image().save(IMAGE)
     os.environ["TRANSFORMERS_TINY_MODEL_PATH"] = str(CHECKPOINTS)
     # The common tests find transformers by their place in its tree.
     transformers.utils.direct_transformers_import = lambda *args: transformers
@@ -59,7 +59,7 @@ def _install():
     _module("tests.exporters.test_export", ExportTesterMixin=type("ExportTesterMixin", (), {}))
     _module("tests.generation.test_utils", GenerationTesterMixin=type("GenerationTesterMixin", (), {}))
     _module("tests.utils.test_configuration_utils", config_common_kwargs={})
-    _module("fetch_hub_objects_for_ci", url_to_local_path=lambda url: str(PICTURE))
+    _module("fetch_hub_objects_for_ci", url_to_local_path=lambda url: str(IMAGE))
     for task, cls in {"image-text-to-text": "ImageTextToText", "any-to-any": "AnyToAny"}.items():
         name = f"tests.pipelines.test_pipelines_{task.replace('-', '_')}"
         tests = type(f"{cls}PipelineTests", (PipelineTests,), {"task": task})

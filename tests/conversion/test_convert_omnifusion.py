@@ -13,7 +13,7 @@ from pixels import stored_turned
 from release import write_release, write_vision_tower
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tiny import picture
+from tiny import image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from conversion import pickles
@@ -46,15 +46,15 @@ def converted(release, tower, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("images")
     for number, size in enumerate([(40, 61), (90, 33), (7, 5)]):
-        picture(number, size).save(folder / f"{number}.png")
+        image(number, size).save(folder / f"{number}.png")
     return sorted(folder.iterdir())
 
 
-def test_case_28_converted_folder_computes_what_the_release_does(release, tower, converted, pictures):
-    rows = verify(release, tower, converted, pictures)
+def test_case_28_converted_folder_computes_what_the_release_does(release, tower, converted, images):
+    rows = verify(release, tower, converted, images)
     assert {row.stage for row in rows} >= {
         "pixels",
         "visual tokens",
@@ -66,14 +66,14 @@ def test_case_28_converted_folder_computes_what_the_release_does(release, tower,
     assert all(row.ok for row in rows), rows
 
 
-def test_case_28_comparison_sees_a_wrong_weight(release, tower, converted, pictures, tmp_path):
+def test_case_28_comparison_sees_a_wrong_weight(release, tower, converted, images, tmp_path):
     broken = shutil.copytree(converted, tmp_path / "broken")
     name = "model.multi_modal_projector.transformer_layer.self_attn.q_proj.weight"
     file = broken / json.loads((broken / "model.safetensors.index.json").read_text())["weight_map"][name]
     tensors = load_file(file)
     tensors[name] = tensors[name].flip(0).contiguous()
     save_file(tensors, file, metadata={"format": "pt"})
-    rows = verify(release, tower, broken, pictures[:1])
+    rows = verify(release, tower, broken, images[:1])
     assert not next(row for row in rows if row.stage == "visual tokens").ok
     assert next(row for row in rows if row.stage == "pixels").ok
 
@@ -82,8 +82,8 @@ def test_images_that_the_release_sees_as_they_are_stored_raise_no_alarm_and_are_
     release, tower, converted, tmp_path, capsys
 ):
     plain, turned = tmp_path / "plain.png", tmp_path / "turned.png"
-    picture(0, (40, 61)).save(plain)
-    turned.write_bytes(stored_turned(picture(0, (40, 61)), 6))
+    image(0, (40, 61)).save(plain)
+    turned.write_bytes(stored_turned(image(0, (40, 61)), 6))
     assert all(row.ok for row in verify(release, tower, converted, [plain, turned]))
     told = capsys.readouterr().out
     assert told == f"{plain}: as stored\n{turned}: as a viewer shows it; the release sees it as stored\n"
@@ -262,7 +262,7 @@ def test_case_27_hostile_files_of_the_fixture(tmp_path, name, monkeypatch, capsy
 def test_original_restatement_is_deterministic(release, tower):
     """The oracle runs in eval mode: the pickled training flag must not bring dropout back (quirk 3)."""
     original = Original.load(release, tower)
-    pixels = original.pixels(picture(0))
+    pixels = original.pixels(image(0))
     assert torch.equal(original.visual_tokens(pixels), original.visual_tokens(pixels))
 
 
@@ -289,8 +289,8 @@ def golden_cases() -> list[tuple[str, dict]]:
 def test_goldens_of_the_authors_code(golden_model, name, case):
     model, processor = golden_model
     golden = load_file(FIXTURE / "fixture/golden.safetensors")
-    picture = Image.open(FIXTURE / f"fixture/images/{case['image']}.png") if "image" in case else None
-    found = converted_outputs(model, processor, picture, case["question"])
+    image = Image.open(FIXTURE / f"fixture/images/{case['image']}.png") if "image" in case else None
+    found = converted_outputs(model, processor, image, case["question"])
     close(found["embeddings"], golden[f"{name}.inputs_embeds"], 2e-5)
     close(found["last hidden state"], golden[f"{name}.last_hidden_state"], 1e-4)
     close(found["logits"][:, golden["logits_columns"].long()], golden[f"{name}.logits_cols"], 1e-4)
@@ -324,7 +324,7 @@ def test_golden_training_loss_in_the_format_of_the_release(golden_model):
 
 @needs_fixture
 @pytest.mark.parametrize("name", ["gray_L", "tiny_7x5"])
-def test_golden_pixels_of_grey_and_tiny_pictures(golden_model, name):
+def test_golden_pixels_of_grey_and_tiny_images(golden_model, name):
     _, processor = golden_model
     golden = load_file(FIXTURE / "fixture/golden.safetensors")[f"extra.{name}.pixels_uint8"]
     raw = processor.image_processor(str(FIXTURE / f"fixture/images/{name}.png"), do_rescale=False, do_normalize=False)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import open_clip
 import pytest
+import tiny
 import torch
 from open_clip.model import CLIP, CLIPVisionCfg, CustomTextCLIP, _build_vision_tower
 from safetensors.torch import load_file, save_file
@@ -145,13 +146,12 @@ def test_dtype_is_that_asked_for_or_that_stored(dtype, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
-def test_pictures_are_prepared_as_open_clip_does(mode, tmp_path):
+def test_images_are_prepared_as_open_clip_does(mode, tmp_path):
     from open_clip.transform import PreprocessCfg, image_transform_v2
-    from tiny import picture
 
     settings = PREPROCESS | {"resize_mode": mode, "mean": tuple(PREPROCESS["mean"]), "std": tuple(PREPROCESS["std"])}
     image_processor(settings, 32).save_pretrained(tmp_path)
-    image = picture(0, (60, 90))  # odd margins are cropped one pixel apart
+    image = tiny.image(0, (60, 90))  # odd margins are cropped one pixel apart
     expected = image_transform_v2(PreprocessCfg(size=32, **settings), is_train=False)(image)
     found = AutoImageProcessor.from_pretrained(tmp_path)(image, return_tensors="pt")["pixel_values"][0]
     assert (found - expected).abs().max() < 0.05  # one step of 8 bit colour is 0.01

@@ -119,7 +119,7 @@ def test_texify_at_its_real_size_gives_196_tokens_of_1024(tmp_path):
     assert (config.image_sizes, config.num_patches(0), config.hidden_sizes) == ([420], 196, [1024])
 
 
-def test_an_encoder_of_oblong_pictures_needs_a_side_of_its_own(tmp_path):
+def test_an_encoder_of_oblong_images_needs_a_side_of_its_own(tmp_path):
     """Donut's are 2560 x 1920; a Swin without position embeddings takes any size."""
     model = write_folder(tmp_path / "source", image_size=[80, SIZE])
     folder = convert(str(tmp_path / "source"), str(tmp_path / "out"))

@@ -37,7 +37,7 @@ def test_a_score_outside_its_range_is_refused():
     [
         ({"task": ["t"]}, r"line 1: `task` of an answer must be text, got \['t'\]"),
         ({"answer": None}, "`answer` of an answer must be text, got None"),
-        ({"pictures": "abc"}, "`pictures` of an answer must be a list of texts, got 'abc'"),
+        ({"images": "abc"}, "`images` of an answer must be a list of texts, got 'abc'"),
         ({"truth": "cat"}, "`truth` of an answer must be a list of texts"),
         ({"truth": [1]}, "`truth` of an answer must be a list of texts"),
         ({"score": None}, "`score` of an answer must be a number"),

@@ -25,7 +25,7 @@ from omnifusion_hf.inference import complete, prompts
 
 @pytest.fixture
 def questions(tmp_path):
-    """Of different lengths, about no, one and two pictures."""
+    """Of different lengths, about no, one and two images."""
     samples = [sample(index) for index in range(5)]
     samples[1]["image"] = ["1.png", "2.png"]
     samples[1]["conversations"] = [turn("human", "Is <image> a longer question than <image> is?"), turn("gpt", "No.")]
@@ -44,7 +44,7 @@ def ask(model, processor, log_path, questions, **options) -> list:
 def test_the_batch_size_changes_no_answer(model, processor, questions, tmp_path):
     answers = [ask(model, processor, tmp_path / f"{n}.jsonl", questions, batch_size=n) for n in (1, 2, 5)]
     assert answers[0] == answers[1] == answers[2]
-    assert len({answer.answer for answer in answers[0]}) > 1  # control: pictures and questions matter
+    assert len({answer.answer for answer in answers[0]}) > 1  # control: images and questions matter
     alone = prompts(processor, [opened(processor, questions[1])])
     assert answers[0][1].answer == complete(model, alone, processor, 6)[0]
 
@@ -79,11 +79,11 @@ def test_answers_of_other_questions_are_not_taken(model, processor, questions, t
     assert len(ask(model, processor, tmp_path / "answers.jsonl", read_questions(path))) == 2
 
 
-def test_pictures_stand_as_viewers_show_them(processor, tmp_path):
+def test_images_stand_as_viewers_show_them(processor, tmp_path):
     """A photo that was taken upright lies in its file, and says so: what changes it gets it upright."""
     turned = Image.Exif()
     turned[ExifTags.Base.Orientation] = 6
-    tiny.picture(0, (40, 90)).save(tmp_path / "upright.jpg", exif=turned)  # (H, W)
+    tiny.image(0, (40, 90)).save(tmp_path / "upright.jpg", exif=turned)  # (H, W)
     shown = {"role": "user", "content": [{"type": "image", "image": tmp_path / "upright.jpg"}]}
     sizes = []
     ((part,),) = (

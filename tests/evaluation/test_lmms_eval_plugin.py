@@ -54,7 +54,7 @@ def test_the_installed_package_tells_lmms_eval_of_the_model():
 
 
 def test_case_29_score_at_batch_1_equals_batch_8(runs):
-    """Pictures, two pictures and none in one batch; two processes share the documents of the second run."""
+    """Images, two images and none in one batch; two processes share the documents of the second run."""
     one, eight = answers(runs, "one"), answers(runs, "eight")
     assert one == eight and len(set(one.values())) > 10
     scores = [read_models([str(runs.folder / output)])[0].scores for output in ("one", "eight")]
@@ -82,7 +82,7 @@ def test_scores_are_those_of_asking_by_hand(runs, tiny_model):
 
 def test_case_29_a_run_notes_versions_processor_and_prompts(runs):
     one, eight = (
-        json.loads((runs.folder / f"{name}/pictures/bundled/run.json").read_text()) for name in ("one", "eight")
+        json.loads((runs.folder / f"{name}/images/bundled/run.json").read_text()) for name in ("one", "eight")
     )
     assert one["versions"]["lmms-eval"] == importlib.metadata.version("lmms-eval")
     assert (one["batch_size"], eight["batch_size"]) == (1, 8)
@@ -90,10 +90,10 @@ def test_case_29_a_run_notes_versions_processor_and_prompts(runs):
     assert [one[name] for name in same] == [eight[name] for name in same]
 
 
-def test_asked_pictures_are_kept_by_task_and_document(runs, monkeypatch):
-    monkeypatch.chdir(runs.folder)  # log_pictures was given as a relative path
-    kept = [answer.pictures for answer in samples(runs, "one", "bundled")]
-    assert [len(pictures) for pictures in kept] == [len(row["pictures"]) for row in lmms.documents()]
+def test_asked_images_are_kept_by_task_and_document(runs, monkeypatch):
+    monkeypatch.chdir(runs.folder)  # log_images was given as a relative path
+    kept = [answer.images for answer in samples(runs, "one", "bundled")]
+    assert [len(images) for images in kept] == [len(row["images"]) for row in lmms.documents()]
     assert kept[14][1].endswith("bundled/14-1.png")
 
 
@@ -134,8 +134,8 @@ def by_hand(model, processor, row: dict) -> str:
 
 
 def messages(row: dict, key: str = "url") -> list[dict]:
-    pictures = [{"type": "image", key: str(TINY / "pictures" / p["path"])} for p in row["pictures"]]
-    return [{"role": "user", "content": [*pictures, {"type": "text", "text": row["question"]}]}]
+    images = [{"type": "image", key: str(TINY / "images" / p["path"])} for p in row["images"]]
+    return [{"role": "user", "content": [*images, {"type": "text", "text": row["question"]}]}]
 
 
 def ask(plugin, rows: list[dict], **settings) -> list[str]:
@@ -204,13 +204,13 @@ def test_an_llm_that_names_no_longest_prompt_is_measured_without_a_warning(monke
     config = tiny.config(text=config_class(**fields | {"vocab_size": 405}))
     assert not hasattr(config.text_config, "max_position_embeddings")
     monkeypatch.setattr(lmms_plugin, "load", lambda *_, **__: (tiny.model(config), tiny.processor(config)))
-    plugin = lmms_plugin.OmniFusion("bloom", device="cpu", log_pictures=str(tmp_path))
+    plugin = lmms_plugin.OmniFusion("bloom", device="cpu", log_images=str(tmp_path))
     ask(plugin, lmms.documents()[:1], max_new_tokens=2)
     assert json.loads((tmp_path / "t/run.json").read_text())["context_length"] is None
 
 
-def test_pictures_are_kept_as_a_viewer_shows_them(tmp_path):
-    lmms_plugin.save_pictures(tmp_path, "t", 3, [Image.new("RGBA", (4, 4), (0, 0, 0, 0)), tiny.picture(0)])
+def test_images_are_kept_as_a_viewer_shows_them(tmp_path):
+    lmms_plugin.save_images(tmp_path, "t", 3, [Image.new("RGBA", (4, 4), (0, 0, 0, 0)), tiny.image(0)])
     assert Image.open(tmp_path / "t/3-0.png").getpixel((0, 0)) == (255, 255, 255)
     assert sorted(path.name for path in (tmp_path / "t").iterdir()) == ["3-0.png", "3-1.png"]
 
@@ -221,7 +221,7 @@ def test_pictures_are_kept_as_a_viewer_shows_them(tmp_path):
         ({"batch_size": "auto"}, "--batch_size auto"),
         ({"pretrained": "/nowhere/at/all"}, "/nowhere/at/all"),
         ({"view_strategy": "mosaic"}, "mosaic"),
-        ({"log_picture": "x"}, "log_picture"),
+        ({"log_image": "x"}, "log_image"),
     ],
 )
 def test_a_wrong_argument_ends_lmms_eval_with_a_message(arguments, said):

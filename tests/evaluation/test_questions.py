@@ -6,7 +6,7 @@ import conversations
 import pytest
 from conversations import sample, turn
 
-from omnifusion_hf.evaluation.questions import read_questions, with_pictures
+from omnifusion_hf.evaluation.questions import read_questions, with_images
 
 
 DIALOG = [turn("human", "<image>\nWhat is it?"), turn("gpt", "A cat."), turn("human", "Where?"), turn("gpt", "Left.")]
@@ -24,10 +24,10 @@ def test_every_question_of_a_dialog_with_the_true_turns_before_it(tmp_path):
     assert (second.name, second.task, second.truth) == ("s1, turn 1", "cats", "A cat.")
     assert (third.name, third.text, third.truth) == ("s1, turn 2", "Where?", "Left.")
     assert [message["role"] for message in third.messages] == ["user", "assistant", "user"]
-    assert third.pictures == second.pictures == [tmp_path / "1.png"] and third.regions == [[]]
+    assert third.images == second.images == [tmp_path / "1.png"] and third.regions == [[]]
 
 
-def test_jsonl_pictures_elsewhere_and_none(tmp_path):
+def test_jsonl_images_elsewhere_and_none(tmp_path):
     conversations.write(tmp_path, [sample(0)])
     (tmp_path / "asked").mkdir()
     text_only = sample(1, conversations=[turn("human", "Hello?"), turn("gpt", "Hi.")])
@@ -35,15 +35,15 @@ def test_jsonl_pictures_elsewhere_and_none(tmp_path):
     path = tmp_path / "asked" / "q.jsonl"
     path.write_text("\n".join(json.dumps(each) for each in (sample(0), text_only)), encoding="utf-8")
     shown, alone = read_questions(path, image_folder=tmp_path)
-    assert shown.pictures == [tmp_path / "0.png"] and shown.task == "q"
-    assert alone.pictures == [] and alone.name == "1"
+    assert shown.images == [tmp_path / "0.png"] and shown.task == "q"
+    assert alone.images == [] and alone.name == "1"
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
         ({"id": "s0"}, r"sample 1 \(id s0\): its task has this id already .*sample 0"),
-        ({"image": "absent.png"}, r"sample 1 \(id s1\): no picture file"),
+        ({"image": "absent.png"}, r"sample 1 \(id s1\): no image file"),
         ({"conversations": [turn("human", "<image>\nWhat?")]}, "turns must alternate"),
     ],
 )
@@ -69,10 +69,10 @@ def test_an_empty_list_is_called_so(tmp_path):
         read_questions(tmp_path / "q.json")
 
 
-def test_pictures_take_the_places_of_others(tmp_path):
+def test_images_take_the_places_of_others(tmp_path):
     path = conversations.write(tmp_path, [sample(0, image=["0.png", "0.png"], conversations=[
         turn("human", "Is <image> older than <image>?"), turn("gpt", "Yes.")])])  # fmt: skip
     messages = read_questions(path)[0].messages
-    kinds = [part.get("image", part.get("text")) for part in with_pictures(messages, ["a", "b"])[0]["content"]]
+    kinds = [part.get("image", part.get("text")) for part in with_images(messages, ["a", "b"])[0]["content"]]
     assert kinds == ["Is ", "a", " older than ", "b", "?"]
-    assert [part["text"] for part in with_pictures(messages, [])[0]["content"]] == ["Is ", " older than ", "?"]
+    assert [part["text"] for part in with_images(messages, [])[0]["content"]] == ["Is ", " older than ", "?"]

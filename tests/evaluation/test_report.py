@@ -70,14 +70,14 @@ def test_report_json_holds_the_papers_rows(report):
     assert len(data["paper"]) == len(TABLES)
 
 
-def test_the_plot_is_a_picture_and_nothing_half_written_stays(report):
+def test_the_plot_is_an_image_and_nothing_half_written_stays(report):
     *_, folder = report
     assert Image.open(folder / "radar.png").size > (500, 500)
     assert sorted(path.name for path in folder.iterdir()) == ["radar.png", "report.json", "report.md"]
 
 
 def test_a_run_says_how_it_was_asked(tmp_path):
-    write_results(tmp_path / "a", config={"model_args": f"pretrained=x,log_pictures={tmp_path}", "batch_size": "8"})
+    write_results(tmp_path / "a", config={"model_args": f"pretrained=x,log_images={tmp_path}", "batch_size": "8"})
     for written in (False, True):
         if written:
             (tmp_path / "pope").mkdir()
@@ -89,15 +89,15 @@ def test_a_run_says_how_it_was_asked(tmp_path):
 
 
 def test_a_folder_of_records_that_is_not_found_from_here_is_named(tmp_path, monkeypatch):
-    write_results(tmp_path / "a", config={"model_args": "pretrained=x,log_pictures=kept"})
+    write_results(tmp_path / "a", config={"model_args": "pretrained=x,log_images=kept"})
     (tmp_path / "kept/pope").mkdir(parents=True)
     (tmp_path / "kept/pope/run.json").write_text(json.dumps(RECORD))
     for folder, found in ((tmp_path, True), (tmp_path / "a", False)):
         monkeypatch.chdir(folder)
         main(["report", str(tmp_path / "a"), "-o", str(tmp_path / "r")])
         text = (tmp_path / "r/report.md").read_text()
-        assert ("torch 9.9" in text) is found and ("log_pictures=kept was not found from here" in text) is not found
-        assert "run lmms-eval with log_pictures" not in text
+        assert ("torch 9.9" in text) is found and ("log_images=kept was not found from here" in text) is not found
+        assert "run lmms-eval with log_images" not in text
 
 
 def test_what_was_measured_as_not_a_number_is_null_in_json_that_others_read(tmp_path):
@@ -140,7 +140,7 @@ def test_a_models_name_stands_in_the_plot_as_it_is(tmp_path, name):
 def test_hostile_names_stay_names_in_the_report(tmp_path):
     hostile = "<script>alert(1)</script> | [a](b)\n# A heading `"
     results = {hostile: {f"{hostile},none": 0.5}, "pope": POPE}
-    config = {"model_args": f"pretrained={hostile},log_pictures={hostile}", "batch_size": hostile, "limit": hostile}
+    config = {"model_args": f"pretrained={hostile},log_images={hostile}", "batch_size": hostile, "limit": hostile}
     write_results(tmp_path / "a", results=results, model_name=hostile, config=config)
     assert main(["report", f"{hostile}={tmp_path / 'a'}", "-o", str(tmp_path / "r")]) == 0
     lines = (tmp_path / "r/report.md").read_text().splitlines()

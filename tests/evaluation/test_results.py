@@ -190,39 +190,39 @@ def test_answers_of_a_file_and_of_samples_are_read_alike(tmp_path):
     assert load_answers([str(tmp_path / "answers.jsonl"), str(tmp_path)]) == [sample, sample]
 
 
-def test_logged_pictures_are_found_in_their_order(tmp_path):
+def test_logged_images_are_found_in_their_order(tmp_path):
     for name in ("0-0", "0-1", "0-10", "1-0"):
         path = tmp_path / f"kept/pope/{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (2, 2)).save(path)
-    path = write_results(tmp_path, config={"model_args": f"pretrained=x,log_pictures={tmp_path}/kept"})
+    path = write_results(tmp_path, config={"model_args": f"pretrained=x,log_images={tmp_path}/kept"})
     write_samples(tmp_path, "pope", [{}, {}, {}])
-    names = [[picture.rpartition("/")[2] for picture in answer.pictures] for answer in read_sample_answers(path)]
+    names = [[image.rpartition("/")[2] for image in answer.images] for answer in read_sample_answers(path)]
     assert names == [["0-0.png", "0-1.png"], ["1-0.png"], []]
 
 
-def test_pictures_that_are_not_found_from_here_are_missed_aloud(tmp_path, monkeypatch):
+def test_images_that_are_not_found_from_here_are_missed_aloud(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(results.logger, "warning", said.append)
     (tmp_path / "kept").mkdir()
-    path = write_results(tmp_path, config={"model_args": "pretrained=x,log_pictures=kept"})
+    path = write_results(tmp_path, config={"model_args": "pretrained=x,log_images=kept"})
     monkeypatch.chdir(tmp_path)
     read_sample_answers(path)
     assert not said
     monkeypatch.chdir(tmp_path.parent)
     read_sample_answers(path)
-    assert len(said) == 1 and "log_pictures=kept was not found from here" in said[0]
+    assert len(said) == 1 and "log_images=kept was not found from here" in said[0]
 
 
 def test_a_run_from_python_gives_its_arguments_as_they_are(tmp_path):
     (tmp_path / "kept/pope").mkdir(parents=True)
     (tmp_path / "kept/pope/run.json").write_text(json.dumps(RECORD))
-    path = write_results(tmp_path, config={"model_args": {"pretrained": "x", "log_pictures": f"{tmp_path}/kept"}})
+    path = write_results(tmp_path, config={"model_args": {"pretrained": "x", "log_images": f"{tmp_path}/kept"}})
     assert read_records(read_result_file(path)) == {"pope": RECORD}
 
 
 def test_a_run_record_of_another_model_is_not_taken(tmp_path):
-    path = write_results(tmp_path, config={"model_args": f"pretrained=x,log_pictures={tmp_path}"})
+    path = write_results(tmp_path, config={"model_args": f"pretrained=x,log_images={tmp_path}"})
     (tmp_path / "pope").mkdir()
     for model, found in (("/models/mine", 1), ("/models/other", 0)):
         (tmp_path / "pope/run.json").write_text(json.dumps(RECORD | {"model": model}))

@@ -1,4 +1,4 @@
-"""LLaVA-format training data from tiny pictures, and recipes over it: what the training tests run on."""
+"""LLaVA-format training data from tiny images, and recipes over it: what the training tests run on."""
 
 import json
 from pathlib import Path
@@ -22,12 +22,12 @@ def item(*messages: dict) -> dict:
 
 
 NONE = item(user("What colour is the grass?"), assistant("Green."))
-ONE = item(user(tiny.picture(1), "Sky?"), assistant("The sky is blue."), user("And?"), assistant("Привет!"))
-TWO = item(user("Is ", tiny.picture(2), " left of ", tiny.picture(3), "?"), assistant("Yes, it is."))
+ONE = item(user(tiny.image(1), "Sky?"), assistant("The sky is blue."), user("And?"), assistant("Привет!"))
+TWO = item(user("Is ", tiny.image(2), " left of ", tiny.image(3), "?"), assistant("Yes, it is."))
 
 
 def sample(index: int, **changes) -> dict:
-    """A sample with one picture and one question; answers differ in length from sample to sample."""
+    """A sample with one image and one question; answers differ in length from sample to sample."""
     turns = [turn("human", "<image>\nWhat colour is the sky?"), turn("gpt", ANSWERS[index % len(ANSWERS)])]
     return {"id": f"s{index}", "image": f"{index}.png", "conversations": turns} | changes
 
@@ -37,9 +37,9 @@ def turn(role: str, text: str) -> dict:
 
 
 def write(folder: Path, samples: list) -> Path:
-    """Writes the samples' pictures and their JSON file; returns the latter's path."""
+    """Writes the samples' images and their JSON file; returns the latter's path."""
     for index in range(len(samples)):
-        tiny.picture(index).save(folder / f"{index}.png")
+        tiny.image(index).save(folder / f"{index}.png")
     path = folder / "samples.json"
     path.write_text(json.dumps(samples), encoding="utf-8")
     return path

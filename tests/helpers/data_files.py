@@ -22,12 +22,12 @@ DEEP = "[" * 200_000  # JSON and YAML on which Python's readers raise RecursionE
 
 def png(seed: int) -> bytes:
     file = io.BytesIO()
-    tiny.picture(seed).save(file, "png")
+    tiny.image(seed).save(file, "png")
     return file.getvalue()
 
 
 def mixed(count: int = 6) -> list[dict]:
-    """LLaVA samples with one, no and two pictures in turn, the last kind with two questions."""
+    """LLaVA samples with one, no and two images in turn, the last kind with two questions."""
     samples = [conversations.sample(index) for index in range(count)]
     for index in range(1, count, 3):
         samples[index] |= {"image": None, "conversations": [turn("human", f"Why {index}?"), turn("gpt", "So.")]}
@@ -38,7 +38,7 @@ def mixed(count: int = 6) -> list[dict]:
     return samples
 
 
-def pictures(sample: dict) -> list[bytes]:
+def image_files(sample: dict) -> list[bytes]:
     names = sample["image"] or []
     return [png(int(Path(name).stem)) for name in ([names] if isinstance(names, str) else names)]
 
@@ -55,7 +55,7 @@ def write_shards(folder: Path, samples: list[dict], per_shard: int = 4) -> Path:
     for start in range(0, len(samples), per_shard):
         with tarfile.open(folder / f"shard-{start // per_shard}.tar", "w") as tar:
             for sample in samples[start : start + per_shard]:
-                add_sample(tar, sample["id"], {"json": json.dumps(sample).encode()}, pictures(sample))
+                add_sample(tar, sample["id"], {"json": json.dumps(sample).encode()}, image_files(sample))
     return folder / "shard-*.tar"
 
 
@@ -74,7 +74,7 @@ def hf_dataset(samples: list[dict]) -> Dataset:
             {"role": {"human": "user", "gpt": "assistant"}[each["from"]], "content": parts(each["value"])}
             for each in sample["conversations"]
         ]
-        images = [{"bytes": each, "path": None} for each in pictures(sample)]
+        images = [{"bytes": each, "path": None} for each in image_files(sample)]
         rows.append({"id": sample["id"], "messages": messages, "images": images})
     part = {"type": Value("string"), "text": Value("string")}
     messages = List({"role": Value("string"), "content": List(part)})

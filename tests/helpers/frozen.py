@@ -31,7 +31,7 @@ def config():
 
 def inputs(processor) -> dict:
     """What the checkpoints are asked."""
-    return tiny.prompt(processor, [tiny.user(tiny.picture(0), "What colour is the sky?")])
+    return tiny.prompt(processor, [tiny.user(tiny.image(0), "What colour is the sky?")])
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ dataset_kwargs:
     test: bundled.parquet
 test_split: test
 output_type: generate_until
-doc_to_visual: !function bundled.pictures_of
+doc_to_visual: !function bundled.images_of
 doc_to_text: "{{question}}"
 doc_to_target: "{{answer}}"
 generation_kwargs:
@@ -35,14 +35,14 @@ metric_list:
 
 
 def documents() -> list[dict]:
-    """The bundled questions, one of them without a picture as well, one with two."""
+    """The bundled questions, one of them without an image as well, one with two."""
     examples = json.loads(EXAMPLES.read_text(encoding="utf-8"))
-    rows = [{"pictures": [picture(e["picture"])], "question": e["question"], "answer": e["truth"]} for e in examples]
-    alone = {"pictures": [], "question": "Which digit is shown?", "answer": "none"}
-    return [*rows, alone, rows[0] | {"pictures": rows[0]["pictures"] + rows[2]["pictures"]}]
+    rows = [{"images": [image(e["image"])], "question": e["question"], "answer": e["truth"]} for e in examples]
+    alone = {"images": [], "question": "Which digit is shown?", "answer": "none"}
+    return [*rows, alone, rows[0] | {"images": rows[0]["images"] + rows[2]["images"]}]
 
 
-def picture(name: str) -> dict:
+def image(name: str) -> dict:
     return {"bytes": (EXAMPLES.parent / name).read_bytes(), "path": name}
 
 
@@ -51,19 +51,19 @@ def write_tasks(folder: Path):
     shutil.copytree(standins.TASKS, folder, dirs_exist_ok=True)
     standins.write(folder)
     rows = documents()
-    features = Features({"pictures": Sequence(Image()), "question": Value("string"), "answer": Value("string")})
+    features = Features({"images": Sequence(Image()), "question": Value("string"), "answer": Value("string")})
     Dataset.from_list(rows, features=features).to_parquet(folder / "bundled.parquet")
-    formulas = [{"image": row["pictures"][0], "formula": row["answer"]} for row in rows if "\\" in row["answer"]]
+    formulas = [{"image": row["images"][0], "formula": row["answer"]} for row in rows if "\\" in row["answer"]]
     features = Features({"image": Image(), "formula": Value("string")})
     Dataset.from_list(formulas, features=features).to_parquet(folder / "tex.parquet")
     (folder / "bundled.yaml").write_text(TASK)
-    (folder / "bundled.py").write_text('def pictures_of(doc):\n    return doc["pictures"]\n')
+    (folder / "bundled.py").write_text('def images_of(doc):\n    return doc["images"]\n')
 
 
 def run(folder: Path, output: str, *options: str, launcher: list[str] | None = None) -> subprocess.CompletedProcess:
     """Runs lmms-eval on the demo checkpoint and all tasks in `folder`; returns the finished process."""
     program = launcher or [str(Path(sys.executable).with_name("lmms-eval")), "eval"]
-    arguments = f"pretrained={TINY},log_pictures={output}/pictures"
+    arguments = f"pretrained={TINY},log_images={output}/images"
     fixed = ["--model", "omnifusion", "--model_args", arguments, "--output_path", output, "--log_samples"]
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / f"cache of {output}"), "OMP_NUM_THREADS": "1"}
     return subprocess.run(

@@ -1,4 +1,4 @@
-"""Image processors of 32 pixels, the 8-bit levels they give, and pictures and files to give them."""
+"""Image processors of 32 pixels, the 8-bit levels they give, and images and files to give them."""
 
 from io import BytesIO
 
@@ -23,7 +23,7 @@ def levels(images, **options) -> np.ndarray:
 
 
 def noise(count: int, seed: int = 0) -> list[Image.Image]:
-    """Pictures of random levels, 1 to 300 pixels a side: any other resampling would differ somewhere."""
+    """Images of random levels, 1 to 300 pixels a side: any other resampling would differ somewhere."""
     rng = np.random.default_rng(seed)
     sizes = np.exp(rng.uniform(0, np.log(300), (count, 2))).astype(int)
     return [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]

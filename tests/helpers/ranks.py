@@ -1,6 +1,6 @@
 """Two processes on a CPU: wraps tiny models as `accelerate` would and writes the loss and gradients of one step.
 
-Rank 0's batch has a picture, rank 1's has none. `run_ranks(folder, *jobs)` leaves one file a job in the folder; a job
+Rank 0's batch has an image, rank 1's has none. `run_ranks(folder, *jobs)` leaves one file a job in the folder; a job
 is `parallel,projector_type,trained,checkpointing`, and the words that each of these may be are below.
 """
 
@@ -41,15 +41,15 @@ def make_model(projector_type: str, trained: str, checkpointing: str):
 
 
 def batches(config) -> list[dict]:
-    """One batch with a picture and a shorter one without."""
+    """One batch with an image and a shorter one without."""
     generator = torch.Generator().manual_seed(0)
     words = torch.randint(3, 400, (2, 9), generator=generator)
     image = torch.full((1, config.image_seq_length), config.image_token_id)
-    with_picture = torch.cat([words[:1, :4], image, words[:1, 4:]], dim=1)
-    labels = with_picture.masked_fill(with_picture == config.image_token_id, -100)
+    with_image = torch.cat([words[:1, :4], image, words[:1, 4:]], dim=1)
+    labels = with_image.masked_fill(with_image == config.image_token_id, -100)
     pixels = torch.randn(1, 3, 32, 32, generator=generator)
     text = words[1:, :5]
-    return [{"input_ids": with_picture, "labels": labels, "pixel_values": pixels}, {"input_ids": text, "labels": text}]
+    return [{"input_ids": with_image, "labels": labels, "pixel_values": pixels}, {"input_ids": text, "labels": text}]
 
 
 def loss_of(model, batch: dict, config) -> torch.Tensor:

@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionMode
 
 WIDTH, SIZE = 32, 28
 TEXT = ["This is a dialog with AI assistant.", "What is the sky color on this image?", "Какого цвета небо?"]
-TEXT += ["The sky is blue: two birds fly above a green hill.", "Describe the picture, please!", "Небо синее."]
+TEXT += ["The sky is blue: two birds fly above a green hill.", "Describe the image, please!", "Небо синее."]
 
 
 def write_tokenizer(folder: Path) -> int:

@@ -86,5 +86,5 @@ def write(folder: Path):
         data.to_parquet(folder / f"{name}.parquet")
         lines = [f"include: {task_files()[task]}", f"task: {name}", "dataset_path: parquet", "dataset_name: null"]
         lines += [f"dataset_kwargs: {{data_files: {{test: {name}.parquet}}}}", "test_split: test"]
-        lines += ["process_docs: null"]  # GQA's fetches its pictures
+        lines += ["process_docs: null"]  # GQA's fetches its images
         (folder / f"{name}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")

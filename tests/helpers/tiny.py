@@ -64,9 +64,7 @@ def llm_tokenizer(add_bos: bool = False) -> PreTrainedTokenizerFast:
     raw.decoder = decoders.Sequence(steps)
     specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     text = ["This is a dialog with AI assistant. What colour is the sky? The sky is blue and the grass is green."] * 3
-    text += [
-        "Describe the picture: a red square above two small circles, one left of the other. Привет, как дела?"
-    ] * 3
+    text += ["Describe the image: a red square above two small circles, one left of the other. Привет, как дела?"] * 3
     raw.train_from_iterator(text, trainers.BpeTrainer(vocab_size=400, special_tokens=specials, show_progress=False))
     if add_bos:
         from tokenizers import processors
@@ -103,14 +101,14 @@ def model(model_config: OmniFusionConfig | None = None, seed: int = 0) -> OmniFu
     return OmniFusionForConditionalGeneration(model_config or config()).eval()
 
 
-def picture(seed: int = 0, size: tuple[int, int] = (40, 60)) -> Image.Image:
-    """A smooth random RGB picture, `size` = (height, width)."""
+def image(seed: int = 0, size: tuple[int, int] = (40, 60)) -> Image.Image:
+    """A smooth random RGB image, `size` = (height, width)."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC)
 
 
 def user(*content) -> dict:
-    """A user message of pictures (PIL images) and texts."""
+    """A user message of images (PIL images) and texts."""
     parts = [{"type": "text", "text": c} if isinstance(c, str) else {"type": "image", "image": c} for c in content]
     return {"role": "user", "content": parts}
 

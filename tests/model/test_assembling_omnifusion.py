@@ -1,4 +1,4 @@
-"""Assembling: any LLM answers text as before, trains, saves, generates with pictures; what would change is refused."""
+"""Assembling: any LLM answers text as before, trains, saves, generates with images; what would change is refused."""
 
 import json
 
@@ -65,9 +65,7 @@ def test_every_llm_trains_saves_and_generates(family, tied, clip, tmp_path):
     loaded, info = OmniFusionForConditionalGeneration.from_pretrained(tmp_path / "saved", output_loading_info=True)
     assert not (info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"])
     assert_only_new_rows_of_the_llm_changed(loaded, before)
-    inputs = tiny.prompt(
-        processor, [tiny.user(tiny.picture(), "What?")], [tiny.user("And words alone, more of them?")]
-    )
+    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")], [tiny.user("And words alone, more of them?")])
     with torch.no_grad():  # in training the rows are a parameter of their own: Gemma's scale must reach it too
         torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=1e-5)
     generated = loaded.generate(**inputs, max_new_tokens=2, min_new_tokens=2, num_beams=2, do_sample=False)
@@ -78,7 +76,7 @@ def train_one_step(model, processor) -> dict[str, torch.Tensor]:
     """One step of stage 1; returns the state before."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
     apply_stage(model, "pretrain")
-    sample = {"name": "s", "messages": [tiny.user(tiny.picture(), "What?"), tiny.assistant("A sky.")]}
+    sample = {"name": "s", "messages": [tiny.user(tiny.image(), "What?"), tiny.assistant("A sky.")]}
     model.train()(**conversations.collate(processor, [sample, sample])).loss.backward()
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
     model.eval()

@@ -1,4 +1,4 @@
-"""Chat templates: an LLM's own to the letter, pictures in their places, answers marked; everywhere text is data."""
+"""Chat templates: an LLM's own to the letter, images in their places, answers marked; everywhere text is data."""
 
 from functools import partial
 from itertools import pairwise
@@ -84,9 +84,9 @@ def test_the_text_is_that_of_the_llm(own, turns, generate, image_processor):
 
 
 @ALL
-def test_pictures_stand_where_the_message_has_them(own, image_processor):
+def test_images_stand_where_the_message_has_them(own, image_processor):
     processor = processor_with(own, image_processor)
-    question = tiny.user("Compare", tiny.picture(0), "with", tiny.picture(1), "please")
+    question = tiny.user("Compare", tiny.image(0), "with", tiny.image(1), "please")
     text = processor.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
     assert "Compare<image>with<image>please" in text
     inputs = tiny.prompt(processor, [question])
@@ -103,10 +103,10 @@ def test_case_03_special_tokens_that_a_user_types_are_text(own, token, image_pro
     assert f"a {token} b" in processor.decode(ids[0], skip_special_tokens=False)
 
 
-def test_only_user_messages_hold_pictures(image_processor):
+def test_only_user_messages_hold_images(image_processor):
     processor = processor_with(CHATML, image_processor)
-    answer = {"role": "assistant", "content": [{"type": "image", "image": tiny.picture()}]}
-    with pytest.raises(Exception, match="those of the user also pictures"):
+    answer = {"role": "assistant", "content": [{"type": "image", "image": tiny.image()}]}
+    with pytest.raises(Exception, match="those of the user also images"):
         tiny.prompt(processor, [tiny.user("Draw"), answer, tiny.user("And?")])
 
 
@@ -199,11 +199,11 @@ def test_case_03_whatever_an_llms_template_prints_of_a_message_is_data(image_pro
     assert not any(marks(processor.tokenizer.encode(text), processor))
 
 
-PICTURE = tiny.picture()
+IMAGE = tiny.image()
 NOT_MESSAGES = {
-    "a text part with content": tiny.user(PICTURE) | {"content": [{"type": "text", "content": "What?"}]},
+    "a text part with content": tiny.user(IMAGE) | {"content": [{"type": "text", "content": "What?"}]},
     "a text part of nothing": {"role": "user", "content": [{"type": "text", "text": None}]},
-    "a text beside an image": {"role": "user", "content": [{"type": "image", "image": PICTURE, "text": "What?"}]},
+    "a text beside an image": {"role": "user", "content": [{"type": "image", "image": IMAGE, "text": "What?"}]},
     "a part of another type": {"role": "user", "content": [{"type": "video", "video": "film.mp4"}]},
     "a part that is no dict": {"role": "user", "content": ["What?"]},
     "value": {"role": "user", "value": "What?"},
@@ -212,11 +212,11 @@ NOT_MESSAGES = {
     "one part alone": {"role": "user", "content": {"type": "text", "text": "What?"}},
     "tool calls alone": {"role": "assistant", "tool_calls": [{"type": "function"}]},
     "tool calls": {"role": "assistant", "content": "", "tool_calls": [{"type": "function"}]},
-    "an image of the assistant": {"role": "assistant", "content": [{"type": "image", "image": PICTURE}]},
+    "an image of the assistant": {"role": "assistant", "content": [{"type": "image", "image": IMAGE}]},
     "another role": {"role": "tool", "content": "Four."},
 }
 ONLY_IN_PYTHON = {
-    "images beside the content": {"role": "user", "content": "What?", "images": [PICTURE]},
+    "images beside the content": {"role": "user", "content": "What?", "images": [IMAGE]},
     "a value beside the content": {"role": "user", "content": "What", "value": "colour?"},
     "no message": "What?",
 }
@@ -265,7 +265,7 @@ def test_a_message_may_hold_more_that_is_harmless_and_is_not_changed(formats, na
 def test_an_answer_that_is_begun_with_a_special_token_goes_on_from_that_text(formats, name, text, places):
     processor = formats[name]
     content = text if places is None else [{"type": "text", "text": piece} for piece in cut(text, places)]
-    conversation = [tiny.user(PICTURE, "What?"), {"role": "assistant", "content": content}]
+    conversation = [tiny.user(IMAGE, "What?"), {"role": "assistant", "content": content}]
     begun = processor.apply_chat_template(conversation, continue_final_message=True)
     plain = [conversation[0], {"role": "assistant", "content": "PREFILL"}]
     expected = processor.apply_chat_template(plain, continue_final_message=True).removesuffix("PREFILL") + text
@@ -280,10 +280,10 @@ def test_an_answer_that_is_begun_with_a_special_token_goes_on_from_that_text(for
 def test_bos_comes_from_the_template_alone(own, bos, image_processor):
     """The tokenizer of both LLMs adds a BOS to plain text; the text of the chat has the template's, once or not."""
     processor = processor_with(own, image_processor)
-    picture = tiny.picture()
-    text = processor.apply_chat_template([tiny.user(picture, "Hi")], tokenize=False, add_generation_prompt=True)
-    two_steps = processor(text=text, images=[picture]).input_ids[0]
-    one_step = tiny.prompt(processor, [tiny.user(picture, "Hi")]).input_ids[0].tolist()
+    image = tiny.image()
+    text = processor.apply_chat_template([tiny.user(image, "Hi")], tokenize=False, add_generation_prompt=True)
+    two_steps = processor(text=text, images=[image]).input_ids[0]
+    one_step = tiny.prompt(processor, [tiny.user(image, "Hi")]).input_ids[0].tolist()
     assert one_step == two_steps and one_step.count(processor.tokenizer.bos_token_id) == bos
 
 
@@ -303,7 +303,7 @@ def trained(own: str, image_processor, *messages) -> str:
     ids=["chatml", "inst", "marks"],
 )
 def test_answers_and_their_ends_are_learnt_in_every_turn(own, expected, image_processor):
-    question = tiny.user("Look ", tiny.picture(), "at <image> it")
+    question = tiny.user("Look ", tiny.image(), "at <image> it")
     assert trained(own, image_processor, question, *DIALOGUE[1:]) == expected
 
 

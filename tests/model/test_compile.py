@@ -33,10 +33,10 @@ def cold_model(**mix):
     return tiny.model(tiny.config(text=text, **mix))
 
 
-def inputs_of(model, num_pictures: int, view_strategy: str = "grid"):
+def inputs_of(model, num_images: int, view_strategy: str = "grid"):
     processor = tiny.processor(model.config, view_strategy=view_strategy)
-    pictures = [tiny.picture(seed, (40 + 30 * seed, 60)) for seed in range(num_pictures)]
-    return tiny.prompt(processor, [tiny.user(*pictures, "What?")])
+    images = [tiny.image(seed, (40 + 30 * seed, 60)) for seed in range(num_images)]
+    return tiny.prompt(processor, [tiny.user(*images, "What?")])
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ def test_case_19_a_cold_model_is_one_graph_with_the_same_logits(adapter):
 
 @torch.no_grad()
 def test_case_19_control_what_depends_on_values_is_no_graph():
-    """The split into pictures is outside the compiled part: `fullgraph` would notice it inside."""
+    """The split into images is outside the compiled part: `fullgraph` would notice it inside."""
     model = cold_model()
     inputs = inputs_of(model, 2)
     features = torch.compile(model.get_image_features, fullgraph=True, backend="eager")
@@ -61,15 +61,15 @@ def test_case_19_control_what_depends_on_values_is_no_graph():
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "view_strategy, dynamic, most_pictures, frames",
+    "view_strategy, dynamic, most_images, frames",
     [("whole", None, 4, 2), ("grid", None, 4, 2), ("whole", False, 3, 3)],
     ids=["one view", "several views", "control: static shapes"],
 )
-def test_case_19_one_to_four_pictures_compile_twice_at_most(view_strategy, dynamic, most_pictures, frames):
+def test_case_19_one_to_four_images_compile_twice_at_most(view_strategy, dynamic, most_images, frames):
     model, counter = cold_model(), CompileCounterWithBackend("eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter, dynamic=dynamic)
-    for num_pictures in range(1, most_pictures + 1):
-        inputs = inputs_of(model, num_pictures, view_strategy)
+    for num_images in range(1, most_images + 1):
+        inputs = inputs_of(model, num_images, view_strategy)
         torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
     assert counter.frame_count == frames
 
@@ -121,8 +121,8 @@ def test_case_19_static_cache_gives_the_tokens_of_the_dynamic_one_compiled_or_no
 
     everywhere = CompileConfig(fullgraph=True, backend=count)
     everywhere._compile_all_devices = True
-    for num_pictures in (2, 1):
-        inputs = inputs_of(model, num_pictures)
+    for num_images in (2, 1):
+        inputs = inputs_of(model, num_images)
         compiled = answer(model, inputs, cache_implementation="static", compile_config=everywhere)
         assert compiled == answer(model, inputs, cache_implementation="static", disable_compile=True)
         assert compiled == answer(model, inputs) != answer(model, inputs_of(model, 3))

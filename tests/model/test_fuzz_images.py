@@ -21,7 +21,7 @@ from omnifusion_hf.model.image_processing_omnifusion import CHANNELS, OVERSHOOT,
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow and numpy warn of what is damaged
 LONG = os.environ.get("FUZZ_EXAMPLES")
 MOST_PIXELS = 2**16
-PHOTO = tiny.picture(size=(19, 23))
+PHOTO = tiny.image(size=(19, 23))
 
 
 def fuzz(share: int = 1):

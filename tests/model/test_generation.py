@@ -24,8 +24,8 @@ def answers(model, inputs, **options) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def conversations() -> list[list[dict]]:
-    """Two, one, and no pictures; of different shapes, in different places."""
-    a, b, c = tiny.picture(0), tiny.picture(1, (20, 90)), tiny.picture(2, (70, 30))
+    """Two, one, and no images; of different shapes, in different places."""
+    a, b, c = tiny.image(0), tiny.image(1, (20, 90)), tiny.image(2, (70, 30))
     return [
         [tiny.user(a, "Look at this, and then at", b, "what differs?")],
         [tiny.user("Hello"), tiny.assistant("Hi!"), tiny.user(c, "What?")],
@@ -73,9 +73,9 @@ def test_case_04_a_padding_side_that_was_saved_does_not_matter(model, conversati
     assert answers(model, inputs).tolist() == singles.tolist()
 
 
-def test_case_17_answers_follow_their_pictures(model, grid_processor):
-    a, b = tiny.picture(0), tiny.picture(1)
-    ask = lambda *pictures: answers(model, tiny.prompt(grid_processor, [tiny.user(*pictures, "Which?")])).tolist()  # noqa: E731
+def test_case_17_answers_follow_their_images(model, grid_processor):
+    a, b = tiny.image(0), tiny.image(1)
+    ask = lambda *images: answers(model, tiny.prompt(grid_processor, [tiny.user(*images, "Which?")])).tolist()  # noqa: E731
     assert ask(a, b) != ask(b, a)
     text = ["<image><image> Which?", "<image> Which?"]
     nested = grid_processor(text=list(text), images=[[a, b], [a]], padding=True, return_tensors="pt")
@@ -84,7 +84,7 @@ def test_case_17_answers_follow_their_pictures(model, grid_processor):
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}])
-def test_case_20_beams_keep_pictures_with_their_samples(options, model, grid_processor, conversations, singles):
+def test_case_20_beams_keep_images_with_their_samples(options, model, grid_processor, conversations, singles):
     inputs = tiny.prompt(grid_processor, *conversations)
     batch = answers(model, inputs, **options)
     alone = [answers(model, tiny.prompt(grid_processor, conversation), **options) for conversation in conversations]
@@ -125,7 +125,7 @@ def test_sampling_is_reproducible_and_several_answers_differ(model, grid_process
 
 
 def test_sampling_from_the_likeliest_token_is_greedy(model, grid_processor, conversations, singles):
-    """Parity for samples that are expanded after their pictures were encoded."""
+    """Parity for samples that are expanded after their images were encoded."""
     inputs = tiny.prompt(grid_processor, *conversations)
     expanded = answers(model, inputs, do_sample=True, top_k=1, num_return_sequences=2)
     assert expanded.tolist() == singles.repeat_interleave(2, 0).tolist()
@@ -186,29 +186,27 @@ def tower_calls(model):
     calls.hook.remove()
 
 
-def second_turn(model, processor, first_inputs, question: list, kept_pictures: list):
-    """Cache and ids after turn 1, and the ids and pictures of a turn 2 that goes on from exactly these ids."""
+def second_turn(model, processor, first_inputs, question: list, kept_images: list):
+    """Cache and ids after turn 1, and the ids and images of a turn 2 that goes on from exactly these ids."""
     first = model.generate(
         **first_inputs, max_new_tokens=NEW_TOKENS, do_sample=False, return_dict_in_generate=True
     )  # fmt: skip
-    new_pictures = [part for part in question if not isinstance(part, str)]
+    new_images = [part for part in question if not isinstance(part, str)]
     text = "<user>" + "".join(part if isinstance(part, str) else "<image>" for part in question) + "<bot>"
-    turn = processor(text=text, images=new_pictures or None, return_tensors="pt")
+    turn = processor(text=text, images=new_images or None, return_tensors="pt")
     input_ids = torch.cat([first.sequences, turn.input_ids], dim=1)
-    pictures = [*kept_pictures, *new_pictures]
-    pixels = processor.image_processor(pictures, return_tensors="pt") if pictures else {}
+    images = [*kept_images, *new_images]
+    pixels = processor.image_processor(images, return_tensors="pt") if images else {}
     return tiny.cache_of(first), {"input_ids": input_ids, **pixels}
 
 
-@pytest.mark.parametrize(
-    "question", [["And now?"], [tiny.picture(5, (30, 80)), "And this?"]], ids=["text", "new picture"]
-)
-@pytest.mark.parametrize("resend", [False, True], ids=["new pictures only", "all pictures again"])
+@pytest.mark.parametrize("question", [["And now?"], [tiny.image(5, (30, 80)), "And this?"]], ids=["text", "new image"])
+@pytest.mark.parametrize("resend", [False, True], ids=["new images only", "all images again"])
 def test_case_18_a_kept_cache_is_not_encoded_again(question, resend, model, grid_processor, tower_calls):
-    picture = tiny.picture(4, (90, 30))
-    first_inputs = tiny.prompt(grid_processor, [tiny.user(picture, "What?")])
-    cache, inputs = second_turn(model, grid_processor, first_inputs, question, [picture] if resend else [])
-    _, whole = second_turn(model, grid_processor, first_inputs, question, [picture])
+    image = tiny.image(4, (90, 30))
+    first_inputs = tiny.prompt(grid_processor, [tiny.user(image, "What?")])
+    cache, inputs = second_turn(model, grid_processor, first_inputs, question, [image] if resend else [])
+    _, whole = second_turn(model, grid_processor, first_inputs, question, [image])
     tower_calls.views = 0
     recomputed = answers(model, whole)
     views_of_all = tower_calls.views
@@ -219,18 +217,18 @@ def test_case_18_a_kept_cache_is_not_encoded_again(question, resend, model, grid
 
 
 def test_case_18_the_comparison_can_fail(model, grid_processor):
-    """Control: a cache of another picture gives another answer."""
+    """Control: a cache of another image gives another answer."""
     answers_of = []
     for seed in (4, 6):
-        first_inputs = tiny.prompt(grid_processor, [tiny.user(tiny.picture(seed, (90, 30)), "What?")])
+        first_inputs = tiny.prompt(grid_processor, [tiny.user(tiny.image(seed, (90, 30)), "What?")])
         cache, inputs = second_turn(model, grid_processor, first_inputs, ["And now?"], [])
         answers_of.append(answers(model, inputs, **tiny.cached(cache)).tolist())
     assert answers_of[0] != answers_of[1]
 
 
-def test_case_18_batches_drop_the_right_pictures(model, grid_processor):
-    """Two samples with one and two pictures in turn 1; all are passed again with one new picture for each."""
-    a, b, c, d, e = (tiny.picture(seed, (30 + 20 * seed, 60)) for seed in range(5))
+def test_case_18_batches_drop_the_right_images(model, grid_processor):
+    """Two samples with one and two images in turn 1; all are passed again with one new image for each."""
+    a, b, c, d, e = (tiny.image(seed, (30 + 20 * seed, 60)) for seed in range(5))
     text = ["<image><user>What?<bot>", "<image><image><user>What?<bot>"]
     new = "<user><image>And this?<bot>"
     options = {"padding": True, "return_tensors": "pt"}
@@ -256,7 +254,7 @@ HOT = {"do_sample": True, "temperature": 100.0, "top_k": 0, "num_return_sequence
     ids=["arguments", "own GenerationConfig", "own suppress_tokens"],
 )
 def test_case_03_special_tokens_are_never_generated(options, model, processor, monkeypatch):
-    inputs = tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")])
+    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
 
     def generated() -> set[int]:
         torch.manual_seed(0)
@@ -279,7 +277,7 @@ def without_images(inputs) -> dict:
 
 def test_places_without_images_are_refused(model, grid_processor):
     """Trainers and wrappers that drop what they do not know would get an answer about nothing."""
-    inputs = tiny.prompt(grid_processor, [tiny.user(tiny.picture(), "What?")], [tiny.user("Only words")])
+    inputs = tiny.prompt(grid_processor, [tiny.user(tiny.image(), "What?")], [tiny.user("Only words")])
     count = (inputs.input_ids[0] == model.config.image_token_id).sum().item()
     with pytest.raises(ValueError, match=rf"new <image> tokens per sample \[{count}, 0\], image features 0"):
         model.generate(**without_images(inputs), max_new_tokens=2)
@@ -292,7 +290,7 @@ def test_places_without_images_are_refused(model, grid_processor):
 
 
 def test_places_of_a_new_turn_need_images_where_those_of_the_cache_do_not(model, processor):
-    first = tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")])
+    first = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
     past = model.generate(**first, max_new_tokens=2, return_dict_in_generate=True)
     mark = torch.tensor([[model.config.image_token_id] * model.config.image_seq_length])
     longer = {"input_ids": torch.cat([past.sequences, mark], dim=1), **tiny.cached(tiny.cache_of(past))}
@@ -303,7 +301,7 @@ def test_places_of_a_new_turn_need_images_where_those_of_the_cache_do_not(model,
 
 
 def test_a_negative_prompt_with_a_place_for_an_image_is_refused(model, processor):
-    inputs = tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")])
+    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
     with pytest.raises(ValueError, match="image features 0"):
         model.generate(**inputs, guidance_scale=1.5, negative_prompt_ids=inputs.input_ids, max_new_tokens=2)
     words = tiny.prompt(processor, [tiny.user("Words")]).input_ids  # control

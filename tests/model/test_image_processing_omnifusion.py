@@ -1,4 +1,4 @@
-"""The image processor: exact pixels, every container of a picture, huge and broken files, what is saved."""
+"""The image processor: exact pixels, every container of an image, huge and broken files, what is saved."""
 
 import base64
 import contextlib
@@ -34,7 +34,7 @@ from omnifusion_hf.visualize import draw_file
 
 
 def on_canvas(image: Image.Image, height: int, width: int) -> Image.Image:
-    """The picture resized, aspect kept, and centred on a padded canvas: the plain way to a grid."""
+    """The image resized, aspect kept, and centred on a padded canvas: the plain way to a grid."""
     resized = fit_inside((image.height, image.width), (height, width))
     canvas = Image.new("RGB", (width, height), BACKGROUND)
     corner = ((width - resized[1]) // 2, (height - resized[0]) // 2)
@@ -66,10 +66,10 @@ def test_case_16_the_torchvision_backend_of_the_encoder_is_within_a_stated_bound
     size = {"height": SIDE, "width": SIDE}
     options = {"size": {"shortest_edge": SIDE}, "crop_size": size, "do_rescale": False, "do_normalize": False}
     other = CLIPImageProcessor(**options)
-    pictures = [tiny.picture(seed, (40 + 9 * seed, 150 - 11 * seed)) for seed in range(10)]
-    difference = np.abs(levels(pictures) - other(pictures, return_tensors="np").pixel_values.astype(np.float32))
+    images = [tiny.image(seed, (40 + 9 * seed, 150 - 11 * seed)) for seed in range(10)]
+    difference = np.abs(levels(images) - other(images, return_tensors="np").pixel_values.astype(np.float32))
     assert difference.max() <= 2 and difference.mean() < 0.05
-    assert np.abs(levels(pictures) - levels(pictures, resample=Image.Resampling.BILINEAR)).max() > 2  # control
+    assert np.abs(levels(images) - levels(images, resample=Image.Resampling.BILINEAR)).max() > 2  # control
 
 
 def test_pad_and_squash_equal_pillow_in_every_pixel():
@@ -88,31 +88,31 @@ def test_grid_tiles_equal_cutting_the_resized_canvas():
         np.testing.assert_array_equal(levels(image, view_strategy="grid")[1:], tiles)
 
 
-def test_pictures_too_large_to_resize_whole_give_nearly_the_same_pixels(monkeypatch):
+def test_images_too_large_to_resize_whole_give_nearly_the_same_pixels(monkeypatch):
     """The way of long strips and scans: boxes are cut directly. Pillow then reads them in float32 and may take its two
-    passes in the other order, so that levels clipped in between differ; smooth pictures stay within two levels."""
-    pictures = [tiny.picture(seed, (20 + 30 * seed, 220 - 20 * seed)) for seed in range(10)]
-    whole = levels(pictures, view_strategy="grid")
+    passes in the other order, so that levels clipped in between differ; smooth images stay within two levels."""
+    images = [tiny.image(seed, (20 + 30 * seed, 220 - 20 * seed)) for seed in range(10)]
+    whole = levels(images, view_strategy="grid")
     monkeypatch.setattr(views_omnifusion, "MAX_RESIZED_PIXELS", 1)
-    np.testing.assert_allclose(levels(pictures, view_strategy="grid"), whole, atol=2)
+    np.testing.assert_allclose(levels(images, view_strategy="grid"), whole, atol=2)
 
 
 def test_pixel_comparison_can_fail():
-    """Control: the same picture through another filter, or one pixel off, is not equal."""
+    """Control: the same image through another filter, or one pixel off, is not equal."""
     image = noise(1)[0].resize((90, 70))
     assert (levels(image) != levels(image, resample=Image.Resampling.BILINEAR)).any()
     assert (levels(image) != levels(image.crop((1, 0, 90, 70)))).any()
 
 
 def test_normalisation_is_that_of_the_first_encoder():
-    image = tiny.picture()
+    image = tiny.image()
     expected = (levels(image)[0] / 255 - np.reshape(MEAN, (3, 1, 1))) / np.reshape([0.3, 0.2, 0.1], (3, 1, 1))
     given = processor(image_std=[0.3, 0.2, 0.1])(image, return_tensors="np").pixel_values[0]
     np.testing.assert_allclose(given, expected, atol=1e-5)
 
 
-def test_view_index_starts_again_at_every_picture():
-    images = [tiny.picture(size=(20, 90)), tiny.picture(size=(60, 60))]
+def test_view_index_starts_again_at_every_image():
+    images = [tiny.image(size=(20, 90)), tiny.image(size=(60, 60))]
     grid = processor(view_strategy="grid")
     output = grid(images, return_tensors="pt")
     views = [grid.get_number_of_image_patches(image.height, image.width) for image in images]
@@ -123,7 +123,7 @@ def test_view_index_starts_again_at_every_picture():
 def containers(image: Image.Image, folder) -> dict:
     """The same colours as PIL image, file bytes, path, data URI, arrays and tensor."""
     png, array = encoded(image, "PNG"), np.asarray(image)
-    path = folder / "picture.png"
+    path = folder / "image.png"
     path.write_bytes(png)
     return {
         "bytes": png,
@@ -142,11 +142,11 @@ def containers(image: Image.Image, folder) -> dict:
 
 
 def test_case_14_every_container_gives_the_same_pixels(tmp_path):
-    image = tiny.picture()
+    image = tiny.image()
     expected = levels(image)
     for name, container in containers(image, tmp_path).items():
         np.testing.assert_array_equal(levels(container), expected, err_msg=name)
-    assert (levels(tiny.picture(1)) != expected).any()
+    assert (levels(tiny.image(1)) != expected).any()
 
 
 @pytest.fixture
@@ -174,26 +174,26 @@ def web():
 
 
 def test_case_14_a_url_gives_the_same_pixels(web):
-    image = tiny.picture()
-    web["/picture.png"] = encoded(image, "PNG")
-    np.testing.assert_array_equal(levels(web["url"] + "/picture.png"), levels(image))
+    image = tiny.image()
+    web["/image.png"] = encoded(image, "PNG")
+    np.testing.assert_array_equal(levels(web["url"] + "/image.png"), levels(image))
 
 
 @pytest.mark.parametrize("limit, value", [("MAX_DOWNLOAD_BYTES", 1000), ("MAX_DOWNLOAD_SECONDS", -1)])
 def test_a_download_ends_at_its_limits(web, monkeypatch, limit, value):
-    web["/picture.png"] = encoded(tiny.picture(), "PNG")
+    web["/image.png"] = encoded(tiny.image(), "PNG")
     web["/endless"] = [bytes(500)] * 1000
-    assert len(web["/picture.png"]) > 1000
-    levels(web["url"] + "/picture.png")  # control
+    assert len(web["/image.png"]) > 1000
+    levels(web["url"] + "/image.png")  # control
     monkeypatch.setattr(image_processing_omnifusion, limit, value)
-    for path in ("/picture.png", "/endless"):
+    for path in ("/image.png", "/endless"):
         with pytest.raises(ValueError, match=rf"{path} cannot be fetched: more than \d+ bytes or -?\d+ s"):
             levels(web["url"] + path)
 
 
 @pytest.mark.parametrize("mode, tolerance", [("L", 0), ("LA", 0), ("I;16", 1), ("I", 1), ("1", 0), ("P", 0)])
 def test_case_14_grey_modes_give_the_same_grey(mode, tolerance):
-    grey = tiny.picture().convert("L")
+    grey = tiny.image().convert("L")
     if mode in ("I;16", "I"):
         wide = np.asarray(grey).astype(np.uint16) * 257
         image = Image.fromarray(wide.astype(np.int32)) if mode == "I" else Image.fromarray(wide)
@@ -208,15 +208,15 @@ def test_case_14_transparency_stands_on_white_as_in_a_viewer():
     image = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
     image.paste((255, 0, 0, 255), (0, 0, 20, 40))
     palette = Image.open(BytesIO(encoded(image.quantize(4), "PNG")))
-    for picture in (image, palette):
-        views = levels(picture)[0]
+    for shown in (image, palette):
+        views = levels(shown)[0]
         assert views[:, 16, 2].tolist() == [255, 0, 0] and views[:, 16, -2].tolist() == [255, 255, 255]
     assert levels(image.convert("RGB"))[0][:, 16, -2].tolist() == [0, 0, 0]  # control: what Pillow alone does
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_case_14_exif_orientation_is_applied_to_files_and_pil_images(orientation):
-    upright = tiny.picture(size=(40, 40))
+    upright = tiny.image(size=(40, 40))
     data = stored_turned(upright, orientation)
     np.testing.assert_array_equal(levels(data), levels(upright))
     np.testing.assert_array_equal(levels(Image.open(BytesIO(data))), levels(upright))
@@ -227,7 +227,7 @@ def test_case_14_exif_orientation_is_applied_to_files_and_pil_images(orientation
 def test_case_14_what_cannot_be_read_is_refused_with_a_reason():
     bad = [
         ("no.png", "neither an existing file"),
-        (b"not a picture", "Not a picture file"),
+        (b"not an image", "Not an image file"),
         (Image.new("F", (8, 8)), "32-bit float"),
         (np.full((8, 8, 3), -1.0, dtype=np.float32), "0..255 or 0..1"),
     ]
@@ -315,7 +315,7 @@ def test_case_16_the_saved_file_records_backend_and_resampling(tmp_path):
 def test_case_16_the_backend_is_the_same_with_torchvision_asked_for(tmp_path):
     """One class on every machine: asking for another backend does not change pixels silently."""
     processor().save_pretrained(tmp_path)
-    image = tiny.picture()
+    image = tiny.image()
     asked = AutoImageProcessor.from_pretrained(tmp_path, backend="torchvision")
     expected = processor()(image, return_tensors="pt").pixel_values
     assert torch.equal(asked(image, return_tensors="pt").pixel_values, expected)
@@ -324,12 +324,12 @@ def test_case_16_the_backend_is_the_same_with_torchvision_asked_for(tmp_path):
 @pytest.mark.parametrize("options", [{"size": {"height": 8, "width": 9}}, {"do_resize": False}])
 def test_views_are_square_and_resized(options):
     with pytest.raises(ValueError, match="square|must stay True"):
-        processor()(tiny.picture(), **options)
+        processor()(tiny.image(), **options)
 
 
 # What stands for an image, and what no image is.
 
-PHOTO = tiny.picture()
+PHOTO = tiny.image()
 EIGHT_BIT = np.asarray(PHOTO)
 
 
@@ -496,12 +496,12 @@ def test_what_is_no_image_is_one_value_error_that_names_it(tmp_path):
         "got <class 'NoneType'>": None,
         "got <class 'int'>": 3,
         "got <class 'float'>": [PHOTO, 0.5],
-        "No picture at `file:///no.png`": "file:///no.png",
-        "No picture at `file://host/a.png`": "file://host/a.png",
-        "No picture at `.*folder`": str(tmp_path / "folder"),
-        r"`cats/dog` \(no such file, so read as base64\): Not a picture": "cats/dog",
-        "3 bytes: Not a picture": b"abc",
-        "gone.png: Not a picture": {"bytes": b"abc", "path": "gone.png"},
+        "No image at `file:///no.png`": "file:///no.png",
+        "No image at `file://host/a.png`": "file://host/a.png",
+        "No image at `.*folder`": str(tmp_path / "folder"),
+        r"`cats/dog` \(no such file, so read as base64\): Not an image": "cats/dog",
+        "3 bytes: Not an image": b"abc",
+        "gone.png: Not an image": {"bytes": b"abc", "path": "gone.png"},
         "closed file": closed,
         "_io.StringIO": StringIO("text"),
         "An image of mode RGB declares 0 x 4 = 0 pixels": Image.new("RGB", (0, 4)),
@@ -558,7 +558,7 @@ WAYS_IN = {
     "training": read_by_the_reader,
     "evaluation": ask_about,
     "views": lambda path: draw_file(str(path), str(path.with_name("drawing.png"))),
-    "page": lambda path: conversation.read_picture(str(path), 10**6),
+    "page": lambda path: conversation.read_image(str(path), 10**6),
 }
 
 

@@ -10,26 +10,26 @@ from omnifusion_hf.training.stages import apply_stage, part_of
 
 
 ENCODERS = [("clip",), ("clip", "dinov2"), ("siglip", "dinov2", "internvl")]
-# Views of a 40 x 60 and a 30 x 30 picture; the first one has two regions.
+# Views of a 40 x 60 and a 30 x 30 image; the first one has two regions.
 STRATEGIES = {
     "whole": ({"view_strategy": "whole"}, None, [1, 1]),
     "grid": ({"view_strategy": "grid"}, None, [5, 3]),
     "regions": ({"view_strategy": "whole"}, [[[2, 3, 20, 30], [30, 5, 50, 25]], []], [3, 1]),
 }
-PICTURES = tiny.picture(1, (40, 60)), tiny.picture(2, (30, 30))
+IMAGES = tiny.image(1, (40, 60)), tiny.image(2, (30, 30))
 
 
 def config(projector_type: str, encoders: tuple[str, ...]):
     """Encoders of unequal length wherever the adapter's formula allows it."""
     sizes = [32] * len(encoders) if projector_type in ("mlp", "transformer") else [32, 48, 40][: len(encoders)]
-    text = tiny.text_config(initializer_range=0.2)  # answers depend on the pictures
+    text = tiny.text_config(initializer_range=0.2)  # answers depend on the images
     fields = {"projector_type": projector_type, "projector_num_queries": 9, "projector_dropout": 0.0}
     return tiny.config(encoders, text=text, encoder_sizes=sizes, **fields)
 
 
-def batch(processor, pictures=PICTURES, regions=None, answer: bool = False) -> dict:
-    """Two conversations, one with a picture, one with another; with `answer`, what training needs."""
-    conversations = [[tiny.user(picture, "What?")] for picture in pictures]
+def batch(processor, images=IMAGES, regions=None, answer: bool = False) -> dict:
+    """Two conversations, one with an image, one with another; with `answer`, what training needs."""
+    conversations = [[tiny.user(image, "What?")] for image in images]
     if answer:
         conversations = [[*turns, tiny.assistant("A red square.")] for turns in conversations]
     options = {"padding": True} | ({} if regions is None else {"regions": [[boxes] for boxes in regions]})
@@ -80,18 +80,18 @@ def test_every_mix_builds_trains_saves_loads_and_generates(projector_type, encod
     with torch.no_grad():
         logits = loaded(**inputs).logits
         assert torch.equal(logits, model(**inputs).logits)
-        others = batch(processor, (tiny.picture(3, (40, 60)), tiny.picture(4, (30, 30))), regions)
-        assert not torch.allclose(loaded(**others).logits, logits, atol=1e-2)  # control: the pictures matter
+        others = batch(processor, (tiny.image(3, (40, 60)), tiny.image(4, (30, 30))), regions)
+        assert not torch.allclose(loaded(**others).logits, logits, atol=1e-2)  # control: the images matter
     answers = loaded.generate(**inputs, num_beams=2, do_sample=False, min_new_tokens=4, max_new_tokens=4)
     alone = [
         loaded.generate(
-            **batch(processor, [picture], regions and [boxes]),
+            **batch(processor, [image], regions and [boxes]),
             num_beams=2,
             do_sample=False,
             min_new_tokens=4,
             max_new_tokens=4,
         )
-        for picture, boxes in zip(PICTURES, regions or [None, None])
+        for image, boxes in zip(IMAGES, regions or [None, None])
     ]
     for together, single in zip(answers, alone):
         assert together[-4:].tolist() == single[0, -4:].tolist()

@@ -46,7 +46,7 @@ def test_assembling_keeps_the_weights_of_every_encoder_family(vision, parts):
     processor = OmniFusionProcessor.from_vision_text_pretrained(
         [parts / vision], parts / "llm", vision_feature_layer=layer_of(vision)
     )
-    inputs = tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")])
+    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
     assert torch.isfinite(model(**inputs).logits).all()
     normalization = model.config.vision_config.image_normalizations[0]
     assert list(processor.image_processor.image_mean) == normalization["image_mean"]
@@ -185,7 +185,7 @@ def test_case_21_every_part_gets_the_attention_that_was_asked_for(asked, expecte
     changed = OmniFusionForConditionalGeneration.from_pretrained(two_encoder_folder)
     changed.set_attn_implementation(asked)
     assert implementations(changed) == expected
-    inputs = tiny.prompt(tiny.processor(loaded.config), [tiny.user(tiny.picture(), "What?")])
+    inputs = tiny.prompt(tiny.processor(loaded.config), [tiny.user(tiny.image(), "What?")])
     reference = OmniFusionForConditionalGeneration.from_pretrained(two_encoder_folder, attn_implementation="eager")
     torch.testing.assert_close(loaded(**inputs).logits, reference(**inputs).logits, rtol=0, atol=1e-5)
 
@@ -219,7 +219,7 @@ def test_case_23_no_budget_splits_a_residual_block(encoders, monkeypatch):
 @torch.no_grad()
 def test_case_23_a_model_spread_over_places_gives_the_same_logits(model, processor, tmp_path):
     """Encoders and head in memory, the rest is on disk and read block by block: every hand-over goes through hooks."""
-    inputs = tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")])
+    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
     spread = tiny.model(model.config)
     spread.load_state_dict(model.state_dict())
     places = {name: "disk" for name, _ in spread.model.language_model.named_children()}
@@ -257,7 +257,7 @@ def gradients(model, inputs) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("encoders", [("clip", "dinov2"), ("siglip", "internvl")])
 def test_gradient_checkpointing_changes_neither_loss_nor_gradients(encoders, use_reentrant):
     model = tiny.model(tiny.config(encoders, projector_type="transformer", projector_dropout=0.0)).train()
-    inputs = tiny.prompt(tiny.processor(model.config), [tiny.user(tiny.picture(), "What?")])
+    inputs = tiny.prompt(tiny.processor(model.config), [tiny.user(tiny.image(), "What?")])
     plain, loss = gradients(model, inputs), model(**inputs, labels=inputs.input_ids).loss
     tiny.checkpoint_activations(model, {"use_reentrant": use_reentrant})
     if use_reentrant:
@@ -277,7 +277,7 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(encoders, use
 
 @torch.no_grad()
 def test_loss_is_the_cross_entropy_of_the_next_token(model, processor):
-    inputs = tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")])
+    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
     labels = inputs.input_ids.masked_fill(inputs.input_ids >= 400, -100)
     output = model(**inputs, labels=labels)
     expected = torch.nn.functional.cross_entropy(output.logits[0, :-1], labels[0, 1:])
@@ -287,7 +287,7 @@ def test_loss_is_the_cross_entropy_of_the_next_token(model, processor):
 
 @torch.no_grad()
 def test_embeddings_in_the_place_of_ids_give_the_same_logits(model, processor):
-    inputs = dict(tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")]))
+    inputs = dict(tiny.prompt(processor, [tiny.user(tiny.image(), "What?")]))
     expected = model(**inputs)
     embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
     torch.testing.assert_close(model(**inputs, inputs_embeds=embeds).logits, expected.logits)
@@ -300,7 +300,7 @@ def test_embeddings_in_the_place_of_ids_give_the_same_logits(model, processor):
 @torch.no_grad()
 def test_the_headless_base_gives_states_of_the_prompts_length(model, processor):
     """Trainers that bypass the outer forward rely on it."""
-    inputs = tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")])
+    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
     base = model.base_model
     assert isinstance(base, OmniFusionModel)
     output = base(**inputs)

@@ -234,7 +234,7 @@ def overflowing(model) -> nn.Module:
 def test_case_12_activations_beyond_float16_stay_finite():
     model = overflowing(tiny.model(tiny.config(projector_type="transformer"))).half()
     assert model.model.language_model.dtype is torch.float16 and model.lm_head.weight.dtype is torch.float16
-    inputs = tiny.prompt(tiny.processor(model.config), [tiny.user(tiny.picture(), "What?")])
+    inputs = tiny.prompt(tiny.processor(model.config), [tiny.user(tiny.image(), "What?")])
     output = model(**inputs)
     assert torch.isfinite(torch.cat(output.image_outputs.pooler_output)).all() and torch.isfinite(output.logits).all()
     nn.Module.half(model.model.vision_tower)  # control: a tower in float16 does overflow

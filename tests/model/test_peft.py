@@ -36,15 +36,15 @@ def run(request, ran_page, tied, tmp_path_factory) -> pages.Run:
         PAGE,
         folder,
         (
-            'folder = "omnifusion_hf/tiny"\npictures = Path(folder,',
-            f'folder = "{tied}"\npictures = Path("omnifusion_hf/tiny",',
+            'folder = "omnifusion_hf/tiny"\nimages = Path(folder,',
+            f'folder = "{tied}"\nimages = Path("omnifusion_hf/tiny",',
         ),
     )
     return pages.run_page(page, folder)
 
 
 def logits(model: nn.Module, processor) -> torch.Tensor:
-    inputs = tiny.prompt(processor, [tiny.user(tiny.picture(), "What is this?")])
+    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What is this?")])
     with torch.no_grad():
         return model.eval()(**inputs).logits
 

@@ -8,18 +8,18 @@ from omnifusion_hf import OmniFusionProcessor
 
 
 GREEDY = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8}
-A, B, C = (tiny.picture(seed, (40 + 30 * seed, 60)) for seed in range(3))
+A, B, C = (tiny.image(seed, (40 + 30 * seed, 60)) for seed in range(3))
 CHATS = {
-    "one picture": [tiny.user(A, "What?")],
-    "two pictures": [tiny.user(A, "and", B, "What differs?")],
+    "one image": [tiny.user(A, "What?")],
+    "two images": [tiny.user(A, "and", B, "What differs?")],
     "two turns": [tiny.user(A, "What?"), tiny.assistant("This."), tiny.user(C, "And this?")],
-    "no picture": [tiny.user("Only words here")],
+    "no image": [tiny.user("Only words here")],
 }
 
 
 @pytest.fixture(scope="module")
 def folder(model, grid_processor, tmp_path_factory) -> str:
-    """A model whose pictures have different numbers of views."""
+    """A model whose images have different numbers of views."""
     folder = tmp_path_factory.mktemp("grid")
     model.save_pretrained(folder)
     grid_processor.save_pretrained(folder)
@@ -46,25 +46,25 @@ def test_a_chat_is_answered_as_by_the_model(chat, ask, model, grid_processor):
     assert output["generated_text"] == expected(model, grid_processor, CHATS[chat])[0] != ""
 
 
-def test_the_order_of_pictures_matters(ask):
-    """Control: the comparisons would notice pictures that were mixed up."""
-    first, second = (ask(text=[tiny.user(*pictures, "What differs?")]) for pictures in ((A, B), (B, A)))
+def test_the_order_of_images_matters(ask):
+    """Control: the comparisons would notice images that were mixed up."""
+    first, second = (ask(text=[tiny.user(*images, "What differs?")]) for images in ((A, B), (B, A)))
     assert first[0]["generated_text"] != second[0]["generated_text"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_chats_of_different_pictures_in_one_batch_are_answered_as_alone(batch_size, ask, model, grid_processor):
-    chats = [chat for name, chat in CHATS.items() if name != "no picture"]  # pipelines batch what has the same keys
+def test_chats_of_different_images_in_one_batch_are_answered_as_alone(batch_size, ask, model, grid_processor):
+    chats = [chat for name, chat in CHATS.items() if name != "no image"]  # pipelines batch what has the same keys
     together = [output["generated_text"] for [output] in ask(text=chats, batch_size=batch_size)]
     assert together == [expected(model, grid_processor, chat)[0] for chat in chats]
 
 
-def test_chats_with_and_without_pictures_are_answered_in_one_call(ask, model, grid_processor):
+def test_chats_with_and_without_images_are_answered_in_one_call(ask, model, grid_processor):
     answers = [output["generated_text"] for [output] in ask(text=list(CHATS.values()))]
     assert answers == [expected(model, grid_processor, chat)[0] for chat in CHATS.values()]
 
 
-def test_pictures_and_prompts_may_come_apart(ask, model, grid_processor):
+def test_images_and_prompts_may_come_apart(ask, model, grid_processor):
     text = [grid_processor.apply_chat_template(CHATS[name], add_generation_prompt=True) for name in list(CHATS)[:2]]
     outputs = ask(images=[[A], [A, B]], text=text)
     assert [output["generated_text"] for output in outputs] == [

@@ -1,4 +1,4 @@
-"""The processor: image tokens are counted in one place, user text is data, pictures stay with their prompts."""
+"""The processor: image tokens are counted in one place, user text is data, images stay with their prompts."""
 
 import base64
 import doctest
@@ -60,8 +60,8 @@ def test_case_01_tokens_are_counted_alike_by_processor_engine_hook_and_model(enc
         if keep_cls:
             model = tiny.model(tiny.config(projector_type=projector_type, vision_feature_select_strategy="full"))
         processor = tiny.processor(model.config, view_strategy=strategy)
-        pictures = [tiny.picture(size=size) for size in SIZES]
-        inputs = tiny.prompt(processor, *([tiny.user(picture, "What?")] for picture in pictures))
+        images = [tiny.image(size=size) for size in SIZES]
+        inputs = tiny.prompt(processor, *([tiny.user(image, "What?")] for image in images))
         planned = processor._get_num_multimodal_tokens(image_sizes=SIZES)
         features = model.get_image_features(inputs.pixel_values, inputs.image_view_index).pooler_output
         assert image_tokens(inputs, processor) == planned.num_image_tokens == [len(tokens) for tokens in features]
@@ -71,7 +71,7 @@ def test_case_01_tokens_are_counted_alike_by_processor_engine_hook_and_model(enc
 @pytest.mark.parametrize("change", [1, -1])
 def test_case_01_a_count_off_by_one_raises_with_both_counts(change, processor):
     model = tiny.model()
-    inputs = tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")], [tiny.user("Hi")])
+    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")], [tiny.user("Hi")])
     model(**inputs)
     row = inputs.input_ids[0]
     place = (row == processor.image_token_id).nonzero()[0] if change < 0 else len(row) - 1
@@ -83,13 +83,13 @@ def test_case_01_a_count_off_by_one_raises_with_both_counts(change, processor):
 @pytest.mark.parametrize(
     "given, sample", [([[0], [1, 2]], 0), ([[0, 1, 2], []], 0), ([[0, 1], [2], [3]], 2), ([[0, 1], []], 1)]
 )
-def test_case_01_the_processor_names_the_sample_with_the_wrong_number_of_pictures(given, sample, processor):
-    pictures = [[tiny.picture(seed) for seed in seeds] for seeds in given]
+def test_case_01_the_processor_names_the_sample_with_the_wrong_number_of_images(given, sample, processor):
+    images = [[tiny.image(seed) for seed in seeds] for seeds in given]
     with pytest.raises(ValueError, match=rf"Sample {sample}: the prompts hold \[2, 1\] .* placeholders"):
-        processor(text=["<image><image> both?", "<image> one?"], images=pictures)
+        processor(text=["<image><image> both?", "<image> one?"], images=images)
 
 
-def test_case_01_engines_may_ask_for_a_huge_picture(processor):
+def test_case_01_engines_may_ask_for_a_huge_image(processor):
     start = time.perf_counter()
     grid = processor._get_num_multimodal_tokens(image_sizes=[(10_000, 10_000)], view_strategy="grid")
     assert time.perf_counter() - start < 0.5
@@ -99,8 +99,8 @@ def test_case_01_engines_may_ask_for_a_huge_picture(processor):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_case_15_the_cap_of_a_call_reaches_files(processor, tmp_path):
-    path = tmp_path / "picture.png"
-    tiny.picture(size=(40, 60)).save(path)
+    path = tmp_path / "image.png"
+    tiny.image(size=(40, 60)).save(path)
     for options in ({"max_image_pixels": 2399}, {"images_kwargs": {"max_image_pixels": 2399}}):
         with pytest.raises(ValueError, match="max_image_pixels=2399"):
             processor(text="<image>", images=str(path), **options)
@@ -111,7 +111,7 @@ def test_case_15_the_cap_of_a_call_reaches_files(processor, tmp_path):
 
 
 def test_whatever_stands_for_an_image_goes_with_a_prompt_and_into_a_chat(processor, tmp_path):
-    image, other = tiny.picture(), tiny.picture(1)
+    image, other = tiny.image(), tiny.image(1)
     array, file = np.asarray(image), BytesIO()
     image.save(file, "PNG")
     (tmp_path / "a.png").write_bytes(file.getvalue())
@@ -146,7 +146,7 @@ def test_whatever_stands_for_an_image_goes_with_a_prompt_and_into_a_chat(process
 def test_case_14_a_turned_file_stands_upright_with_a_prompt(processor, format):
     exif, file = Image.Exif(), BytesIO()
     exif[0x0112] = 6
-    stored = tiny.picture(size=(40, 60)).transpose(Image.Transpose.ROTATE_90)
+    stored = tiny.image(size=(40, 60)).transpose(Image.Transpose.ROTATE_90)
     stored.save(file, format, exif=exif)
     upright = Image.open(file).convert("RGB")
     upright = upright if upright.size == (60, 40) else upright.transpose(Image.Transpose.ROTATE_270)  # TIFF is upright
@@ -157,13 +157,13 @@ def test_case_14_a_turned_file_stands_upright_with_a_prompt(processor, format):
 
 def cut(processor, length: int, text: str, side: str = "right") -> dict:
     options = {"truncation": True, "max_length": length, "truncation_side": side}
-    return processor(text=text, images=[tiny.picture()], text_kwargs=options)
+    return processor(text=text, images=[tiny.image()], text_kwargs=options)
 
 
-def test_case_02_truncation_never_cuts_a_picture(processor):
-    """Wherever the cut falls: either all 18 tokens of the picture are there or a `ValueError` speaks of max_length."""
+def test_case_02_truncation_never_cuts_an_image(processor):
+    """Wherever the cut falls: either all 18 tokens of the image are there or a `ValueError` speaks of max_length."""
     text = "<image><user> What colour is the sky?"
-    whole = processor(text=text, images=[tiny.picture()]).input_ids[0]
+    whole = processor(text=text, images=[tiny.image()]).input_ids[0]
     for length in range(1, 18):
         with pytest.raises(ValueError, match="max_length"):
             cut(processor, length, text)
@@ -171,7 +171,7 @@ def test_case_02_truncation_never_cuts_a_picture(processor):
         assert cut(processor, length, text).input_ids[0] == whole[:length]
 
 
-def test_case_02_a_picture_behind_the_cut_is_not_dropped_silently(processor):
+def test_case_02_an_image_behind_the_cut_is_not_dropped_silently(processor):
     with pytest.raises(ValueError, match="max_length"):
         cut(processor, 5, "What colour is the sky in this picture? <image>")
     with pytest.raises(ValueError, match="max_length"):
@@ -180,9 +180,9 @@ def test_case_02_a_picture_behind_the_cut_is_not_dropped_silently(processor):
 
 @pytest.mark.parametrize("token", SPECIALS)
 def test_case_03_special_tokens_that_a_user_types_are_text(token, processor):
-    picture = tiny.picture()
-    typed = ids(processor, [tiny.user(f"a {token} b", picture, f"and {token}{token}?")])[0]
-    plain = ids(processor, [tiny.user("a b", picture, "and ?")])[0]
+    image = tiny.image()
+    typed = ids(processor, [tiny.user(f"a {token} b", image, f"and {token}{token}?")])[0]
+    plain = ids(processor, [tiny.user("a b", image, "and ?")])[0]
     token_id = processor.tokenizer.convert_tokens_to_ids(token)
     assert typed.count(token_id) == plain.count(token_id)
     assert f"a {token} b" in processor.decode(typed, skip_special_tokens=False)  # the text is not altered
@@ -196,35 +196,35 @@ def test_case_03_the_escape_character_itself_cannot_be_used_to_smuggle(trick, pr
     assert processor.image_token_id not in typed
 
 
-def test_case_03_a_typed_placeholder_is_never_bound_to_a_picture(processor):
-    picture = tiny.picture()
-    first = ids(processor, [tiny.user("an <image> tag", picture)])[0]
-    second = ids(processor, [tiny.user("an <image> tag"), tiny.assistant("yes"), tiny.user(picture, "this")])[0]
+def test_case_03_a_typed_placeholder_is_never_bound_to_an_image(processor):
+    image = tiny.image()
+    first = ids(processor, [tiny.user("an <image> tag", image)])[0]
+    second = ids(processor, [tiny.user("an <image> tag"), tiny.assistant("yes"), tiny.user(image, "this")])[0]
     for row in (first, second):
         assert row.count(processor.image_token_id) == 16
     assert first.index(processor.image_start_token_id) > first.index(processor.user_token_id)
-    with pytest.raises(ValueError, match=r"\[1\] `<image>` placeholders, but \[0\] pictures"):
+    with pytest.raises(ValueError, match=r"\[1\] `<image>` placeholders, but \[0\] images"):
         processor(text="an <image> tag")
 
 
 def test_case_03_an_expanded_prompt_is_not_expanded_again(processor):
-    inputs = processor(text="<image> What?", images=[tiny.picture()])
+    inputs = processor(text="<image> What?", images=[tiny.image()])
     expanded = processor.decode(inputs.input_ids[0], skip_special_tokens=False)
     assert expanded.count("<image>") == 16
     with pytest.raises(ValueError, match="<image>"):
-        processor(text=expanded, images=[tiny.picture()])
+        processor(text=expanded, images=[tiny.image()])
     assert processor(text=expanded.replace("<image>" * 16, ""), images=None)  # control: without the tokens it is text
 
 
-def test_case_03_only_user_messages_hold_pictures(processor):
-    answer = {"role": "assistant", "content": [{"type": "image", "image": tiny.picture()}]}
-    with pytest.raises(Exception, match="Only user messages hold pictures"):
+def test_case_03_only_user_messages_hold_images(processor):
+    answer = {"role": "assistant", "content": [{"type": "image", "image": tiny.image()}]}
+    with pytest.raises(Exception, match="Only user messages hold images"):
         tiny.prompt(processor, [tiny.user("Draw"), answer, tiny.user("And?")])
 
 
-def test_case_17_nested_and_flat_pictures_are_the_same(processor):
+def test_case_17_nested_and_flat_images_are_the_same(processor):
     text = ["<image><image> both?", "none?", "<image> one?"]
-    a, b, c = (tiny.picture(seed) for seed in range(3))
+    a, b, c = (tiny.image(seed) for seed in range(3))
     options = {"padding": True, "return_tensors": "pt"}
     nested = processor(text=list(text), images=[[a, b], [], [c]], **options)
     flat = processor(text=list(text), images=[a, b, c], **options)
@@ -234,14 +234,14 @@ def test_case_17_nested_and_flat_pictures_are_the_same(processor):
     assert not torch.equal(swapped.pixel_values, nested.pixel_values)
 
 
-def test_case_17_pictures_of_another_sample_raise_even_when_totals_match(processor):
-    pictures = [[tiny.picture(0)], [tiny.picture(1), tiny.picture(2)]]
+def test_case_17_images_of_another_sample_raise_even_when_totals_match(processor):
+    images = [[tiny.image(0)], [tiny.image(1), tiny.image(2)]]
     with pytest.raises(ValueError, match="Sample 0"):
-        processor(text=["<image><image> both?", "<image> one?"], images=pictures)
+        processor(text=["<image><image> both?", "<image> one?"], images=images)
 
 
 @pytest.mark.parametrize("images", [None, [], [[]], [[], []]])
-def test_no_pictures_in_any_spelling_is_text_only(images, processor):
+def test_no_images_in_any_spelling_is_text_only(images, processor):
     prompts = ["Hi"] * (len(images) if images and len(images) == 2 else 1)
     assert "pixel_values" not in processor(text=prompts, images=images)
 
@@ -253,10 +253,10 @@ def test_the_prompt_has_one_bos_exactly_where_the_llm_had_one(add_bos):
     tokenizer = tiny.tokenizer_with_special_tokens(add_bos)
     image_processor = tiny.processor(config).image_processor
     processor = OmniFusionProcessor(image_processor, tokenizer, config.image_seq_length, chat_template=template)
-    conversation = [tiny.user(tiny.picture(), "What?")]
+    conversation = [tiny.user(tiny.image(), "What?")]
     one_step = ids(processor, conversation)[0]
     text = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-    two_steps = processor(text=text, images=[tiny.picture()]).input_ids[0]
+    two_steps = processor(text=text, images=[tiny.image()]).input_ids[0]
     assert one_step == two_steps
     assert (
         one_step.count(tokenizer.bos_token_id) == int(add_bos) and (one_step[0] == tokenizer.bos_token_id) == add_bos
@@ -264,14 +264,14 @@ def test_the_prompt_has_one_bos_exactly_where_the_llm_had_one(add_bos):
 
 
 def test_the_prompt_is_that_of_the_release(processor):
-    conversation = [tiny.user(tiny.picture(), "What?"), tiny.assistant("A sky."), tiny.user("Colour?")]
+    conversation = [tiny.user(tiny.image(), "What?"), tiny.assistant("A sky."), tiny.user("Colour?")]
     text = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
     assert text == "This is a dialog with AI assistant.\n<image><user>What?<bot>A sky.</s><user>Colour?<bot>"
 
 
 def test_assistant_mask_covers_answers_and_eos_only(processor):
     conversation = [
-        tiny.user(tiny.picture(), "What?"),
+        tiny.user(tiny.image(), "What?"),
         tiny.assistant("A sky."),
         tiny.user("Hm"),
         tiny.assistant("Blue"),
@@ -301,7 +301,7 @@ def test_a_tokenizer_that_reads_the_escape_is_refused():
 def test_saved_and_reloaded_processor_gives_the_same_inputs(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     reloaded = OmniFusionProcessor.from_pretrained(tmp_path)
-    conversation = [tiny.user(tiny.picture(), "What <bot> is 你好?")]
+    conversation = [tiny.user(tiny.image(), "What <bot> is 你好?")]
     first, second = tiny.prompt(processor, conversation), tiny.prompt(reloaded, conversation)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert reloaded.image_seq_length == 16 and reloaded.tokenizer.padding_side == "left"

@@ -14,13 +14,13 @@ from omnifusion_hf import OmniFusionProcessor
 from omnifusion_hf.inference import TINY
 
 
-PICTURE, QUESTION, ANSWER = tiny.picture(), "What colour is the sky?", "The sky is blue."
-CHAT = [tiny.user(PICTURE, QUESTION)]
+IMAGE, QUESTION, ANSWER = tiny.image(), "What colour is the sky?", "The sky is blue."
+CHAT = [tiny.user(IMAGE, QUESTION)]
 INST = (
     "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}[INST] {{ message.content }} [/INST]"
     "{% else %} {{ message.content }}{{ eos_token }}{% endif %}{% endfor %}"
 )
-# kind -> ids of CHAT and the prompt for its answer: before the picture's tokens, how many these are, behind them
+# kind -> ids of CHAT and the prompt for its answer: before the image's tokens, how many these are, behind them
 GOLDEN = {
     "release format": ([432, 443], 36, [444, 445, 433, 411, 330, 270, 280, 77, 91, 33, 446]),
     "release format, LLM with BOS": (
@@ -52,10 +52,10 @@ def processors(parts, tmp_path_factory) -> dict[str, OmniFusionProcessor]:
 
 
 def rows(*names: str) -> dict:
-    """A training sample as TRL takes it: pictures apart, words as strings."""
+    """A training sample as TRL takes it: images apart, words as strings."""
     messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
     parts = {"messages": messages, "prompt": messages[:1], "completion": messages[1:]}
-    return {"images": [PICTURE]} | {name: parts[name] for name in names}
+    return {"images": [IMAGE]} | {name: parts[name] for name in names}
 
 
 def one_shot(processor) -> list[int]:
@@ -64,7 +64,7 @@ def one_shot(processor) -> list[int]:
 
 def two_steps(processor, **options) -> list[int]:
     text = processor.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
-    return processor(images=[PICTURE], text=text, **options).input_ids[0]
+    return processor(images=[IMAGE], text=text, **options).input_ids[0]
 
 
 def vllm_chat(processor) -> list[int]:
@@ -77,7 +77,7 @@ def vllm_chat(processor) -> list[int]:
 def our_server(processor) -> list[int]:
     """A request with a base64 image."""
     file = BytesIO()
-    PICTURE.save(file, "PNG")
+    IMAGE.save(file, "PNG")
     url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
     return served(processor, [{"role": "user", "content": content}])

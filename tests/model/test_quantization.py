@@ -69,7 +69,7 @@ def test_case_22_the_llm_alone_is_quantised_and_a_list_of_ones_own_is_added(meth
     assert wanted.to_dict() == before  # the caller's object is as it was
 
     processor = tiny.processor(model.config)
-    inputs = tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")])
+    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
     assert model.generate(**inputs, max_new_tokens=2).shape[1] == inputs["input_ids"].shape[1] + 2
     model.save_pretrained(tmp_path)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)

@@ -14,7 +14,7 @@ from omnifusion_hf.model.views_omnifusion import views_per_image
 
 
 def marked(box: tuple[int, int, int, int], size: tuple[int, int] = (80, 120)) -> Image.Image:
-    """A blue picture with one red box."""
+    """A blue image with one red box."""
     image = Image.new("RGB", size[::-1], (0, 0, 255))
     image.paste((255, 0, 0), box)
     return image
@@ -29,8 +29,8 @@ def test_a_region_shows_its_box_with_context_around():
     assert not (elsewhere[0] > 127).any()  # control
 
 
-def test_a_region_is_cut_from_the_pictures_own_pixels():
-    """Not from the whole view: a region of S x S pixels without context is the picture's pixels, unchanged."""
+def test_a_region_is_cut_from_the_images_own_pixels():
+    """Not from the whole view: a region of S x S pixels without context is the image's pixels, unchanged."""
     for image in (image for image in noise(60) if min(image.size) > SIDE):
         left, top = (image.width - SIDE) // 2, (image.height - SIDE) // 3
         box = (left, top, left + SIDE, top + SIDE)
@@ -38,7 +38,7 @@ def test_a_region_is_cut_from_the_pictures_own_pixels():
         np.testing.assert_array_equal(region, channels_first(image.crop(box)))
 
 
-def test_a_region_wider_than_the_picture_is_high_is_padded():
+def test_a_region_wider_than_the_image_is_high_is_padded():
     _, region = levels(marked((0, 0, 120, 20), size=(20, 120)), regions=[[(0, 0, 120, 20)]], region_context=0.0)
     assert region[:, 0, 0].tolist() == region[:, -1, -1].tolist() == list(BACKGROUND)
     assert region[:, SIDE // 2, SIDE // 2].tolist() == [255, 0, 0]
@@ -46,11 +46,11 @@ def test_a_region_wider_than_the_picture_is_high_is_padded():
 
 def test_slivers_and_boxes_of_one_pixel_have_a_view():
     for size, box in [((500, 1), [0, 0, 1, 500]), ((1, 500), [0, 0, 500, 1]), ((9, 9), [8.2, 8.2, 8.3, 8.3])]:
-        assert np.isfinite(levels(tiny.picture(size=size), regions=[[box]])).all()
+        assert np.isfinite(levels(tiny.image(size=size), regions=[[box]])).all()
 
 
 def test_views_are_whole_then_tiles_then_regions():
-    images, regions = [tiny.picture(0, (40, 90)), tiny.picture(1, (50, 50))], [[(3, 3, 20, 20), (30, 3, 70, 30)], []]
+    images, regions = [tiny.image(0, (40, 90)), tiny.image(1, (50, 50))], [[(3, 3, 20, 20), (30, 3, 70, 30)], []]
     grid = levels(images, view_strategy="grid")
     both = processor(view_strategy="grid")(images, regions=regions, return_tensors="pt")
     first = both.image_view_index.tolist().index(0, 1)
@@ -61,8 +61,8 @@ def test_views_are_whole_then_tiles_then_regions():
     assert (expected[0] != expected[1]).any()
 
 
-def test_max_regions_caps_the_views_of_each_picture():
-    image, regions = tiny.picture(size=(60, 60)), [[(i, i, i + 9, i + 9) for i in range(20)]]
+def test_max_regions_caps_the_views_of_each_image():
+    image, regions = tiny.image(size=(60, 60)), [[(i, i, i + 9, i + 9) for i in range(20)]]
     assert len(levels(image, regions=regions)) == 1 + processor().max_regions
     assert len(levels(image, regions=regions, max_regions=7)) == 8
     with pytest.raises(ValueError, match="max_regions must be 0 or more"):
@@ -71,12 +71,12 @@ def test_max_regions_caps_the_views_of_each_picture():
         levels(image, regions=regions, region_context=-0.5)
 
 
-def test_a_bad_box_is_named_with_its_picture():
-    pictures = [tiny.picture(0), tiny.picture(1)]
-    with pytest.raises(ValueError, match="Regions of picture 1, box 2"):
-        levels(pictures, regions=[[(0, 0, 9, 9)], [(0, 0, 9, 9), (0, 0, 9, 9), (9, 0, 5, 5)]])
-    with pytest.raises(ValueError, match="1 lists of regions for 2 pictures"):
-        levels(pictures, regions=[[(0, 0, 9, 9)]])
+def test_a_bad_box_is_named_with_its_image():
+    images = [tiny.image(0), tiny.image(1)]
+    with pytest.raises(ValueError, match="Regions of image 1, box 2"):
+        levels(images, regions=[[(0, 0, 9, 9)], [(0, 0, 9, 9), (0, 0, 9, 9), (9, 0, 5, 5)]])
+    with pytest.raises(ValueError, match="1 lists of regions for 2 images"):
+        levels(images, regions=[[(0, 0, 9, 9)]])
 
 
 def test_output_of_a_detection_pipeline_is_taken_as_it_is():
@@ -87,21 +87,21 @@ def test_output_of_a_detection_pipeline_is_taken_as_it_is():
     detect = pipeline(
         "object-detection", YolosForObjectDetection(config), image_processor=YolosImageProcessor(size=size)
     )
-    pictures = [tiny.picture(0), tiny.picture(1)]
-    found = detect(pictures, threshold=0.0)
+    images = [tiny.image(0), tiny.image(1)]
+    found = detect(images, threshold=0.0)
     assert all(len(boxes) == 3 for boxes in found)
     ranked = [sorted(boxes, key=lambda box: -box["score"]) for boxes in found]
     plan = processor().plan_views([(40, 60), (40, 60)], regions=found)
     alone = [processor().plan_views([(40, 60)], regions=[box])[0].regions[0] for box in ranked[0]]
     assert plan[0].regions == alone
-    np.testing.assert_array_equal(levels(pictures, regions=found), levels(pictures, regions=ranked))
-    np.testing.assert_array_equal(levels(pictures[0], regions=found[0]), levels(pictures, regions=found)[:4])
+    np.testing.assert_array_equal(levels(images, regions=found), levels(images, regions=ranked))
+    np.testing.assert_array_equal(levels(images[0], regions=found[0]), levels(images, regions=found)[:4])
 
 
 def test_sizes_alone_tell_the_views():
     """The plan has as many views as there are pixels for, whatever options the call has."""
     sizes, regions = [(40, 60), (100, 30)], [[(0, 0, 9, 9)], []]
-    pictures = [tiny.picture(size=size) for size in sizes]
+    images = [tiny.image(size=size) for size in sizes]
     for options in (
         {},
         {"view_strategy": "grid"},
@@ -110,7 +110,7 @@ def test_sizes_alone_tell_the_views():
     ):
         options |= {"size": {"height": 16, "width": 16}}
         counted = [len(views) for views in processor().plan_views(sizes, **options)]
-        index = processor()(pictures, **options, return_tensors="np").image_view_index
+        index = processor()(images, **options, return_tensors="np").image_view_index
         assert views_per_image(index) == counted
         for size, boxes, count in zip(sizes, regions, counted):
             own = options | {"regions": boxes} if "regions" in options else options
@@ -122,8 +122,8 @@ def test_regions_are_not_saved():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_regions_are_in_pixels_of_the_picture_as_a_viewer_shows_it(orientation):
-    upright, regions = tiny.picture(size=(40, 60)), [[[35, 3, 50, 12]]]
+def test_regions_are_in_pixels_of_the_image_as_a_viewer_shows_it(orientation):
+    upright, regions = tiny.image(size=(40, 60)), [[[35, 3, 50, 12]]]
     data = stored_turned(upright, orientation)
     np.testing.assert_array_equal(levels(data, regions=regions), levels(upright, regions=regions))
     if orientation > 1:  # control: the stored pixels show something else there
@@ -135,64 +135,64 @@ BOXES = [[(0, 0, 9, 9), (20, 3, 40, 20)], [], [(0, 0, 5, 5)]]
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
-    return [tiny.picture(seed, size) for seed, size in enumerate([(40, 60), (7, 5), (33, 200)])]
+def images() -> list[Image.Image]:
+    return [tiny.image(seed, size) for seed, size in enumerate([(40, 60), (7, 5), (33, 200)])]
 
 
 def same(first, second) -> bool:
     return all(torch.equal(torch.as_tensor(first[name]), torch.as_tensor(second[name])) for name in first)
 
 
-def test_regions_go_to_the_processor_nested_flat_or_among_the_image_options(pictures):
+def test_regions_go_to_the_processor_nested_flat_or_among_the_image_options(images):
     ours = tiny.processor(tiny.config())
-    text, nested = ["<image><image> both?", "<image> one?"], [pictures[:2], pictures[2:]]
+    text, nested = ["<image><image> both?", "<image> one?"], [images[:2], images[2:]]
     options = {"padding": True, "return_tensors": "pt"}
-    flat = ours(text=text, images=pictures, regions=BOXES, **options)
+    flat = ours(text=text, images=images, regions=BOXES, **options)
     assert flat.image_view_index.tolist() == [0, 1, 2, 0, 0, 1]
     assert same(flat, ours(text=text, images=nested, regions=[BOXES[:2], BOXES[2:]], **options))
     assert same(flat, ours(text=text, images=nested, regions=BOXES, **options))
-    assert same(flat, ours(text=text, images=pictures, images_kwargs={"regions": BOXES}, **options))
-    other = ours(text=text, images=pictures, regions=[BOXES[2], BOXES[1], BOXES[0]], **options)
-    assert other.image_view_index.tolist() == [0, 1, 0, 0, 1, 2]  # control: boxes belong to their picture
+    assert same(flat, ours(text=text, images=images, images_kwargs={"regions": BOXES}, **options))
+    other = ours(text=text, images=images, regions=[BOXES[2], BOXES[1], BOXES[0]], **options)
+    assert other.image_view_index.tolist() == [0, 1, 0, 0, 1, 2]  # control: boxes belong to their image
 
 
-def test_regions_go_through_the_chat_template(pictures):
+def test_regions_go_through_the_chat_template(images):
     ours = tiny.processor(tiny.config())
-    conversation = [tiny.user(pictures[0], "What?"), tiny.assistant("A sky."), tiny.user(pictures[2], "And this?")]
+    conversation = [tiny.user(images[0], "What?"), tiny.assistant("A sky."), tiny.user(images[2], "And this?")]
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
     boxes = [BOXES[0], BOXES[2]]
     flat = ours.apply_chat_template(conversation, **options, processor_kwargs={"regions": boxes})
     nested = ours.apply_chat_template([conversation], **options, processor_kwargs={"regions": [boxes]})
     assert flat.image_view_index.tolist() == [0, 1, 2, 0, 1] and same(flat, nested)
-    single = ours.apply_chat_template([tiny.user(pictures[0])], **options, processor_kwargs={"regions": BOXES[0]})
+    single = ours.apply_chat_template([tiny.user(images[0])], **options, processor_kwargs={"regions": BOXES[0]})
     assert single.image_view_index.tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("images, regions", [(None, BOXES), (1, BOXES[:2]), (3, BOXES[:2]), (3, [BOXES])])
-def test_another_number_of_regions_than_of_pictures_raises_and_boxes_alone_too(images, regions, pictures):
+@pytest.mark.parametrize("count, regions", [(None, BOXES), (1, BOXES[:2]), (3, BOXES[:2]), (3, [BOXES])])
+def test_another_number_of_regions_than_of_images_raises_and_boxes_alone_too(count, regions, images):
     ours = tiny.processor(tiny.config())
-    given = images and [[picture] for picture in pictures[:images]]
+    given = count and [[image] for image in images[:count]]
     with pytest.raises(ValueError, match="lists of regions for"):
-        ours(text=["<image> What?"] * images if images else ["Hi"], images=given, regions=regions)
-    assert "pixel_values" not in ours(text=["Hi"] * 2, regions=[[], []])  # control: a batch without pictures and boxes
+        ours(text=["<image> What?"] * count if count else ["Hi"], images=given, regions=regions)
+    assert "pixel_values" not in ours(text=["Hi"] * 2, regions=[[], []])  # control: a batch without images and boxes
 
 
-def test_regions_is_no_strategy(pictures):
+def test_regions_is_no_strategy(images):
     with pytest.raises(ValueError, match="Regions go with both"):
-        processor(view_strategy="regions")(pictures)
+        processor(view_strategy="regions")(images)
     with pytest.raises(Exception, match="expected one of"):
-        processor()(pictures, view_strategy="regions")
+        processor()(images, view_strategy="regions")
 
 
 @torch.no_grad()
-def test_case_01_one_place_counts_for_prompts_plans_engines_and_features(pictures):
+def test_case_01_one_place_counts_for_prompts_plans_engines_and_features(images):
     """With regions, with a grid and with both: marks included for prompts, without them for engines and features."""
     model = tiny.model()
     ours = tiny.processor(model.config)
-    sizes = [(picture.height, picture.width) for picture in pictures]
+    sizes = [(image.height, image.width) for image in images]
     totals = set()
     for options in ({}, {"regions": BOXES}, {"view_strategy": "grid"}, {"regions": BOXES, "view_strategy": "grid"}):
-        inputs = ours(text=["<image>"] * 3, images=[[picture] for picture in pictures], **options)
+        inputs = ours(text=["<image>"] * 3, images=[[image] for image in images], **options)
         count = ours.count_tokens(sizes, context_length=100, **options)
         planned = ours._get_num_multimodal_tokens(sizes, **options)
         views = torch.from_numpy(inputs.pixel_values)
@@ -209,16 +209,16 @@ def test_one_size_counts_as_a_list_of_one():
     ours = tiny.processor(tiny.config())
     assert ours.count_tokens((40, 60), regions=BOXES[0]) == ours.count_tokens([(40, 60)], regions=BOXES[:1])
     for shapes in ([(40, 60, 3), (40, 60, 3)], (40, 60, 3), np.zeros((4, 4))):
-        with pytest.raises(ValueError, match=r"image_sizes are \(height, width\) of each picture"):
+        with pytest.raises(ValueError, match=r"image_sizes are \(height, width\) of each image"):
             ours.count_tokens(shapes)
     assert ours.count_tokens([]).total == 0 and ours.count_tokens((40, 60)).share is None
 
 
 @torch.no_grad()
-def test_the_answer_depends_on_the_region(model, pictures):
+def test_the_answer_depends_on_the_region(model, images):
     ours = tiny.processor(model.config)
     logits = [
-        model(**ours(text="<image> What?", images=pictures[0], regions=[box], return_tensors="pt")).logits[0, -1]
+        model(**ours(text="<image> What?", images=images[0], regions=[box], return_tensors="pt")).logits[0, -1]
         for box in (BOXES[0][0], BOXES[0][1], BOXES[0][0])
     ]
     assert torch.equal(logits[0], logits[2]) and not torch.allclose(logits[0], logits[1])

@@ -18,7 +18,7 @@ import importlib.util, json, sys
 from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
 
-folder, picture = sys.argv[1:]
+folder, image = sys.argv[1:]
 report = {"installed": importlib.util.find_spec("omnifusion_hf") is not None, "refused": [], "classes": {}}
 loaded = {}
 for auto in (AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor):
@@ -30,7 +30,7 @@ for auto in (AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor):
     cls = type(loaded[auto.__name__])
     report["classes"][auto.__name__] = [cls.__module__.split(".")[0], cls.__name__]
 processor, model = loaded["AutoProcessor"], loaded["AutoModelForImageTextToText"]
-content = [{"type": "image", "image": Image.open(picture)}, {"type": "text", "text": "What?"}]
+content = [{"type": "image", "image": Image.open(image)}, {"type": "text", "text": "What?"}]
 options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
 inputs = processor.apply_chat_template([{"role": "user", "content": content}], **options)
 report["ids"] = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0].tolist()
@@ -63,12 +63,12 @@ def report(model, processor, tmp_path_factory) -> dict:
     home = tmp_path_factory.mktemp("elsewhere")
     model.save_pretrained(home / "checkpoint")
     processor.save_pretrained(home / "checkpoint")
-    tiny.picture().save(home / "picture.png")
+    tiny.image().save(home / "image.png")
     python = environment_without_this_package(home / "venv")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
     environment |= {"HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1"}
     run = subprocess.run(
-        [python, "-I", "-c", SCRIPT, home / "checkpoint", home / "picture.png"],
+        [python, "-I", "-c", SCRIPT, home / "checkpoint", home / "image.png"],
         env=environment, cwd=home, capture_output=True, text=True, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
@@ -86,14 +86,14 @@ def test_case_25_the_package_is_absent_and_remote_code_is_used(report):
 
 
 def test_case_25_remote_code_gives_the_same_ids_as_the_package(report, model, processor):
-    inputs = tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")])
+    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
     assert report["ids"] == model.generate(**inputs, max_new_tokens=6, do_sample=False)[0].tolist()
-    other = tiny.prompt(processor, [tiny.user(tiny.picture(1), "What?")])
+    other = tiny.prompt(processor, [tiny.user(tiny.image(1), "What?")])
     assert report["ids"] != model.generate(**other, max_new_tokens=6, do_sample=False)[0].tolist()
 
 
 def test_the_pipeline_answers_from_remote_code(report, model, processor):
-    inputs = tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")])
+    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
     answer = report["ids"][inputs.input_ids.shape[1] :]
     assert report["pipeline"].strip() == processor.decode(answer, skip_special_tokens=True) != ""
 

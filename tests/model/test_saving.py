@@ -38,7 +38,7 @@ def test_saving_and_loading_is_bit_equal(encoders, text, projector_type, tied, t
     loaded, info = OmniFusionForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     assert_equal_states(loaded, model)
-    inputs = tiny.prompt(tiny.processor(model.config), [tiny.user(tiny.picture(), "What?")])
+    inputs = tiny.prompt(tiny.processor(model.config), [tiny.user(tiny.image(), "What?")])
     with torch.no_grad():
         assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
 
@@ -110,7 +110,7 @@ def test_case_12_loading_in_float16_leaves_encoders_and_adapter_in_float32(dtype
         wide = dtype == "float16" and ("vision_tower" in name or "multi_modal_projector" in name)
         assert parameter.dtype is (torch.float32 if wide else asked), name
     processor = AutoProcessor.from_pretrained(model_folder)
-    inputs = tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")])
+    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
     assert torch.isfinite(loaded(**inputs).logits).all()
 
 
@@ -184,9 +184,9 @@ import omnifusion_hf
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-folder, picture = sys.argv[1:]
+folder, image = sys.argv[1:]
 processor, model = AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder)
-content = [{"type": "image", "image": Image.open(picture)}, {"type": "text", "text": "What?"}]
+content = [{"type": "image", "image": Image.open(image)}, {"type": "text", "text": "What?"}]
 options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
 inputs = processor.apply_chat_template([{"role": "user", "content": content}], **options)
 print(json.dumps(model.generate(**inputs, max_new_tokens=6, do_sample=False)[0].tolist()))
@@ -194,18 +194,18 @@ print(json.dumps(model.generate(**inputs, max_new_tokens=6, do_sample=False)[0].
 
 
 def test_case_25_the_folder_alone_answers_without_a_network(model, processor, model_folder, tmp_path):
-    picture = tmp_path / "picture.png"
-    tiny.picture().save(picture)
+    image = tmp_path / "image.png"
+    tiny.image().save(image)
     moved = shutil.copytree(model_folder, tmp_path / "moved")
     hidden = {"HF_HOME", "HF_HUB_CACHE", "TRANSFORMERS_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment |= {"HF_HOME": str(tmp_path / "empty"), "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run(
-        [sys.executable, "-c", OFFLINE, str(moved), str(picture)],
+        [sys.executable, "-c", OFFLINE, str(moved), str(image)],
         env=environment, cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    inputs = tiny.prompt(processor, [tiny.user(tiny.picture(), "What?")])
+    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
     expected = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0].tolist()
     assert json.loads(run.stdout.splitlines()[-1]) == expected
 
@@ -220,7 +220,7 @@ def test_case_25_a_folder_that_lacks_a_file_is_refused(model_folder, tmp_path):
 
 def test_the_pipeline_answers_from_the_folder(model, processor, model_folder):
     answer = pipeline("image-text-to-text", model=str(model_folder))
-    message = tiny.user(tiny.picture(), "What?")
+    message = tiny.user(tiny.image(), "What?")
     options = {"max_new_tokens": 6, "do_sample": False}
     [output] = answer(text=[message], return_full_text=False, generate_kwargs=options)
     inputs = tiny.prompt(processor, [message])

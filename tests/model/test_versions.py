@@ -32,7 +32,7 @@ def bundled():
     return load(TINY, device="cpu")
 
 
-def picture(name: str) -> Image.Image:
+def image(name: str) -> Image.Image:
     return Image.open(EXAMPLES.parent / name).convert("RGB")
 
 
@@ -44,8 +44,8 @@ def test_beams_over_several_views_give_the_recorded_answers(bundled):
     """Where beams take each other's views, these change."""
     model, processor = bundled
     names = ["digit-1.png", "text-3-characters-1.png"]
-    chats = [[tiny.user(picture(name), "What is written?")] for name in names]
-    chats.append([tiny.user(picture("digit-2.png"), picture("colour-1.png"), "Which digit is shown?")])
+    chats = [[tiny.user(image(name), "What is written?")] for name in names]
+    chats.append([tiny.user(image("digit-2.png"), image("colour-1.png"), "Which digit is shown?")])
     options = {"processor_kwargs": {"padding": True, "view_strategy": "grid"}}
     inputs = processor.apply_chat_template(
         chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **options
@@ -61,7 +61,7 @@ def test_two_steps_of_the_stock_trainer_have_the_recorded_losses_and_reload(tmp_
 
     def collate(samples):
         batch = processor.apply_chat_template(
-            [[tiny.user(picture(one["picture"]), one["question"]), tiny.assistant("red")] for one in samples],
+            [[tiny.user(image(one["image"]), one["question"]), tiny.assistant("red")] for one in samples],
             tokenize=True, return_dict=True, return_tensors="pt", return_assistant_tokens_mask=True,
             processor_kwargs={"padding": True},
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Views: boxes of pictures of any size, for every fit and strategy."""
+"""Views: boxes of images of any size, for every fit and strategy."""
 
 import doctest
 
@@ -10,7 +10,7 @@ from omnifusion_hf.model.views_omnifusion import (
     best_canvas,
     clip_region,
     fit_inside,
-    picture_views,
+    image_views,
     region_views,
     regions_per_image,
     square_region,
@@ -53,9 +53,9 @@ def test_crop_stays_inside_and_pad_covers_everything():
         assert left <= 0 and top <= 0 and right >= width - 1e-9 and bottom >= height - 1e-9
 
 
-def test_tiles_cover_the_picture_without_overlap():
+def test_tiles_cover_the_image_without_overlap():
     for size in random_sizes(200):
-        _, *tiles = picture_views(size, "grid", "crop", CANVASES, SIDE)
+        _, *tiles = image_views(size, "grid", "crop", CANVASES, SIDE)
         rows, columns = best_canvas(size, CANVASES, SIDE)
         assert len(tiles) == rows * columns
         grid = np.array(tiles).reshape(rows, columns, 4)
@@ -65,7 +65,7 @@ def test_tiles_cover_the_picture_without_overlap():
         assert grid[-1, -1, 2] >= size[1] - 1e-9 and grid[-1, -1, 3] >= size[0] - 1e-9
 
 
-def test_the_best_canvas_shows_most_of_the_picture():
+def test_the_best_canvas_shows_most_of_the_image():
     def shown(size, canvas):
         height, width = fit_inside(size, (canvas[0] * SIDE, canvas[1] * SIDE))
         return min(height * width, size[0] * size[1])
@@ -75,15 +75,15 @@ def test_the_best_canvas_shows_most_of_the_picture():
         assert all(shown(size, best) >= shown(size, canvas) for canvas in CANVASES)
 
 
-def test_the_whole_picture_is_the_first_view_of_a_grid():
-    whole = picture_views((50, 70), "whole", "pad", CANVASES, SIDE)
-    assert picture_views((50, 70), "grid", "pad", CANVASES, SIDE).whole == whole.whole
+def test_the_whole_image_is_the_first_view_of_a_grid():
+    whole = image_views((50, 70), "whole", "pad", CANVASES, SIDE)
+    assert image_views((50, 70), "grid", "pad", CANVASES, SIDE).whole == whole.whole
 
 
-def test_case_15_views_of_huge_and_thin_pictures_are_bounded():
+def test_case_15_views_of_huge_and_thin_images_are_bounded():
     largest = 1 + max(rows * columns for rows, columns in CANVASES)
     for size in [(4, 20_000), (20_000, 4), (1, 1), (10**6, 10**6), (1, 10**9)]:
-        assert len(picture_views(size, "grid", "crop", CANVASES, SIDE)) <= largest
+        assert len(image_views(size, "grid", "crop", CANVASES, SIDE)) <= largest
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_case_15_views_of_huge_and_thin_pictures_are_bounded():
 )
 def test_bad_input_is_named(size, strategy, fit, said):
     with pytest.raises(ValueError, match=said):
-        picture_views(size, strategy, fit, CANVASES, SIDE)
+        image_views(size, strategy, fit, CANVASES, SIDE)
 
 
 def test_views_per_image_reads_back_what_was_counted():
@@ -105,7 +105,7 @@ def test_views_per_image_reads_back_what_was_counted():
 
 
 def random_boxes(size: tuple[int, int], count: int, seed: int = 0) -> list[tuple]:
-    """Boxes that touch a picture, many of them reaching beyond it."""
+    """Boxes that touch an image, many of them reaching beyond it."""
     rng = np.random.default_rng(seed)
     boxes = rng.uniform(-0.3, 1.3, (10 * count, 2, 2)) * (size[1], size[0])
     boxes = np.sort(boxes, axis=1)
@@ -125,7 +125,7 @@ def test_a_region_is_a_square_of_whole_pixels_that_shows_its_box():
                 assert side == round((1 + context) * max(clipped[2] - clipped[0], clipped[3] - clipped[1]))
 
 
-def test_a_region_stays_inside_the_picture_where_its_square_fits_and_is_centred_on_it_where_not():
+def test_a_region_stays_inside_the_image_where_its_square_fits_and_is_centred_on_it_where_not():
     height, width = 100, 200
     for box in random_boxes((height, width), 200):
         left, top, right, bottom = square_region((height, width), clip_region((height, width), box), 0.2)
@@ -154,8 +154,8 @@ def test_regions_are_sorted_by_score_or_else_in_reading_order_and_capped():
     [
         ([10, 10, 10, 20], "empty or reversed"),
         ([10, 30, 20, 20], "empty or reversed"),
-        ([200, 0, 210, 10], "outside the picture of 100 x 50"),
-        ([0, -20, 10, 0], "outside the picture"),
+        ([200, 0, 210, 10], "outside the image of 100 x 50"),
+        ([0, -20, 10, 0], "outside the image"),
         ([0.1, 0.2, 0.5, 1.0], "left and right times 100, top and bottom times 50"),
         ([0, 0, float("nan"), 10], "not finite"),
         ([0, 0, float("inf"), 10], "not finite"),
@@ -174,11 +174,11 @@ def test_a_box_that_shows_nothing_is_named(box, said):
     assert "box 1: " in str(raised.value) or "some boxes" in said
 
 
-def test_tiles_and_regions_come_after_the_whole_picture():
+def test_tiles_and_regions_come_after_the_whole_image():
     regions = region_views((50, 70), [[0, 0, 9, 9]], 0.2, 4)
-    views = picture_views((50, 70), "grid", "pad", CANVASES, SIDE, regions)
+    views = image_views((50, 70), "grid", "pad", CANVASES, SIDE, regions)
     assert list(views) == [views.whole, *views.tiles, *regions] and len(views) == len(list(views)) == 6
-    assert views.tiles == picture_views((50, 70), "grid", "pad", CANVASES, SIDE).tiles
+    assert views.tiles == image_views((50, 70), "grid", "pad", CANVASES, SIDE).tiles
 
 
 A, B = [0, 0, 9, 9], {"score": 1.0, "label": "x", "box": {"xmin": 0, "ymin": 0, "xmax": 5, "ymax": 5}}
@@ -199,7 +199,7 @@ A, B = [0, 0, 9, 9], {"score": 1.0, "label": "x", "box": {"xmin": 0, "ymin": 0, 
         (np.array([[A]]), [1], [[A]]),
     ],
 )
-def test_regions_are_nested_as_pictures_are(regions, images, expected):
+def test_regions_are_nested_as_images_are(regions, images, expected):
     assert regions_per_image(regions, images) == expected
 
 
@@ -216,6 +216,6 @@ def test_regions_are_nested_as_pictures_are(regions, images, expected):
         ([[[[A]]]], [1]),
     ],
 )
-def test_another_number_of_regions_than_of_pictures_raises(regions, images):
-    with pytest.raises(ValueError, match="one (list|list of boxes) (of boxes )?per picture"):
+def test_another_number_of_regions_than_of_images_raises(regions, images):
+    with pytest.raises(ValueError, match="one (list|list of boxes) (of boxes )?per image"):
         regions_per_image(regions, images)

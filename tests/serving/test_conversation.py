@@ -43,9 +43,9 @@ def writers() -> list[threading.Thread]:
 
 
 def test_an_answer_grows_to_what_ask_answers(conversation):
-    picture, question = bundled("count-1.png"), "Describe the picture."
-    told = answers(conversation, [user_turn(question, [picture])])
-    whole = ask.answer(conversation.model, conversation.processor, [picture], question)
+    image, question = bundled("count-1.png"), "Describe the image."
+    told = answers(conversation, [user_turn(question, [image])])
+    whole = ask.answer(conversation.model, conversation.processor, [image], question)
     assert told[-1] == whole and len(set(told)) > 5
     assert all(later.startswith(earlier) for earlier, later in zip(told, told[1:]))
 
@@ -53,20 +53,20 @@ def test_an_answer_grows_to_what_ask_answers(conversation):
 def test_a_folder_that_asks_for_beams_is_answered_with_them(conversation, monkeypatch):
     """As a converted v1.1 does; nothing of such an answer is certain before its end."""
     monkeypatch.setattr(conversation.model.generation_config, "num_beams", 3)
-    picture, question = bundled("count-1.png"), "Describe the picture."
-    told = answers(conversation, [user_turn(question, [picture])])
-    assert told[-1] == ask.answer(conversation.model, conversation.processor, [picture], question)
+    image, question = bundled("count-1.png"), "Describe the image."
+    told = answers(conversation, [user_turn(question, [image])])
+    assert told[-1] == ask.answer(conversation.model, conversation.processor, [image], question)
     assert set(told[:-1]) == {""} and len(told) > 10
 
 
-@pytest.mark.parametrize("picture, shape", [("colour-1.png", "cross"), ("shape-1.png", "star")])
-def test_a_second_turn_knows_the_picture_of_the_first(conversation, picture, shape):
-    said = [user_turn("How many objects are there?", [bundled(picture)]), answered("2")]
+@pytest.mark.parametrize("image, shape", [("colour-1.png", "cross"), ("shape-1.png", "star")])
+def test_a_second_turn_knows_the_image_of_the_first(conversation, image, shape):
+    said = [user_turn("How many objects are there?", [bundled(image)]), answered("2")]
     said.append(user_turn("What shape is black?", []))
     assert answers(conversation, said)[-1] == shape
 
 
-def test_pictures_of_all_turns_go_in_their_order(conversation):
+def test_images_of_all_turns_go_in_their_order(conversation):
     names = ["digit-1.png", "count-1.png", "colour-1.png"]
     files = [bundled(name) for name in names]
     said = [user_turn("A?", files[:1]), answered("b"), user_turn("C?", files[1:])]
@@ -90,16 +90,16 @@ def test_the_view_strategy_is_that_of_the_call(conversation):
 
 
 def bad_files(folder: Path) -> dict[str, str]:
-    """Files that are no pictures to take, and what is said of each."""
+    """Files that are no images to take, and what is said of each."""
     Image.effect_noise((64, 64), 50).save(folder / "whole.png")
     data = (folder / "whole.png").read_bytes()
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     (folder / "short.png").write_bytes(data[:1500])
     (folder / "damaged.png").write_bytes(data[:60] + bytes(200) + data[260:])
     Image.new("RGB", (9, 9)).save(folder / "page.eps")
     (folder / "page.eps").rename(folder / "page.png")
     Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
-    said = {"text.png": "Not a picture file", "short.png": "is broken", "damaged.png": "is broken"}
+    said = {"text.png": "Not an image file", "short.png": "is broken", "damaged.png": "is broken"}
     return said | {"page.png": "EPS files are not taken", "bomb.png": "max_image_pixels", "gone.png": "no longer here"}
 
 
@@ -111,26 +111,26 @@ def test_a_bad_file_is_named_with_the_reason(conversation, tmp_path):
     assert conversation.messages([user_turn("What?", [str(tmp_path / "whole.png")])])  # control
 
 
-def test_a_phones_photograph_with_a_second_picture_in_it_is_taken(conversation, tmp_path):
+def test_a_phones_photograph_with_a_second_image_in_it_is_taken(conversation, tmp_path):
     first, second = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (8, 6), "blue")
     path = tmp_path / "photo.jpg"
     first.save(path, format="MPO", save_all=True, append_images=[second])
     assert Image.open(path).format == "MPO"
     [message] = conversation.messages([user_turn("What?", [str(path)])])
-    picture = message["content"][0]["image"]
-    assert picture.size == (40, 30) and picture.getpixel((20, 15))[0] > 200
+    image = message["content"][0]["image"]
+    assert image.size == (40, 30) and image.getpixel((20, 15))[0] > 200
 
 
 @pytest.mark.parametrize(
-    "text, num_pictures, said",
+    "text, num_images, said",
     [
-        ("What??", module.MAX_PICTURES + 1, "9 pictures, more than 8"),
+        ("What??", module.MAX_IMAGES + 1, "9 images, more than 8"),
         ("w" * (module.MAX_CHARACTERS + 1), 0, "2001 characters, at most 2000"),
         (" \n", 1, "question is missing"),
     ],
 )
-def test_what_is_too_much_or_missing_is_said(conversation, text, num_pictures, said):
-    files = [bundled("colour-1.png")] * num_pictures
+def test_what_is_too_much_or_missing_is_said(conversation, text, num_images, said):
+    files = [bundled("colour-1.png")] * num_images
     with pytest.raises(ValueError, match=said):
         conversation.messages([user_turn(text, files)])
     assert conversation.messages([user_turn(text[:-1].strip() or "What?", files[1:])])  # control: one less is taken
@@ -168,7 +168,7 @@ def test_a_closed_answer_stops_the_model_and_leaves_no_thread(conversation, monk
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(conversation.model.model.language_model, "forward", stepwise)
-    said = [user_turn("Describe the picture.", [bundled("count-1.png")])]
+    said = [user_turn("Describe the image.", [bundled("count-1.png")])]
     answer = conversation.answer(conversation.prompt(conversation.messages(said), "whole"))
     next(answer)
     assert writers()

@@ -27,7 +27,7 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="neither chromium no
 from omnifusion_hf.serving import gradio_app as module  # noqa: E402
 
 
-PICTURES = ask.EXAMPLES.parent
+IMAGES = ask.EXAMPLES.parent
 SPACE = Path(module.__file__).parent / "space"
 expect = playwright.expect
 # Gradio 6.31 uses what pandas 3 is about to drop.
@@ -92,11 +92,11 @@ def box(page):
     return page.get_by_test_id("textbox")
 
 
-def ask_page(page, question: str, *pictures: Path):
+def ask_page(page, question: str, *images: Path):
     expect(box(page)).to_be_enabled()
-    if pictures:
-        page.set_input_files("input[type=file]", pictures)
-        expect(page.get_by_label("File thumbnail")).to_have_count(len(pictures))
+    if images:
+        page.set_input_files("input[type=file]", images)
+        expect(page.get_by_label("File thumbnail")).to_have_count(len(images))
     box(page).fill(question)
     box(page).press("Enter")
 
@@ -165,7 +165,7 @@ def test_the_server_is_for_this_computer_and_calls_no_other(served, hosts_looked
 
 def test_a_file_above_the_limit_is_refused(served):
     for megabytes, status in ((1, 200), (11, 413)):
-        files = {"files": ("picture.png", bytes(megabytes * 2**20))}
+        files = {"files": ("image.png", bytes(megabytes * 2**20))}
         assert httpx.post(f"{served.local_url}gradio_api/upload", files=files).status_code == status
 
 
@@ -176,7 +176,7 @@ def test_another_name_for_this_computer_is_not_answered(served):
     for path in ("", "config"):
         given = {host: httpx.get(served.local_url + path, headers={"Host": host}).status_code for host in hosts}
         assert given == hosts
-    files = {"files": ("picture.png", b"0")}
+    files = {"files": ("image.png", b"0")}
     assert httpx.post(f"{served.local_url}gradio_api/upload", files=files, headers={"Host": "evil.example"}).is_error
 
 
@@ -243,15 +243,15 @@ def test_the_page_needs_no_network(page, strayed):
 
 @needs_browser
 @pytest.mark.parametrize(
-    "picture, turns",
+    "image, turns",
     [
         ("colour-1.png", {"What color is the cross?": "black", "What shape is black?": "cross"}),
         ("shape-1.png", {"What color is the star?": "black", "What shape is black?": "star"}),
     ],
 )
-def test_a_picture_is_uploaded_and_asked_about_in_two_turns(page, picture, turns):
+def test_an_image_is_uploaded_and_asked_about_in_two_turns(page, image, turns):
     first, second = turns
-    ask_page(page, first, PICTURES / picture)
+    ask_page(page, first, IMAGES / image)
     expect_answers(page, turns[first])
     expect(page.locator("#cost")).to_contain_text("1 view x 36 + 2 marks = 38 tokens, 3.7% of a context of 1024")
     ask_page(page, second)
@@ -271,7 +271,7 @@ def test_an_example_is_asked_by_a_click_and_cleared(page):
 
 @needs_browser
 def test_another_strategy_redraws_the_views(page):
-    ask_page(page, "What color is the cross?", PICTURES / "colour-1.png")
+    ask_page(page, "What color is the cross?", IMAGES / "colour-1.png")
     expect_answers(page, "black")
     whole = drawn(page)
     page.get_by_label("grid").check()
@@ -284,11 +284,11 @@ def test_another_strategy_redraws_the_views(page):
 
 @needs_browser
 def test_a_bad_file_gets_a_message_and_the_chat_goes_on(page, tmp_path):
-    ask_page(page, "What color is the cross?", PICTURES / "colour-1.png")
+    ask_page(page, "What color is the cross?", IMAGES / "colour-1.png")
     expect_answers(page, "black")
     broken, text = tmp_path / "broken.png", tmp_path / "text.txt"
-    broken.write_bytes((PICTURES / "colour-2.png").read_bytes()[:1200])
-    text.write_text("no picture")
+    broken.write_bytes((IMAGES / "colour-2.png").read_bytes()[:1200])
+    text.write_text("no image")
     page.set_input_files("input[type=file]", text)
     expect_told(page, "Invalid file type")
     ask_page(page, "What shape is black?", broken)
@@ -306,7 +306,7 @@ def test_a_chat_that_is_too_long_gets_a_message_and_keeps_its_question(page):
     ask_page(
         page,
         "What color is the cross?",
-        *[PICTURES / f"{kind}-{n}.png" for kind in ("colour", "count", "digit") for n in (1, 2)],
+        *[IMAGES / f"{kind}-{n}.png" for kind in ("colour", "count", "digit") for n in (1, 2)],
     )
     expect_told(page, "room for 1024")
     expect(page.get_by_label("File thumbnail")).to_have_count(6)
@@ -329,7 +329,7 @@ def test_a_long_paste_stays_text_and_is_told_to_be_too_long(page):
 
 @needs_browser
 def test_stop_ends_the_answer_and_the_chat_goes_on(page, endless, monkeypatch):
-    ask_page(page, "Describe the picture.", PICTURES / "count-1.png")
+    ask_page(page, "Describe the image.", IMAGES / "count-1.png")
     expect(page.get_by_test_id("bot")).to_contain_text("circle")
     expect_writers(1)
     page.get_by_label("Stop").click()
@@ -342,7 +342,7 @@ def test_stop_ends_the_answer_and_the_chat_goes_on(page, endless, monkeypatch):
 
 @needs_browser
 def test_a_question_stopped_before_its_answer_is_back_in_its_box(page, endless):
-    ask_page(page, "Write the formula in LaTeX.", PICTURES / "formula-1.png")
+    ask_page(page, "Write the formula in LaTeX.", IMAGES / "formula-1.png")
     expect_writers(1)
     page.get_by_label("Stop").click()
     expect(box(page)).to_have_value("Write the formula in LaTeX.")
@@ -353,7 +353,7 @@ def test_a_question_stopped_before_its_answer_is_back_in_its_box(page, endless):
 
 @needs_browser
 def test_a_chat_cleared_while_it_is_answered_stays_empty(page, endless):
-    ask_page(page, "Describe the picture.", PICTURES / "count-1.png")
+    ask_page(page, "Describe the image.", IMAGES / "count-1.png")
     expect(page.get_by_test_id("bot")).to_contain_text("circle")
     page.get_by_label("Clear").click()
     expect_answers(page)
@@ -374,7 +374,7 @@ def test_an_answer_of_nothing_is_told_and_its_question_kept(page, monkeypatch):
 
 @needs_browser
 def test_people_are_answered_one_after_the_other(page, browser, served, endless):
-    ask_page(page, "Describe the picture.", PICTURES / "count-1.png")
+    ask_page(page, "Describe the image.", IMAGES / "count-1.png")
     expect_writers(1)
     other = browser.new_page()
     other.goto(served.local_url)
@@ -389,7 +389,7 @@ def test_people_are_answered_one_after_the_other(page, browser, served, endless)
 
 @needs_browser
 def test_a_closed_page_leaves_no_thread(page, endless):
-    ask_page(page, "Describe the picture.", PICTURES / "count-1.png")
+    ask_page(page, "Describe the image.", IMAGES / "count-1.png")
     expect_writers(1)
     page.close()
     expect_writers(0)
@@ -402,7 +402,7 @@ def test_a_model_that_fails_is_told_and_the_chat_goes_on(page, monkeypatch):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(OmniFusionForConditionalGeneration, "generate", fail)
-    ask_page(page, "What color is the cross?", PICTURES / "colour-1.png")
+    ask_page(page, "What color is the cross?", IMAGES / "colour-1.png")
     expect_told(page, "The model failed")
     monkeypatch.undo()
     expect(box(page)).to_be_enabled()

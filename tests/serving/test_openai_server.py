@@ -85,7 +85,7 @@ def loaded():
     return load(TINY)
 
 
-def picture(name: str) -> dict:
+def image(name: str) -> dict:
     data = base64.b64encode((EXAMPLES.parent / name).read_bytes()).decode()
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
 
@@ -103,9 +103,9 @@ def ask(client, *messages: dict, **options):
 
 
 @pytest.mark.parametrize("example", [FIRST, SECOND], ids=["first", "second"])
-def test_a_question_about_a_picture_is_answered_as_by_the_model_itself(client, loaded, example):
-    answered = ask(client, user(picture(example["picture"]), text(example["question"]))).choices[0].message.content
-    assert answered == answer(*loaded, [EXAMPLES.parent / example["picture"]], example["question"]) == example["truth"]
+def test_a_question_about_an_image_is_answered_as_by_the_model_itself(client, loaded, example):
+    answered = ask(client, user(image(example["image"]), text(example["question"]))).choices[0].message.content
+    assert answered == answer(*loaded, [EXAMPLES.parent / example["image"]], example["question"]) == example["truth"]
 
 
 def as_the_processor_wants(message: dict) -> dict:
@@ -118,9 +118,9 @@ def as_the_processor_wants(message: dict) -> dict:
     return message | {"content": parts}
 
 
-def test_text_alone_several_pictures_and_several_turns_are_answered_as_by_the_model_itself(client, loaded):
+def test_text_alone_several_images_and_several_turns_are_answered_as_by_the_model_itself(client, loaded):
     model, processor = loaded
-    first, second = picture(FIRST["picture"]), picture(SECOND["picture"])
+    first, second = image(FIRST["image"]), image(SECOND["image"])
     asked, answered = user(first, text(FIRST["question"])), {"role": "assistant", "content": FIRST["truth"]}
     chats = [
         [user(text("Hello"))],
@@ -135,7 +135,7 @@ def test_text_alone_several_pictures_and_several_turns_are_answered_as_by_the_mo
 
 
 def test_a_stream_gives_the_same_answer_piece_by_piece(client):
-    question = user(picture(FIRST["picture"]), text(FIRST["question"]))
+    question = user(image(FIRST["image"]), text(FIRST["question"]))
     pieces = [chunk.choices[0].delta.content or "" for chunk in ask(client, question, stream=True)]
     assert "".join(pieces) == ask(client, question).choices[0].message.content
     assert len(pieces) > 1
@@ -145,7 +145,7 @@ def test_a_stream_gives_the_same_answer_piece_by_piece(client):
     "message, reason",
     [
         (user({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}, text("What?")), "Pillow"),
-        (user({"type": "image_url", "image_url": {"url": "/no/such.png"}}, text("What?")), "No picture at"),
+        (user({"type": "image_url", "image_url": {"url": "/no/such.png"}}, text("What?")), "No image at"),
         ({"role": "narrator", "content": "Hello"}, "Roles are"),
         ({"content": "Hello"}, r"messages\[0\].role: Field required"),
         ({"role": "user", "content": None}, r"content"),
@@ -158,7 +158,7 @@ def test_a_stream_gives_the_same_answer_piece_by_piece(client):
         (user(text("word " * 1020)), r"takes 1\d\d\d tokens, .* room for 1024"),
     ],
     ids=[
-        "no picture",
+        "no image",
         "no file",
         "unknown role",
         "no role",
@@ -172,7 +172,7 @@ def test_a_stream_gives_the_same_answer_piece_by_piece(client):
 def test_a_request_that_cannot_be_answered_is_told_why_and_the_server_lives_on(client, message, reason):
     with pytest.raises(openai.BadRequestError, match=reason):
         ask(client, message)
-    assert ask(client, user(picture(FIRST["picture"]), text(FIRST["question"]))).choices[0].message.content == "black"
+    assert ask(client, user(image(FIRST["image"]), text(FIRST["question"]))).choices[0].message.content == "black"
 
 
 @pytest.mark.parametrize("body", [{}, {"messages": []}, {"messages": "Hello"}, {"messages": ["Hello"]}, []])
@@ -217,7 +217,7 @@ def app(chat_server):
 
 
 def post(app, **fields):
-    body = {"model": "demo", "messages": [user(picture(FIRST["picture"]), text(FIRST["question"]))]} | fields
+    body = {"model": "demo", "messages": [user(image(FIRST["image"]), text(FIRST["question"]))]} | fields
     return app.post("/v1/chat/completions", json=body)
 
 
@@ -259,7 +259,7 @@ def test_a_failure_of_the_server_is_told_without_its_reason(app, chat_server, mo
 
 
 @pytest.mark.parametrize(
-    "source", [str(EXAMPLES.parent / FIRST["picture"]), "file:///etc/hostname", "picture.png", "ftp://a/b.png"]
+    "source", [str(EXAMPLES.parent / FIRST["image"]), "file:///etc/hostname", "image.png", "ftp://a/b.png"]
 )
 def test_images_of_this_computers_disk_are_for_this_computer_alone(app, chat_server, source, monkeypatch):
     message = user({"type": "image_url", "image_url": {"url": source}}, text(FIRST["question"]))
@@ -277,12 +277,12 @@ def streamed(response) -> tuple[str, str]:
     return "".join(piece["delta"].get("content", "") for piece in pieces), pieces[-1]["finish_reason"]
 
 
-DESCRIBE = [user(picture("count-1.png"), text("Describe the picture."))]
+DESCRIBE = [user(image("count-1.png"), text("Describe the image."))]
 
 
 @pytest.mark.parametrize("stop", ["e", ["no such text"], ["and", " two"], None], ids=str)
 def test_stop_cuts_the_answer_of_ask_streamed_or_not(app, loaded, stop):
-    said = answer(*loaded, [EXAMPLES.parent / "count-1.png"], "Describe the picture.")
+    said = answer(*loaded, [EXAMPLES.parent / "count-1.png"], "Describe the image.")
     wanted = cut(said, [stop] if isinstance(stop, str) else stop or [])
     whole = post(app, messages=DESCRIBE, stop=stop).json()["choices"][0]
     assert (whole["message"]["content"], whole["finish_reason"]) == (wanted, "stop")
@@ -310,7 +310,7 @@ def test_a_folder_that_asks_for_beams_streams_the_answer_of_ask(tmp_path):
     model, processor = load(folder)
     assert model.generation_config.num_beams == 3
     app = testclient.TestClient(module.build_app(module.ChatServer(model, processor, "demo")))
-    said = answer(model, processor, [EXAMPLES.parent / "count-1.png"], "Describe the picture.")
+    said = answer(model, processor, [EXAMPLES.parent / "count-1.png"], "Describe the image.")
     assert streamed(post(app, messages=DESCRIBE, stream=True)) == (said, "stop")
     assert post(app, messages=DESCRIBE).json()["choices"][0]["message"]["content"] == said
 

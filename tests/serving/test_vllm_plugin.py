@@ -60,28 +60,26 @@ def test_case_30_the_processor_knows_its_counts_from_sizes_alone(model, view_str
     assert processor.image_token_ids == [model.config.image_token_id]
     planned = processor._get_num_multimodal_tokens(image_sizes=SIZES)
     for size, num_tokens, num_views in zip(SIZES, planned["num_image_tokens"], planned["num_image_patches"]):
-        inputs = processor(text="<image>", images=tiny.picture(0, size), return_tensors="pt")
+        inputs = processor(text="<image>", images=tiny.image(0, size), return_tensors="pt")
         assert (inputs["input_ids"] == model.config.image_token_id).sum() == num_tokens
-        # vLLM cuts every field of pictures by these counts: each has one row per view
+        # vLLM cuts every field of images by these counts: each has one row per view
         assert {len(inputs[name]) for name in processor.image_processor.model_input_names} == {num_views}
     views = set(planned["num_image_patches"])
     assert (views == {1}) == (view_strategy == "whole")  # control: tiles make counts differ
 
 
 @pytest.mark.parametrize("size", [(10_000, 10_000), (10_000, 300)])
-def test_case_30_no_picture_costs_more_than_its_canvas(grid_processor, size):
-    """vLLM reserves memory for a picture of 10000 x 10000."""
+def test_case_30_no_image_costs_more_than_its_canvas(grid_processor, size):
+    """vLLM reserves memory for an image of 10000 x 10000."""
     most = 1 + max(rows * columns for rows, columns in grid_processor.image_processor.grid_canvases)
     [views] = grid_processor._get_num_multimodal_tokens(image_sizes=[size])["num_image_patches"]
     assert 1 < views <= most
 
 
-def test_case_30_image_tokens_are_the_most_frequent_of_a_picture(mixed):
-    """By this vLLM tells places of features from the marks around them, even of a picture that is one token."""
+def test_case_30_image_tokens_are_the_most_frequent_of_an_image(mixed):
+    """By this vLLM tells places of features from the marks around them, even of an image that is one token."""
     processor = tiny.processor(mixed.config)
-    inputs = processor(
-        text="<image>", images=tiny.picture(), return_tensors="pt", return_text_replacement_offsets=True
-    )
+    inputs = processor(text="<image>", images=tiny.image(), return_tensors="pt", return_text_replacement_offsets=True)
     [[replaced]] = inputs["text_replacement_offsets"]
     ids = processor.tokenizer(replaced["replacement"], return_tensors="pt", add_special_tokens=False)["input_ids"][0]
     assert ids.mode().values == mixed.config.image_token_id

@@ -20,13 +20,13 @@ def demo():
 @pytest.fixture
 def described(demo):
     """The demo model and a prompt with a long answer."""
-    picture = {"type": "image", "image": str(EXAMPLES.parent / "count-1.png")}
-    content = [picture, {"type": "text", "text": "Describe the picture."}]
+    image = {"type": "image", "image": str(EXAMPLES.parent / "count-1.png")}
+    content = [image, {"type": "text", "text": "Describe the image."}]
     return *demo, prompts(demo[1], [[{"role": "user", "content": content}]])
 
 
 def asked(model_processor, words: str):
-    return prompts(model_processor, [[tiny.user(tiny.picture(), words)]])
+    return prompts(model_processor, [[tiny.user(tiny.image(), words)]])
 
 
 def test_what_is_told_is_a_beginning_of_the_answer_of_ask_and_grows(described):

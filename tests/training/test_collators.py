@@ -1,4 +1,4 @@
-"""The collator: padding on the right that is never learnt, pictures in the order of their samples."""
+"""The collator: padding on the right that is never learnt, images in the order of their samples."""
 
 from functools import partial
 
@@ -40,6 +40,6 @@ def test_batch_equals_the_processors_own():
         assert torch.equal(batch[key], own[key]) and batch[key].dtype == own[key].dtype, key
 
 
-def test_batch_without_pictures_has_no_picture_fields():
+def test_batch_without_images_has_no_image_fields():
     assert set(COLLATE([NONE, NONE])) == {"input_ids", "attention_mask", "labels"}
     assert set(COLLATE([NONE, ONE])) == {"input_ids", "attention_mask", "labels", "pixel_values", "image_view_index"}

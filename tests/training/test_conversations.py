@@ -1,4 +1,4 @@
-"""LLaVA-format data: where pictures go, what is refused and how it is named, that pictures open late."""
+"""LLaVA-format data: where images go, what is refused and how it is named, that images open late."""
 
 from io import BytesIO
 
@@ -12,7 +12,7 @@ from omnifusion_hf.training.conversations import BadSamples, BrokenSampleError, 
 
 
 def flat(messages: list[dict]) -> list[tuple]:
-    """Messages as (role, part, part, …), a picture as its file name in brackets."""
+    """Messages as (role, part, part, …), an image as its file name in brackets."""
     return [
         (m["role"], *(f"[{p['image']}]" if p["type"] == "image" else p["text"] for p in m["content"]))
         for m in messages
@@ -32,13 +32,13 @@ def flat(messages: list[dict]) -> list[tuple]:
         ("What?", [], ("What?",)),
     ],
 )
-def test_marks_become_pictures_in_their_place(question, image, content):
+def test_marks_become_images_in_their_place(question, image, content):
     turns = [turn("human", question), turn("gpt", "It is <image>\n.")]
     expected = [("user", *content), ("assistant", "It is <image>\n.")]
     assert flat(to_messages({"image": image, "conversations": turns})) == expected
 
 
-def test_pictures_of_later_turns_follow_the_order_of_the_list():
+def test_images_of_later_turns_follow_the_order_of_the_list():
     turns = [
         turn("system", "Be brief."),
         turn("user", "<image>A?"),
@@ -61,8 +61,8 @@ def chat(answer) -> dict:
 
 
 BROKEN = {
-    "1 `<image>` marks in human turns for 2 pictures": {"image": ["0.png", "1.png"]},
-    "2 `<image>` marks in human turns for 1 pictures": {"conversations": [turn("human", "<image><image>A?"), ANSWER]},
+    "1 `<image>` marks in human turns for 2 images": {"image": ["0.png", "1.png"]},
+    "2 `<image>` marks in human turns for 1 images": {"conversations": [turn("human", "<image><image>A?"), ANSWER]},
     "unknown role 'bot'": {"conversations": [QUESTION, turn("bot", "x")]},
     "unknown role None": {"conversations": [QUESTION, "x"]},
     "unknown role ['gpt']": {"conversations": [QUESTION, turn(["gpt"], "x")]},
@@ -73,9 +73,9 @@ BROKEN = {
     "human first and gpt last": {"conversations": [QUESTION]},
     "got []": {"conversations": []},
     'a list "conversations"': {"conversations": None},
-    "no picture file": {"image": "absent.png"},
+    "no image file": {"image": "absent.png"},
     "aaa; set image_folder": {"image": "a" * 9999},  # base64, which is longer than any file's name
-    "2 lists of regions for 1 pictures": {"regions": [[[0, 0, 9, 9]], []]},
+    "2 lists of regions for 1 images": {"regions": [[[0, 0, 9, 9]], []]},
     "an image, got None": {"image": [None]},
     "an image, got 3": {"image": 3},
     "part of the assistant turn is neither text nor a user's image": chat([{"type": "image"}]),
@@ -126,7 +126,7 @@ def test_marks_in_listed_text_are_marks_and_count():
     question = {"role": "user", "content": content}
     row = {"messages": [question, chat("It is <image>.")["messages"][1]], "images": ["a", "b"]}
     assert flat(to_messages(row)) == [("user", "[a]", "Is it ", "[b]", "?"), ("assistant", "It is <image>.")]
-    with pytest.raises(ValueError, match="3 `<image>` marks in human turns for 2 pictures"):
+    with pytest.raises(ValueError, match="3 `<image>` marks in human turns for 2 images"):
         to_messages(row | {"messages": [question | {"content": [{"type": "image"}, *content]}, row["messages"][1]]})
 
 
@@ -149,23 +149,23 @@ def test_file_that_is_not_a_list_of_samples_is_refused(tmp_path, text):
         conversations.load(path)
 
 
-def test_pictures_open_when_asked_for_and_errors_name_the_sample(tmp_path):
+def test_images_open_when_asked_for_and_errors_name_the_sample(tmp_path):
     path = conversations.write(tmp_path, [sample(0), sample(1)])
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:200])
     dataset = conversations.load(path)
-    picture = dataset[0]["messages"][0]["content"][0]["image"]
-    assert isinstance(picture, Image.Image) and picture.tobytes() == tiny.picture(0).tobytes()
+    image = dataset[0]["messages"][0]["content"][0]["image"]
+    assert isinstance(image, Image.Image) and image.tobytes() == tiny.image(0).tobytes()
     with pytest.raises(ValueError, match=r"sample 1 \(id s1\): cannot read .*1\.png"):
         dataset[1]
     with pytest.raises(ValueError, match=r"sample 0 \(id s0\): .*max_image_pixels"):
         conversations.load(path, max_image_pixels=100)[0]
 
 
-def test_broken_picture_of_any_kind_is_named(tmp_path):
+def test_broken_image_of_any_kind_is_named(tmp_path):
     """Pillow's plugins raise more than OSError: the one for icns a SyntaxError."""
     path = conversations.write(tmp_path, [sample(0, image="0.icns"), sample(1)])
     file = BytesIO()
-    tiny.picture(0, (64, 64)).save(file, "icns")
+    tiny.image(0, (64, 64)).save(file, "icns")
     (tmp_path / "0.icns").write_bytes(file.getvalue())
     assert conversations.load(path)[0]
     (tmp_path / "0.icns").write_bytes(file.getvalue().replace(b"IHDR\0", b"IHDR\1"))  # its checksum is wrong then
@@ -199,7 +199,7 @@ def test_image_folder_is_the_jsons_own_unless_given(tmp_path):
     assert len(conversations.load(moved, image_folder=str(tmp_path))) == 1
 
 
-def test_regions_come_with_their_picture(tmp_path):
+def test_regions_come_with_their_image(tmp_path):
     path = conversations.write(tmp_path, [sample(0), sample(1, regions=[[[0, 0, 9, 9], [1, 2, 3, 4]]])])
     dataset = conversations.load(path)
     assert [item["regions"] for item in dataset] == [[[]], [[[0, 0, 9, 9], [1, 2, 3, 4]]]]

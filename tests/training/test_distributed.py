@@ -1,4 +1,4 @@
-"""Several processes, of which one has a batch without pictures: nobody waits, and all is as in one process."""
+"""Several processes, of which one has a batch without images: nobody waits, and all is as in one process."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def results(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_case_05_two_ranks_of_which_one_has_no_picture_give_the_loss_and_gradients_of_one_process(results, job):
+def test_case_05_two_ranks_of_which_one_has_no_image_give_the_loss_and_gradients_of_one_process(results, job):
     alone, together = ranks.reference(job), torch.load(results / f"{job}.pt")
     assert together["loss"] == pytest.approx(alone["loss"], rel=1e-6)
     assert set(together["gradients"]) == set(alone["gradients"])
@@ -153,7 +153,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def write_recipe(folder: Path, base: Path, **changes) -> Path:
-    """Half of the samples have no picture."""
+    """Half of the samples have no image."""
     folder.mkdir()
     path = conversations.write_recipe(folder, base, **changes)
     text = [turn("human", "What colour is the sky?"), turn("gpt", "The sky is blue.")]
@@ -227,6 +227,6 @@ def test_sharded_run_leaves_the_files_of_one_process_and_they_load(sharded, stag
     assert {path.name for path in together.iterdir()} == {path.name for path in alone.iterdir()}
     config = together / ("adapter_config.json" if stage == "lora" else "config.json")
     assert json.loads(config.read_text()) == json.loads((alone / config.name).read_text())
-    inputs = tiny.prompt(AutoProcessor.from_pretrained(together), [tiny.user(tiny.picture(0), "What colour?")])
+    inputs = tiny.prompt(AutoProcessor.from_pretrained(together), [tiny.user(tiny.image(0), "What colour?")])
     models = [AutoModelForImageTextToText.from_pretrained(path).eval() for path in (alone, together)]
     torch.testing.assert_close(models[1](**inputs).logits, models[0](**inputs).logits, rtol=0, atol=1e-3)

@@ -1,4 +1,4 @@
-"""Grouping by length: less padding in batches, every sample once an epoch, no picture decoded to measure them."""
+"""Grouping by length: less padding in batches, every sample once an epoch, no image decoded to measure them."""
 
 import json
 
@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset
 from transformers import TrainingArguments
 
 from omnifusion_hf.training.conversations import BadSamples, ConversationDataset, SampleReader
-from omnifusion_hf.training.grouping import LengthGroupedDataset, group_by_length, lengths_of, picture_size
+from omnifusion_hf.training.grouping import LengthGroupedDataset, group_by_length, lengths_of, pixel_size_of
 from omnifusion_hf.training.mixture import Mixture
 from omnifusion_hf.training.preprocessing import ConversationEncoder, EncodedDataset
 from omnifusion_hf.training.readers import JsonRows
@@ -23,7 +23,7 @@ PROCESSOR = tiny.processor(tiny.config(), view_strategy="grid")
 
 
 def dataset(folder, count: int = 32) -> EncodedDataset:
-    """Samples with answers of many lengths, with a picture of one of several shapes, or with none."""
+    """Samples with answers of many lengths, with an image of one of several shapes, or with none."""
     samples = [
         conversations.sample(
             index,
@@ -37,7 +37,7 @@ def dataset(folder, count: int = 32) -> EncodedDataset:
     ]
     path = conversations.write(folder, samples)
     for index in range(count):
-        tiny.picture(index, size=(40, 40 + 30 * (index % 3))).save(folder / f"{index}.png")
+        tiny.image(index, size=(40, 40 + 30 * (index % 3))).save(folder / f"{index}.png")
     rows = ConversationDataset(JsonRows(path), SampleReader(image_folder=folder)).check(BadSamples())
     return EncodedDataset(rows, ConversationEncoder(PROCESSOR))
 
@@ -64,7 +64,7 @@ def test_padding_falls_and_every_epoch_has_every_sample_once(tmp_path):
 def test_lengths_are_those_of_the_encoded_samples_but_for_the_templates_words(tmp_path, monkeypatch):
     samples = dataset(tmp_path)
     encoded = [len(samples[index]["input_ids"]) for index in range(len(samples))]
-    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("a picture was decoded"))
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("an image was decoded"))
     missing = [whole - length for whole, length in zip(encoded, lengths_of(samples, PROCESSOR))]
     assert len(set(encoded)) > 10 and 0 < min(missing) and max(missing) - min(missing) <= 2
     with pytest.raises(pytest.fail.Exception, match="decoded"):
@@ -81,18 +81,18 @@ def test_mixtures_and_cached_features_are_measured_too(tmp_path):
     assert lengths_of(cached, PROCESSOR) == [3, 7]
 
 
-def test_broken_picture_is_left_to_the_encoder(tmp_path):
+def test_broken_image_is_left_to_the_encoder(tmp_path):
     samples = dataset(tmp_path)
-    (tmp_path / "2.png").write_bytes(b"no picture")
+    (tmp_path / "2.png").write_bytes(b"no image")
     lengths = lengths_of(samples, PROCESSOR)
     assert len(lengths) == 32 and lengths[2] < min(lengths[:2])
 
 
-def test_size_of_a_picture_as_file_bytes_and_image(tmp_path):
-    picture = tiny.picture(0, size=(30, 50))
-    picture.save(tmp_path / "a.png")
-    sources = (tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), picture)
-    assert [picture_size(source) for source in sources] == [(30, 50)] * 3
+def test_size_of_an_image_as_file_bytes_and_image(tmp_path):
+    image = tiny.image(0, size=(30, 50))
+    image.save(tmp_path / "a.png")
+    sources = (tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), image)
+    assert [pixel_size_of(source) for source in sources] == [(30, 50)] * 3
 
 
 def test_streams_cannot_be_grouped_and_the_other_strategy_that_measures_is_refused(tmp_path):

@@ -65,7 +65,7 @@ def test_what_does_not_decide_it_may_differ_and_a_moved_base_and_data_are_the_sa
     assert run(lora_run, *free, *moved, "--resume") == 0, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["an answer", "a picture", "the base model", "its tokenizer"])
+@pytest.mark.parametrize("what", ["an answer", "an image", "the base model", "its tokenizer"])
 def test_other_content_under_the_same_name_is_another_run(lora_run, what, tmp_path, capsys):
     fields = yaml.safe_load(lora_run.read_text())
     base = shutil.copytree(fields["model_name_or_path"], tmp_path / "tiny")
@@ -73,15 +73,15 @@ def test_other_content_under_the_same_name_is_another_run(lora_run, what, tmp_pa
     if what == "an answer":
         samples = (data / "samples.json").read_text()
         (data / "samples.json").write_text(samples.replace("blue", "gray", 1))
-    elif what == "a picture":
-        tiny.picture(9).save(data / "3.png")
+    elif what == "an image":
+        tiny.image(9).save(data / "3.png")
     elif what == "the base model":
         weights = load_file(base / "model.safetensors")
         weights["lm_head.weight"][0] += 1
         save_file(weights, base / "model.safetensors", {"format": "pt"})
     else:
         (base / "tokenizer.json").write_text((base / "tokenizer.json").read_text() + "\n")
-    name = "source.0.content" if what in ("an answer", "a picture") else "base_model"
+    name = "source.0.content" if what in ("an answer", "an image") else "base_model"
     moved = [f"model_name_or_path={base}", f"data_path={data}/samples.json"]
     assert run(lora_run, *moved, "--resume") == 2
     assert re.search(rf"settings: {name} was \w{{16}} and is \w{{16}}\. Go on", capsys.readouterr().err)

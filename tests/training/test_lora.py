@@ -46,7 +46,7 @@ def trained(request, tmp_path_factory) -> tuple[Path, Path]:
 
 def logits(model: nn.Module, folder: Path) -> torch.Tensor:
     processor = AutoProcessor.from_pretrained(folder)
-    inputs = tiny.prompt(processor, [user(tiny.picture(0), "What colour is the sky?")])
+    inputs = tiny.prompt(processor, [user(tiny.image(0), "What colour is the sky?")])
     with torch.no_grad():
         return model.eval()(**inputs).logits
 
@@ -106,7 +106,7 @@ def test_folder_names_its_base_from_anywhere(trained, monkeypatch, tmp_path):
 
 def test_loaded_folder_generates(trained):
     out = trained[1]
-    inputs = tiny.prompt(AutoProcessor.from_pretrained(out), [user(tiny.picture(0), "What colour is the sky?")])
+    inputs = tiny.prompt(AutoProcessor.from_pretrained(out), [user(tiny.image(0), "What colour is the sky?")])
     answer = load(out).generate(**inputs, max_new_tokens=2, do_sample=False)
     assert answer.shape[1] == inputs["input_ids"].shape[1] + 2
 

@@ -18,7 +18,7 @@ RECIPES = Path(__file__).parents[2] / "omnifusion_hf/recipes/data"
 
 
 def write_source(folder: Path, name: str, size: int) -> Path:
-    """A file of `size` questions without pictures; ids are the name and a number."""
+    """A file of `size` questions without images; ids are the name and a number."""
     turns = [turn("human", "Sky?"), turn("gpt", "Blue.")]
     samples = [sample(index, id=f"{name}{index}", image=None, conversations=turns) for index in range(size)]
     (folder / name).mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def questions(folder: Path, seed: int = 0) -> dict[str, str]:
 
 
 def test_question_of_a_caption_is_drawn_by_seed_and_caption(tmp_path):
-    captions = [turn("gpt", f"A sky, picture {index}.") for index in range(40)]
+    captions = [turn("gpt", f"A sky, image {index}.") for index in range(40)]
     samples = [sample(index, conversations=[turn("human", "<image>\nOwn?"), captions[index]]) for index in range(40)]
     conversations.write(tmp_path, samples)
     first = questions(tmp_path)
@@ -116,7 +116,7 @@ def test_broken_sample_of_a_source_is_named_or_left_out(tmp_path):
     good, bad = write_source(tmp_path, "a", 3), conversations.write(tmp_path, [sample(0), sample(1, image="no.png")])
     path = tmp_path / "mixture.yaml"
     path.write_text(yaml.safe_dump({"sources": [{"path": str(good)}, {"path": str(bad)}]}))
-    with pytest.raises(ValueError, match=rf"{bad}, sample 1 \(id s1\): no picture file .*no\.png"):
+    with pytest.raises(ValueError, match=rf"{bad}, sample 1 \(id s1\): no image file .*no\.png"):
         conversations.load(path)
     assert sorted(ids(conversations.load(path, policy="skip"))) == ["a0", "a1", "a2", "s0"]
 

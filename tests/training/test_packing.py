@@ -29,10 +29,10 @@ def encoded(*conversations: list[dict]) -> list[dict]:
 
 SAMPLES = encoded(
     [user("What colour is the grass?"), assistant("Green.")],
-    [user(tiny.picture(1), "Sky?"), assistant("The sky is blue."), user("And the grass?"), assistant("It is green.")],
-    [user("Is ", tiny.picture(2, (40, 90)), " left of ", tiny.picture(3), "?"), assistant("Yes, it is.")],
+    [user(tiny.image(1), "Sky?"), assistant("The sky is blue."), user("And the grass?"), assistant("It is green.")],
+    [user("Is ", tiny.image(2, (40, 90)), " left of ", tiny.image(3), "?"), assistant("Yes, it is.")],
     [user("Hello"), assistant("Hello, how are you?")],
-    [user(tiny.picture(4), "Describe the picture."), assistant("A red square above two small circles.")],
+    [user(tiny.image(4), "Describe the image."), assistant("A red square above two small circles.")],
 )
 
 
@@ -91,7 +91,7 @@ def test_shorter_rows_win_where_padding_is_alike():
     assert plan_rows([100, 20, 20], max_length=130) == [[0], [1, 2]]
 
 
-def test_packed_batch_holds_the_samples_with_positions_and_pictures_of_their_own():
+def test_packed_batch_holds_the_samples_with_positions_and_images_of_their_own():
     batch = PackingCollator(pad_token_id=2, max_length=ROOM)(SAMPLES)
     lengths = [len(sample["input_ids"]) for sample in SAMPLES]
     order = [index for row in plan_rows(lengths, ROOM) for index in row]
@@ -108,7 +108,7 @@ def test_packed_batch_holds_the_samples_with_positions_and_pictures_of_their_own
     assert (batch["labels"] != -100).sum() == sum(label != -100 for s in SAMPLES for label in s["labels"])
 
 
-def test_text_alone_has_no_picture_fields_and_first_tokens_are_never_asked_for():
+def test_text_alone_has_no_image_fields_and_first_tokens_are_never_asked_for():
     texts = [dict(SAMPLES[0], labels=SAMPLES[0]["input_ids"]), dict(SAMPLES[3], labels=SAMPLES[3]["input_ids"])]
     batch = PackingCollator(pad_token_id=2)(texts)
     assert set(batch) == {"input_ids", "position_ids", "labels", "use_cache"}

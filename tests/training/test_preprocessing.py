@@ -31,14 +31,14 @@ def test_case_10_labels_are_the_answers_with_their_eos():
     assert {label - token for token, label in zip(encoded["input_ids"], encoded["labels"]) if label != -100} == {0}
 
 
-def test_case_10_pictures_are_never_learnt():
+def test_case_10_images_are_never_learnt():
     encoded = ENCODE(TWO)
     places = [i for i, token in enumerate(encoded["input_ids"]) if token == PROCESSOR.image_token_id]
     assert len(places) == 2 * PROCESSOR.image_seq_length
     assert {encoded["labels"][place] for place in places} == {-100}
 
 
-def test_only_samples_with_pictures_have_picture_fields():
+def test_only_samples_with_images_have_image_fields():
     assert set(ENCODE(NONE)) == {"name", "input_ids", "labels"}
     encoded = ENCODE(TWO)
     assert encoded["pixel_values"].shape == (2, 3, 32, 32) and encoded["image_view_index"].tolist() == [0, 0]
@@ -63,8 +63,8 @@ def test_case_10_sample_with_nothing_to_learn_is_refused_by_name():
         ENCODE(conversations.item(user("Hello?")))
 
 
-def test_regions_become_views_of_their_own_picture():
-    width, height = tiny.picture(1).size
+def test_regions_become_views_of_their_own_image():
+    width, height = tiny.image(1).size
     boxes = [[0, 0, width // 2, height // 2], [1, 1, width, height]]
     plain, regions = ENCODE(TWO), ENCODE(TWO | {"regions": [boxes, []]})
     assert plain["image_view_index"].tolist() == [0, 0]
@@ -107,7 +107,7 @@ def test_answers_without_eos_need_a_template_that_leaves_it_out():
 
 @pytest.fixture
 def half_broken(tmp_path):
-    """Samples 1 and 2 of four: a picture file that is cut off, and a dialogue far too long."""
+    """Samples 1 and 2 of four: an image file that is cut off, and a dialogue far too long."""
     samples = [conversations.sample(index) for index in range(4)]
     samples[2]["conversations"][1]["value"] = "Because. " * 200
     path = conversations.write(tmp_path, samples)

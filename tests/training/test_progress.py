@@ -124,7 +124,7 @@ def test_peak_memory_is_that_of_this_process():
     assert peak_memory_gb(torch.device("cpu")) == pytest.approx(int(kilobytes) * 1024 / 1e9, rel=0.01)
 
 
-def test_plot_is_a_picture_of_the_losses(tmp_path):
+def test_plot_is_an_image_of_the_losses(tmp_path):
     history = [{"step": step, "loss": 1 / step} for step in range(1, 9)] + [{"step": 8, "train_runtime": 1}]
     drawn = []
     for entries in (history, history, history[:4]):

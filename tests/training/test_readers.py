@@ -64,7 +64,7 @@ def test_datasets_in_a_folder_and_in_parquet_hold_the_same_samples_as_json(tmp_p
 def test_columns_of_other_names_and_plain_text_are_understood(tmp_path):
     rows = {"caption": ["A sky."], "dialogue": [[{"role": "user", "content": "<image>\nWhat?"}]], "file": ["0.png"]}
     rows["dialogue"][0].append({"role": "assistant", "content": "A sky."})
-    tiny.picture(0).save(tmp_path / "0.png")
+    tiny.image(0).save(tmp_path / "0.png")
     data_files.Dataset.from_dict(rows).to_parquet(tmp_path / "rows.parquet")
     options = {"image_folder": str(tmp_path), "columns": {"messages": "dialogue", "images": "file"}}
     dataset = conversations.load(tmp_path / "rows.parquet", **options)
@@ -76,7 +76,7 @@ def test_columns_of_other_names_and_plain_text_are_understood(tmp_path):
         conversations.load(tmp_path / "rows.parquet", columns={"messages": "talk"})[0]
 
 
-def test_pictures_are_decoded_when_their_sample_is_asked_for(tmp_path, monkeypatch):
+def test_images_are_decoded_when_their_sample_is_asked_for(tmp_path, monkeypatch):
     opened = []
     monkeypatch.setattr(Image, "open", lambda file, _open=Image.open: opened.append(file) or _open(file))
     paths = [data_files.write_shards(tmp_path, SAMPLES), data_files.write_jsonl(tmp_path, SAMPLES)]
@@ -91,7 +91,7 @@ def test_pictures_are_decoded_when_their_sample_is_asked_for(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "tar", "parquet"])
-def test_corrupt_picture_is_named_by_file_and_index(tmp_path, kind, monkeypatch):
+def test_corrupt_image_is_named_by_file_and_index(tmp_path, kind, monkeypatch):
     whole = data_files.png(3)
     monkeypatch.setattr(data_files, "png", lambda seed: whole[:200] if seed == 3 else whole)
     if kind == "jsonl":
@@ -143,10 +143,10 @@ def test_member_of_a_shard_that_nothing_reads_is_refused_unless_it_is_ignored(tm
     assert conversations.load(path, ignored=["mp4"])[0]
 
 
-def test_shard_sample_that_lists_another_number_of_pictures_is_refused(tmp_path):
+def test_shard_sample_that_lists_another_number_of_images_is_refused(tmp_path):
     listed = json.dumps(sample(0, image=["a.png", "b.png"])).encode()
     path = write_tar(tmp_path, {"json": listed}, images=[data_files.png(0)])
-    with pytest.raises(BrokenSampleError, match=r"sample 0: its \.json lists 2 pictures, the shard holds 1"):
+    with pytest.raises(BrokenSampleError, match=r"sample 0: its \.json lists 2 images, the shard holds 1"):
         conversations.load(path)[0]
 
 

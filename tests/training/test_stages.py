@@ -25,8 +25,8 @@ def tied():
     return tiny.model(tiny.config(text=tiny.text_config(tie_word_embeddings=True)))
 
 
-def batch(model, pictures: bool = True) -> dict:
-    question = user(tiny.picture(0), "What colour is the sky?") if pictures else user("What colour is the sky?")
+def batch(model, images: bool = True) -> dict:
+    question = user(tiny.image(0), "What colour is the sky?") if images else user("What colour is the sky?")
     messages = [question, assistant("The sky is blue.")]
     return conversations.collate(tiny.processor(model.config), [{"messages": messages, "name": "sample"}])
 
@@ -228,7 +228,7 @@ def test_case_07_checkpointing_gives_the_gradients_of_the_plain_run():
     gradients = []
     for options in ({"use_reentrant": True}, {"use_reentrant": False}, None):
         model = untied()
-        inputs = batch(model, pictures=False)
+        inputs = batch(model, images=False)
         apply_stage(model, "pretrain")
         if options:
             tiny.checkpoint_activations(model, options)

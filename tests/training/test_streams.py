@@ -89,7 +89,7 @@ def test_devices_share_the_samples_out(tmp_path):
 
 @pytest.fixture
 def broken(tmp_path, monkeypatch):
-    """A stream of which sample 3's picture is cut off and sample 1 is too long."""
+    """A stream of which sample 3's image is cut off and sample 1 is too long."""
     whole = data_files.png(0)
     monkeypatch.setattr(data_files, "png", lambda seed: whole[:200] if seed == 3 else whole)
     samples = [sample(index) for index in range(5)]
@@ -105,8 +105,8 @@ def read(path: Path, policy: str) -> tuple[list[str], BadSamples]:
 def test_broken_samples_are_errors_or_left_out(broken, caplog):
     names, bad_samples = read(broken, "skip")
     assert Counter(names) == {"s0": 2, "s2": 2, "s4": 2}
-    assert 1 <= bad_samples.count <= 2  # the too long one; the picture is counted where samples are read
-    assert r"(id s3): cannot read a picture" in caplog.text and "(id s1) has" in caplog.text
+    assert 1 <= bad_samples.count <= 2  # the too long one; the image is counted where samples are read
+    assert r"(id s3): cannot read an image" in caplog.text and "(id s1) has" in caplog.text
     with pytest.raises(BrokenSampleError, match=r"parquet, row \d .*\(id s[13]\)"):
         read(broken, "error")
 

@@ -45,7 +45,7 @@ def test_run_leaves_one_folder_that_answers_and_changed_only_its_stages_parts(tm
 
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
-    inputs = tiny.prompt(processor, [user(tiny.picture(0), "What colour is the sky?")])
+    inputs = tiny.prompt(processor, [user(tiny.image(0), "What colour is the sky?")])
     assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[1] == inputs["input_ids"].shape[1] + 2
     assert summary == json.loads((tmp_path / "out" / "training_summary.json").read_text())
     assert (summary["stage"], summary["steps"], summary["samples"]) == (stage, 4, 8)

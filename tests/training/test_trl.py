@@ -42,13 +42,13 @@ def losses(trainer) -> list[float]:
 
 
 def logits(model: nn.Module, folder) -> torch.Tensor:
-    inputs = tiny.prompt(AutoProcessor.from_pretrained(folder), [tiny.user(tiny.picture(), "What is this?")])
+    inputs = tiny.prompt(AutoProcessor.from_pretrained(folder), [tiny.user(tiny.image(), "What is this?")])
     with torch.no_grad():
         return model.eval()(**inputs).logits
 
 
 def as_rows(samples: list[dict]) -> list[dict]:
-    """Our samples as TRL's: pictures in a column of their own, their places in the messages."""
+    """Our samples as TRL's: images in a column of their own, their places in the messages."""
     rows = []
     for sample in samples:
         parts = [part for message in sample["messages"] for part in message["content"] if part["type"] == "image"]

@@ -1,4 +1,4 @@
-"""Frozen features once: a run on stored features is the run on pictures, and each view is encoded a single time."""
+"""Frozen features once: a run on stored features is the run on images, and each view is encoded a single time."""
 
 import json
 import os
@@ -37,19 +37,19 @@ def model_and_processor(name: str = "mlp", seed: int = 0, **changes):
 
 
 class Samples(Dataset):
-    """Encoded samples, two of them with the same picture and one with none; notes which are read."""
+    """Encoded samples, two of them with the same image and one with none; notes which are read."""
 
-    def __init__(self, processor, pictures=(0, 1, 1, None, 2)):
-        self.encoder, self.pictures, self.read = ConversationEncoder(processor), pictures, []
+    def __init__(self, processor, images=(0, 1, 1, None, 2)):
+        self.encoder, self.images, self.read = ConversationEncoder(processor), images, []
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> dict:
         self.read.append(index)
-        picture = self.pictures[index]
-        pictures = [] if picture is None else [tiny.picture(picture)]
-        return self.encoder(conversations.item(tiny.user(*pictures, "Sky?"), tiny.assistant("Blue.")))
+        image = self.images[index]
+        images = [] if image is None else [tiny.image(image)]
+        return self.encoder(conversations.item(tiny.user(*images, "Sky?"), tiny.assistant("Blue.")))
 
 
 def cached(folder: Path, model, processor, samples=None, **options) -> vision_cache.CachedDataset:
@@ -83,7 +83,7 @@ def encoded(monkeypatch) -> list[int]:
 
 
 def run(folder: Path, base: Path, **changes) -> list[tuple]:
-    """Trains two epochs on six samples, one without a picture; loss and gradient norm of each step."""
+    """Trains two epochs on six samples, one without an image; loss and gradient norm of each step."""
     folder.mkdir()
     recipe = conversations.write_recipe(folder, base, max_steps=6, save_steps=6, **changes)
     samples = [conversations.sample(index) for index in range(6)]
@@ -126,7 +126,7 @@ def test_samples_are_those_of_the_dataset_with_features_for_pixels(tmp_path):
         assert pixels is None or features.shape == (len(pixels), 16 * 32 * 2)
 
 
-def test_pictures_are_read_to_name_and_to_encode_their_views_and_never_again(tmp_path, encoded):
+def test_images_are_read_to_name_and_to_encode_their_views_and_never_again(tmp_path, encoded):
     model, processor = model_and_processor()
     samples = Samples(processor)
     rows = cached(tmp_path, model, processor, samples)

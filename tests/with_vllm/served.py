@@ -29,7 +29,7 @@ NEW_TOKENS = 12
 
 
 def llm(**changes) -> PreTrainedConfig:
-    """An LLM whose answers depend on every picture; vLLM has kernels for heads of 32 and wider."""
+    """An LLM whose answers depend on every image; vLLM has kernels for heads of 32 and wider."""
     return tiny.text_config(**{"head_dim": 32, "initializer_range": 0.2, **changes})
 
 
@@ -45,9 +45,9 @@ def save(folder: Path, encoders=("clip",), text=None, view_strategy="whole", cha
 
 
 def conversations(side: int = 40) -> list[list[dict]]:
-    """No picture, one, two, one of unusual size, and `<image>` typed by a user."""
+    """No image, one, two, one of unusual size, and `<image>` typed by a user."""
     first, second, third, strip, dot = (
-        tiny.picture(seed, size) for seed, size in enumerate([(side, 60), (side, 60), (97, 33), (16, 700), (1, 1)])
+        tiny.image(seed, size) for seed, size in enumerate([(side, 60), (side, 60), (97, 33), (16, 700), (1, 1)])
     )
     return [
         [tiny.user("What is <image> in the picture?")],
@@ -101,7 +101,7 @@ def by_vllm(jobs: list[dict], **environment) -> list[list[dict]]:
 
 
 def as_openai(message: dict) -> dict:
-    """A message with pictures as data URIs, as clients of an OpenAI-compatible server send it."""
+    """A message with images as data URIs, as clients of an OpenAI-compatible server send it."""
     parts = [
         {"type": "image_url", "image_url": {"url": data_uri(part["image"])}} if part["type"] == "image" else part
         for part in message["content"]

@@ -1,4 +1,4 @@
-"""vLLM gives the tokens that `generate()` gives, for every way in which pictures reach the LLM."""
+"""vLLM gives the tokens that `generate()` gives, for every way in which images reach the LLM."""
 
 import json
 from pathlib import Path
@@ -87,10 +87,10 @@ def given(folders, asked) -> dict[str, list[dict]]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_case_30_greedy_tokens_are_those_of_transformers(name, expected, given):
-    """No picture, one, two, unusual sizes, several turns; with the same probabilities."""
+    """No image, one, two, unusual sizes, several turns; with the same probabilities."""
     assert tokens(given[name]) == tokens(expected[name])
     assert logprobs(given[name]) == pytest.approx(logprobs(expected[name]), abs=1e-3)
-    # Control: other pictures give other answers, and the answers are no certainties.
+    # Control: other images give other answers, and the answers are no certainties.
     assert len({tuple(found["answer"]) for found in expected[name]}) >= 3 and min(logprobs(expected[name])) < -0.01
 
 
@@ -143,12 +143,12 @@ def test_control_without_plug_in_and_remote_code_vllm_knows_no_such_model(folder
 @pytest.fixture(scope="module")
 def questions() -> list[dict]:
     """Of the demo model's examples; formulas are longer than what is asked for here."""
-    questions = json.loads((DEMO / "pictures/questions.json").read_text())
-    return [question for question in questions if "formula" not in question["picture"]]
+    questions = json.loads((DEMO / "images/questions.json").read_text())
+    return [question for question in questions if "formula" not in question["image"]]
 
 
 def test_the_demo_model_answers_rightly_in_any_dtype(questions):
-    asked = [[tiny.user(Image.open(DEMO / "pictures" / row["picture"]), row["question"])] for row in questions]
+    asked = [[tiny.user(Image.open(DEMO / "images" / row["image"]), row["question"])] for row in questions]
     jobs = [served.job(DEMO, asked, dtype=dtype) for dtype in ("float32", "bfloat16")]
     exact, rounded = served.by_vllm(jobs)
     assert tokens(exact) == tokens(served.by_transformers(DEMO, asked))

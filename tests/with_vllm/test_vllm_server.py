@@ -69,4 +69,4 @@ def test_the_pages_client_gets_the_right_answer(address):
     code = client_code(address)
     shown = code.rsplit("#", 1)[1].strip()
     assert run(code) == shown
-    assert run(code.replace("shape-1.png", "colour-1.png")) != shown  # control: another picture, another answer
+    assert run(code.replace("shape-1.png", "colour-1.png")) != shown  # control: another image, another answer

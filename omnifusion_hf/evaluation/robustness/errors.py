@@ -1,5 +1,5 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Wrong answers as one HTML file to look through: by task and kind of answer, each with its pictures.
+"""Wrong answers as one HTML file to look through: by task and kind of answer, each with its images.
 
 Whatever was asked or said is untrusted text: the template escapes it, and the page forbids scripts and every request.
 So are the names of files: those of one folder are shown, and no others.
@@ -88,7 +88,7 @@ def write_errors(path: str | Path, answers: list[Answer], image_folder: str | Pa
     """
     clean = [answer for answer in answers if answer.perturbation is None]
     if not clean:
-        raise ValueError("there is no answer about unchanged pictures to look for errors in.")
+        raise ValueError("there is no answer about unchanged images to look for errors in.")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     sections = sections_of(clean)
@@ -96,16 +96,16 @@ def write_errors(path: str | Path, answers: list[Answer], image_folder: str | Pa
         sections=sections,
         all=Section("", "", clean),
         perturbed=len(answers) - len(clean),
-        pictures=lambda answer: list(thumbnails(answer, image_folder)),
-        hides_images=image_folder is None and any(answer.pictures for answer in clean),
+        images=lambda answer: list(thumbnails(answer, image_folder)),
+        hides_images=image_folder is None and any(answer.images for answer in clean),
     )
     write_whole(path, page)
 
 
 def thumbnails(answer: Answer, folder: str | Path | None) -> Iterator[tuple[str, str | None]]:
     """Name of each image and the image as a data URI, `None` where it may or can not be shown."""
-    for picture in answer.pictures:
-        yield Path(picture).name, thumbnail(picture, folder)
+    for image in answer.images:
+        yield Path(image).name, thumbnail(image, folder)
 
 
 def thumbnail(path: str, folder: str | Path | None) -> str | None:
@@ -113,10 +113,10 @@ def thumbnail(path: str, folder: str | Path | None) -> str | None:
     if folder is None or not place.is_relative_to(os.path.abspath(folder)):
         return None
     try:
-        picture = load_image(place, MAX_PIXELS)
+        image = load_image(place, MAX_PIXELS)
     except ValueError:
         return None
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
     file = BytesIO()
-    picture.save(file, "JPEG", quality=80)
+    image.save(file, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

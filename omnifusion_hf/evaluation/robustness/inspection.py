@@ -1,5 +1,5 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""What `omnifusion report` tells beyond scores: a model asked by ourselves, robustness, errors, groups of pictures."""
+"""What `omnifusion report` tells beyond scores: a model asked by ourselves, robustness, errors, groups of images."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from ..results import load_answers
 from . import groups
 from .attack import with_labels
 from .errors import write_errors
-from .measure import VIEW_CHANGES, ask_perturbed, conditions_of, summary, swap_pictures
+from .measure import VIEW_CHANGES, ask_perturbed, conditions_of, summary, swap_images
 from .plots import draw_groups, draw_robustness, panels_of
 
 
@@ -50,7 +50,7 @@ def _check(options: argparse.Namespace):
     if options.epsilon and not options.perturb:
         raise ValueError("--epsilon is of the attack; add --perturb pgd, or --perturb all.")
     if options.image_folder and not (options.data or options.errors):
-        raise ValueError("--image-folder is of the pictures of --data, and of those that --errors shows; add either.")
+        raise ValueError("--image-folder is of the images of --data, and of those that --errors shows; add either.")
     if options.perturb and not options.model:
         raise ValueError("--perturb asks a model; add --model FOLDER --data QUESTIONS.json.")
     if (options.errors or options.groups) and not (options.model or options.results):
@@ -65,10 +65,10 @@ def _check_one_model(answers: list[Answer]):
 
 
 def ask_model(options: argparse.Namespace, folder: Path) -> tuple[list[Path], list[Answer]]:
-    """Asks the questions about the pictures as they are and, with `--perturb`, changed: files and clean answers."""
+    """Asks the questions about the images as they are and, with `--perturb`, changed: files and clean answers."""
     conditions = conditions_of(options.perturb, options.epsilon) if options.perturb else []
     questions = read_questions(options.data, options.image_folder)
-    shown = about_pictures(questions, options.data) if conditions else []
+    shown = about_images(questions, options.data) if conditions else []
     model, processor = load(options.model)
     if any(name in VIEW_CHANGES for name, _ in conditions):
         with_labels(processor, [opened(processor, shown[0])], shown[:1])  # refuses what the attack will
@@ -81,7 +81,7 @@ def ask_model(options: argparse.Namespace, folder: Path) -> tuple[list[Path], li
     answers, written = asker.answers(questions, [AS_IT_IS]), [log.path]
     tell(summary(answers, [AS_IT_IS]))
     if conditions:
-        told = settings | {"data": options.data, "questions_without_pictures": len(questions) - len(shown)}
+        told = settings | {"data": options.data, "questions_without_images": len(questions) - len(shown)}
         written += write_robustness(folder, asker, shown, conditions, told)
     return written, answers
 
@@ -94,12 +94,12 @@ def tell(rows: list[dict]):
         print(f"{condition or 'as they are'}: {accuracy}, {row['n']} questions")
 
 
-def about_pictures(questions: list[Question], source: str) -> list[Question]:
-    """Those that `--perturb` can change. Raises `ValueError` where there is none, or no picture to swap with."""
-    shown = [question for question in questions if question.pictures]
+def about_images(questions: list[Question], source: str) -> list[Question]:
+    """Those that `--perturb` can change. Raises `ValueError` where there is none, or no image to swap with."""
+    shown = [question for question in questions if question.images]
     if not shown:
-        raise ValueError(f"{source} has no question about a picture; --perturb changes pictures.")
-    swap_pictures(shown)
+        raise ValueError(f"{source} has no question about an image; --perturb changes images.")
+    swap_images(shown)
     return shown
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Accuracy against what happens to pictures: the perturbation set asked, summed up and drawn."""
+"""Accuracy against what happens to images: the perturbation set asked, summed up and drawn."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ..answers import Answer
 from ..asking import AS_IT_IS, Asker, Condition, Present, opened, present_as_it_is, prompts_of
 from ..metrics import wilson_interval
-from ..questions import Question, with_pictures
+from ..questions import Question, with_images
 from .attack import Attack, pgd, random_signs, with_labels
 from .perturbations import PERTURBATIONS, PGD, RANDOM, REMOVED, SWAPPED
 
@@ -21,7 +21,7 @@ VIEW_CHANGES = {PGD: pgd, RANDOM: random_signs}
 
 
 def conditions_of(names: Iterable[str], epsilons: list[float] | None = None) -> list[Condition]:
-    """What is asked for these perturbations: beside them always the clean pictures and, as the picture-blind
+    """What is asked for these perturbations: beside them always the clean images and, as the image-blind
     baseline, swapped ones; beside PGD random changes of its size.
 
     Raises `ValueError` for an unknown name, for epsilons that are out of range or that nothing asked for has.
@@ -41,8 +41,8 @@ def conditions_of(names: Iterable[str], epsilons: list[float] | None = None) -> 
 
 
 def ask_perturbed(asker: Asker, questions: list[Question], conditions: list[Condition], seed: int = 0) -> list[Answer]:
-    """Asks every question that has pictures under every condition; resumes what the asker's log holds."""
-    asked = {SWAPPED: swap_pictures(questions), REMOVED: [without_pictures(each) for each in questions]}
+    """Asks every question that has images under every condition; resumes what the asker's log holds."""
+    asked = {SWAPPED: swap_images(questions), REMOVED: [without_images(each) for each in questions]}
     with tqdm(total=len(questions) * len(conditions), unit="answer", disable=None) as bar:
         for condition in conditions:
             present = presentation(asker, condition, seed)
@@ -63,9 +63,9 @@ def presentation(asker: Asker, condition: Condition, seed: int) -> Present:
 def present_perturbed(processor, condition: Condition, seed: int, questions: list[Question]):
     name, strength = condition
 
-    def change(question: Question, picture, index: int):
+    def change(question: Question, image, index: int):
         own_seed = crc32(f"{seed} {question.task} {question.name} {index}".encode())  # the same at every strength
-        return PERTURBATIONS[name].apply(picture, strength, own_seed)
+        return PERTURBATIONS[name].apply(image, strength, own_seed)
 
     conversations = [opened(processor, question, partial(change, question)) for question in questions]
     return prompts_of(processor, questions, conversations)
@@ -78,34 +78,34 @@ def present_attacked(asker: Asker, name: str, attack: Attack, questions: list[Qu
     return inputs | {"pixel_values": VIEW_CHANGES[name](asker.model, batch, attack)}
 
 
-def without_pictures(question: Question) -> Question:
-    return replace(question, messages=with_pictures(question.messages, []), regions=[])
+def without_images(question: Question) -> Question:
+    return replace(question, messages=with_images(question.messages, []), regions=[])
 
 
-def swap_pictures(questions: list[Question]) -> list[Question]:
-    """Each question about pictures of others of its task, half the task away; the regions move with their picture.
+def swap_images(questions: list[Question]) -> list[Question]:
+    """Each question about images of others of its task, half the task away; the regions move with their image.
 
-    Raises `ValueError` for a task all of whose questions are about one picture.
+    Raises `ValueError` for a task all of whose questions are about one image.
     """
     swapped = {}
     for task in dict.fromkeys(question.task for question in questions):
         asked = [question for question in questions if question.task == task]
-        shown = [pair for question in asked for pair in zip(question.pictures, question.regions, strict=True)]
+        shown = [pair for question in asked for pair in zip(question.images, question.regions, strict=True)]
         others = iter([_another(shown, place) for place in range(len(shown))])
         for question in asked:
-            taken = list(islice(others, len(question.pictures)))
-            messages = with_pictures(question.messages, [picture for picture, _ in taken])
+            taken = list(islice(others, len(question.images)))
+            messages = with_images(question.messages, [image for image, _ in taken])
             swapped[task, question.name] = replace(question, messages=messages, regions=[boxes for _, boxes in taken])
     return [swapped[question.task, question.name] for question in questions]
 
 
 def _another(shown: list[tuple], place: int) -> tuple:
-    """The picture, with its regions, that the one at `place` is swapped with."""
-    picture, half = shown[place][0], place + len(shown) // 2
+    """The image, with its regions, that the one at `place` is swapped with."""
+    image, half = shown[place][0], place + len(shown) // 2
     for candidate in shown[half % len(shown) :] + shown[: half % len(shown)]:
-        if candidate[0] != picture:
+        if candidate[0] != image:
             return candidate
-    raise ValueError(f"nothing to swap {picture} with, the only picture of its task; add questions about another.")
+    raise ValueError(f"nothing to swap {image} with, the only image of its task; add questions about another.")
 
 
 def summary(answers: list[Answer], conditions: list[Condition]) -> list[dict]:

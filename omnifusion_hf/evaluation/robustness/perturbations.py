@@ -1,7 +1,7 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""What may happen to a picture before a model sees it, and how much of it is tried: pure functions and their table.
+"""What may happen to an image before a model sees it, and how much of it is tried: pure functions and their table.
 
-Each maps (RGB picture, strength, seed) to a picture of the same size. Chance is in the seed alone.
+Each maps (RGB image, strength, seed) to an image of the same size. Chance is in the seed alone.
 """
 
 from collections.abc import Callable
@@ -15,49 +15,49 @@ from PIL import Image, ImageFilter, ImageStat
 BICUBIC = Image.Resampling.BICUBIC
 
 
-def blur(picture: Image.Image, strength: float, seed: int) -> Image.Image:
+def blur(image: Image.Image, strength: float, seed: int) -> Image.Image:
     """Gaussian, standard deviation in percent of the shorter side."""
-    return picture.filter(ImageFilter.GaussianBlur(strength / 100 * min(picture.size)))
+    return image.filter(ImageFilter.GaussianBlur(strength / 100 * min(image.size)))
 
 
-def noise(picture: Image.Image, strength: float, seed: int) -> Image.Image:
+def noise(image: Image.Image, strength: float, seed: int) -> Image.Image:
     """Gaussian, standard deviation in levels of 0..255, of each pixel and channel by itself."""
-    levels = np.asarray(picture, dtype=np.float64)  # (H, W, 3)
+    levels = np.asarray(image, dtype=np.float64)  # (H, W, 3)
     noisy = levels + strength * np.random.default_rng(seed).standard_normal(levels.shape)
     return Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
 
 
-def jpeg(picture: Image.Image, strength: float, seed: int) -> Image.Image:
+def jpeg(image: Image.Image, strength: float, seed: int) -> Image.Image:
     """Stored as JPEG of quality `strength` (1 is the worst)."""
     file = BytesIO()
-    picture.save(file, "JPEG", quality=round(strength))
+    image.save(file, "JPEG", quality=round(strength))
     return Image.open(file).convert("RGB")
 
 
-def crop(picture: Image.Image, strength: float, seed: int) -> Image.Image:
+def crop(image: Image.Image, strength: float, seed: int) -> Image.Image:
     """`strength` percent of width and height cut off, at a random place, the rest scaled up again."""
-    cut = np.array(picture.size) * strength / 100
+    cut = np.array(image.size) * strength / 100
     left, top = np.random.default_rng(seed).random(2) * cut
-    width, height = picture.size - cut
-    return picture.resize(picture.size, BICUBIC, box=(left, top, left + width, top + height))
+    width, height = image.size - cut
+    return image.resize(image.size, BICUBIC, box=(left, top, left + width, top + height))
 
 
-def rotation(picture: Image.Image, strength: float, seed: int) -> Image.Image:
-    """By `strength` degrees to the left or to the right; empty corners get the picture's mean colour."""
+def rotation(image: Image.Image, strength: float, seed: int) -> Image.Image:
+    """By `strength` degrees to the left or to the right; empty corners get the image's mean colour."""
     sign = np.random.default_rng(seed).choice([-1, 1])
-    mean = tuple(round(level) for level in ImageStat.Stat(picture).mean)
-    return picture.rotate(sign * strength, BICUBIC, fillcolor=mean)
+    mean = tuple(round(level) for level in ImageStat.Stat(image).mean)
+    return image.rotate(sign * strength, BICUBIC, fillcolor=mean)
 
 
-def small_text(picture: Image.Image, strength: float, seed: int) -> Image.Image:
+def small_text(image: Image.Image, strength: float, seed: int) -> Image.Image:
     """Text `strength` times as small as it was: scaled down, and up again."""
-    small = tuple(max(round(side / strength), 1) for side in picture.size)
-    return picture.resize(small, BICUBIC).resize(picture.size, BICUBIC)
+    small = tuple(max(round(side / strength), 1) for side in image.size)
+    return image.resize(small, BICUBIC).resize(image.size, BICUBIC)
 
 
 @dataclass(frozen=True)
 class Perturbation:
-    """apply: the function of the picture; none where the question or the views change instead (robustness.py).
+    """apply: the function of the image; none where the question or the views change instead (robustness.py).
     strengths: what is tried, weakest first; none: it is there or not. unit: what strengths are counted in."""
 
     strengths: tuple[float, ...]

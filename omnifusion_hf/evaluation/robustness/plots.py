@@ -17,7 +17,7 @@ def save(figure, path: Path):
 
 
 def draw_robustness(path: Path, rows: list[dict]):
-    """A panel for each perturbation: accuracy against strength with its 95% band, between clean and picture-blind."""
+    """A panel for each perturbation: accuracy against strength with its 95% band, between clean and image-blind."""
     panels = panels_of(rows)
     columns = min(len(panels), 4)
     lines = -(-len(panels) // columns)
@@ -48,8 +48,8 @@ def _panel(axes, name: str, rows: list[dict]):
     curve = _rows_of(rows, name)
     labels = [f"{row['strength']:g}" for row in curve]
     _level(axes, _rows_of(rows, None), "clean", "tab:green")
-    _level(axes, _rows_of(rows, SWAPPED), "picture-blind (swapped)", "tab:gray")
-    _level(axes, _rows_of(rows, REMOVED), "picture removed", "tab:brown", linestyle=":", band=False)
+    _level(axes, _rows_of(rows, SWAPPED), "image-blind (swapped)", "tab:gray")
+    _level(axes, _rows_of(rows, REMOVED), "image removed", "tab:brown", linestyle=":", band=False)
     if name == PGD:
         _curve(axes, _rows_of(rows, RANDOM), "random signs of the same size", "tab:orange")
     _curve(axes, curve, "perturbed", "tab:blue")

@@ -12,10 +12,10 @@ from omnifusion_hf.evaluation.robustness.attack import Attack, last_run, pgd, ra
 TRUTHS = ("The sky is blue.", "Green.")
 
 
-def batch_of(processor, count: int = 2, pictures: int = 1) -> BatchFeature:
-    seeds = [range(pictures * n, pictures * (n + 1)) for n in range(count)]
-    chats = [[tiny.user(*(tiny.picture(seed, (40, 90)) for seed in own), "What is it?")] for own in seeds]
-    questions = [Question(str(n), "t", chat, TRUTHS[n % 2], [[]] * pictures) for n, chat in enumerate(chats)]
+def batch_of(processor, count: int = 2, images: int = 1) -> BatchFeature:
+    seeds = [range(images * n, images * (n + 1)) for n in range(count)]
+    chats = [[tiny.user(*(tiny.image(seed, (40, 90)) for seed in own), "What is it?")] for own in seeds]
+    questions = [Question(str(n), "t", chat, TRUTHS[n % 2], [[]] * images) for n, chat in enumerate(chats)]
     return with_labels(processor, chats, questions)
 
 
@@ -41,17 +41,17 @@ def two_encoders():
     return model, tiny.processor(model.config, view_strategy="grid")
 
 
-@pytest.fixture(params=["whole", "grid", "two encoders and two pictures"])
+@pytest.fixture(params=["whole", "grid", "two encoders and two images"])
 def attacked(request, model, processor, grid_processor, two_encoders):
     if request.param == "whole":
         return model, batch_of(processor)
     if request.param == "grid":
         return model, batch_of(grid_processor)
-    return two_encoders[0], batch_of(two_encoders[1], pictures=2)
+    return two_encoders[0], batch_of(two_encoders[1], images=2)
 
 
 def test_labels_are_the_last_answer_alone(processor):
-    chat = [tiny.user(tiny.picture(), "First?"), tiny.assistant("Yes."), tiny.user("Second?")]
+    chat = [tiny.user(tiny.image(), "First?"), tiny.assistant("Yes."), tiny.user("Second?")]
     batch = with_labels(processor, [chat], [Question("0", "t", chat, TRUTHS[0], [[]])])
     learnt = batch["labels"][batch["labels"] != -100]
     assert processor.decode(learnt, skip_special_tokens=True).strip() == TRUTHS[0]
@@ -129,7 +129,7 @@ def test_senseless_settings_are_refused(epsilon, steps):
 
 
 def test_a_template_that_marks_no_answer_is_refused(processor):
-    chat = [tiny.user(tiny.picture(), "What?")]
+    chat = [tiny.user(tiny.image(), "What?")]
     plain = "{% for message in messages %}{% for part in message['content'] %}{{ part['text'] or '<image>' }}"
     plain += "{% endfor %}{% endfor %}"
     own = type(processor)(

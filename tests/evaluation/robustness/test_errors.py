@@ -15,8 +15,8 @@ from omnifusion_hf.evaluation.robustness import errors
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 6 }}'
 
 
-def answer(name, truth="red", said="blue", score=0.0, task="t", pictures=(), **more) -> Answer:
-    return Answer(str(name), task, f"Question {name}?", list(pictures), [truth], said, score, **more)
+def answer(name, truth="red", said="blue", score=0.0, task="t", images=(), **more) -> Answer:
+    return Answer(str(name), task, f"Question {name}?", list(images), [truth], said, score, **more)
 
 
 class Tags(HTMLParser):
@@ -72,7 +72,7 @@ def test_wrong_answers_are_grouped_and_counted(page):
     answers += [answer(0, "red", "sky", 0.0, task="colours", perturbation="blur", strength=1.0)]
     text = " ".join(Tags(page(answers)).text.split())
     assert "3 of 6 questions were not answered right" in text
-    assert "Answers about changed pictures, left out: 1." in text
+    assert "Answers about changed images, left out: 1." in text
     assert "colours single word 4 1 0.750" in text and "counts number 2 2 0.300" in text
     assert "Question 0?" in text and "Question 1?" not in text and "sky" not in text
     assert text.index("Question 9?") < text.index("Question 10?")  # worst first
@@ -80,7 +80,7 @@ def test_wrong_answers_are_grouped_and_counted(page):
 
 def test_hostile_text_stays_text(page, tmp_path):
     path = tmp_path / "a'\"<b>.png"
-    tiny.picture().save(path)
+    tiny.image().save(path)
     hostile = Answer(HOSTILE, HOSTILE, HOSTILE, [str(path), HOSTILE], [HOSTILE], HOSTILE, 0.0)
     html = page([hostile])
     parsed = Tags(html)
@@ -92,9 +92,9 @@ def test_hostile_text_stays_text(page, tmp_path):
     assert "default-src 'none'" in html
 
 
-def test_pictures_are_embedded_small_and_missing_ones_named(page, tmp_path):
-    tiny.picture(1, (900, 1200)).save(tmp_path / "large.png")
-    html = page([answer(0, pictures=[str(tmp_path / "large.png"), str(tmp_path / "absent.png")])])
+def test_images_are_embedded_small_and_missing_ones_named(page, tmp_path):
+    tiny.image(1, (900, 1200)).save(tmp_path / "large.png")
+    html = page([answer(0, images=[str(tmp_path / "large.png"), str(tmp_path / "absent.png")])])
     assert html.count("<img ") == 1 and "absent.png cannot be shown" in html
     assert len(html) < 40_000
 
@@ -104,14 +104,14 @@ def test_no_image_outside_the_folder_is_shown(page, tmp_path, monkeypatch):
     folder, secret = tmp_path / "images", tmp_path / "secret.png"
     (folder / "a").mkdir(parents=True)
     for path in (secret, folder / "a/own.png", tmp_path / "images-of-others.png"):
-        tiny.picture().save(path)
+        tiny.image().save(path)
     names = [secret, f"{folder}/../secret.png", f"{folder}/a/../../secret.png", tmp_path / "images-of-others.png"]
     monkeypatch.chdir(folder)
     names += ["../secret.png", "\0", ""]
-    given = [answer(number, pictures=[str(name)]) for number, name in enumerate(names)]
+    given = [answer(number, images=[str(name)]) for number, name in enumerate(names)]
     html = page(given, folder)
     assert "<img" not in html and html.count("cannot be shown") == len(names)
-    own = [answer(number, pictures=[name]) for number, name in enumerate([f"{folder}/a/own.png", "a/own.png"])]
+    own = [answer(number, images=[name]) for number, name in enumerate([f"{folder}/a/own.png", "a/own.png"])]
     assert page(own, folder).count("<img") == 2  # control
     hidden = page(own, None)
     assert "<img" not in hidden and "--image-folder" in hidden and "--image-folder" not in page(own, folder)
@@ -119,7 +119,7 @@ def test_no_image_outside_the_folder_is_shown(page, tmp_path, monkeypatch):
 
 def test_thumbnails_stand_as_viewers_show_them(tmp_path):
     """A photo that was taken upright lies in its file, and says so."""
-    lying, turned = tiny.picture(0, (40, 90)), Image.Exif()  # (H, W)
+    lying, turned = tiny.image(0, (40, 90)), Image.Exif()  # (H, W)
     turned[ExifTags.Base.Orientation] = 6
     lying.save(tmp_path / "upright.jpg", exif=turned)
     lying.save(tmp_path / "lying.jpg")
@@ -135,5 +135,5 @@ def test_long_lists_are_cut_and_say_so(page):
 
 
 def test_without_clean_answers_there_is_no_page(page):
-    with pytest.raises(ValueError, match="unchanged pictures"):
+    with pytest.raises(ValueError, match="unchanged images"):
         page([answer(0, perturbation="blur", strength=1.0)])

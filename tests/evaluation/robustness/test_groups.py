@@ -4,19 +4,19 @@ import pytest
 
 from omnifusion_hf.evaluation.answers import Answer
 from omnifusion_hf.evaluation.metrics import difference_interval, wilson_interval
+from omnifusion_hf.evaluation.robustness import plots as robustness_plots
 from omnifusion_hf.evaluation.robustness.groups import (
     as_markdown,
     compare_groups,
     is_answered,
-    match_pictures,
+    match_images,
     read_groups,
 )
-from omnifusion_hf.evaluation.robustness import plots as robustness_plots
 from omnifusion_hf.evaluation.robustness.plots import draw_groups
 
 
-def answer(name, pictures, said="red", score=1.0, **more) -> Answer:
-    return Answer(str(name), "t", "What?", pictures, ["red"], said, score, **more)
+def answer(name, images, said="red", score=1.0, **more) -> Answer:
+    return Answer(str(name), "t", "What?", images, ["red"], said, score, **more)
 
 
 def write_csv(tmp_path, text: str):
@@ -37,7 +37,7 @@ def test_answers_count_as_answers(said):
 
 
 def test_csv_with_several_columns(tmp_path):
-    path = write_csv(tmp_path, '\ufeffpicture,age,"place, time"\na.png,old,\nb/c.png, young ,"day, out"\n')
+    path = write_csv(tmp_path, '\ufeffimage,age,"place, time"\na.png,old,\nb/c.png, young ,"day, out"\n')
     assert read_groups(path) == {
         "age": {"a.png": "old", "b/c.png": "young"},
         "place, time": {"a.png": "", "b/c.png": "day, out"},
@@ -48,19 +48,19 @@ def test_csv_with_several_columns(tmp_path):
     "text, message",
     [
         ("", "first line"),
-        ("picture\na.png\n", "first line"),
+        ("image\na.png\n", "first line"),
         ("file,group\na.png,x\n", "first line"),
-        ("picture,group\na.png\n", "line 2"),
-        ("picture,group\na.png,x,y\n", "line 2"),
-        ("picture,group\na.png,x\na.png,y\n", "line 3: a.png comes a second time"),
-        ("picture,group\na.png,x\n./a.png,y\n", "line 3: a.png comes a second time"),
-        ("picture,group\n,x\n", "line 2 names no picture"),
-        ('picture,group\n"a.png,x\n', "groups.csv, line 2 is no CSV"),
-        ('picture,group\na.png,x\n"b.png" ,y\n', "groups.csv, line 3 is no CSV"),
-        ('picture,group\na.png,"x\ny"\nb.png\n', "line 4 has another number of cells"),
-        ("picture;group\na.png;x\n", "separated by commas.* first line is 'picture;group'"),
-        ("picture,group,group\na.png,x,y\n", "each column needs a name of its own"),
-        ("picture,group,\na.png,x,y\n", "each column needs a name of its own"),
+        ("image,group\na.png\n", "line 2"),
+        ("image,group\na.png,x,y\n", "line 2"),
+        ("image,group\na.png,x\na.png,y\n", "line 3: a.png comes a second time"),
+        ("image,group\na.png,x\n./a.png,y\n", "line 3: a.png comes a second time"),
+        ("image,group\n,x\n", "line 2 names no image"),
+        ('image,group\n"a.png,x\n', "groups.csv, line 2 is no CSV"),
+        ('image,group\na.png,x\n"b.png" ,y\n', "groups.csv, line 3 is no CSV"),
+        ('image,group\na.png,"x\ny"\nb.png\n', "line 4 has another number of cells"),
+        ("image;group\na.png;x\n", "separated by commas.* first line is 'image;group'"),
+        ("image,group,group\na.png,x,y\n", "each column needs a name of its own"),
+        ("image,group,\na.png,x,y\n", "each column needs a name of its own"),
     ],
 )
 def test_other_csvs_are_refused(tmp_path, text, message):
@@ -71,20 +71,20 @@ def test_other_csvs_are_refused(tmp_path, text, message):
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
 def test_a_csv_of_another_encoding_is_named(tmp_path, encoding):
     path = tmp_path / "groups.csv"
-    path.write_text("picture,group\nü.png,x\n", encoding=encoding)
+    path.write_text("image,group\nü.png,x\n", encoding=encoding)
     with pytest.raises(ValueError, match="groups.csv is not UTF-8"):
         read_groups(path)
 
 
 def test_a_path_from_here_is_that_path(tmp_path):
-    groups = read_groups(write_csv(tmp_path, "picture,group\n./a/1.png,x\n"))
-    assert match_pictures(list(groups["group"]), [answer(0, ["./a/1.png"])]).line_of == {"./a/1.png": "a/1.png"}
+    groups = read_groups(write_csv(tmp_path, "image,group\n./a/1.png,x\n"))
+    assert match_images(list(groups["group"]), [answer(0, ["./a/1.png"])]).line_of == {"./a/1.png": "a/1.png"}
 
 
 def test_a_column_without_any_group_is_refused():
     asked = [answer(0, ["0.png"]), answer(1, ["1.png"])]
     compare_groups({"age": {"0.png": "old", "1.png": ""}}, asked)  # control: one has
-    with pytest.raises(ValueError, match="no picture that was asked about has a group in the column 'place'"):
+    with pytest.raises(ValueError, match="no image that was asked about has a group in the column 'place'"):
         compare_groups({"age": {"0.png": "old"}, "place": {"0.png": ""}}, asked)
 
 
@@ -102,13 +102,13 @@ def test_dollars_in_names_are_dollars(tmp_path, monkeypatch):
     assert not any(text.get_parse_math() for text in texts[1:])
 
 
-def test_pictures_are_found_by_the_end_of_their_path():
+def test_images_are_found_by_the_end_of_their_path():
     asked = [answer(0, ["data/a/1.png", "data/b/1.png", "data/b/11.png"])]
-    matches = match_pictures(["a/1.png", "data/b/1.png", "1.png", "c.png"], asked)
+    matches = match_images(["a/1.png", "data/b/1.png", "1.png", "c.png"], asked)
     assert matches.line_of == {"data/a/1.png": "a/1.png", "data/b/1.png": "data/b/1.png"}
     assert matches.unlisted == ["data/b/11.png"] and matches.unasked == ["1.png", "c.png"]
     with pytest.raises(ValueError, match="data/a/1.png and data/b/1.png"):
-        match_pictures(["1.png"], asked)
+        match_images(["1.png"], asked)
 
 
 def test_figures_of_groups(tmp_path):
@@ -117,10 +117,10 @@ def test_figures_of_groups(tmp_path):
     answers.append(answer(0, ["x/0.png"], perturbation="blur", strength=1.0))
     groups = {"g": {"0.png": "a", "1.png": "a", "2.png": "a", "3.png": "b", "4.png": "b", "5.png": "", "9.png": "b"}}
     result = compare_groups(groups, answers)
-    assert result["pictures_not_in_csv"] == ["x/6.png"] and result["pictures_not_asked_about"] == ["9.png"]
+    assert result["images_not_in_csv"] == ["x/6.png"] and result["images_not_asked_about"] == ["9.png"]
     first, second = result["columns"]["g"]["groups"]
-    assert result["columns"]["g"]["questions_in_no_group"] == 2  # 5 and 6; 7 has no picture
-    assert (first["group"], first["n"], first["pictures"]) == ("a", 3, 3)
+    assert result["columns"]["g"]["questions_in_no_group"] == 2  # 5 and 6; 7 has no image
+    assert (first["group"], first["n"], first["images"]) == ("a", 3, 3)
     assert first["accuracy"]["value"] == pytest.approx(1 / 3)
     assert first["accuracy"]["interval"] == list(wilson_interval(1, 3))
     assert first["accuracy"]["difference"] == pytest.approx(1 / 3 - 1 / 2)
@@ -134,7 +134,7 @@ def test_figures_of_groups(tmp_path):
     assert (tmp_path / "groups.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_question_about_two_pictures_counts_in_both_their_groups():
+def test_a_question_about_two_images_counts_in_both_their_groups():
     result = compare_groups({"g": {"0.png": "a", "1.png": "b"}}, [answer(0, ["0.png", "1.png"]), answer(1, ["1.png"])])
     assert [row["n"] for row in result["columns"]["g"]["groups"]] == [1, 2]
     b = result["columns"]["g"]["groups"][1]
@@ -142,7 +142,7 @@ def test_a_question_about_two_pictures_counts_in_both_their_groups():
 
 
 def test_a_csv_that_matches_nothing_is_refused():
-    with pytest.raises(ValueError, match="no picture of the CSV"):
+    with pytest.raises(ValueError, match="no image of the CSV"):
         compare_groups({"g": {"z.png": "a"}}, [answer(0, ["0.png"])])
 
 

@@ -19,13 +19,13 @@ from omnifusion_hf.inference import EXAMPLES, TINY, load
 
 @pytest.fixture(scope="module")
 def demo_questions(tmp_path_factory):
-    """The bundled examples as a file of questions, and groups of their pictures."""
+    """The bundled examples as a file of questions, and groups of their images."""
     folder = tmp_path_factory.mktemp("questions")
-    samples, lines = [], ["picture,kind"]
+    samples, lines = [], ["image,kind"]
     for number, example in enumerate(json.loads(EXAMPLES.read_text(encoding="utf-8"))):
         said = [turn("human", "<image>\n" + example["question"]), turn("gpt", example["truth"])]
-        samples.append({"id": number, "image": example["picture"], "conversations": said})
-        lines.append(f"{example['picture']},{'scene' if number < 7 else 'glyphs'}")
+        samples.append({"id": number, "image": example["image"], "conversations": said})
+        lines.append(f"{example['image']},{'scene' if number < 7 else 'glyphs'}")
     (folder / "questions.json").write_text(json.dumps(samples), encoding="utf-8")
     (folder / "groups.csv").write_text("\n".join(lines), encoding="utf-8")
     return folder
@@ -66,7 +66,7 @@ def test_report_asks_perturbs_attacks_and_shows(demo_questions, tmp_path, capsys
         (["--perturb", "blur", "--errors"], "--perturb asks a model"),
         (["--epsilon", "8", "--errors"], "--epsilon is of the attack"),
         (["results", "--epsilon", "8"], "--epsilon is of the attack"),
-        (["results", "--image-folder", "x"], "--image-folder is of the pictures of --data"),
+        (["results", "--image-folder", "x"], "--image-folder is of the images of --data"),
         ([], "nothing to report"),
     ],
 )
@@ -88,11 +88,11 @@ def test_flags_that_do_not_go_together(tmp_path, capsys, monkeypatch, flags, mes
         (["absent.jsonl", "--errors"], "absent.jsonl"),
         (["absent", "--errors"], "absent"),
         (["--perturb", "blur", "--data", "one"], "nothing to swap"),
-        (["--perturb", "blur", "--data", "none"], "none.json has no question about a picture"),
+        (["--perturb", "blur", "--data", "none"], "none.json has no question about an image"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_a_model_is_loaded(tmp_path, capsys, monkeypatch, flags, message):
-    tiny.picture().save(tmp_path / "0.png")
+    tiny.image().save(tmp_path / "0.png")
     data = {"one": [sample(0)], "none": [sample(0, conversations=[turn("human", "Hello?"), turn("gpt", "Hi.")])]}
     del data["none"][0]["image"]
     for name, samples in data.items():
@@ -130,14 +130,14 @@ def test_a_replaced_model_is_not_served_the_answers_of_the_old_one(tmp_path, cap
     assert read_answers(tmp_path / "out/answers.jsonl") == before
 
 
-def test_questions_without_pictures_are_left_out_and_no_strength_is_no_plot(tmp_path):
+def test_questions_without_images_are_left_out_and_no_strength_is_no_plot(tmp_path):
     text_only = sample(2, conversations=[turn("human", "Hello?"), turn("gpt", "Hi.")])
     del text_only["image"]
     data = conversations.write(tmp_path, [sample(0), sample(1), text_only])
     asked = ["report", "--model", str(TINY), "--data", str(data), "-o", str(tmp_path / "out")]
     assert main([*asked, "--max-new-tokens", "2", "--perturb", "swapped"]) == 0
     content = json.loads((tmp_path / "out/robustness.json").read_text(encoding="utf-8"))
-    assert [row["n"] for row in content["rows"]] == [2, 2] and content["questions_without_pictures"] == 1
+    assert [row["n"] for row in content["rows"]] == [2, 2] and content["questions_without_images"] == 1
     assert len(read_answers(tmp_path / "out/answers.jsonl")) == 3 + 2
     assert not (tmp_path / "out/robustness.png").exists()
 
@@ -151,23 +151,23 @@ def test_answers_of_two_runs_are_not_mixed(tmp_path, capsys):
 
 
 def test_errors_and_groups_of_what_lmms_eval_logged(tmp_path):
-    """The pictures are those that the plug-in kept (`log_pictures`)."""
-    pictures, run = tmp_path / "pictures/colours", tmp_path / "results"
-    pictures.mkdir(parents=True)
+    """The images are those that the plug-in kept (`log_images`)."""
+    images, run = tmp_path / "images/colours", tmp_path / "results"
+    images.mkdir(parents=True)
     run.mkdir()
     lines = []
     for number, said in enumerate(["red", "blue", ""]):
-        tiny.picture(number).save(pictures / f"{number}-0.png")
+        tiny.image(number).save(images / f"{number}-0.png")
         logged = {"doc_id": number, "input": f"Question {number}?", "target": "red", "filtered_resps": said}
         lines.append(json.dumps(logged | {"exact_match": float(said == "red")}))
-    config = {"model_args": f"pretrained=mine,log_pictures={tmp_path / 'pictures'}"}
+    config = {"model_args": f"pretrained=mine,log_images={tmp_path / 'images'}"}
     content = {"results": {"colours": {"exact_match,none": 1 / 3}}, "config": config, "model_name": "mine"}
     content["higher_is_better"] = {"colours": {"exact_match": True}}
     (run / "20260101_000000_results.json").write_text(json.dumps(content), encoding="utf-8")
     (run / "20260101_000000_samples_colours.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    (tmp_path / "groups.csv").write_text("picture,group\n0-0.png,a\n1-0.png,b\n2-0.png,b\n", encoding="utf-8")
+    (tmp_path / "groups.csv").write_text("image,group\n0-0.png,a\n1-0.png,b\n2-0.png,b\n", encoding="utf-8")
     asked = ["report", str(run), "--errors", "--groups", str(tmp_path / "groups.csv"), "-o", str(tmp_path / "report")]
-    assert main([*asked, "--image-folder", str(tmp_path / "pictures")]) == 0
+    assert main([*asked, "--image-folder", str(tmp_path / "images")]) == 0
     page = (tmp_path / "report/errors.html").read_text(encoding="utf-8")
     assert page.count('src="data:image/jpeg') == 2 and "Question 1?" in page and "Question 0?" not in page
     a, b = json.loads((tmp_path / "report/groups.json").read_text())["columns"]["group"]["groups"]

@@ -9,15 +9,15 @@ from omnifusion_hf.evaluation.robustness.perturbations import PERTURBATIONS
 
 CHANGES = {name: entry for name, entry in PERTURBATIONS.items() if entry.apply}
 RANDOM = {"noise", "crop", "rotation"}
-WEAKEST = {"blur": 0, "noise": 0, "crop": 0, "rotation": 0, "small_text": 1}  # what leaves a picture as it is
+WEAKEST = {"blur": 0, "noise": 0, "crop": 0, "rotation": 0, "small_text": 1}  # what leaves an image as it is
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     """Sharp edges on a smooth ground."""
-    picture = tiny.picture(3, (90, 130))
-    picture.paste(tiny.picture(4, (40, 50)), (45, 25))
-    return picture
+    image = tiny.image(3, (90, 130))
+    image.paste(tiny.image(4, (40, 50)), (45, 25))
+    return image
 
 
 def distance(a, b) -> float:
@@ -25,39 +25,37 @@ def distance(a, b) -> float:
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_perturbation_is_a_pure_function_of_picture_strength_and_seed(name, picture):
-    before = picture.tobytes()
-    first, again, *others = (
-        CHANGES[name].apply(picture, CHANGES[name].strengths[1], seed) for seed in (5, 5, 6, 7, 8)
-    )
-    assert picture.tobytes() == before
+def test_a_perturbation_is_a_pure_function_of_image_strength_and_seed(name, image):
+    before = image.tobytes()
+    first, again, *others = (CHANGES[name].apply(image, CHANGES[name].strengths[1], seed) for seed in (5, 5, 6, 7, 8))
+    assert image.tobytes() == before
     assert first.tobytes() == again.tobytes()
     assert any(first.tobytes() != other.tobytes() for other in others) == (name in RANDOM)
-    assert first.size == picture.size and first.mode == "RGB"
+    assert first.size == image.size and first.mode == "RGB"
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_stronger_is_further_from_the_picture(name, picture):
+def test_stronger_is_further_from_the_image(name, image):
     strengths = [strength for strength in CHANGES[name].strengths if (name, strength) != ("rotation", 90)]
-    moved = [distance(picture, CHANGES[name].apply(picture, strength, 1)) for strength in strengths]
+    moved = [distance(image, CHANGES[name].apply(image, strength, 1)) for strength in strengths]
     assert moved[0] > 0 and moved == sorted(moved)
 
 
 @pytest.mark.parametrize("name", WEAKEST)
-def test_no_strength_is_no_change(name, picture):
-    assert distance(picture, CHANGES[name].apply(picture, WEAKEST[name], 1)) == 0
+def test_no_strength_is_no_change(name, image):
+    assert distance(image, CHANGES[name].apply(image, WEAKEST[name], 1)) == 0
 
 
-def test_blur_is_counted_in_the_pictures_own_size():
-    """A picture and its enlargement are blurred alike; the control is the same strength in pixels."""
-    small = tiny.picture(1, (60, 60))
+def test_blur_is_counted_in_the_images_own_size():
+    """An image and its enlargement are blurred alike; the control is the same strength in pixels."""
+    small = tiny.image(1, (60, 60))
     large = small.resize((240, 240))
     blurred = CHANGES["blur"].apply(small, 4, 0), CHANGES["blur"].apply(large, 4, 0).resize((60, 60))
     control = CHANGES["blur"].apply(large, 1, 0).resize((60, 60))
     assert distance(*blurred) < 0.5 * distance(blurred[0], control)
 
 
-def test_every_change_fits_pictures_of_one_pixel():
+def test_every_change_fits_images_of_one_pixel():
     for entry in CHANGES.values():
         for strength in entry.strengths:
-            assert entry.apply(tiny.picture(0, (1, 1)), strength, 0).size == (1, 1)
+            assert entry.apply(tiny.image(0, (1, 1)), strength, 0).size == (1, 1)

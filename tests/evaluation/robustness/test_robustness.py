@@ -9,18 +9,18 @@ from conversations import sample, turn
 
 from omnifusion_hf.evaluation.answers import Answer
 from omnifusion_hf.evaluation.questions import read_questions
+from omnifusion_hf.evaluation.robustness import plots as robustness_plots
 from omnifusion_hf.evaluation.robustness.measure import (
     conditions_of,
     present_perturbed,
     summary,
-    swap_pictures,
-    without_pictures,
+    swap_images,
+    without_images,
 )
-from omnifusion_hf.evaluation.robustness import plots as robustness_plots
 from omnifusion_hf.evaluation.robustness.perturbations import PERTURBATIONS, PGD, RANDOM, REMOVED, SWAPPED
 
 
-def test_clean_and_picture_blind_are_always_asked_and_chance_beside_pgd():
+def test_clean_and_image_blind_are_always_asked_and_chance_beside_pgd():
     assert conditions_of(["removed"]) == [(None, None), ("removed", None), (SWAPPED, None)]
     attacked = conditions_of([PGD], [3, 5])
     assert attacked == [(None, None), (PGD, 3.0), (PGD, 5.0), (RANDOM, 3.0), (RANDOM, 5.0), (SWAPPED, None)]
@@ -41,7 +41,7 @@ def test_epsilons_are_refused_before_anything_is_asked(names, epsilon, message):
 
 @pytest.fixture
 def questions(tmp_path):
-    """Two tasks, the first with two questions about one picture and one about two pictures, with a region in it."""
+    """Two tasks, the first with two questions about one image and one about two images, with a region in it."""
     two = [turn("human", "Is <image> older than <image>?"), turn("gpt", "Yes.")]
     samples = [sample(0), sample(1, image="0.png"), sample(2, image=["2.png", "3.png"], conversations=two), sample(4)]
     samples[2]["regions"] = [[[0, 0, 20, 20]], []]
@@ -49,48 +49,46 @@ def questions(tmp_path):
     return read_questions(conversations.write(tmp_path, samples))
 
 
-def test_swapped_pictures_are_others_of_the_task_with_their_regions(questions):
-    swapped = swap_pictures(questions)
+def test_swapped_images_are_others_of_the_task_with_their_regions(questions):
+    swapped = swap_images(questions)
     assert [question.name for question in swapped] == [question.name for question in questions]
     for before, after in zip(questions, swapped):
-        assert len(before.pictures) == len(after.pictures) == len(after.regions)
-        assert all(old != new for old, new in zip(before.pictures, after.pictures))
+        assert len(before.images) == len(after.images) == len(after.regions)
+        assert all(old != new for old, new in zip(before.images, after.images))
         assert (before.text, before.truth) == (after.text, after.truth)
-    of_task = {picture.name for question in questions[:4] for picture in question.pictures}
-    assert {picture.name for question in swapped[:4] for picture in question.pictures} <= of_task
-    moved = [
-        (picture.name, boxes) for question in swapped for picture, boxes in zip(question.pictures, question.regions)
-    ]
-    assert [picture for picture, boxes in moved if boxes] == ["2.png"] * sum(name == "2.png" for name, _ in moved[:5])
+    of_task = {image.name for question in questions[:4] for image in question.images}
+    assert {image.name for question in swapped[:4] for image in question.images} <= of_task
+    moved = [(image.name, boxes) for question in swapped for image, boxes in zip(question.images, question.regions)]
+    assert [image for image, boxes in moved if boxes] == ["2.png"] * sum(name == "2.png" for name, _ in moved[:5])
 
 
-def test_a_task_of_one_picture_cannot_be_swapped(questions):
+def test_a_task_of_one_image_cannot_be_swapped(questions):
     with pytest.raises(ValueError, match="nothing to swap .*0.png with"):
-        swap_pictures(questions[:2])
+        swap_images(questions[:2])
 
 
-def test_removed_pictures_leave_the_text(questions):
-    bare = without_pictures(questions[2])
-    assert bare.pictures == [] and bare.regions == [] and bare.text == questions[2].text
+def test_removed_images_leave_the_text(questions):
+    bare = without_images(questions[2])
+    assert bare.images == [] and bare.regions == [] and bare.text == questions[2].text
 
 
-def test_chance_is_each_pictures_own_and_the_same_in_every_batch(processor, questions):
-    same_picture = questions[:2]
-    together = present_perturbed(processor, ("noise", 32.0), 0, same_picture)["pixel_values"]
-    alone = present_perturbed(processor, ("noise", 32.0), 0, same_picture[1:])["pixel_values"]
-    other_seed = present_perturbed(processor, ("noise", 32.0), 1, same_picture[1:])["pixel_values"]
+def test_chance_is_each_images_own_and_the_same_in_every_batch(processor, questions):
+    same_image = questions[:2]
+    together = present_perturbed(processor, ("noise", 32.0), 0, same_image)["pixel_values"]
+    alone = present_perturbed(processor, ("noise", 32.0), 0, same_image[1:])["pixel_values"]
+    other_seed = present_perturbed(processor, ("noise", 32.0), 1, same_image[1:])["pixel_values"]
     assert np.array_equal(together[1:], alone)
     assert not np.array_equal(together[:1], alone) and not np.array_equal(other_seed, alone)
 
 
 def test_chance_is_the_same_at_every_strength(processor, questions, monkeypatch):
     seeds = []
-    record = replace(PERTURBATIONS["noise"], apply=lambda picture, strength, seed: seeds.append(seed) or picture)
+    record = replace(PERTURBATIONS["noise"], apply=lambda image, strength, seed: seeds.append(seed) or image)
     monkeypatch.setitem(PERTURBATIONS, "noise", record)
     for strength in record.strengths:
         present_perturbed(processor, ("noise", strength), 0, questions[2:3])
     first, second, *others = seeds
-    assert first != second  # a seed for each of the two pictures
+    assert first != second  # a seed for each of the two images
     assert others == [first, second] * (len(record.strengths) - 1)
 
 

@@ -27,7 +27,7 @@ from .fingerprints import as_bytes, content_hash
 
 ConversationFormat = Literal["llava", "v1.1"]
 BadSamplePolicy = Literal["error", "skip"]
-Image = str | bytes | dict | Image.Image
+ImageSource = str | bytes | dict | Image.Image
 IMAGE_MARK = "<image>"
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 READ = {"id", "image", "images", "conversations", "messages", "caption", "regions"}
@@ -167,7 +167,7 @@ class SampleReader:
         _check_read(row, READ | PROVENANCE, "the sample")
         return row
 
-    def _check_file(self, image: Image):
+    def _check_file(self, image: ImageSource):
         path = _file_of(image, self.image_folder)
         if path is not None and not os.path.isfile(path):  # False, too, for what can be no name: base64, say
             raise ValueError(
@@ -175,7 +175,7 @@ class SampleReader:
                 "relative to."
             )
 
-    def _open(self, image: Image, name: str) -> Image.Image:
+    def _open(self, image: ImageSource, name: str) -> Image.Image:
         path = _file_of(image, self.image_folder)
         try:
             return load_image(self._source(image), self.max_image_pixels)
@@ -183,7 +183,7 @@ class SampleReader:
             reason = str(error.__cause__ or "") or error
             raise BrokenSampleError(f"{name}: cannot read {path or 'an image'}: {reason}") from error
 
-    def _source(self, image: Image) -> Path | bytes | Image.Image:
+    def _source(self, image: ImageSource) -> Path | bytes | Image.Image:
         return _file_of(image, self.image_folder) or (image["bytes"] if isinstance(image, dict) else image)
 
 
@@ -256,11 +256,11 @@ def to_messages(
     return [{"role": role, "content": _content(role, piece, remaining)} for (role, _), piece in zip(turns, pieces)]
 
 
-def images_of(row: dict) -> list[Image]:
+def images_of(row: dict) -> list[ImageSource]:
     """`image` or `images`: one image or a list, each a file's name, bytes, `{"bytes", "path"}` or a PIL image."""
     given = only_one(row, "image", "images")
     images = given if isinstance(given, list) else [] if given in (None, "") else [given]
-    if unknown := [image for image in images if not isinstance(image, Image)]:
+    if unknown := [image for image in images if not isinstance(image, ImageSource)]:
         raise ValueError(f"an image must be a file's name, bytes or an image, got {unknown[0]!r}.")
     return images
 
@@ -295,7 +295,7 @@ def regions_of(row: dict) -> list[list]:
     return regions
 
 
-def _file_of(image: Image, image_folder: Path) -> Path | None:
+def _file_of(image: ImageSource, image_folder: Path) -> Path | None:
     """The file that an image is in, `None` where it is at hand as bytes or an image."""
     if isinstance(image, dict) and image.get("bytes") is None:
         image = image.get("path") or ""
@@ -362,7 +362,7 @@ def _pieces(role: str, content: str | list, marked: bool) -> list[str]:
     return pieces
 
 
-def _content(role: str, pieces: list[str], images: Iterator[Image]) -> list[dict]:
+def _content(role: str, pieces: list[str], images: Iterator[ImageSource]) -> list[dict]:
     """Text parts with the next image between each two of them."""
     parts = [{"type": "text", "text": pieces[0]}]
     for piece in pieces[1:]:

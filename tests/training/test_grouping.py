@@ -15,7 +15,8 @@ from omnifusion_hf.training.grouping import LengthGroupedDataset, group_by_lengt
 from omnifusion_hf.training.mixture import Mixture
 from omnifusion_hf.training.preprocessing import ConversationEncoder, EncodedDataset
 from omnifusion_hf.training.readers import JsonRows
-from omnifusion_hf.training.train import parse_recipe, train
+from omnifusion_hf.training.arguments import parse_recipe
+from omnifusion_hf.training.train import train
 from omnifusion_hf.training.vision_cache import CachedDataset
 
 

@@ -20,7 +20,8 @@ from omnifusion_hf import OmniFusionForConditionalGeneration
 from omnifusion_hf.cli import main
 from omnifusion_hf.training.lora import merge
 from omnifusion_hf.training.stages import apply_stage, part_of
-from omnifusion_hf.training.train import parse_recipe, train
+from omnifusion_hf.training.arguments import parse_recipe
+from omnifusion_hf.training.train import train
 
 
 # PEFT 0.21 reads an attribute that transformers renamed

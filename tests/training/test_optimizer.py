@@ -12,7 +12,8 @@ from transformers import Trainer, TrainingArguments
 from omnifusion_hf.training.muon import MuonWithAdamW
 from omnifusion_hf.training.optimizer import optimizer_for
 from omnifusion_hf.training.stages import apply_stage, part_of
-from omnifusion_hf.training.train import parse_recipe, train
+from omnifusion_hf.training.arguments import parse_recipe
+from omnifusion_hf.training.train import train
 
 
 # PEFT 0.21 reads an attribute that transformers renamed

@@ -15,7 +15,8 @@ from omnifusion_hf.training import packing
 from omnifusion_hf.training.collators import PaddingCollator
 from omnifusion_hf.training.packing import PackingCollator, check_packing, packing_collator, plan_rows
 from omnifusion_hf.training.preprocessing import ConversationEncoder
-from omnifusion_hf.training.train import parse_recipe, train
+from omnifusion_hf.training.arguments import parse_recipe
+from omnifusion_hf.training.train import train
 
 
 LEAKING = ("opt", "bloom")

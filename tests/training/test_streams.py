@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from omnifusion_hf.training.conversations import BadSamples, BrokenSampleError, SampleReader
 from omnifusion_hf.training.preprocessing import ConversationEncoder, encode
 from omnifusion_hf.training.streams import SampleStream
-from omnifusion_hf.training.train import parse_recipe, train
+from omnifusion_hf.training.arguments import parse_recipe
+from omnifusion_hf.training.train import train
 
 
 datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # 5 seconds after each pass, also when that is garbage-collected

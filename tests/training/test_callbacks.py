@@ -21,7 +21,8 @@ from omnifusion_hf.training.collators import PaddingCollator
 from omnifusion_hf.training.packing import PackingCollator
 from omnifusion_hf.training.preprocessing import ConversationEncoder
 from omnifusion_hf.training.progress import LOSS_PLOT, Mark, SpeedCallback, peak_memory_gb, plot_loss
-from omnifusion_hf.training.train import parse_recipe, train
+from omnifusion_hf.training.arguments import parse_recipe
+from omnifusion_hf.training.train import train
 
 
 FIGURES = {"samples_per_second", "tokens_per_second", "visual_token_share", "peak_memory_gb"}

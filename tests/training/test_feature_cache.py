@@ -19,7 +19,8 @@ from transformers import TrainingArguments
 from omnifusion_hf.training import vision_cache
 from omnifusion_hf.training.feature_shards import FeatureShards
 from omnifusion_hf.training.preprocessing import ConversationEncoder
-from omnifusion_hf.training.train import parse_recipe, train
+from omnifusion_hf.training.arguments import parse_recipe
+from omnifusion_hf.training.train import train
 
 
 # Encoders and image strategy: one layer of one encoder, of two, every layer of two.

@@ -168,7 +168,7 @@ def test_stage_1_is_the_papers_captions_with_its_three_instructions():
 
 
 def test_stage_2_is_the_papers_table():
-    sources, total = paper_table("sft")
+    sources, total = paper_table("finetune")
     rows = {"sharegpt4v": 100, "vqa_coco": 20, "vqa_sam": 9, "webdata": 1.5, "textvqa ocrvqa": 120, "llava": 665}
     rows |= {"docvqa": 20, "alpaca text_": 10}
     for row, thousands in rows.items():

@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import conversations
+import tiny
 import torch
 from safetensors.torch import load_file
+from tiny import assistant, user
 
+from omnifusion_hf import OmniFusionForConditionalGeneration
 from omnifusion_hf.cli import main
 from omnifusion_hf.training.arguments import parse_recipe
 from omnifusion_hf.training.train import train
@@ -33,10 +36,8 @@ def command(recipe: Path, *options: str) -> int:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / ("model.safetensors" if (folder / "config.json").exists() else ADAPTER))
-
-
-ADAPTER = "adapter_model.safetensors"
+    """Those of a plain folder, or of a LoRA run."""
+    return load_file(next(folder.glob("*model.safetensors")))
 
 
 def changed(before: dict, after: dict) -> set[str]:
@@ -54,3 +55,25 @@ def log_of(folder: Path) -> list[dict]:
 def figures(folder: Path, *names: str) -> list[tuple]:
     """These figures of each logged step."""
     return [tuple(entry[name] for name in names) for entry in log_of(folder)]
+
+
+def batch(model, images: bool = True) -> dict:
+    question = user(tiny.image(0), "What colour is the sky?") if images else user("What colour is the sky?")
+    messages = [question, assistant("The sky is blue.")]
+    return conversations.collate(tiny.processor(model.config), [{"messages": messages, "name": "sample"}])
+
+
+def step(model, inputs: dict) -> torch.optim.AdamW:
+    """One AdamW step with weight decay, which would move every parameter it knows of."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.01, weight_decay=0.5)
+    model.train()
+    model(**inputs).loss.backward()
+    optimizer.step()
+    return optimizer
+
+
+def saved(model, folder) -> dict[str, torch.Tensor]:
+    """The weights of the folder that a run would save."""
+    model.save_pretrained(folder)
+    return OmniFusionForConditionalGeneration.from_pretrained(folder, dtype="auto").state_dict()

@@ -72,7 +72,7 @@ def test_smoothing_over_several_batches_is_refused_where_transformers_adds_their
     recipe, smooth = conversations.write_recipe(tmp_path, tmp_path), "label_smoothing_factor=0.1"
     _, args = parse_recipe(recipe, [smooth, "gradient_accumulation_steps=2"])
     monkeypatch.setattr(transformers, "__version__", "5.14.1")
-    with pytest.raises(ValueError, match="update to 5.15, or take a step from one batch"):
+    with pytest.raises(ValueError, match="update to 5.15, or take each step from one batch"):
         check_smoothing(args, tiny.config())
     check_smoothing(parse_recipe(recipe, [smooth])[1], tiny.config())
 

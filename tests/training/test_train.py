@@ -146,7 +146,7 @@ def test_smoothed_labels_raise_a_runs_loss_a_little_and_are_refused_where_the_lo
         losses.append(log_of(tmp_path / f"{factor}/out")[0]["loss"])
     assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.01)  # of a random model
     narrow = conversations.write_model(tmp_path / "narrow", predicted_vocab_size=400)
-    with pytest.raises(ValueError, match=r"predicts the first 400 tokens \(predicted_vocab_size\)"):
+    with pytest.raises(ValueError, match=r"predicts only the first 400 tokens \(predicted_vocab_size\)"):
         run(tmp_path / "infinite", narrow, label_smoothing_factor=0.1)
 
 

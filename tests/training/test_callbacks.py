@@ -17,11 +17,11 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 
 from omnifusion_hf import hub
 from omnifusion_hf.training import progress
+from omnifusion_hf.training.arguments import parse_recipe
 from omnifusion_hf.training.collators import PaddingCollator
 from omnifusion_hf.training.packing import PackingCollator
 from omnifusion_hf.training.preprocessing import ConversationEncoder
 from omnifusion_hf.training.progress import LOSS_PLOT, Mark, SpeedCallback, peak_memory_gb, plot_loss
-from omnifusion_hf.training.arguments import parse_recipe
 from omnifusion_hf.training.train import train
 
 

@@ -6,8 +6,7 @@ import tiny
 import torch
 from training_runs import batch, changed, saved, step
 
-from omnifusion_hf import OmniFusionForConditionalGeneration
-from omnifusion_hf.training.stages import STAGES, apply_stage, format_plan, part_of, stage_plan
+from omnifusion_hf.training.stages import STAGES, apply_stage, format_plan, stage_plan
 
 
 # PEFT 0.21 reads an attribute that transformers renamed

@@ -16,10 +16,10 @@ from conversations import sample
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, IterableDataset
 
+from omnifusion_hf.training.arguments import parse_recipe
 from omnifusion_hf.training.conversations import BadSamples, BrokenSampleError, SampleReader
 from omnifusion_hf.training.preprocessing import ConversationEncoder, encode
 from omnifusion_hf.training.streams import SampleStream
-from omnifusion_hf.training.arguments import parse_recipe
 from omnifusion_hf.training.train import train
 
 

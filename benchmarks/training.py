@@ -42,8 +42,8 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from omnifusion_hf import OmniFusionConfig, OmniFusionForConditionalGeneration, OmniFusionImageProcessor
 from omnifusion_hf.model.loss_omnifusion import loss_of_answers, predict
 from omnifusion_hf.training.collators import PaddingCollator, packing_collator
-from omnifusion_hf.training.stages import apply_stage
 from omnifusion_hf.training.feature_cache import cached_dataset
+from omnifusion_hf.training.stages import apply_stage
 
 
 BOUNDS = {"packing": 1.5, "cache": 3.0, "loss": 2.0, "loss-frozen": 2.0}  # at least so many times better

@@ -127,9 +127,7 @@ if "activation_checkpointing" not in {entry.name for entry in fields(TrainingArg
     RENAMED = {new: old for old, new in RENAMED.items()}
 
 
-def parse_recipe(
-    recipe: str, overrides: Sequence[str] = ()
-) -> tuple[ModelDataArguments, OmniFusionTrainingArguments]:
+def parse_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[ModelDataArguments, OmniFusionTrainingArguments]:
     """Reads a YAML recipe; `overrides` are `key=value` strings that replace its values.
 
     Raises `ValueError` that names an unknown key, a missing one or a value of the wrong type.

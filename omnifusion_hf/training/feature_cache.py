@@ -99,7 +99,9 @@ def name_views(dataset: Dataset, args: TrainingArguments) -> list[dict]:
     return [sample for _, sample in sorted(gather_object(list(samples)), key=lambda pair: pair[0])]
 
 
-def fill(shards: "FeatureShards", dataset: Dataset, sources: dict[str, int], tower: nn.Module, args: TrainingArguments):
+def fill(
+    shards: "FeatureShards", dataset: Dataset, sources: dict[str, int], tower: nn.Module, args: TrainingArguments
+):
     """Encodes the views `{name: index of a sample that has it}` that the shards lack. Ranks take turns at samples."""
     # Turns count all samples, because other runs may change the set of missing ones in the meantime.
     turns = {index: turn for turn, index in enumerate(sorted(set(sources.values())))}
@@ -221,9 +223,7 @@ def feature_settings(
 
 def _check_can_cache(tower: OmniFusionVisionModel, dataset: Dataset, args: TrainingArguments):
     if any(parameter.requires_grad for parameter in tower.parameters()):
-        raise ValueError(
-            "cache_vision_features needs frozen encoders, but here they train; unset it, or freeze them."
-        )
+        raise ValueError("cache_vision_features needs frozen encoders, but here they train; unset it, or freeze them.")
     if is_sharded(args):  # a rank without images would wait for weights of encoders that the others do not run
         raise ValueError("cache_vision_features does not work with FSDP or DeepSpeed; unset it, or use ddp.yaml.")
     if isinstance(dataset, IterableDataset):

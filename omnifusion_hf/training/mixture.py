@@ -23,7 +23,6 @@ from .conversations import (
     ConversationDataset,
     ConversationFormat,
     SampleReader,
-    map_good,
 )
 from .identity import as_bytes, content_hash
 from .readers import load_hf_dataset, open_rows, row_of_dataset, undecoded
@@ -164,7 +163,13 @@ class SampleStream(IterableDataset):
             )
         for epoch in count():
             self.rows.set_epoch(epoch)
-            yield from map_good(self._read, self._rows(), self.bad_samples)
+            for row in self._rows():
+                try:
+                    sample = self._read(row)
+                except BrokenSampleError as error:
+                    self.bad_samples.report(error)
+                else:  # only its encoder knows whether it is good
+                    yield sample
 
     def identity(self) -> list[dict]:
         """The content of the first rows and the number of files, because a stream is never read to its end."""

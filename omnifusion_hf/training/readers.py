@@ -85,7 +85,9 @@ class TarRows:
                 if members.setdefault("__key__", key) != key:
                     break
                 if member.issparse():  # reading would allocate the size that its header claims
-                    raise ValueError(f"{member.name} is a sparse member of {member.size} bytes; store it as a plain file.")
+                    raise ValueError(
+                        f"{member.name} is a sparse member of {member.size} bytes; store it as a plain file."
+                    )
                 members[name] = tar.extractfile(member).read()
         return row_of_members(members)
 

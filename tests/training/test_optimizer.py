@@ -1,4 +1,4 @@
-"""Learning rates of single parts, and Muon: which parameters have which, one schedule, a state that resumes exactly."""
+"""Learning rates of single parts, and Muon: who has which, one schedule, a state that resumes exactly."""
 
 import copy
 from pathlib import Path
@@ -51,8 +51,8 @@ def test_each_part_has_its_learning_rate_and_trainers_weight_decay(stage, vision
     stock.create_optimizer()
     ours = settings(trainer(model, tmp_path, projector=1e-3, vision=1e-6), model)
     assert set(ours) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    rates = {"multi_modal_projector": 1e-3, "vision_tower": 1e-6}
-    assert ours == {name: (rates.get(part_of(name), 1e-4), decay) for name, (_, decay) in settings(stock, model).items()}
+    rates, theirs = {"multi_modal_projector": 1e-3, "vision_tower": 1e-6}, settings(stock, model)
+    assert ours == {name: (rates.get(part_of(name), 1e-4), decay) for name, (_, decay) in theirs.items()}
     assert {rate for rate, _ in ours.values()} == {1e-3, 1e-4, 1e-6}
     assert {decay for _, decay in ours.values()} == {0.0, 0.1}
     assert settings(trainer(model, tmp_path), model) == settings(stock, model)  # control: no rates, Trainer's choice

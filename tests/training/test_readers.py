@@ -252,5 +252,7 @@ def test_shard_with_samples_behind_its_end_or_a_damaged_head_is_refused(tmp_path
         second = tar.getmembers()[2].offset
     for content in (joined, whole[:second] + b"?" * 512 + whole[second + 512 :]):
         one.write_bytes(content)
-        with pytest.raises(ValueError, match=r"shard-0\.tar is not a complete.*data follows the end or a damaged header at byte \d+"):
+        with pytest.raises(
+            ValueError, match=r"shard-0\.tar is not a complete.*data follows the end or .* at byte \d+"
+        ):
             conversations.load(one)

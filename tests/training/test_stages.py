@@ -95,7 +95,11 @@ def test_frozen_encoder_drops_no_paths_in_training_mode():
     assert not differ()
 
 
-CHECKPOINTED = {"tower LoRA": ("pretrain", "lora"), "LLM LoRA": ("lora", "frozen"), "adapter only": ("pretrain", "frozen")}
+CHECKPOINTED = {
+    "tower LoRA": ("pretrain", "lora"),
+    "LLM LoRA": ("lora", "frozen"),
+    "adapter only": ("pretrain", "frozen"),
+}
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])

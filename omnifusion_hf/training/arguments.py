@@ -188,8 +188,8 @@ def describe_batch(recipe: ModelDataArguments, args: OmniFusionTrainingArguments
     total = args.global_batch
     if recipe.global_batch_size not in (None, total):
         raise ValueError(
-            f"global_batch_size is {recipe.global_batch_size}, but this one process drives {args.n_gpu} devices, which "
-            f"gives {total}: start one process per device, `torchrun --nproc-per-node {args.n_gpu} …`."
+            f"global_batch_size is {recipe.global_batch_size}, but this one process drives {args.n_gpu} devices, "
+            f"which gives {total}: start one process per device, `torchrun --nproc-per-node {args.n_gpu} …`."
         )
     factors = (args.train_batch_size, args.world_size, args.gradient_accumulation_steps)
     return f"global batch {total} = " + "{} per process x {} processes x {} steps of accumulation".format(*factors)

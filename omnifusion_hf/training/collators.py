@@ -84,8 +84,8 @@ class PackingCollator:
 def plan_rows(lengths: list[int], max_length: int) -> list[list[int]]:
     """Rows of indices with at most `max_length` tokens each.
 
-    The cost of attention is quadratic in a row's length. So these are the shortest rows whose tokens, padding included,
-    exceed the least possible number by 5 % at most.
+    The cost of attention is quadratic in a row's length. So these are the shortest rows whose tokens, padding
+    included, exceed the least possible number by 5 % at most.
 
     >>> plan_rows([3, 9, 1, 6], max_length=10)
     [[1, 2], [3, 0]]
@@ -165,7 +165,7 @@ def check_packing(model: PreTrainedModel):
     seen, packed = ((out - alone).abs().max() for out in (logits(ids), logits(ids, position_ids=apart)))
     if packed > 0.1 * seen:
         raise ValueError(
-            f"packing: a `{model.config.get_text_config().model_type}` lets a sample see the one before it in its row, "
-            "because it does not read position_ids; set packing: false (train_sampling_strategy: group_by_length also "
-            "saves padding), or use another LLM (Mistral, Llama, Qwen, Gemma, GPT-NeoX, …)."
+            f"packing: a `{model.config.get_text_config().model_type}` lets a sample see the one before it in its "
+            "row, because it does not read position_ids; set packing: false (train_sampling_strategy: group_by_length "
+            "also saves padding), or use another LLM (Mistral, Llama, Qwen, Gemma, GPT-NeoX, …)."
         )

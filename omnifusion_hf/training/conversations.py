@@ -213,7 +213,7 @@ class ConversationDataset(Dataset):
         return self.reader(row, place)
 
     def identity(self) -> list[dict]:
-        """What a resumed run must find again: the number of samples and their content, of which at most 64 are read."""
+        """For a resumed run: the number of samples and a hash of their content, of which at most 64 are read."""
         indices = np.linspace(0, len(self) - 1, min(64, len(self))).astype(int)
         return [{"samples": len(self), "content": content_hash(self.rows.files, map(self._as_bytes, indices))}]
 

@@ -67,7 +67,7 @@ class Source:
 
 
 def read_mixture(path: str, defaults: Source) -> list[Source]:
-    """The sources of a mixture file. Raises `ValueError` that names the entry and the unknown, missing or wrong key."""
+    """The sources of a mixture file. Raises `ValueError` that names the entry and its unknown or wrong key."""
     content = read_yaml(read_text(path), path)
     entries = content.get("sources") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries or list(content) != ["sources"]:
@@ -132,7 +132,7 @@ def counts_of(sources: Sequence[Source], sizes: Sequence[int]) -> list[int]:
     if 0 in counts:
         path, weight = sources[counts.index(0)].path, sources[counts.index(0)].weight
         raise ValueError(
-            f"{path}: weight {weight} of {total} is less than one sample of {sum(sizes)}; raise it or remove the source."
+            f"{path}: weight {weight} of {total} is less than one sample of {sum(sizes)}; raise it or remove it."
         )
     return counts
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Several GPUs: the memory that each needs, loading and sharding of weights, and combinations that cannot be sharded."""
+"""Several GPUs: the memory that each needs, loading and sharding of weights, and what cannot be sharded."""
 
 import os
 from collections.abc import Iterator

@@ -36,7 +36,7 @@ STAGES = {
 
 @dataclass
 class PartPlan:
-    """One line of the stage table. `tensors` counts trained ones; `optimizer_bytes` are those of AdamW's two moments."""
+    """One line of the stage table. `tensors` counts trained ones; `optimizer_bytes` are of AdamW's two moments."""
 
     part: str
     parameters: int = 0

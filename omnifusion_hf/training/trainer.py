@@ -1,5 +1,5 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""OmniFusion's Trainer. The model also trains with the stock Trainer, TRL and PEFT; this one adds what recipes need."""
+"""OmniFusion's Trainer. The model also trains with the stock Trainer, TRL and PEFT; this adds what recipes need."""
 
 from collections.abc import Callable, Iterator, Sequence
 

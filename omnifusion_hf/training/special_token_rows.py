@@ -2,13 +2,15 @@
 """Training of the special tokens' embedding rows alone (paper section 2, stage 1).
 
 The rows become a small parameter of their own on the frozen embedding table, so the optimizer holds no state for the
-rest of the table. Saving folds them into the table: every checkpoint is a plain model folder.
+rest of the table. State dicts hold the table with the rows in it, and the rows too. Saving leaves these out: every
+checkpoint is a plain model folder.
 """
 
 from functools import partial
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from ..model.modeling_omnifusion import OmniFusionForConditionalGeneration
 from .modules import as_class, path_of
@@ -18,12 +20,15 @@ class OmniFusionInTraining(OmniFusionForConditionalGeneration):
     """An OmniFusion model in training, which saves itself as a plain OmniFusion model."""
 
     def save_pretrained(self, save_directory, *args, state_dict: dict | None = None, **options):
-        """As in transformers. Rows are folded here and in no state dict: FSDP and DeepSpeed, which gather
-        `state_dict`, know tensors by the names of parameters."""
+        """As in transformers. `state_dict` is given by FSDP and DeepSpeed, which gather it and resume from files of
+        their own. Otherwise, rows that the table's dtype rounds stay in addition, so that a run resumes exactly."""
         gathered = state_dict is not None
         state_dict = dict(state_dict if gathered else self.state_dict())
-        if hasattr(self.get_input_embeddings(), "special_token_rows"):
-            _fold_rows(self, state_dict, keep=not gathered)
+        table = self.get_input_embeddings()
+        if hasattr(table, "special_token_rows"):
+            _fold_rows(self, state_dict)
+            if gathered or table.weight.dtype == table.special_token_rows.dtype:
+                del state_dict[f"{path_of(self, table)}.special_token_rows"]
         plain = as_class(self, OmniFusionForConditionalGeneration)
         plain.save_pretrained(save_directory, *args, state_dict=state_dict, **options)
 
@@ -39,6 +44,7 @@ def split_special_token_rows(model: OmniFusionForConditionalGeneration):
     table.special_token_rows = nn.Parameter(table.weight.detach()[ids].float())  # (5, D)
     table.register_forward_hook(_embed_rows)
     table.register_load_state_dict_pre_hook(_unfold_rows)
+    model.register_state_dict_post_hook(_fold_rows)
     if model.config.tie_word_embeddings:
         model.get_output_embeddings().register_forward_hook(partial(_score_rows, table))
 
@@ -55,22 +61,16 @@ def _score_rows(table: nn.Embedding, head: nn.Linear, args: tuple, logits: torch
     return logits.index_copy(-1, table.special_token_ids, scores.to(logits.dtype))
 
 
-def _fold_rows(model: OmniFusionForConditionalGeneration, state_dict: dict, keep: bool):
-    """Writes the rows into the table (and a tied head) of a state dict.
-
-    keep: whether rows that the table's dtype rounds stay in addition, so that a run resumes exactly. FSDP and
-        DeepSpeed resume from files of their own.
-    """
-    table = model.get_input_embeddings()
-    path = path_of(model, table)
-    weight, rows = state_dict[f"{path}.weight"], state_dict[f"{path}.special_token_rows"]
-    folded = weight.index_copy(0, table.special_token_ids.to(weight.device), rows.to(weight))
-    state_dict[f"{path}.weight"] = folded
-    head = f"{path_of(model, model.get_output_embeddings())}.weight"
-    if model.config.tie_word_embeddings and head in state_dict:
-        state_dict[head] = folded
-    if not keep or rows.dtype == weight.dtype:
-        del state_dict[f"{path}.special_token_rows"]
+def _fold_rows(model: OmniFusionForConditionalGeneration, state_dict: dict, prefix: str = "", *unused):
+    """Writes the rows into the table (and a tied head) of a state dict, unless its tensors are sharded."""
+    table, head = (prefix + path_of(model, module) for module in (model.get_input_embeddings(), model.lm_head))
+    weight, rows = state_dict[f"{table}.weight"], state_dict[f"{table}.special_token_rows"]
+    if isinstance(weight, DTensor) or not weight.numel():
+        return
+    ids = model.get_input_embeddings().special_token_ids.to(weight.device)
+    state_dict[f"{table}.weight"] = folded = weight.detach().index_copy(0, ids, rows.detach().to(weight))
+    if model.config.tie_word_embeddings and f"{head}.weight" in state_dict:
+        state_dict[f"{head}.weight"] = folded
 
 
 def _unfold_rows(table: nn.Embedding, state_dict: dict, prefix: str, *unused):

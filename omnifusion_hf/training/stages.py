@@ -66,7 +66,7 @@ def apply_stage(
     """Prepares a model for a stage: trained parts are float32, because bfloat16 would round their updates to zero;
     other parts keep their dtype and are frozen. Changes `model`.
 
-    Returns the model to train and to save, a `PeftModel` if LoRA trains a part.
+    Returns the model to train and to save: a `PeftModel` if LoRA trains a part, else an [`OmniFusionInTraining`].
     Raises `ValueError` for an unknown stage, and for LoRA on the encoders if the whole LLM trains.
     """
     parts = parts_of_stage(stage, vision_tuning)

@@ -71,6 +71,15 @@ def test_folder_of_a_split_model_is_a_plain_models_and_its_weights_load_into_bot
         torch.testing.assert_close(model.eval()(**inputs).logits, logits)
 
 
+def test_the_model_that_was_given_saves_the_rows_too(tmp_path):
+    model = untied()
+    before, inputs = copy.deepcopy(model.state_dict()), batch(model)
+    apply_stage(model, "pretrain")
+    step(model, inputs)
+    names = changed(before, saved(model, tmp_path))
+    assert "model.language_model.embed_tokens.weight" in names and len(names) == 5
+
+
 def test_state_dict_of_a_split_model_names_its_parameters_and_loads_again():
     # what FSDP and DeepSpeed save and load to go on
     split, again = (apply_stage(untied(), "pretrain") for _ in range(2))

@@ -41,10 +41,9 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from omnifusion_hf import OmniFusionConfig, OmniFusionForConditionalGeneration, OmniFusionImageProcessor
 from omnifusion_hf.model.loss_omnifusion import loss_of_answers, predict
-from omnifusion_hf.training.collators import PaddingCollator
-from omnifusion_hf.training.packing import packing_collator
+from omnifusion_hf.training.collators import PaddingCollator, packing_collator
+from omnifusion_hf.training.feature_cache import cached_dataset
 from omnifusion_hf.training.stages import apply_stage
-from omnifusion_hf.training.vision_cache import cached_dataset
 
 
 BOUNDS = {"packing": 1.5, "cache": 3.0, "loss": 2.0, "loss-frozen": 2.0}  # at least so many times better
@@ -145,7 +144,7 @@ def packing_figures(repeats: int) -> tuple[float, float, float]:
     lengths = [len(sample["input_ids"]) for sample in samples.samples]
     ours = omnifusion(SMALL_VIT, side=112)
     stock = llava_like(ours)
-    apply_stage(ours, "finetune")
+    ours = apply_stage(ours, "finetune")
     packed = packing_collator(ours, PAD, max_length=1024)
     batches = [samples.samples[start : start + BATCH] for start in range(0, len(samples), BATCH)]
     for name, collate in (("padded", stock_batch), ("packed", packed)):
@@ -167,7 +166,7 @@ def packing_figures(repeats: int) -> tuple[float, float, float]:
 def cache_figures(repeats: int) -> tuple[float, float, float]:
     samples = Samples([60] * BATCH, [1] * BATCH, side=224)
     model = omnifusion(VIT_L, side=224)
-    apply_stage(model, "pretrain")
+    model = apply_stage(model, "pretrain")
     pairs = []
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(folder, use_cpu=True, per_device_train_batch_size=BATCH, disable_tqdm=True)

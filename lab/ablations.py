@@ -155,7 +155,8 @@ def steps_of(experiment: Experiment, steps: dict[str, int]) -> dict[str, int]:
 
 def train_stages(experiment: Experiment, seed: int, steps: dict[str, int], folder: Path) -> dict:
     """Trains in `folder` from its `assembled`; returns each stage's summary. The model ends in `stage2`."""
-    from omnifusion_hf.training.train import parse_recipe, train
+    from omnifusion_hf.training.arguments import parse_recipe
+    from omnifusion_hf.training.train import train
 
     start, summaries = folder / "assembled", {}
     for stage in experiment.stages:

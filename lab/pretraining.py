@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from omnifusion_hf.io import staged_folder
-from omnifusion_hf.training.muon import MuonWithAdamW
+from omnifusion_hf.training.optimizer import MuonWithAdamW
 
 
 SAVE_EVERY, WARMUP_STEPS = 500, 100

@@ -34,7 +34,8 @@ def build(options: argparse.Namespace):
 
 def train(options: argparse.Namespace):
     """Trains one stage as a recipe says."""
-    from .training.train import parse_recipe, train
+    from .training.arguments import parse_recipe
+    from .training.train import train
 
     resume = ["resume_from_checkpoint=true"] if options.resume else []
     train(*parse_recipe(options.recipe, [*options.overrides, *resume]))

@@ -12,10 +12,9 @@ from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from transformers import AutoConfig
 
 from .evaluation.results import read_scores
-from .io import write_whole
+from .io import LOSS_PLOT, SUMMARY, write_whole
 from .markdown import Markdown, code, fill, plain, table
 from .model.configuration_omnifusion import OmniFusionConfig
-from .training.progress import LOSS_PLOT, SUMMARY
 
 
 TEMPLATE = Path(__file__).parent / "model_card.md"

@@ -14,6 +14,11 @@ from uuid import uuid4
 import yaml
 
 
+# Files of a finished training run in its model folder; the model card shows both.
+SUMMARY = "training_summary.json"
+LOSS_PLOT = "training_loss.png"
+
+
 @contextmanager
 def staged_folder(path: str | Path, replace: bool = True):
     """Yields a temporary folder beside `path`, of this call alone, that takes its name if the block ends well, else

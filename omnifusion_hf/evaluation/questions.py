@@ -60,7 +60,7 @@ def read_questions(path: str | Path, image_folder: str | Path | None = None) -> 
     samples = ConversationDataset(rows, SampleReader(image_folder=Path(image_folder or path.parent)))
     questions, places = [], {}
     for index in range(len(rows)):
-        sample, row = samples.peek(index), rows[index]
+        sample, row = samples[index], rows[index]
         asked = questions_of(sample, str(row.get("id", index)), str(row.get("task", path.stem)))
         for question in asked:
             first = places.setdefault((question.task, question.name), sample["name"])

@@ -1,5 +1,5 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""LoRA by PEFT: which layers get it, what is saved beside it, and the way back to a plain model folder."""
+"""LoRA by PEFT: which layers get it, what a checkpoint holds, and how to merge it into a plain model folder."""
 
 import re
 import shutil
@@ -12,9 +12,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.pytorch_utils import Conv1D
 
 from ..inference import told_if_missing
-from ..io import staged_folder
+from ..io import SUMMARY, staged_folder
 from ..model.modeling_omnifusion import OmniFusionForConditionalGeneration
-from .progress import SUMMARY
+from .modules import path_of, restore_dtypes
 
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class LoraSettings:
-    """Rank of the two factors, alpha (their product counts alpha / rank times) and dropout in front of them.
+    """Rank of the two factors, alpha (their product is scaled by alpha / rank) and dropout of their input.
 
-    The defaults are LLaVA-1.5's; the paper gives none.
+    The defaults are LLaVA-1.5's, because the paper gives none.
     """
 
     rank: int = 128
@@ -34,17 +34,17 @@ class LoraSettings:
 
 
 def add_lora(model: OmniFusionForConditionalGeneration, parts: dict[str, str], settings: LoraSettings) -> "PeftModel":
-    """Wraps the model so that its linear layers in `"lora"` parts train by LoRA, and `"full"` parts as copies.
+    """Wraps the model so that linear layers of `"lora"` parts train by LoRA, and `"full"` parts as copies.
 
-    What PEFT saves is then all that trained: LoRA's factors, the adapter, the special tokens' rows.
+    PEFT then saves everything that trained: LoRA's factors, the adapter, the special tokens' rows.
     """
     peft = import_peft()
     whole = [part for part, how in parts.items() if how == "full" and part != "special_token_rows"]
     for part in whole:
-        # the model asks its adapter for a dtype, and PEFT's wrapper answers with that of the frozen original
+        # the model reads its adapter's dtype, and PEFT's wrapper gives that of the frozen original
         model.get_submodule(path_of(model, part)).float()
     if Path(model.name_or_path).is_dir():
-        model.name_or_path = str(Path(model.name_or_path).resolve())  # checkpoints name their base from anywhere
+        model.name_or_path = str(Path(model.name_or_path).resolve())  # checkpoints then load from any folder
     table = model.get_input_embeddings()
     config = peft.LoraConfig(
         r=settings.rank,
@@ -59,7 +59,7 @@ def add_lora(model: OmniFusionForConditionalGeneration, parts: dict[str, str], s
 
 
 def linear_layers(model: nn.Module, part: str) -> str:
-    """Regular expression for the linear layers of one part alone: suffixes such as `q_proj` also hit other parts."""
+    """Regular expression for the linear layers of one part; suffixes such as `q_proj` would match other parts too."""
     path = path_of(model, part)
     layers = {
         name.rpartition(".")[-1]
@@ -69,32 +69,23 @@ def linear_layers(model: nn.Module, part: str) -> str:
     return rf"{re.escape(path)}\..*\b({'|'.join(sorted(layers))})"
 
 
-def path_of(model: nn.Module, wanted: str | nn.Module) -> str:
-    """The dotted name of a module, which may be given by the last piece of that name."""
-    return next(
-        name
-        for name, module in model.named_modules()
-        if module is wanted or (isinstance(wanted, str) and name.rpartition(".")[-1] == wanted)
-    )
-
-
 def merge(folder: str, output: str, base: str | None = None):
-    """Writes one plain model folder, with its processor, in which LoRA's products are added to the weights.
+    """Writes a plain model folder with its processor, in which LoRA's products are added to the weights.
 
     Args:
         folder: a checkpoint or the final folder of a LoRA run.
-        output: the folder to make, whole or not at all.
-        base: the model that the run started from, where it is no longer where the run found it.
+        output: the folder to make. It appears only when it is complete.
+        base: the model that the run started from, if it has moved since.
 
-    Raises `ValueError` for a folder without LoRA weights and for one to write that exists.
+    Raises `ValueError` for a folder without LoRA weights and for an output that exists.
     """
     peft = import_peft()
     if not Path(folder).is_dir():
         raise ValueError(f"there is no folder {folder}.")
     if not (Path(folder) / "adapter_config.json").is_file():
-        raise ValueError(f"{folder} holds no adapter_config.json: it is no folder of a LoRA run; nothing to merge.")
+        raise ValueError(f"{folder} is not a folder of a LoRA run: it holds no adapter_config.json.")
     if Path(output).exists():
-        raise ValueError(f"{output} exists and is not replaced; remove it or choose another name for --output.")
+        raise ValueError(f"{output} exists and is not replaced; remove it or choose another --output.")
     with told_if_missing(folder):
         processor = AutoProcessor.from_pretrained(folder)
         base = base or peft.PeftConfig.from_pretrained(folder).base_model_name_or_path
@@ -106,8 +97,7 @@ def merge(folder: str, output: str, base: str | None = None):
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     with told_if_missing(folder):
         merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload(progressbar=True, safe_merge=True)
-    for name, parameter in merged.named_parameters():
-        parameter.data = parameter.data.to(dtypes[name])
+    restore_dtypes(merged, dtypes)
     with staged_folder(output, replace=False) as staged:
         merged.save_pretrained(staged)
         processor.save_pretrained(staged)
@@ -116,7 +106,7 @@ def merge(folder: str, output: str, base: str | None = None):
 
 
 def import_peft():
-    """The module peft. Raises `ValueError` that says how to install it."""
+    """The module peft. Raises `ValueError` with the command that installs it."""
     try:
         import peft
     except ImportError:

@@ -1,7 +1,7 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Files to rows: LLaVA JSON and JSONL, WebDataset tar shards, Hugging Face datasets in memory-mapped or streamed form.
+"""Files to rows: LLaVA JSON and JSONL, WebDataset tar shards, Hugging Face datasets (memory-mapped or streamed).
 
-All but streams are read by index, which is what lets `Trainer` shuffle, mix and resume them exactly.
+All but streams are read by index, so that `Trainer` can shuffle, mix and resume them exactly.
 """
 
 import io
@@ -22,14 +22,14 @@ from .conversations import Rows, only_one
 
 
 class JsonRows:
-    """LLaVA's format, one list of samples in a file."""
+    """LLaVA's format: a file that holds one list of samples."""
 
     def __init__(self, path: Path):
         self.path, self.files = path, [path]
         self.samples = read_json(read_text(path), f"{path} must be one list of samples (one sample a line: .jsonl)")
         if not isinstance(self.samples, list) or not self.samples:
             given = "an empty list" if self.samples == [] else type(self.samples).__name__
-            raise ValueError(f"{path} must hold a list with a sample at least, got {given}.")
+            raise ValueError(f"{path} must hold a list with at least one sample, got {given}.")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -42,7 +42,7 @@ class JsonRows:
 
 
 class JsonLinesRows:
-    """One sample a line; blank lines are passed over. Lines are parsed when they are asked for."""
+    """One sample per line. Blank lines are skipped; a line is parsed when its row is read."""
 
     def __init__(self, path: Path):
         self.path, self.files = path, [path]
@@ -62,9 +62,9 @@ class JsonLinesRows:
 
 
 class TarRows:
-    """WebDataset shards: neighbouring members of one key (their name up to the first dot) are a sample.
+    """WebDataset shards: neighbouring members of one key (the name up to the first dot) are a sample.
 
-    The index holds where each sample starts; nothing is unpacked, samples may have different members.
+    An index holds the start of each sample. Nothing is unpacked; samples may have different members.
     """
 
     def __init__(self, paths: list[Path]):
@@ -84,8 +84,10 @@ class TarRows:
             for key, name, member, tar in _members(tarfile.open(fileobj=file, mode="r:")):
                 if members.setdefault("__key__", key) != key:
                     break
-                if member.issparse():  # its holes would be filled with as many bytes as it says
-                    raise ValueError(f"{member.name} is a sparse member, {member.size} bytes; write it whole.")
+                if member.issparse():  # reading would allocate the size that its header claims
+                    raise ValueError(
+                        f"{member.name} is a sparse member of {member.size} bytes; store it as a plain file."
+                    )
                 members[name] = tar.extractfile(member).read()
         return row_of_members(members)
 
@@ -95,7 +97,7 @@ class TarRows:
 
 
 class _Shard(io.FileIO):
-    """A file that gives no more than it has: Python allocates all that is asked for, and headers ask for terabytes."""
+    """A file that reads at most its own size. Python allocates what a header claims, which may be terabytes."""
 
     def read(self, size: int = -1) -> bytes:
         left = os.fstat(self.fileno()).st_size - self.tell()
@@ -103,26 +105,26 @@ class _Shard(io.FileIO):
 
 
 def _sample_starts(path: Path) -> np.ndarray:
-    """Where in a shard the first header of each sample is."""
+    """Byte offsets of the first header of each sample in a shard."""
     starts, last = [], None
-    with named(f"{path} is no whole, uncompressed tar file; decompress or copy it anew"), _Shard(path) as file:
+    with named(f"{path} is not a complete, uncompressed tar file; decompress or copy it again"), _Shard(path) as file:
         tar = tarfile.open(fileobj=file, mode="r:")
         for key, _, member, _ in _members(tar):
             if key != last:
                 starts.append(member.offset)
             last = key
-        file.seek(tar.offset)  # tarfile stops at a damaged header as it does at the end
+        file.seek(tar.offset)  # tarfile takes a damaged header for the end
         if file.read(2**16).strip(b"\0"):
-            raise ValueError(f"at byte {tar.offset} its end or a damaged header is followed by more.")
+            raise ValueError(f"data follows the end or a damaged header at byte {tar.offset}.")
     return np.array(starts, dtype=np.int64)
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo, tarfile.TarFile]]:
-    """Key and rest of the name of each file in a shard: `a/b.0.png` is ("a/b", "0.png")."""
+    """Key and rest of the name of each file in a shard: `a/b.0.png` gives ("a/b", "0.png")."""
     last = -1
     for member in tar:
-        if member.offset <= last:  # a size below 0 leads back to where it was, for ever
-            raise ValueError(f"{member.name}: its header leads back to the one before.")
+        if member.offset <= last:  # a negative size would loop forever
+            raise ValueError(f"{member.name}: its header points back to an earlier one.")
         last = member.offset
         folder, slash, name = member.name.rpartition("/")
         key, dot, rest = name.partition(".")
@@ -131,9 +133,9 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo, 
 
 
 def row_of_members(members: dict[str, Any]) -> dict:
-    """A WebDataset sample as a row: fields of its .json, its .txt as the caption, its images in their order.
+    """A WebDataset sample as a row: the fields of its .json, its .txt as the caption, its images in their order.
 
-    Raises `ValueError` where the .json lists another number of images than there are.
+    Raises `ValueError` if the .json lists another number of images than the shard holds.
     """
     row, images = {"id": members["__key__"]}, []
     for name, value in members.items():
@@ -150,21 +152,21 @@ def row_of_members(members: dict[str, Any]) -> dict:
         elif f".{extension}" in Image.registered_extensions():
             images.append(value)
         elif not name.startswith("__"):
-            row[name] = value  # which nothing reads
+            row[name] = value  # refused later, as a column that nothing reads
     listed = only_one(row, "image", "images") or images
     listed = listed if isinstance(listed, list) else [listed]
     if len(listed) != len(images):
-        raise ValueError(f"its .json lists {len(listed)} images, the shard holds {len(images)} beside it.")
+        raise ValueError(f"its .json lists {len(listed)} images, the shard holds {len(images)}.")
     return row | {"image": None, "images": images}
 
 
 class ArrowRows:
-    """A Hugging Face dataset on disk; its images stay encoded until they are asked for."""
+    """A Hugging Face dataset on disk. Its images stay encoded."""
 
     def __init__(self, dataset, path: str):
         self.dataset, self.path = undecoded(dataset), path
         found = [Path(path), *Path(path).rglob("*")] if Path(path).exists() else map(Path, glob(path))
-        tables = (".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tar")  # and not every image of a folder
+        tables = (".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tar")  # not the images of a folder
         self.files = sorted(file for file in found if file.suffix in tables and file.is_file())
 
     def __len__(self) -> int:
@@ -178,7 +180,7 @@ class ArrowRows:
 
 
 def undecoded(dataset):
-    """Images as `{"bytes", "path"}`: they are decoded with our limits, late, and a broken one can be named."""
+    """The dataset with images as `{"bytes", "path"}`: later they are decoded with our limits, and named if broken."""
     from datasets import Image as ImageFeature
     from datasets import List
 
@@ -191,14 +193,14 @@ def undecoded(dataset):
 
 
 def row_of_dataset(row: dict) -> dict:
-    """A dataset's row; of a WebDataset, whose columns are a sample's members, as [`row_of_members`] says."""
+    """A dataset's row. The columns of a WebDataset are a sample's members, see [`row_of_members`]."""
     return row_of_members(row) if "__key__" in row else row
 
 
 def open_rows(path: str, subset: str | None = None, split: str = "train") -> Rows:
-    """The rows behind `path`: a .json, .jsonl or .tar file, a pattern of .tar files, or a Hugging Face dataset.
+    """The rows of `path`: a .json, .jsonl or .tar file, a pattern of .tar files, or a Hugging Face dataset.
 
-    Raises `ValueError` where there is no such thing.
+    Raises `ValueError` if it does not exist or cannot be read.
     """
     suffix = Path(path).suffix
     if suffix == ".tar":
@@ -206,22 +208,22 @@ def open_rows(path: str, subset: str | None = None, split: str = "train") -> Row
     if suffix in (".json", ".jsonl"):
         file, *more = _existing(path)
         if more:
-            raise ValueError(f"{path} are {1 + len(more)} files; list them as the sources of a mixture, docs/data.md.")
+            raise ValueError(f"{path} matches {1 + len(more)} files; list them as sources of a mixture, docs/data.md.")
         return JsonRows(file) if suffix == ".json" else JsonLinesRows(file)
     return ArrowRows(load_hf_dataset(path, subset, split), path)
 
 
 def _existing(pattern: str) -> list[Path]:
-    paths = [pattern] if Path(pattern).exists() else sorted(glob(pattern))  # names may hold brackets
+    paths = [pattern] if Path(pattern).exists() else sorted(glob(pattern))  # a name may hold brackets
     if not paths:
         raise ValueError(f"no file {pattern}; check the path.")
     return [Path(path) for path in paths]
 
 
 def load_hf_dataset(path: str, subset: str | None = None, split: str = "train", streaming: bool = False):
-    """A `datasets` dataset from a folder (of files, or `save_to_disk`'s), a pattern of files or a Hub id.
+    """A dataset from a folder (of files, or of `save_to_disk`), a pattern of files or a Hub id.
 
-    Raises `ValueError` that names `path`, also where the library is missing.
+    Raises `ValueError` that names `path`, also if the package `datasets` is missing.
     """
     try:
         import datasets
@@ -229,7 +231,7 @@ def load_hf_dataset(path: str, subset: str | None = None, split: str = "train", 
         raise ValueError(f"reading {path} needs the datasets package: pip install 'omnifusion_hf[data]'.") from None
 
     builder = {".parquet": "parquet", ".tar": "webdataset", ".jsonl": "json", ".json": "json"}.get(Path(path).suffix)
-    files = escape(path) if Path(path).exists() else path  # names may hold brackets
+    files = escape(path) if Path(path).exists() else path  # a name may hold brackets
     options = {"path": builder, "data_files": files} if builder else {"path": path, "name": subset}
     kinds = "(data_path is a .json, .jsonl, .tar, .parquet or .yaml file, a folder or a Hub id, docs/data.md)"
     with named(f"cannot read {path}", advice=f" {kinds}"):

@@ -8,7 +8,7 @@ import yaml
 from tiny import assistant, user
 
 from omnifusion_hf.training.collators import PaddingCollator
-from omnifusion_hf.training.conversations import BadSamples
+from omnifusion_hf.training.conversations import BadSamples, open_images
 from omnifusion_hf.training.mixture import Source, load_data
 from omnifusion_hf.training.preprocessing import ConversationEncoder
 
@@ -45,9 +45,14 @@ def write(folder: Path, samples: list) -> Path:
     return path
 
 
-def load(path: Path, max_image_pixels: int = 2**27, policy: str = "error", seed: int = 0, **source):
+def load(path: Path, policy: str = "error", seed: int = 0, **source):
     """Raw samples of a file; `source` are fields of [`Source`]."""
-    return load_data(Source(str(path), **source), max_image_pixels, seed, BadSamples(policy))
+    return load_data(Source(str(path), **source), seed, BadSamples(policy))
+
+
+def opened(sample: dict, max_image_pixels: int = 2**27) -> dict:
+    """A raw sample with its images as RGB images."""
+    return sample | {"messages": open_images(sample, max_image_pixels)}
 
 
 def collate(processor, samples: list[dict], **encoder_options) -> dict:

@@ -115,7 +115,7 @@ def read_all(path: Path, policy: str = "error") -> int:
         return 0
     for index in range(len(dataset)):
         try:
-            read += bool(dataset[index])
+            read += bool(conversations.opened(dataset[index]))
         except BrokenSampleError as error:
             assert str(error).startswith(str(path))
     return read

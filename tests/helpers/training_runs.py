@@ -1,24 +1,79 @@
-"""Training runs by recipe over tiny parts, and what they changed."""
+"""Training runs by recipe over tiny parts, their logs, and what they changed."""
 
+import json
 from pathlib import Path
 
 import conversations
+import tiny
 import torch
 from safetensors.torch import load_file
+from tiny import assistant, user
 
-from omnifusion_hf.training.train import parse_recipe, train
+from omnifusion_hf import OmniFusionForConditionalGeneration
+from omnifusion_hf.cli import main
+from omnifusion_hf.training.arguments import parse_recipe
+from omnifusion_hf.training.train import train
 
 
 def run(folder: Path, base: Path, **changes) -> dict:
     """Trains in `folder` and returns the summary."""
     folder.mkdir(exist_ok=True)
-    return train(*parse_recipe(conversations.write_recipe(folder, base, **changes)))
+    return rerun(conversations.write_recipe(folder, base, **changes))
+
+
+def rerun(recipe: Path, *overrides: str) -> dict:
+    """Trains by a recipe that is there; returns the summary."""
+    return train(*parse_recipe(recipe, overrides))
+
+
+def resume(recipe: Path, *overrides: str) -> dict:
+    return rerun(recipe, "resume_from_checkpoint=true", *overrides)
+
+
+def command(recipe: Path, *options: str) -> int:
+    """The exit code of `omnifusion train`."""
+    return main(["train", str(recipe), *options])
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
+    """Those of a plain folder, or of a LoRA run."""
+    return load_file(next(folder.glob("*model.safetensors")))
 
 
 def changed(before: dict, after: dict) -> set[str]:
     assert set(before) == set(after)
     return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def log_of(folder: Path) -> list[dict]:
+    """The log lines with a loss, of the last checkpoint in a run's `output_dir`."""
+    states = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name[11:]))
+    history = json.loads(states[-1].read_text())["log_history"]
+    return [entry for entry in history if "loss" in entry]
+
+
+def figures(folder: Path, *names: str) -> list[tuple]:
+    """These figures of each logged step."""
+    return [tuple(entry[name] for name in names) for entry in log_of(folder)]
+
+
+def batch(model, images: bool = True) -> dict:
+    question = user(tiny.image(0), "What colour is the sky?") if images else user("What colour is the sky?")
+    messages = [question, assistant("The sky is blue.")]
+    return conversations.collate(tiny.processor(model.config), [{"messages": messages, "name": "sample"}])
+
+
+def step(model, inputs: dict) -> torch.optim.AdamW:
+    """One AdamW step with weight decay, which would move every parameter it knows of."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.01, weight_decay=0.5)
+    model.train()
+    model(**inputs).loss.backward()
+    optimizer.step()
+    return optimizer
+
+
+def saved(model, folder) -> dict[str, torch.Tensor]:
+    """The weights of the folder that a run would save."""
+    model.save_pretrained(folder)
+    return OmniFusionForConditionalGeneration.from_pretrained(folder, dtype="auto").state_dict()

@@ -29,7 +29,7 @@ from omnifusion_hf.evaluation.robustness.errors import thumbnail
 from omnifusion_hf.model import image_processing_omnifusion, views_omnifusion
 from omnifusion_hf.model.views_omnifusion import best_canvas, fit_inside
 from omnifusion_hf.serving import conversation
-from omnifusion_hf.training.conversations import SampleReader
+from omnifusion_hf.training.conversations import SampleReader, open_images
 from omnifusion_hf.visualize import draw_file
 
 
@@ -545,7 +545,8 @@ def damaged_files() -> dict[str, bytes]:
 
 def read_by_the_reader(path):
     row = {"image": path.name, "conversations": [turn("human", "<image>What?"), turn("gpt", "It.")]}
-    return SampleReader(image_folder=path.parent)(row, "sample 1")["messages"][0]["content"][0]["image"]
+    sample = SampleReader(image_folder=path.parent)(row, "sample 1")
+    return open_images(sample, 2**27)[0]["content"][0]["image"]
 
 
 def ask_about(path):

@@ -1,18 +1,34 @@
-"""The collator: padding on the right that is never learnt, images in the order of their samples."""
+"""Batches: padding is never learnt; packed samples give the loss and gradients of the padded batch, or are refused."""
 
 from functools import partial
+from pathlib import Path
 
 import conversations
+import llms
+import pytest
 import tiny
 import torch
+import training_runs
 from conversations import NONE, ONE, TWO
+from tiny import assistant, user
+from torch import nn
+
+from omnifusion_hf.training import collators
+from omnifusion_hf.training.collators import (
+    PackingCollator,
+    PaddingCollator,
+    check_packing,
+    packing_collator,
+    plan_rows,
+)
+from omnifusion_hf.training.preprocessing import ConversationEncoder
 
 
 PROCESSOR = tiny.processor(tiny.config())
 COLLATE = partial(conversations.collate, PROCESSOR)
 
 
-def test_case_10_padding_is_on_the_right_and_never_learnt():
+def test_padding_is_on_the_right_and_never_learnt():
     batch = COLLATE([NONE, ONE, TWO])
     padding = batch["attention_mask"] == 0
     assert padding.any() and not padding[:, 0].any()
@@ -43,3 +59,219 @@ def test_batch_equals_the_processors_own():
 def test_batch_without_images_has_no_image_fields():
     assert set(COLLATE([NONE, NONE])) == {"input_ids", "attention_mask", "labels"}
     assert set(COLLATE([NONE, ONE])) == {"input_ids", "attention_mask", "labels", "pixel_values", "image_view_index"}
+
+
+LEAKING = ("opt", "bloom")
+ROOM = 200
+
+
+def encoded(*conversations: list[dict]) -> list[dict]:
+    encode = ConversationEncoder(tiny.processor(tiny.config(), view_strategy="grid"))
+    return [encode({"name": f"sample {i}", "messages": list(turns)}) for i, turns in enumerate(conversations)]
+
+
+SAMPLES = encoded(
+    [user("What colour is the grass?"), assistant("Green.")],
+    [user(tiny.image(1), "Sky?"), assistant("The sky is blue."), user("And the grass?"), assistant("It is green.")],
+    [user("Is ", tiny.image(2, (40, 90)), " left of ", tiny.image(3), "?"), assistant("Yes, it is.")],
+    [user("Hello"), assistant("Hello, how are you?")],
+    [user(tiny.image(4), "Describe the image."), assistant("A red square above two small circles.")],
+)
+
+
+def model_of(text_config, **changes) -> nn.Module:
+    model = tiny.model(tiny.config(text=text_config, **changes)).train()
+    model.skip_logits = True
+    return model
+
+
+def family(name: str):
+    config_class, fields = llms.FAMILIES[name]
+    dropout = {"attn_pdrop": 0, "embd_pdrop": 0, "resid_pdrop": 0} if name == "gpt2" else {}
+    return config_class(**fields | {"vocab_size": 512} | dropout)
+
+
+def loss_and_gradients(model: nn.Module, batches: list[dict]) -> tuple[torch.Tensor, dict]:
+    """Of one step over the batches, as Trainer accumulates them."""
+    model.zero_grad()
+    count = sum((batch["labels"] != -100).sum() for batch in batches)
+    loss = torch.zeros(())
+    for batch in batches:
+        part = model(**batch, num_items_in_batch=count).loss
+        part.backward()
+        loss += part.detach()
+    return loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_equal(found: tuple[torch.Tensor, dict], expected: tuple[torch.Tensor, dict]):
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=0)
+    assert set(found[1]) == set(expected[1])
+    largest = max(gradient.abs().max().item() for gradient in expected[1].values())
+    for name, gradient in expected[1].items():  # some are zero but for rounding: biases of keys
+        scale = max(gradient.abs().max().item(), 0.01 * largest)
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-5 * scale, msg=name)
+
+
+def test_rows_hold_every_sample_once_and_little_padding():
+    generator = torch.Generator().manual_seed(0)
+    padded = packed = 0
+    for _ in range(50):
+        lengths = torch.empty(8).log_normal_(4, 1, generator=generator).clip(1, 500).int().tolist()
+        rows = plan_rows(lengths, max_length=512)
+        assert sorted(index for row in rows for index in row) == list(range(8))
+        longest = max(sum(lengths[index] for index in row) for row in rows)
+        assert longest <= 512
+        assert rows == plan_rows(lengths, max_length=512)
+        padded += max(lengths) * 8 / sum(lengths)
+        packed += longest * len(rows) / sum(lengths)
+    assert padded > 50 * 1.8 and packed < 50 * 1.1  # places per token
+
+
+def test_shorter_rows_win_where_padding_is_alike():
+    assert plan_rows([50] * 4, max_length=200) == [[0], [1], [2], [3]]
+    assert plan_rows([100, 50, 50], max_length=200) == [[0], [1, 2]]
+    assert plan_rows([100, 20, 20], max_length=200) == [[0, 1, 2]]
+    assert plan_rows([100, 20, 20], max_length=130) == [[0], [1, 2]]
+
+
+def test_packed_batch_holds_the_samples_with_positions_and_images_of_their_own():
+    batch = PackingCollator(pad_token_id=2, max_length=ROOM)(SAMPLES)
+    lengths = [len(sample["input_ids"]) for sample in SAMPLES]
+    order = [index for row in plan_rows(lengths, ROOM) for index in row]
+    starts = [(row, column) for row, column in (batch["position_ids"] == 1).nonzero().tolist()]
+    assert 1 < len(batch["input_ids"]) < len(SAMPLES) == len(starts)
+    for (row, second), index in zip(starts, order, strict=True):
+        places = (row, slice(second - 1, second - 1 + lengths[index]))
+        assert batch["input_ids"][places].tolist() == SAMPLES[index]["input_ids"]
+        assert batch["labels"][places].tolist() == SAMPLES[index]["labels"]
+        assert batch["position_ids"][places].tolist() == list(range(lengths[index]))
+    for key in ("pixel_values", "image_view_index"):
+        assert torch.equal(batch[key], torch.cat([SAMPLES[index][key] for index in order if key in SAMPLES[index]]))
+    assert batch["position_ids"].numel() > sum(lengths)  # a row has padding
+    assert (batch["labels"] != -100).sum() == sum(label != -100 for s in SAMPLES for label in s["labels"])
+
+
+def test_text_alone_has_no_image_fields_and_first_tokens_are_never_asked_for():
+    texts = [dict(SAMPLES[0], labels=SAMPLES[0]["input_ids"]), dict(SAMPLES[3], labels=SAMPLES[3]["input_ids"])]
+    batch = PackingCollator(pad_token_id=2)(texts)
+    assert set(batch) == {"input_ids", "position_ids", "labels", "use_cache"}
+    assert (batch["labels"][batch["position_ids"] == 0] == -100).all() and (batch["labels"] != -100).any()
+
+
+def test_sample_longer_than_a_row_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"sample \d has \d+ tokens, a packed row 64; raise max_length"):
+        PackingCollator(pad_token_id=2, max_length=64)(SAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("name", "attention", "max_length"),
+    [
+        ("mistral", "sdpa", ROOM),
+        ("mistral", "eager", ROOM),
+        ("mistral", "sdpa", None),
+        ("sliding window", "sdpa", ROOM),
+        ("sliding window", "eager", None),
+        ("gemma3", "sdpa", ROOM),
+        ("gpt2", "eager", ROOM),
+        ("gpt_neox", "sdpa", ROOM),
+    ],
+)
+def test_loss_and_gradients_are_those_of_the_padded_batch(name, attention, max_length):
+    text = tiny.text_config(initializer_range=0.2, sliding_window=48) if name == "sliding window" else family(name)
+    model = model_of(text, attn_implementation=attention)
+    padded = loss_and_gradients(model, [PaddingCollator(2)(SAMPLES)])
+    packed = PackingCollator(2, max_length)(SAMPLES)
+    assert_equal(loss_and_gradients(model, [packed]), padded)
+
+    torn = {key: value for key, value in packed.items() if key != "position_ids"}  # control: samples see one another
+    with pytest.raises(AssertionError):
+        assert_equal(loss_and_gradients(model, [torn]), padded)
+
+
+def test_control_a_cache_would_let_samples_see_one_another():
+    model = model_of(family("mistral"))
+    packed = PackingCollator(2, ROOM)(SAMPLES)
+    kept = loss_and_gradients(model, [packed])
+    with pytest.raises(AssertionError):
+        assert_equal(loss_and_gradients(model, [packed | {"use_cache": True}]), kept)
+
+
+@pytest.mark.parametrize("encoders", [("clip",), ("clip", "dinov2")])
+def test_accumulated_packed_batches_equal_one_padded_batch(encoders):
+    projector = "summation" if len(encoders) > 1 else "mlp"
+    model = model_of(family("mistral"), encoders=encoders, projector_type=projector)
+    padded = loss_and_gradients(model, [PaddingCollator(2)(SAMPLES)])
+    assert any("multi_modal_projector" in name for name in padded[1])
+    collate = PackingCollator(2, ROOM)
+    assert_equal(loss_and_gradients(model, [collate(SAMPLES[:2]), collate(SAMPLES[2:])]), padded)
+    with pytest.raises(AssertionError):
+        assert_equal(loss_and_gradients(model, [collate(SAMPLES[:2])]), padded)
+
+
+@pytest.mark.parametrize("name", llms.FAMILIES)
+def test_llm_that_cannot_keep_samples_apart_is_refused(name):
+    model = model_of(family(name))
+    if name not in LEAKING:
+        check_packing(model)
+        return
+    with pytest.raises(ValueError, match=f"`{name}` lets a sample see the one before it"):
+        check_packing(model)
+
+
+@pytest.mark.parametrize("name", ["mistral", "opt"])
+def test_the_check_is_right_about_a_small_model_in_bfloat16(name):
+    config = family(name)
+    config.initializer_range = 0.02
+    model = model_of(config).to(torch.bfloat16)
+    if name == "mistral":
+        check_packing(model)
+    else:
+        with pytest.raises(ValueError, match="lets a sample see"):
+            check_packing(model)
+
+
+def test_flash_attention_gets_one_row_and_other_attention_needs_a_length(monkeypatch):
+    model = model_of(family("mistral"))
+    assert packing_collator(model, 2, ROOM).max_length == ROOM
+    with pytest.raises(ValueError, match="packing needs max_length.*flash_attention_2"):
+        packing_collator(model, 2, None)
+    chosen = []
+    for each in (model, leaking := model_of(family("opt"))):
+        monkeypatch.setattr(each, "set_attn_implementation", chosen.append)  # it needs a GPU's package
+    packed = packing_collator(model, 2, ROOM, "flash_attention_2")
+    assert chosen == [{"text_config": "eager"}, {"text_config": "flash_attention_2"}]
+    assert packed.max_length is None and len(packed(SAMPLES)["input_ids"]) == 1
+    with pytest.raises(ValueError, match="lets a sample see"):
+        packing_collator(leaking, 2, ROOM, "flash_attention_2")
+
+
+def test_sharded_weights_are_not_checked(monkeypatch):
+    model = model_of(family("opt"))
+    with pytest.raises(ValueError, match="lets a sample see"):
+        packing_collator(model, 2, ROOM)
+    model.lm_head.weight.data = torch.empty(0)  # as under ZeRO-3
+    warned = []
+    monkeypatch.setattr(collators.logger, "warning", warned.append)
+    assert packing_collator(model, 2, ROOM).max_length == ROOM and "it is not checked" in warned[0]
+
+
+def figures(folder: Path, base: Path, **changes) -> list[tuple]:
+    sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_length": 120, "save_steps": 3}
+    training_runs.run(folder, base, max_steps=3, **sizes | changes)
+    return training_runs.figures(folder / "out", "loss", "grad_norm")
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's
+@pytest.mark.parametrize("stage", ["pretrain", "lora"])
+def test_packed_run_has_the_losses_of_the_padded_one(tmp_path, stage):
+    base = conversations.write_model(tmp_path, text=tiny.text_config(initializer_range=0.2))
+    same = {"stage": stage, "lora_dropout": 0}
+    padded, packed = (figures(tmp_path / f"{on}", base, packing=on, **same) for on in (False, True))
+    assert len(packed) == 3
+    assert all(one == pytest.approx(other, rel=1e-4) for one, other in zip(packed, padded))
+
+
+def test_control_a_packed_run_over_other_samples_has_other_losses(tmp_path):
+    base = conversations.write_model(tmp_path, text=tiny.text_config(initializer_range=0.2))
+    one, other = (figures(tmp_path / f"{seed}", base, packing=True, seed=seed)[0][0] for seed in (0, 1))
+    assert one != pytest.approx(other, rel=1e-4)

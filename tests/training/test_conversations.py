@@ -5,7 +5,7 @@ from io import BytesIO
 import conversations
 import pytest
 import tiny
-from conversations import sample, turn
+from conversations import opened, sample, turn
 from PIL import Image
 
 from omnifusion_hf.training.conversations import BadSamples, BrokenSampleError, map_good, to_messages
@@ -149,16 +149,17 @@ def test_file_that_is_not_a_list_of_samples_is_refused(tmp_path, text):
         conversations.load(path)
 
 
-def test_images_open_when_asked_for_and_errors_name_the_sample(tmp_path):
+def test_images_open_late_and_errors_name_the_sample(tmp_path):
     path = conversations.write(tmp_path, [sample(0), sample(1)])
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:200])
     dataset = conversations.load(path)
-    image = dataset[0]["messages"][0]["content"][0]["image"]
+    assert [each["messages"][0]["content"][0]["image"] for each in dataset] == [tmp_path / "0.png", tmp_path / "1.png"]
+    image = opened(dataset[0])["messages"][0]["content"][0]["image"]
     assert isinstance(image, Image.Image) and image.tobytes() == tiny.image(0).tobytes()
     with pytest.raises(ValueError, match=r"sample 1 \(id s1\): cannot read .*1\.png"):
-        dataset[1]
+        opened(dataset[1])
     with pytest.raises(ValueError, match=r"sample 0 \(id s0\): .*max_image_pixels"):
-        conversations.load(path, max_image_pixels=100)[0]
+        opened(dataset[0], max_image_pixels=100)
 
 
 def test_broken_image_of_any_kind_is_named(tmp_path):
@@ -167,10 +168,10 @@ def test_broken_image_of_any_kind_is_named(tmp_path):
     file = BytesIO()
     tiny.image(0, (64, 64)).save(file, "icns")
     (tmp_path / "0.icns").write_bytes(file.getvalue())
-    assert conversations.load(path)[0]
+    assert opened(conversations.load(path)[0])
     (tmp_path / "0.icns").write_bytes(file.getvalue().replace(b"IHDR\0", b"IHDR\1"))  # its checksum is wrong then
     with pytest.raises(BrokenSampleError, match=r"sample 0 \(id s0\): cannot read .*0\.icns: broken PNG"):
-        conversations.load(path)[0]
+        opened(conversations.load(path)[0])
 
 
 def test_only_broken_samples_without_a_good_one_between_them_are_too_many(monkeypatch):

@@ -19,12 +19,10 @@ from accelerate.commands.launch import launch_command_parser
 from conversations import sample, turn
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments
+from training_runs import log_of, rerun
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from omnifusion_hf.cli import main
-from omnifusion_hf.training.devices import check_sharding
-from omnifusion_hf.training.optimizer import optimizer_for
-from omnifusion_hf.training.stages import STAGES, apply_stage, parts_of_stage
+from omnifusion_hf.training.stages import STAGES, apply_stage
 
 
 # PEFT 0.21 reads an attribute that transformers renamed
@@ -49,7 +47,7 @@ def results(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_case_05_two_ranks_of_which_one_has_no_image_give_the_loss_and_gradients_of_one_process(results, job):
+def test_two_ranks_of_which_one_has_no_image_give_the_loss_and_gradients_of_one_process(results, job):
     alone, together = ranks.reference(job), torch.load(results / f"{job}.pt")
     assert together["loss"] == pytest.approx(alone["loss"], rel=1e-6)
     assert set(together["gradients"]) == set(alone["gradients"])
@@ -61,7 +59,7 @@ def test_case_05_two_ranks_of_which_one_has_no_image_give_the_loss_and_gradients
 
 
 @pytest.mark.parametrize("job", ["ddp,mlp,llm,plain", "fsdp2,transformer,adapter,plain"])
-def test_case_05_control_without_the_blank_view_the_ranks_do_not_come_together(results, tmp_path, job):
+def test_control_without_the_blank_view_the_ranks_do_not_come_together(results, tmp_path, job):
     folder = tmp_path / "out"
     assert 0 not in ranks.run_ranks(folder, job, cured=False)
     assert not list(folder.iterdir())
@@ -98,7 +96,7 @@ def test_adapters_have_the_same_gradients_where_modules_are_handed_aliases_of_th
 
 
 @pytest.mark.parametrize("projector_type", ADAPTERS)
-def test_case_06_blocks_to_wrap_are_there_and_what_trains_has_one_dtype(projector_type):
+def test_blocks_to_wrap_are_there_and_what_trains_has_one_dtype(projector_type):
     encoders = ["clip", "siglip", "dinov2", "internvl"]
     model = tiny.model(tiny.config(encoders, projector_type=projector_type)).to(torch.bfloat16)
     present = {type(module).__name__ for module in model.modules()}
@@ -109,29 +107,6 @@ def test_case_06_blocks_to_wrap_are_there_and_what_trains_has_one_dtype(projecto
     # FSDP2 asks for one dtype of all that trains in a unit; what is frozen may have another
     assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}
     assert {weight.dtype for weight in model.parameters() if not weight.requires_grad} == {torch.bfloat16}
-
-
-def test_lora_on_an_llm_with_tied_embeddings_is_refused_under_fsdp_alone(tmp_path, monkeypatch):
-    args = TrainingArguments(str(tmp_path), use_cpu=True)
-    lora, whole = parts_of_stage("lora"), parts_of_stage("pretrain")
-    check_sharding(lora, True, args)
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    check_sharding(lora, True, args)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    check_sharding(lora, False, args)
-    check_sharding(whole, True, args)
-    with pytest.raises(ValueError, match="tie_word_embeddings.*use omnifusion_hf/recipes/accelerate/zero3.yaml"):
-        check_sharding(lora, True, args)
-
-
-@pytest.mark.parametrize("flag", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_muon_is_refused_where_matrices_are_sharded(tmp_path, monkeypatch, flag):
-    args = TrainingArguments(str(tmp_path), use_cpu=True)
-    assert optimizer_for("muon", args, {})
-    monkeypatch.setenv(flag, "true")
-    assert optimizer_for(None, args, {}) is None
-    with pytest.raises(ValueError, match="`muon` needs whole matrices.*use ddp.yaml"):
-        optimizer_for("muon", args, {})
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero3"])
@@ -148,8 +123,7 @@ def test_the_launcher_knows_every_key_of_the_configurations(name, tmp_path):
 
 
 def losses(folder: Path) -> list[float]:
-    state = json.loads((folder / "out/checkpoint-4/trainer_state.json").read_text())
-    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    return [entry["loss"] for entry in log_of(folder / "out")]
 
 
 def write_recipe(folder: Path, base: Path, **changes) -> Path:
@@ -166,7 +140,7 @@ def write_recipe(folder: Path, base: Path, **changes) -> Path:
 def test_launched_on_two_processes_a_run_has_the_losses_of_one_process(tmp_path, stage):
     base = conversations.write_model(tmp_path / "base")
     alone = write_recipe(tmp_path / "alone", base, stage=stage, per_device_train_batch_size=2)
-    assert main(["train", str(alone)]) == 0
+    rerun(alone)
     together = write_recipe(tmp_path / "together", base, stage=stage, per_device_train_batch_size=1)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", ACCELERATE / "ddp.yaml"]
     command = [*launch, "--num_processes=2", "-m", "omnifusion_hf.cli", "train", together]
@@ -191,7 +165,7 @@ def sharded(request, tmp_path_factory) -> Path:
     recipes = []
     for stage in STAGES:
         alone = write_recipe(folder / f"{stage}_alone", base, stage=stage, per_device_train_batch_size=2, **LORA)
-        assert main(["train", str(alone)]) == 0
+        rerun(alone)
         options = {"stage": stage, "per_device_train_batch_size": 1, **SHARDED[request.param], **LORA}
         recipes.append(write_recipe(folder / stage, base, **options))
     launch = [

@@ -1,4 +1,4 @@
-"""What decides a run's result is the same when it goes on; what does not may differ."""
+"""A resumed run has the settings and the content that decide its result; others may differ."""
 
 import copy
 import re
@@ -7,22 +7,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import conversations
+import data_files
 import pages
 import pytest
 import tiny
 import yaml
 from safetensors.torch import load_file, save_file
+from training_runs import command
 
-from omnifusion_hf.cli import main
-from omnifusion_hf.training.identity import FREE, changes_of_run, identity_of
-from omnifusion_hf.training.train import parse_recipe
+from omnifusion_hf.training.arguments import parse_recipe
+from omnifusion_hf.training.identity import FREE, changes_of_run, content_hash, identity_of
 
 
 pytestmark = pages.OTHERS_DEPRECATIONS
-
-
-def run(path: Path, *options: str) -> int:
-    return main(["train", str(path), *options])
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +29,7 @@ def lora_run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     base = conversations.write_model(folder / "tiny")
     path = conversations.write_recipe(folder, base, stage="lora", lora_rank=2, max_steps=1)
-    assert run(path) == 0
+    assert command(path) == 0
     return path
 
 
@@ -51,7 +48,7 @@ def lora_run(tmp_path_factory) -> Path:
     ],
 )
 def test_what_decides_the_result_is_the_same_when_a_run_goes_on(lora_run, override, message, capsys):
-    assert run(lora_run, override, "--resume") == 2
+    assert command(lora_run, override, "--resume") == 2
     assert message in (said := capsys.readouterr().err)
     assert said.count(" and is ") == 1 + override.startswith("conversation")  # there the samples differ, too
 
@@ -62,7 +59,7 @@ def test_what_does_not_decide_it_may_differ_and_a_moved_base_and_data_are_the_sa
     base = shutil.copytree(fields["model_name_or_path"], tmp_path / "other name")
     data = shutil.copytree(Path(fields["data_path"]).parent, tmp_path / "other data")
     moved = [f"model_name_or_path={base}", f"data_path={data}/samples.json"]
-    assert run(lora_run, *free, *moved, "--resume") == 0, capsys.readouterr().err
+    assert command(lora_run, *free, *moved, "--resume") == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", ["an answer", "an image", "the base model", "its tokenizer"])
@@ -83,8 +80,8 @@ def test_other_content_under_the_same_name_is_another_run(lora_run, what, tmp_pa
         (base / "tokenizer.json").write_text((base / "tokenizer.json").read_text() + "\n")
     name = "source.0.content" if what in ("an answer", "an image") else "base_model"
     moved = [f"model_name_or_path={base}", f"data_path={data}/samples.json"]
-    assert run(lora_run, *moved, "--resume") == 2
-    assert re.search(rf"settings: {name} was \w{{16}} and is \w{{16}}\. Go on", capsys.readouterr().err)
+    assert command(lora_run, *moved, "--resume") == 2
+    assert re.search(rf"settings: {name} was \w{{16}} and is \w{{16}}\. Continue", capsys.readouterr().err)
 
 
 def test_every_field_is_compared_but_the_documented_ones(lora_run):
@@ -109,3 +106,29 @@ def test_versions_of_transformers_are_named_where_something_else_differs():
     assert changes_of_run(before, {"transformers": "5.24", "learning_rate": 1.0, "warmup_steps": 3}) == []
     changes = ["transformers was 5.13 and is 5.24", "learning_rate was 1.0 and is 2.0"]
     assert sorted(changes_of_run(before, {"transformers": "5.24", "learning_rate": 2.0})) == sorted(changes)
+
+
+def test_large_files_are_known_by_their_size_their_end_and_a_part_of_them(tmp_path):
+    path, hashes = tmp_path / "x.safetensors", set()
+    with path.open("wb") as file:
+        file.truncate(2**27)
+    for place in (None, 0, 2**26 + 5, 2**27 - 1):
+        with path.open("rb+") as file:
+            file.seek(place or 0)
+            file.write(b"" if place is None else b"x")
+        hashes.add(content_hash([path]))
+    assert len(hashes) == 4
+
+
+def test_streams_are_known_by_their_first_rows_and_mixtures_by_what_they_draw(tmp_path):
+    samples = data_files.mixed(12)
+    data_files.hf_dataset(samples).to_parquet(tmp_path / "rows.parquet")
+    known = [conversations.load(tmp_path / "rows.parquet", streaming=True).identity() for _ in range(2)]
+    samples[0]["conversations"][1]["value"] = "Grey."
+    data_files.hf_dataset(samples).to_parquet(tmp_path / "rows.parquet")
+    other = conversations.load(tmp_path / "rows.parquet", streaming=True).identity()
+    assert known[0] == known[1] != other
+    path = tmp_path / "mixture.yaml"
+    for drawn in (3, 4):
+        path.write_text(yaml.safe_dump({"sources": [{"path": str(tmp_path / "rows.parquet"), "samples": drawn}]}))
+        assert [source["drawn"] for source in conversations.load(path).identity()] == [drawn]

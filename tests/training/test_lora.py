@@ -9,10 +9,12 @@ import llms
 import pytest
 import tiny
 import torch
+import training_runs
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny import user
 from torch import nn
+from training_runs import changed, rerun, resume
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.pytorch_utils import Conv1D
 
@@ -20,7 +22,6 @@ from omnifusion_hf import OmniFusionForConditionalGeneration
 from omnifusion_hf.cli import main
 from omnifusion_hf.training.lora import merge
 from omnifusion_hf.training.stages import apply_stage, part_of
-from omnifusion_hf.training.train import parse_recipe, train
 
 
 # PEFT 0.21 reads an attribute that transformers renamed
@@ -31,8 +32,7 @@ TIED = {"text": tiny.text_config(tie_word_embeddings=True)}
 
 def run(folder: Path, base: Path, **changes) -> Path:
     """Trains with LoRA in `folder`; returns the folder of the result."""
-    folder.mkdir(exist_ok=True)
-    train(*parse_recipe(conversations.write_recipe(folder, base, stage="lora", lora_rank=4, lora_alpha=8, **changes)))
+    training_runs.run(folder, base, stage="lora", lora_rank=4, lora_alpha=8, **changes)
     return folder / "out"
 
 
@@ -61,7 +61,7 @@ TARGETS += [("pretrain", "lora", "vision_tower", "mistral")]
 
 @pytest.mark.parametrize(("stage", "vision", "part", "family"), TARGETS)
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")
-def test_case_09_lora_is_on_the_linear_layers_of_its_part_alone(tmp_path, parts, family, stage, vision, part):
+def test_lora_is_on_the_linear_layers_of_its_part_alone(tmp_path, parts, family, stage, vision, part):
     model = OmniFusionForConditionalGeneration.from_vision_text_pretrained(
         [parts / "siglip", parts / "swin"], llms.save(tmp_path, family), projector_type="concatenation"
     )
@@ -74,11 +74,10 @@ def test_case_09_lora_is_on_the_linear_layers_of_its_part_alone(tmp_path, parts,
     assert linear == {name.rpartition(".lora_A")[0] for name, _ in model.named_modules() if name.endswith(".lora_A")}
 
 
-def test_case_08_every_checkpoint_loads_alone_and_gives_the_logits_of_that_step(trained, tmp_path):
+def test_every_checkpoint_loads_alone_and_gives_the_logits_of_that_step(trained, tmp_path):
     base, out = trained
     short = tmp_path / "short"
-    recipe = parse_recipe(out.parent / "recipe.yaml", ["max_steps=2", f"output_dir={short}"])
-    train(*recipe)
+    rerun(out.parent / "recipe.yaml", "max_steps=2", f"output_dir={short}")
     of_two_steps = logits(load(short), short)
     assert torch.equal(logits(load(out / "checkpoint-2"), out / "checkpoint-2"), of_two_steps)
     with_peft = PeftModel.from_pretrained(load(base), out / "checkpoint-2")
@@ -87,7 +86,7 @@ def test_case_08_every_checkpoint_loads_alone_and_gives_the_logits_of_that_step(
         assert not torch.allclose(logits(load(control), base), of_two_steps)
 
 
-def test_case_08_checkpoint_holds_adapter_and_special_rows(trained):
+def test_checkpoint_holds_adapter_and_special_rows(trained):
     base, out = trained
     saved = load_file(out / "checkpoint-2/adapter_model.safetensors")
     projector = {name for name in load_file(base / "model.safetensors") if part_of(name) == "multi_modal_projector"}
@@ -117,10 +116,8 @@ def test_resumed_run_ends_with_the_weights_of_an_undisturbed_one(trained, tmp_pa
     whole = load_file(out / "adapter_model.safetensors")
     shutil.rmtree(out / "checkpoint-4")
     (out / "adapter_model.safetensors").unlink()
-    overrides = [f"output_dir={out}", "resume_from_checkpoint=true"]
-    train(*parse_recipe(trained[1].parent / "recipe.yaml", overrides))
-    resumed = load_file(out / "adapter_model.safetensors")
-    assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
+    resume(trained[1].parent / "recipe.yaml", f"output_dir={out}")
+    assert not changed(whole, load_file(out / "adapter_model.safetensors"))
     halfway = load_file(out / "checkpoint-2/adapter_model.safetensors")
     assert not any(torch.equal(whole[name], halfway[name]) for name in whole if "lora_B" in name)
 
@@ -146,8 +143,8 @@ def test_merged_folder_is_plain_and_has_equal_logits(trained, tmp_path):
 
 def test_folder_of_a_lora_run_is_no_start_for_another(trained, tmp_path):
     recipe = trained[1].parent / "recipe.yaml"
-    with pytest.raises(ValueError, match="out holds LoRA weights only; start from what `omnifusion merge"):
-        train(*parse_recipe(recipe, [f"model_name_or_path={trained[1]}", f"output_dir={tmp_path / 'next'}"]))
+    with pytest.raises(ValueError, match="out holds LoRA weights only; start from the output of `omnifusion merge"):
+        rerun(recipe, f"model_name_or_path={trained[1]}", f"output_dir={tmp_path / 'next'}")
 
 
 def test_base_that_moved_is_named_and_may_be_given(tmp_path):
@@ -161,7 +158,7 @@ def test_base_that_moved_is_named_and_may_be_given(tmp_path):
 
 
 def test_merging_refuses_what_it_cannot_do(tmp_path):
-    with pytest.raises(ValueError, match="no folder of a LoRA run"):
+    with pytest.raises(ValueError, match="is not a folder of a LoRA run"):
         merge(tmp_path, tmp_path / "merged")
     (tmp_path / "adapter_config.json").touch()
     with pytest.raises(ValueError, match="exists and is not replaced"):

@@ -1,19 +1,30 @@
-"""Mixtures: how many samples each source gives, in an order of the seed alone; the paper's own tables."""
+"""Mixtures and streams: how many samples each source gives, in an order of the seed alone; the paper's own tables."""
 
+import shutil
 import tarfile
 from collections import Counter
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 
 import conversations
 import data_files
+import datasets
 import pytest
+import tiny
 import yaml
+from accelerate.data_loader import IterableDatasetShard
 from conversations import sample, turn
+from torch.utils.data import DataLoader, IterableDataset
+from training_runs import changed, rerun, weights
 
-from omnifusion_hf.training.mixture import Mixture, Source, counts_of, read_mixture
+from omnifusion_hf.training.conversations import BadSamples, BrokenSampleError, SampleReader
+from omnifusion_hf.training.mixture import Mixture, SampleStream, Source, counts_of, load_data, read_mixture
+from omnifusion_hf.training.preprocessing import ConversationEncoder, encode
 
 
+datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # 5 seconds after each pass, also when that is garbage-collected
+PROCESSOR = tiny.processor(tiny.config())
 RECIPES = Path(__file__).parents[2] / "omnifusion_hf/recipes/data"
 
 
@@ -35,8 +46,8 @@ def mix(folder: Path, seed: int = 0, **sizes_and_shares) -> Mixture:
     return conversations.load(path, seed=seed)
 
 
-def ids(dataset) -> list[str]:
-    return [item["name"].split("id ")[1].rstrip(")") for item in dataset]
+def ids(dataset, count: int | None = None) -> list[str]:
+    return [item["name"].split("id ")[1].rstrip(")") for item in islice(dataset, count)]
 
 
 def drawn(dataset) -> Counter:
@@ -50,6 +61,11 @@ def test_counts_are_drawn_without_replacement(tmp_path):
     assert {name for name in names if name[0] == "a"} != {f"a{index}" for index in range(7)}
 
 
+def test_each_source_has_a_permutation_of_its_own(tmp_path):
+    names = ids(mix(tmp_path, a=(30, {"samples": 8}), b=(30, {"samples": 8})))
+    assert {name[1:] for name in names if name[0] == "a"} != {name[1:] for name in names if name[0] == "b"}
+
+
 def test_source_that_is_used_up_starts_over(tmp_path):
     times = Counter(ids(mix(tmp_path, a=(4, {"samples": 10}))))
     assert sorted(times.values()) == [2, 2, 3, 3]
@@ -60,7 +76,7 @@ def test_weights_share_out_as_many_samples_as_there_are(tmp_path):
 
 
 def test_weight_of_less_than_a_sample_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"b/samples.json: weight 0.01 of 3.01 is no sample out of 40"):
+    with pytest.raises(ValueError, match=r"b/samples.json: weight 0.01 of 3.01 is less than one sample of 40"):
         mix(tmp_path, a=(30, {"weight": 3}), b=(10, {"weight": 0.01}))
     assert drawn(mix(tmp_path, a=(30, {"weight": 3}), b=(10, {"weight": 0.1}))) == {"a": 39, "b": 1}
 
@@ -108,7 +124,7 @@ def test_dialogue_of_several_answers_is_no_caption(tmp_path):
     turns = sample(0)["conversations"]
     path = conversations.write(tmp_path, [sample(0, conversations=turns * 2, image=["0.png", "0.png"])])
     assert len(conversations.load(path)) == 1
-    with pytest.raises(ValueError, match="sample 0 .*instructions are for captions"):
+    with pytest.raises(ValueError, match="sample 0 .*instructions need a caption"):
         conversations.load(path, instructions=INSTRUCTIONS)
 
 
@@ -129,20 +145,23 @@ def test_broken_sample_of_a_source_is_named_or_left_out(tmp_path):
         ("[1]", "must hold one list"),
         ("sources: [{path: a.json}, {samples: 3}]", "source 1: needs `path`"),
         ("sources: [{path: a.json, sample: 3}]", "source 0: .*'sample': 3"),
-        ("sources: [{path: a.json, samples: 0}]", "source a.json: samples must be a whole number"),
-        ("sources: [{path: a.json, samples: 1k}]", "source a.json: samples"),
-        ("sources: [{path: a.json, weight: -1}]", "source a.json: weight"),
-        ("sources: [{path: a.json, instructions: Describe.}]", "source a.json: instructions must be a list"),
-        ("sources: [{path: a.json, instructions: [1]}]", "source a.json: instructions must be a list of texts"),
-        ("sources: [{path: a.json, instructions: null}]", "source a.json: instructions must be a list of texts"),
-        ("sources: [{path: a.json, columns: [caption]}]", "source a.json: columns must be lines `our name: theirs`"),
-        ("sources: [{path: a.json, columns: {images: 1}}]", "source a.json: columns must be lines"),
-        ("sources: [{path: a.json, streaming: no}]", "source a.json: streaming must be true or false"),
-        ("sources: [{path: a.json, image_folder: 3}]", "source a.json: path, image_folder, subset and split must be"),
-        ("sources: [{path: 3}]", "source 3: path, image_folder"),
-        ("sources: [{path: a.json, weight: .inf}]", "source a.json: weight must be a number above 0"),
+        ("sources: [{path: a.json, samples: 0}]", "source 0: .*'samples': .*above 0 and at most 1,000,.* got 0"),
+        ("sources: [{path: a.json}, {path: b.json, samples: 1k}]", "source 1: .*'samples': .*'1k'.*<class 'int'>"),
+        ("sources: [{path: a.json, samples: 1.5}]", "'samples'"),
+        ("sources: [{path: a.json, samples: true}]", "'samples'"),
+        ("sources: [{path: a.json, weight: -1}]", "'weight': .*above 0"),
+        ("sources: [{path: a.json, weight: .inf}]", "'weight': .*above 0"),
+        ("sources: [{path: a.json, weight: .nan}]", "'weight': .*above 0"),
+        ("sources: [{path: a.json, instructions: Describe.}]", "'instructions' expected a list, got str"),
+        ("sources: [{path: a.json, instructions: [1]}]", "list 'instructions'"),
+        ("sources: [{path: a.json, instructions: null}]", "'instructions' expected a list, got NoneType"),
+        ("sources: [{path: a.json, columns: [caption]}]", "'columns' expected a dict, got list"),
+        ("sources: [{path: a.json, columns: {images: 1}}]", "dict 'columns'"),
+        ("sources: [{path: a.json, streaming: no}]", "'streaming' expected bool, got str"),
+        ("sources: [{path: a.json, image_folder: 3}]", "'image_folder' with value 3"),
+        ("sources: [{path: 3}]", "'path' expected str, got int"),
         ("sources: [{path: a.json, path: b.json}]", "`path` stands twice"),
-        ("sources: [{path: a.json, conversation_format: x}]", "source a.json: conversation_format"),
+        ("sources: [{path: a.json, conversation_format: x}]", "'conversation_format' expected one of .*llava"),
         ("sources: [{path: a.json, weight: 1}, {path: b.json}]", "or a `weight` to every one"),
         ("sources: [{path: a.json, weight: 1}, {path: b.json, samples: 1}]", "or a `weight` to every one"),
         ("sources: [{path: a.parquet, streaming: true}, {path: b.json}]", "stream all sources or none"),
@@ -168,7 +187,7 @@ def test_stage_1_is_the_papers_captions_with_its_three_instructions():
 
 
 def test_stage_2_is_the_papers_table():
-    sources, total = paper_table("sft")
+    sources, total = paper_table("finetune")
     rows = {"sharegpt4v": 100, "vqa_coco": 20, "vqa_sam": 9, "webdata": 1.5, "textvqa ocrvqa": 120, "llava": 665}
     rows |= {"docvqa": 20, "alpaca text_": 10}
     for row, thousands in rows.items():
@@ -183,7 +202,7 @@ def test_more_samples_than_memory_holds_are_refused_before_it_is_taken(tmp_path,
     path.write_text(f"sources: [{{path: {tmp_path}/samples.json, {field}}}]")
     with (
         data_files.in_little_time_and_memory(most_bytes=2**22),
-        pytest.raises(ValueError, match=r"huge\.yaml: .* at most 1,000,"),
+        pytest.raises(ValueError, match=r"huge\.yaml, source 0: .* at most 1,000,"),
     ):
         conversations.load(path)
 
@@ -202,3 +221,132 @@ def test_yaml_that_python_cannot_read_is_named(tmp_path, content):
     path.write_text("sources: []", encoding="utf-16")
     with pytest.raises(ValueError, match=r"odd\.yaml is not UTF-8"):
         conversations.load(path)
+
+
+def write_parquet(folder: Path, samples: list[dict], files: int = 2) -> Path:
+    """Several parquet files, which are what a stream is shared out by; returns their pattern."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dataset = data_files.hf_dataset(samples)
+    for index in range(files):
+        dataset.shard(files, index).to_parquet(folder / f"{index}.parquet")
+    return folder / "*.parquet"
+
+
+def mixture_of(folder: Path, **weights: float) -> Path:
+    """A mixture file over streams whose samples' ids begin with their source's letter."""
+    entries = []
+    for name, weight in weights.items():
+        samples = [each | {"id": f"{name}{index}"} for index, each in enumerate(data_files.mixed())]
+        path = write_parquet(folder / name, samples)
+        entries.append({"path": str(path), "streaming": True, "weight": weight})
+    (folder / "mixture.yaml").write_text(yaml.safe_dump({"sources": entries}))
+    return folder / "mixture.yaml"
+
+
+def test_stream_gives_the_samples_of_the_table_over_and_over(tmp_path):
+    path = write_parquet(tmp_path, data_files.mixed())
+    stream = conversations.load(path, streaming=True)
+    assert isinstance(stream, IterableDataset)
+    assert sorted(ids(stream, 6)) == [f"s{index}" for index in range(6)]
+    passes = ids(stream, 18)
+    assert Counter(Counter(passes).values()) == {3: 6} and passes[:6] != passes[6:12] != passes[12:]
+    encoder = ConversationEncoder(PROCESSOR)
+    encoded = {item["name"][-3:-1]: item for item in islice(encode(stream, encoder, BadSamples()), 6)}
+    for item in conversations.load(path):
+        assert encoded[item["name"][-3:-1]]["input_ids"] == encoder(item)["input_ids"]
+
+
+def test_order_and_mix_are_functions_of_the_seed(tmp_path):
+    path = mixture_of(tmp_path, a=3, b=1)
+    first = ids(conversations.load(path, seed=1), 60)
+    assert ids(conversations.load(path, seed=1), 60) == first
+    assert ids(conversations.load(path, seed=2), 60) != first
+    assert 0.6 < sum(name[0] == "a" for name in first) / 60 < 0.95
+
+
+def test_workers_share_the_files_out_and_none_may_go_without(tmp_path):
+    stream = conversations.load(write_parquet(tmp_path, data_files.mixed()), streaming=True)
+    loader = DataLoader(stream, batch_size=1, num_workers=2, collate_fn=lambda items: items[0]["name"][-3:-1])
+    assert sorted(islice(loader, 6)) == [f"s{index}" for index in range(6)]
+    stream = conversations.load(write_parquet(tmp_path / "one", data_files.mixed(), files=1), streaming=True)
+    with pytest.raises(ValueError, match="has 1 files for 2 workers; set dataloader_num_workers=1 or less"):
+        next(iter(DataLoader(stream, num_workers=2)))
+
+
+def test_devices_share_the_samples_out(tmp_path):
+    stream = conversations.load(write_parquet(tmp_path, data_files.mixed()), streaming=True)
+    shards = [IterableDatasetShard(stream, batch_size=2, num_processes=2, process_index=rank) for rank in (0, 1)]
+    first, second = (ids(shard, 4) for shard in shards)
+    assert [*first[:2], *second[:2], *first[2:], *second[2:]] == ids(stream, 8)
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    """A stream of which sample 3's image is cut off and sample 1 is too long."""
+    whole = data_files.png(0)
+    monkeypatch.setattr(data_files, "png", lambda seed: whole[:200] if seed == 3 else whole)
+    samples = [sample(index) for index in range(5)]
+    samples[1]["conversations"][1]["value"] = "Because. " * 200
+    return write_parquet(tmp_path, samples)
+
+
+def read(path: Path, policy: str) -> tuple[list[str], BadSamples]:
+    encoder, bad_samples = ConversationEncoder(PROCESSOR, max_length=120), BadSamples(policy)
+    return ids(encode(conversations.load(path, policy=policy, streaming=True), encoder, bad_samples), 6), bad_samples
+
+
+def test_broken_samples_are_errors_or_left_out(broken, caplog):
+    names, bad_samples = read(broken, "skip")
+    assert Counter(names) == {"s0": 2, "s2": 2, "s4": 2}
+    assert 2 <= bad_samples.count <= 4  # two passes, the last one up to the sixth good sample
+    assert r"(id s3): cannot read an image" in caplog.text and "(id s1) has" in caplog.text
+    with pytest.raises(BrokenSampleError, match=r"parquet, row \d .*\(id s[13]\)"):
+        read(broken, "error")
+
+
+def test_stream_that_breaks_off_is_named(tmp_path):
+    def rows():
+        yield from data_files.hf_dataset(data_files.mixed(12))
+        raise TypeError("not a table")
+
+    stream = datasets.IterableDataset.from_generator(rows)
+    samples = SampleStream(stream, "owner/set", SampleReader(), 0, BadSamples("skip"))
+    with pytest.raises(ValueError, match="cannot read on in owner/set: TypeError not a table"):
+        list(islice(samples, 13))
+
+
+def test_stream_of_which_nothing_can_be_used_ends(broken, monkeypatch):
+    monkeypatch.setattr(BadSamples, "most_in_a_row", 20)
+    encoder, bad_samples = ConversationEncoder(PROCESSOR, max_length=3), BadSamples("skip")
+    stream = load_data(Source(str(broken), streaming=True), 0, bad_samples)  # both report to one object
+    with pytest.raises(ValueError, match="20 broken samples in a row"):
+        next(iter(encode(stream, encoder, bad_samples)))
+
+
+def test_shards_of_one_kind_of_sample_stream(tmp_path):
+    path = data_files.write_shards(tmp_path, [sample(index) for index in range(6)])
+    assert sorted(ids(conversations.load(path, streaming=True), 6)) == [f"s{index}" for index in range(6)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return conversations.write_model(tmp_path_factory.mktemp("base"))
+
+
+def final_weights(recipe: Path, *overrides: str) -> dict:
+    rerun(recipe, *overrides)
+    return weights(recipe.parent / "out")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("streaming", [True, False])
+def test_resumed_run_over_a_mixture_ends_with_the_weights_of_an_undisturbed_one(tmp_path, base, streaming, workers):
+    path = mixture_of(tmp_path, a=3, b=1)
+    path.write_text(path.read_text().replace("streaming: true", f"streaming: {str(streaming).lower()}"))
+    recipe = conversations.write_recipe(tmp_path, base, data_path=str(path), dataloader_num_workers=workers)
+    whole = final_weights(recipe)
+    shutil.rmtree(tmp_path / "out/checkpoint-4")
+    (tmp_path / "out/model.safetensors").unlink()
+    assert not changed(final_weights(recipe, "resume_from_checkpoint=true"), whole)
+    shutil.rmtree(tmp_path / "out/checkpoint-4")
+    assert changed(final_weights(recipe, "resume_from_checkpoint=true", "ignore_data_skip=true"), whole)

@@ -1,27 +1,35 @@
-"""Learning rates of single parts: which parameters have which; Trainer's own optimiser and schedule drive them."""
+"""Learning rates of single parts, and Muon: who has which, one schedule, a state that resumes exactly."""
 
+import copy
 from pathlib import Path
 
 import conversations
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file
-from transformers import Trainer, TrainingArguments
+from training_runs import changed, rerun, run, weights
+from transformers import Trainer
 
-from omnifusion_hf.training.muon import MuonWithAdamW
-from omnifusion_hf.training.optimizer import optimizer_for
+from omnifusion_hf.training.arguments import ModelDataArguments, OmniFusionTrainingArguments
+from omnifusion_hf.training.optimizer import MuonWithAdamW, check_optimizer, is_inner_matrix
 from omnifusion_hf.training.stages import apply_stage, part_of
-from omnifusion_hf.training.train import parse_recipe, train
+from omnifusion_hf.training.trainer import OmniFusionTrainer
 
 
 # PEFT 0.21 reads an attribute that transformers renamed
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
-def trainer(model, optimizer=None, rates=None, **arguments) -> Trainer:
-    args = TrainingArguments(use_cpu=True, learning_rate=1e-4, weight_decay=0.1, report_to="none", **arguments)
-    made = Trainer(model=model, args=args, optimizer_cls_and_kwargs=optimizer_for(optimizer, args, rates or {}))
+def arguments(folder: Path, **changes) -> OmniFusionTrainingArguments:
+    fields = {"use_cpu": True, "learning_rate": 1e-4, "weight_decay": 0.1, "report_to": "none"}
+    return OmniFusionTrainingArguments(str(folder), **fields | changes)
+
+
+def trainer(model, folder: Path, optimizer=None, projector=None, vision=None, **changes) -> OmniFusionTrainer:
+    recipe = ModelDataArguments("", "finetune", "", optimizer=optimizer)
+    recipe.projector_learning_rate, recipe.vision_learning_rate = projector, vision
+    processor = tiny.processor(tiny.config())
+    made = OmniFusionTrainer(model, arguments(folder, **changes), recipe, [{}], processor)
     made.create_optimizer()
     return made
 
@@ -37,26 +45,22 @@ def settings(made: Trainer, model) -> dict[str, tuple[float, float]]:
 
 
 @pytest.mark.parametrize(("stage", "vision"), [("finetune", "full"), ("lora", "lora"), ("lora", "full")])
-def test_case_09_each_part_has_its_learning_rate_and_trainers_weight_decay(stage, vision, tmp_path):
+def test_each_part_has_its_learning_rate_and_trainers_weight_decay(stage, vision, tmp_path):
     model = apply_stage(tiny.model(), stage, vision)
-    stock = settings(trainer(model, output_dir=tmp_path), model)
-    rates = {"multi_modal_projector": 1e-3, "vision_tower": 1e-6}
-    ours = settings(trainer(model, rates=rates, output_dir=tmp_path), model)
+    stock = Trainer(model, arguments(tmp_path))
+    stock.create_optimizer()
+    ours = settings(trainer(model, tmp_path, projector=1e-3, vision=1e-6), model)
     assert set(ours) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert ours == {name: (rates.get(part_of(name), 1e-4), decay) for name, (_, decay) in stock.items()}
+    rates, theirs = {"multi_modal_projector": 1e-3, "vision_tower": 1e-6}, settings(stock, model)
+    assert ours == {name: (rates.get(part_of(name), 1e-4), decay) for name, (_, decay) in theirs.items()}
     assert {rate for rate, _ in ours.values()} == {1e-3, 1e-4, 1e-6}
     assert {decay for _, decay in ours.values()} == {0.0, 0.1}
+    assert settings(trainer(model, tmp_path), model) == settings(stock, model)  # control: no rates, Trainer's choice
 
 
-def test_without_rates_trainer_chooses_by_itself(tmp_path):
-    assert optimizer_for(None, None, {"vision_tower": None}) is None
-
-
-def test_the_arguments_optimiser_and_schedule_are_used(tmp_path):
+def test_the_arguments_optimizer_and_schedule_are_used(tmp_path):
     model = apply_stage(tiny.model(), "finetune")
-    made = trainer(
-        model, rates={"multi_modal_projector": 1e-3}, output_dir=tmp_path, optim="adafactor", warmup_steps=10
-    )
+    made = trainer(model, tmp_path, projector=1e-3, optim="adafactor", warmup_steps=10)
     assert type(made.optimizer).__name__ == "Adafactor"
     made.create_scheduler(100)
     scheduler = made.lr_scheduler
@@ -68,50 +72,136 @@ def test_the_arguments_optimiser_and_schedule_are_used(tmp_path):
 
 
 def test_a_rate_for_a_frozen_part_is_refused(tmp_path):
-    model = apply_stage(tiny.model(), "finetune")
-    with pytest.raises(ValueError, match="given for vision_tower, which this stage does not train"):
-        trainer(model, rates={"vision_tower": 1e-6}, output_dir=tmp_path)
+    with pytest.raises(ValueError, match="vision_tower has a learning rate, but this stage does not train it"):
+        trainer(apply_stage(tiny.model(), "finetune"), tmp_path, vision=1e-6)
 
 
-def test_optimisers_that_group_by_themselves_take_no_rates(tmp_path):
+def test_optimizers_that_make_their_own_groups_take_no_rates(tmp_path):
     model = apply_stage(tiny.model(), "finetune")
-    assert type(trainer(model, "muon", output_dir=tmp_path).optimizer) is MuonWithAdamW
+    assert type(trainer(model, tmp_path, "muon").optimizer) is MuonWithAdamW
     with pytest.raises(ValueError, match="muon.*leave out those of multi_modal_projector"):
-        trainer(model, "muon", {"multi_modal_projector": 1e-3}, output_dir=tmp_path)
+        trainer(model, tmp_path, "muon", projector=1e-3)
 
 
-def test_a_rate_below_zero_is_refused():
-    assert optimizer_for(None, None, {"vision_tower": 0.0})
+def test_a_rate_below_zero_is_refused(tmp_path):
+    check_optimizer(None, arguments(tmp_path), {"vision_tower": 0.0})
     with pytest.raises(ValueError, match="0 or more, got -0.1 of vision_tower"):
-        optimizer_for(None, None, {"vision_tower": -0.1, "multi_modal_projector": 1e-3})
+        check_optimizer(None, arguments(tmp_path), {"vision_tower": -0.1, "multi_modal_projector": 1e-3})
 
 
-def test_muon_of_a_newer_torch_is_said(monkeypatch, tmp_path):
-    args = TrainingArguments(tmp_path, use_cpu=True)
-    assert optimizer_for("muon", args, {})
+def test_muon_needs_a_newer_torch(monkeypatch, tmp_path):
+    check_optimizer("muon", arguments(tmp_path), {})
     monkeypatch.delattr(torch.optim, "Muon")
+    check_optimizer(None, arguments(tmp_path), {})
     with pytest.raises(ValueError, match="`muon` needs torch 2.9, this is 2"):
-        optimizer_for("muon", args, {})
+        check_optimizer("muon", arguments(tmp_path), {})
 
 
-def moved(before: Path, after: Path) -> set[str]:
-    old, new = (load_file(folder / "model.safetensors") for folder in (before, after))
-    return {part_of(name) for name in old if not torch.equal(old[name], new[name])}
+@pytest.mark.parametrize("flag", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_muon_is_refused_where_matrices_are_sharded(tmp_path, monkeypatch, flag):
+    args = arguments(tmp_path)
+    check_optimizer("muon", args, {})
+    monkeypatch.setenv(flag, "true")
+    check_optimizer(None, args, {})
+    with pytest.raises(ValueError, match="`muon` needs whole matrices.*use ddp.yaml"):
+        check_optimizer("muon", args, {})
+
+
+def parts_changed(before: Path, after: Path) -> set[str]:
+    return {part_of(name) for name in changed(weights(before), weights(after))}
 
 
 def test_recipes_rates_reach_the_run(tmp_path):
-    """A part whose rate is 0 stays where it was."""
+    """A part whose rate is 0 does not change."""
     base = conversations.write_model(tmp_path)
     options = {"stage": "finetune", "vision_tuning": "full", "learning_rate": 0.0, "vision_learning_rate": 0.01}
-    train(*parse_recipe(conversations.write_recipe(tmp_path, base, **options)))
-    assert moved(base, tmp_path / "out") == {"vision_tower"}
-    overrides = ["vision_learning_rate=0.0", "projector_learning_rate=0.01", f"output_dir={tmp_path / 'other'}"]
-    train(*parse_recipe(tmp_path / "recipe.yaml", overrides))
-    assert moved(base, tmp_path / "other") == {"multi_modal_projector"}
+    run(tmp_path, base, **options)
+    assert parts_changed(base, tmp_path / "out") == {"vision_tower"}
+    rates = ["vision_learning_rate=0.0", "projector_learning_rate=0.01"]
+    rerun(tmp_path / "recipe.yaml", *rates, f"output_dir={tmp_path / 'other'}")
+    assert parts_changed(base, tmp_path / "other") == {"multi_modal_projector"}
 
 
-def test_projector_rate_counts_for_special_token_rows_where_they_train_apart(tmp_path):
+def test_projector_rate_counts_for_special_token_rows_that_train_on_their_own(tmp_path):
     base = conversations.write_model(tmp_path)
-    recipe = conversations.write_recipe(tmp_path, base, learning_rate=0.0, projector_learning_rate=0.01)
-    train(*parse_recipe(recipe))
-    assert moved(base, tmp_path / "out") == {"multi_modal_projector", "language_model"}
+    run(tmp_path, base, learning_rate=0.0, projector_learning_rate=0.01)
+    assert parts_changed(base, tmp_path / "out") == {"multi_modal_projector", "language_model"}
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = torch.nn.Module()
+    model.embed_tokens = torch.nn.Embedding(10, 4)
+    model.layers = torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)])
+    return model
+
+
+def loss_of(model, step: int) -> torch.Tensor:
+    hidden = model.embed_tokens(torch.arange(step, step + 4) % 10)
+    for layer in model.layers:
+        hidden = layer(hidden).tanh()
+    return (hidden - 0.5).square().mean()
+
+
+def take(model, optimizer, steps: range):
+    for step in steps:
+        loss_of(model, step).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_matrices_of_layers_go_to_muon_and_everything_else_to_adamw(model):
+    muon, adamw = MuonWithAdamW(model, lr=1e-2).parts
+    assert [p.shape for g in muon.param_groups for p in g["params"]] == [(4, 4)] * 2
+    assert [p.shape for g in adamw.param_groups for p in g["params"]] == [(10, 4), (4,), (4,)]
+    assert not is_inner_matrix("layers.0.relative_position_bias_table", torch.zeros(9, 2))
+
+
+def test_muon_leaves_frozen_parameters_out(model):
+    model.layers[0].requires_grad_(False)
+    muon, adamw = MuonWithAdamW(model, lr=1e-2).parts
+    assert sum(len(g["params"]) for part in (muon, adamw) for g in part.param_groups) == 3
+
+
+def test_muon_trains(model):
+    before = loss_of(model, 0).item()
+    take(model, MuonWithAdamW(model, lr=1e-2), range(60))
+    assert loss_of(model, 0).item() < before / 10
+
+
+def test_muons_updates_have_the_size_of_adamws(model):
+    """`match_rms_adamw`: 0.2 per element, whatever the shape. torch's default scales with the shape."""
+    model.layers = torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.Linear(4, 64)])
+    before = copy.deepcopy(model.layers)
+    model.layers[1](model.layers[0](torch.randn(64, 4)).tanh()).square().mean().backward()
+    MuonWithAdamW(model, lr=1e-2).step()
+    sizes = [(new.weight - old.weight).square().mean().sqrt().item() for old, new in zip(before, model.layers)]
+    assert sizes == pytest.approx(0.2 * 1e-2, rel=0.3)
+
+
+def test_a_schedule_reaches_muon_and_adamw_also_after_loading(model):
+    optimizer = MuonWithAdamW(model, lr=1e-2)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.25)
+    assert [g["lr"] for part in optimizer.parts for g in part.param_groups] == [0.0025, 0.0025]
+
+
+def test_muon_resumes_exactly_from_its_state(model):
+    twin = copy.deepcopy(model)
+    take(model, MuonWithAdamW(model, lr=1e-2), range(6))
+    first = MuonWithAdamW(twin, lr=1e-2)
+    take(twin, first, range(3))
+    second = MuonWithAdamW(twin, lr=1e-2)
+    unsaved = copy.deepcopy(twin)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    take(twin, second, range(3, 6))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters()))
+    take(unsaved, MuonWithAdamW(unsaved, lr=1e-2), range(3, 6))  # control: without the state it ends elsewhere
+    assert not torch.equal(model.embed_tokens.weight, unsaved.embed_tokens.weight)
+
+
+def test_muon_refuses_a_stage_without_matrices_of_layers(model):
+    model.layers.requires_grad_(False)
+    with pytest.raises(ValueError, match="this stage trains none"):
+        MuonWithAdamW(model, lr=1e-2)

@@ -4,15 +4,17 @@ import conversations
 import pytest
 import tiny
 from conversations import NONE, ONE, TWO
+from PIL import Image
 from tiny import assistant, user
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import processing_utils
 from transformers.testing_utils import CaptureLogger
 
 from omnifusion_hf import OmniFusionProcessor
 from omnifusion_hf.model.chat_template_omnifusion import chat_template_for
 from omnifusion_hf.training.conversations import BadSamples, BrokenSampleError
-from omnifusion_hf.training.preprocessing import ConversationEncoder, EncodedDataset
+from omnifusion_hf.training.mixture import Mixture
+from omnifusion_hf.training.preprocessing import ConversationEncoder, EncodedDataset, encode, pixel_size_of
 
 
 PROCESSOR = tiny.processor(tiny.config())
@@ -23,7 +25,7 @@ def learnt(encoded: dict) -> str:
     return PROCESSOR.decode([token for token in encoded["labels"] if token != -100])
 
 
-def test_case_10_labels_are_the_answers_with_their_eos():
+def test_labels_are_the_answers_with_their_eos():
     texts = [[text.strip() for text in learnt(ENCODE(each)).split("</s>")] for each in (NONE, ONE, TWO)]
     assert texts == [["Green.", ""], ["The sky is blue.", "Привет!", ""], ["Yes, it is.", ""]]
     assert learnt(ConversationEncoder(PROCESSOR, append_eos=False)(NONE)).strip() == "Green."
@@ -31,7 +33,7 @@ def test_case_10_labels_are_the_answers_with_their_eos():
     assert {label - token for token, label in zip(encoded["input_ids"], encoded["labels"]) if label != -100} == {0}
 
 
-def test_case_10_images_are_never_learnt():
+def test_images_are_never_learnt():
     encoded = ENCODE(TWO)
     places = [i for i, token in enumerate(encoded["input_ids"]) if token == PROCESSOR.image_token_id]
     assert len(places) == 2 * PROCESSOR.image_seq_length
@@ -44,21 +46,21 @@ def test_only_samples_with_images_have_image_fields():
     assert encoded["pixel_values"].shape == (2, 3, 32, 32) and encoded["image_view_index"].tolist() == [0, 0]
 
 
-def test_case_03_special_tokens_in_text_are_text():
+def test_special_tokens_in_text_are_text():
     typed = ENCODE(conversations.item(user("What is <image><bot>?"), assistant("<image>, <user> and <img_end>")))
     specials = {getattr(PROCESSOR, f"{name}_token_id") for name in ("image", "image_end", "user", "bot")}
     assert sum(token in specials for token in typed["input_ids"]) == 2  # the template's own <user> and <bot>
     assert learnt(typed).strip() == "<image>, <user> and <img_end></s>"
 
 
-def test_case_02_sample_over_max_length_is_refused_by_name_and_never_cut():
+def test_sample_over_max_length_is_refused_by_name_and_never_cut():
     length = len(ENCODE(ONE)["input_ids"])
     assert len(ConversationEncoder(PROCESSOR, max_length=length)(ONE)["input_ids"]) == length
     with pytest.raises(BrokenSampleError, match=f"sample of 4 turns has {length} tokens .* is {length - 1}"):
         ConversationEncoder(PROCESSOR, max_length=length - 1)(ONE)
 
 
-def test_case_10_sample_with_nothing_to_learn_is_refused_by_name():
+def test_sample_with_nothing_to_learn_is_refused_by_name():
     with pytest.raises(BrokenSampleError, match="sample of 1 turns has no token to learn"):
         ENCODE(conversations.item(user("Hello?")))
 
@@ -140,3 +142,54 @@ def test_skipped_samples_give_their_place_to_the_next_good_one_and_are_counted(h
 def test_data_of_which_nothing_can_be_used_is_an_error_even_when_skipping(half_broken):
     with pytest.raises(ValueError, match="None of 4 samples"):
         EncodedDataset(half_broken, ConversationEncoder(PROCESSOR, max_length=3), BadSamples("skip"))[0]
+
+
+@pytest.fixture
+def of_many_lengths(tmp_path) -> EncodedDataset:
+    """Samples with answers of many lengths, with an image of one of several shapes, or with none."""
+    samples = [conversations.sample(index, image=None if index % 4 == 3 else f"{index}.png") for index in range(32)]
+    for index, each in enumerate(samples):
+        answer = " ".join(["The sky is blue."] * (1 + index * 7 % 19))
+        each["conversations"] = [conversations.turn("human", "What colour?"), conversations.turn("gpt", answer)]
+    path = conversations.write(tmp_path, samples)
+    for index in range(32):
+        tiny.image(index, size=(40, 40 + 30 * (index % 3))).save(tmp_path / f"{index}.png")
+    processor = tiny.processor(tiny.config(), view_strategy="grid")
+    return EncodedDataset(conversations.load(path), ConversationEncoder(processor))
+
+
+def test_lengths_are_those_of_the_encoded_samples_but_for_the_templates_words(of_many_lengths, monkeypatch):
+    encoded = [len(of_many_lengths[index]["input_ids"]) for index in range(32)]
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("an image was decoded"))
+    missing = [whole - length for whole, length in zip(encoded, of_many_lengths.lengths())]
+    assert len(set(encoded)) > 10 and 0 < min(missing) and max(missing) - min(missing) <= 2
+    with pytest.raises(pytest.fail.Exception, match="decoded"):
+        of_many_lengths[0]
+
+
+def test_lengths_of_a_mixture_are_those_of_its_sources(of_many_lengths):
+    lengths, source = of_many_lengths.lengths(), of_many_lengths.dataset
+    mixture = Mixture([source, source], [3, 40], seed=0)
+    assert EncodedDataset(mixture, of_many_lengths.encoder).lengths() == [lengths[row] for row in mixture.rows]
+
+
+def test_length_of_a_broken_image_is_left_to_the_encoder(of_many_lengths, tmp_path):
+    (tmp_path / "2.png").write_bytes(b"no image")
+    lengths = of_many_lengths.lengths()
+    assert len(lengths) == 32 and lengths[2] < min(lengths[:2])
+
+
+def test_streams_have_no_lengths():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield from ()
+
+    with pytest.raises(ValueError, match="these are streamed; use packing"):
+        encode(Stream(), ENCODE, BadSamples()).lengths()
+
+
+def test_size_of_an_image_as_file_bytes_and_image(tmp_path):
+    image = tiny.image(0, size=(30, 50))
+    image.save(tmp_path / "a.png")
+    sources = (tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), image)
+    assert [pixel_size_of(source) for source in sources] == [(30, 50)] * 3

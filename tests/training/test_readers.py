@@ -9,7 +9,7 @@ import conversations
 import data_files
 import pytest
 import tiny
-from conversations import sample
+from conversations import opened, sample
 from PIL import Image
 
 from omnifusion_hf.training.conversations import BrokenSampleError
@@ -26,7 +26,7 @@ def contents(dataset) -> list[tuple]:
 def content(item: dict) -> tuple:
     parts = [
         (message["role"], part["image"].tobytes() if part["type"] == "image" else part["text"])
-        for message in item["messages"]
+        for message in opened(item)["messages"]
         for part in message["content"]
     ]
     return parts, item["regions"]
@@ -76,18 +76,18 @@ def test_columns_of_other_names_and_plain_text_are_understood(tmp_path):
         conversations.load(tmp_path / "rows.parquet", columns={"messages": "talk"})[0]
 
 
-def test_images_are_decoded_when_their_sample_is_asked_for(tmp_path, monkeypatch):
-    opened = []
-    monkeypatch.setattr(Image, "open", lambda file, _open=Image.open: opened.append(file) or _open(file))
+def test_images_are_decoded_only_when_their_sample_is_encoded(tmp_path, monkeypatch):
+    files = []
+    monkeypatch.setattr(Image, "open", lambda file, _open=Image.open: files.append(file) or _open(file))
     paths = [data_files.write_shards(tmp_path, SAMPLES), data_files.write_jsonl(tmp_path, SAMPLES)]
     data_files.hf_dataset(SAMPLES).to_parquet(tmp_path / "rows.parquet")
-    opened.clear()
+    files.clear()
     for path in (*paths, tmp_path / "rows.parquet"):
         dataset = conversations.load(path)
-        assert not opened
-        dataset[2]
-        assert len(opened) == 2
-        opened.clear()
+        assert dataset[2] and not files
+        opened(dataset[2])
+        assert len(files) == 2
+        files.clear()
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "tar", "parquet"])
@@ -103,9 +103,9 @@ def test_corrupt_image_is_named_by_file_and_index(tmp_path, kind, monkeypatch):
         path, place = tmp_path / "rows.parquet", "row 3"
         data_files.hf_dataset(SAMPLES).to_parquet(path)
     dataset = conversations.load(path)
-    assert dataset[0]
+    assert opened(dataset[0])
     with pytest.raises(BrokenSampleError, match=rf"{place} \(id s3\): cannot read"):
-        dataset[3]
+        opened(dataset[3])
 
 
 @pytest.mark.parametrize(
@@ -143,6 +143,13 @@ def test_member_of_a_shard_that_nothing_reads_is_refused_unless_it_is_ignored(tm
     assert conversations.load(path, ignored=["mp4"])[0]
 
 
+@pytest.mark.parametrize("extension", ["PNG", "Jpg", "JPEG"])
+def test_extensions_of_a_shards_members_may_be_in_upper_case(tmp_path, extension):
+    members = {"JSON": json.dumps(sample(0)).encode(), extension: data_files.png(0)}
+    content = opened(conversations.load(write_tar(tmp_path, members))[0])["messages"][0]["content"]
+    assert [part["type"] for part in content] == ["image", "text"]
+
+
 def test_shard_sample_that_lists_another_number_of_images_is_refused(tmp_path):
     listed = json.dumps(sample(0, image=["a.png", "b.png"])).encode()
     path = write_tar(tmp_path, {"json": listed}, images=[data_files.png(0)])
@@ -159,7 +166,7 @@ def test_shard_that_is_cut_off_or_compressed_is_refused(tmp_path):
         data_files.add_sample(tar, "k", {"txt": b"x"})
     for content_ in (whole[:2000], compressed.getvalue()):
         path.write_bytes(content_)
-        with pytest.raises(ValueError, match=r"x\.tar is no whole, uncompressed tar file"):
+        with pytest.raises(ValueError, match=r"x\.tar is not a complete, uncompressed tar file"):
             conversations.load(path)
 
 
@@ -189,7 +196,7 @@ def test_names_may_hold_brackets_and_a_pattern_of_several_files_is_refused(tmp_p
     for path in paths:
         assert contents(conversations.load(path)) == expected
     (tmp_path / "a.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"\*\.json are 2 files; list them as the sources of a mixture"):
+    with pytest.raises(ValueError, match=r"\*\.json matches 2 files; list them as sources of a mixture"):
         conversations.load(tmp_path / "*.json")
 
 
@@ -245,5 +252,7 @@ def test_shard_with_samples_behind_its_end_or_a_damaged_head_is_refused(tmp_path
         second = tar.getmembers()[2].offset
     for content in (joined, whole[:second] + b"?" * 512 + whole[second + 512 :]):
         one.write_bytes(content)
-        with pytest.raises(ValueError, match=r"shard-0\.tar is no whole.* at byte \d+ its end or a damaged header"):
+        with pytest.raises(
+            ValueError, match=r"shard-0\.tar is not a complete.*data follows the end or .* at byte \d+"
+        ):
             conversations.load(one)

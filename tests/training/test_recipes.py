@@ -1,16 +1,18 @@
-"""The shipped recipes are the paper's table, and their global batch is the same on any number of devices."""
+"""Fields of a recipe, the shipped recipes (the paper's table), and a global batch that devices do not change."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import conversations
 import pytest
+import tiny
+import transformers
 import yaml
+from training_runs import log_of, rerun
 
 import omnifusion_hf
-from omnifusion_hf.training.train import accumulation, parse_recipe, train
+from omnifusion_hf.training.arguments import accumulation, check_smoothing, describe_batch, parse_recipe
 
 
 # PEFT 0.21 reads an attribute that transformers renamed
@@ -23,14 +25,56 @@ PAPER = {"pretrain": (1e-3, 256), "finetune": (2e-5, 128), "lora": (2e-5, 128)}
 # recipe -> stage, sequence length, conversation format
 SHIPPED = {
     "pretrain": ("pretrain", 2048, "llava"),
-    "sft": ("finetune", 2048, "llava"),
-    "sft_lora": ("lora", 2048, "llava"),
-    "sft_grid": ("finetune", 4096, "llava"),
+    "finetune": ("finetune", 2048, "llava"),
+    "finetune_lora": ("lora", 2048, "llava"),
+    "finetune_grid": ("finetune", 4096, "llava"),
     "tex_adapter": ("pretrain", 2048, "llava"),
     "tex_lora": ("lora", 2048, "llava"),
     "v1_1_pretrain": ("pretrain", 2048, "v1.1"),
-    "v1_1_sft": ("finetune", 2048, "v1.1"),
+    "v1_1_finetune": ("finetune", 2048, "v1.1"),
 }
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lerning_rate=1", "unknown key `lerning_rate`; did you mean `learning_rate`?"),
+        ("learning=1", "unknown key `learning`"),
+        ("learning_rate=fast", "learning_rate.*'fast'"),
+        ("learning_rate=[1, 2]", r"learning_rate.*'\[1, 2\]'"),
+        ("auto_find_batch_size=true", "auto_find_batch_size must stay False"),
+        ("eval_strategy=epoch", "eval_strategy must stay no"),
+        ("remove_unused_columns=true", "remove_unused_columns must stay False"),
+        ("stage=sft", "stage.*'sft'.*pretrain"),
+        ("data_path=null", "required: data_path"),
+        ("bf16", "`bf16` is not an override; write key=value"),
+        ("seed=[1", r"seed=\[1 is not YAML"),
+    ],
+)
+def test_mistaken_fields_are_named(tmp_path, override, message):
+    recipe = conversations.write_recipe(tmp_path, tmp_path)
+    assert parse_recipe(recipe)
+    with pytest.raises(ValueError, match=message):
+        parse_recipe(recipe, [override])
+
+
+def test_fields_have_the_types_that_their_classes_say(tmp_path):
+    recipe = conversations.write_recipe(tmp_path, tmp_path)
+    overrides = ["learning_rate=1e-3", "seed=-1", "bf16=yes", "max_length=64", "label_names=[labels]", "run_name=a b"]
+    overrides += ["save_strategy=no", "lr_scheduler_kwargs={num_cycles: 2}"]
+    model_data, args = parse_recipe(recipe, overrides)
+    assert args.save_strategy == "no"
+    assert (args.learning_rate, args.seed, args.bf16, args.run_name) == (1e-3, -1, True, "a b")
+    assert (args.label_names, args.lr_scheduler_kwargs, model_data.max_length) == (["labels"], {"num_cycles": 2}, 64)
+
+
+def test_smoothing_over_several_batches_is_refused_where_transformers_adds_their_losses_up(tmp_path, monkeypatch):
+    recipe, smooth = conversations.write_recipe(tmp_path, tmp_path), "label_smoothing_factor=0.1"
+    _, args = parse_recipe(recipe, [smooth, "gradient_accumulation_steps=2"])
+    monkeypatch.setattr(transformers, "__version__", "5.14.1")
+    with pytest.raises(ValueError, match="update to 5.15, or take each step from one batch"):
+        check_smoothing(args, tiny.config())
+    check_smoothing(parse_recipe(recipe, [smooth])[1], tiny.config())
 
 
 def test_every_recipe_is_in_the_table_of_this_test():
@@ -65,7 +109,7 @@ def test_global_batch_is_the_recipes_on_any_number_of_devices(name):
 
 def test_stages_of_one_model_follow_each_other():
     """Each second recipe starts where its first one ends."""
-    for first, second in [("pretrain", "sft"), ("pretrain", "sft_lora"), ("tex_adapter", "tex_lora")]:
+    for first, second in [("pretrain", "finetune"), ("pretrain", "finetune_lora"), ("tex_adapter", "tex_lora")]:
         args = parse_recipe(RECIPES / f"{first}.yaml", ["use_cpu=true"])[1]
         assert parse_recipe(RECIPES / f"{second}.yaml", ["use_cpu=true"])[0].model_name_or_path == args.output_dir
 
@@ -73,8 +117,8 @@ def test_stages_of_one_model_follow_each_other():
 @pytest.mark.parametrize(
     ("overrides", "processes", "message"),
     [
-        ([], 3, "256 is no multiple of per_device_train_batch_size 8 x 3"),
-        (["per_device_train_batch_size=512"], 1, "256 is no multiple of per_device_train_batch_size 512 x 1"),
+        ([], 3, "256 is not a multiple of per_device_train_batch_size 8 x 3"),
+        (["per_device_train_batch_size=512"], 1, "256 is not a multiple of per_device_train_batch_size 512 x 1"),
         (["gradient_accumulation_steps=4"], 1, "global_batch_size or gradient_accumulation_steps, not both"),
         (["global_batch_size=many"], 1, "global_batch_size=many"),
         (["global_batch_size=0"], 1, "global_batch_size=0"),
@@ -93,19 +137,18 @@ def test_accumulation_may_be_given_instead():
 
 def test_run_accumulates_to_the_global_batch_and_prints_it(tmp_path, capsys):
     base = conversations.write_model(tmp_path)
-    summary = train(*parse_recipe(conversations.write_recipe(tmp_path, base, global_batch_size=8)))
+    summary = rerun(conversations.write_recipe(tmp_path, base, global_batch_size=8))
     assert "global batch 8 = 2 per process x 1 processes x 4 steps of accumulation" in capsys.readouterr().out
     assert summary["global_batch"] == 8
-    state = json.loads((tmp_path / "out/checkpoint-4/trainer_state.json").read_text())
-    assert state["epoch"] == 4  # 4 steps on 8 samples
+    assert log_of(tmp_path / "out")[-1]["epoch"] == 4  # 4 steps on 8 samples
 
 
 def test_batch_that_one_process_with_several_devices_makes_otherwise_is_refused(tmp_path, monkeypatch):
-    base = conversations.write_model(tmp_path)
-    model_data, args = parse_recipe(conversations.write_recipe(tmp_path, base, global_batch_size=8))
+    recipe, args = parse_recipe(conversations.write_recipe(tmp_path, tmp_path, global_batch_size=8))
+    assert describe_batch(recipe, args).startswith("global batch 8 = 2 per process")
     monkeypatch.setattr(type(args), "train_batch_size", 4)
     with pytest.raises(ValueError, match="one process per device"):
-        train(model_data, args)
+        describe_batch(recipe, args)
 
 
 def test_two_processes_learn_what_one_learns(tmp_path):
@@ -120,13 +163,8 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "global batch 8 = 1 per process x 2 processes x 4 steps" in done.stdout
     for folder, batch in (("one", 8), ("half", 4)):
-        train(*parse_recipe(recipe, [f"output_dir={tmp_path / folder}", f"global_batch_size={batch}"]))
+        rerun(recipe, f"output_dir={tmp_path / folder}", f"global_batch_size={batch}")
     logs = {folder: log_of(tmp_path / folder) for folder in ("one", "two", "half")}
     for figure in ("loss", "grad_norm"):
         one, two, half = ([entry[figure] for entry in logs[folder]] for folder in ("one", "two", "half"))
         assert one == pytest.approx(two, rel=1e-5) and one != pytest.approx(half, rel=1e-3)
-
-
-def log_of(folder: Path) -> list[dict]:
-    state = json.loads((folder / "checkpoint-2/trainer_state.json").read_text())
-    return [entry for entry in state["log_history"] if "loss" in entry]

@@ -1,62 +1,24 @@
-"""Stages: what trains, that nothing else changes, and that special-token rows in training equal rows of the table."""
+"""Stages: the parts that train, that nothing else changes, and gradients under activation checkpointing."""
 
-import copy
-
-import conversations
 import names
 import pytest
 import tiny
 import torch
-from tiny import assistant, user
+from training_runs import batch, changed, saved, step
 
-from omnifusion_hf import OmniFusionForConditionalGeneration
-from omnifusion_hf.training.stages import STAGES, apply_stage, format_plan, part_of, stage_plan
+from omnifusion_hf.training.stages import STAGES, apply_stage, format_plan, stage_plan
 
 
 # PEFT 0.21 reads an attribute that transformers renamed
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
-def untied(**changes):
-    return tiny.model(tiny.config(**changes))
-
-
-def tied():
-    return tiny.model(tiny.config(text=tiny.text_config(tie_word_embeddings=True)))
-
-
-def batch(model, images: bool = True) -> dict:
-    question = user(tiny.image(0), "What colour is the sky?") if images else user("What colour is the sky?")
-    messages = [question, assistant("The sky is blue.")]
-    return conversations.collate(tiny.processor(model.config), [{"messages": messages, "name": "sample"}])
-
-
-def step(model, inputs: dict) -> torch.optim.AdamW:
-    """One AdamW step with weight decay, which would move every parameter it knows of."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=0.01, weight_decay=0.5)
-    model.train()
-    model(**inputs).loss.backward()
-    optimizer.step()
-    return optimizer
-
-
-def saved(model, folder) -> dict[str, torch.Tensor]:
-    """The weights of the folder that a run would save."""
-    model.save_pretrained(folder)
-    return OmniFusionForConditionalGeneration.from_pretrained(folder, dtype="auto").state_dict()
-
-
-def changed(before: dict, after: dict) -> set[str]:
-    return {name for name in before if not torch.equal(before[name], after[name])}
-
-
 @pytest.mark.parametrize("vision", ["frozen", "full", "lora"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_case_09_stage_trains_exactly_these_names_and_one_step_changes_them_all(stage, vision):
+def test_stage_trains_exactly_these_names_and_one_step_changes_them_all(stage, vision):
     if (stage, vision) == ("finetune", "lora"):
         pytest.skip("refused, see below")
-    model = untied(encoders=("clip", "dinov2"), projector_type="concatenation")
+    model = tiny.model(tiny.config(encoders=("clip", "dinov2"), projector_type="concatenation"))
     inputs = batch(model)
     model = apply_stage(model, stage, vision)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -69,8 +31,8 @@ def test_case_09_stage_trains_exactly_these_names_and_one_step_changes_them_all(
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip", "dinov2", "internvl", "swin"])
-def test_case_09_no_parameter_of_a_trained_tower_is_left_without_a_gradient(family):
-    model = untied(encoders=(family,))
+def test_no_parameter_of_a_trained_tower_is_left_without_a_gradient(family):
+    model = tiny.model(tiny.config(encoders=(family,)))
     inputs = batch(model)
     apply_stage(model, "pretrain", "full")
     model(**inputs).loss.backward()
@@ -80,16 +42,16 @@ def test_case_09_no_parameter_of_a_trained_tower_is_left_without_a_gradient(fami
 
 def test_unknown_stage_is_refused():
     with pytest.raises(ValueError, match="`sft` is unknown; use one of .*finetune"):
-        apply_stage(untied(), "sft")
+        apply_stage(tiny.model(), "sft")
 
 
 def test_lora_on_the_tower_beside_a_whole_llm_is_refused():
     with pytest.raises(ValueError, match="finetune trains the whole LLM.*vision_tuning: full"):
-        apply_stage(untied(), "finetune", "lora")
+        apply_stage(tiny.model(), "finetune", "lora")
 
 
 def test_plan_counts_what_the_optimizer_will_hold():
-    model = untied()
+    model = tiny.model()
     plans = {plan.part: plan for plan in stage_plan(apply_stage(model, "pretrain"))}
     optimizer = step(model, batch(model))
     moments = [state[key] for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
@@ -100,76 +62,10 @@ def test_plan_counts_what_the_optimizer_will_hold():
     assert f"{plans['multi_modal_projector'].trained:,}" in format_plan(list(plans.values()))
 
 
-@pytest.mark.parametrize("make", [untied, tied])
-def test_pretrain_step_changes_adapter_and_special_rows_only(make, tmp_path):
-    model = make()
-    before = copy.deepcopy(model.state_dict())
-    inputs = batch(model)
-    apply_stage(model, "pretrain")
-    step(model, inputs)
-    after = saved(model, tmp_path)
-    assert set(after) == set(before)
-    table = "model.language_model.embed_tokens.weight"
-    moved = changed(before, after)
-    assert {part_of(name) for name in moved - {table, "lm_head.weight"}} == {"multi_modal_projector"}
-    rows = (before[table] != after[table]).any(-1).nonzero().flatten().tolist()
-    seen = set(inputs["input_ids"].unique().tolist()) & set(model.config.special_token_ids)
-    assert set(rows) <= set(model.config.special_token_ids)
-    assert set(rows) >= seen - {model.config.image_token_id} and len(seen) == 5
-    assert torch.equal(after["lm_head.weight"], after[table] if make is tied else before["lm_head.weight"])
-
-
-@pytest.mark.parametrize("make", [untied, tied])
-def test_split_rows_give_the_logits_and_gradients_of_the_table(make):
-    whole, split = make(), make()
-    inputs = batch(whole)
-    apply_stage(split, "pretrain")
-    rows = split.get_input_embeddings().special_token_rows
-    ids = split.config.special_token_ids
-    with torch.no_grad():
-        rows.add_(torch.randn_like(rows))
-        assert not torch.allclose(whole(**inputs).logits, split(**inputs).logits)
-        whole.get_input_embeddings().weight[ids] = rows
-    if make is untied:
-        whole.lm_head.requires_grad_(False)
-    results = [model(**inputs) for model in (whole, split)]
-    torch.testing.assert_close(results[0].logits, results[1].logits)
-    for result in results:
-        result.loss.backward()
-    torch.testing.assert_close(whole.get_input_embeddings().weight.grad[ids], rows.grad)
-
-
-@pytest.mark.parametrize("make", [untied, tied])
-def test_folder_of_a_split_model_is_a_plain_models_and_its_weights_load_into_both(make, tmp_path):
-    split, plain, again = make(), make(), make()
-    inputs = batch(split)
-    apply_stage(split, "pretrain")
-    step(split, inputs)
-    apply_stage(again, "pretrain")
-    logits = split.eval()(**inputs).logits
-    weights = saved(split, tmp_path)
-    for model in (plain, again):
-        assert not torch.allclose(model.eval()(**inputs).logits, logits)
-        model.load_state_dict(weights)
-        torch.testing.assert_close(model.eval()(**inputs).logits, logits)
-
-
-def test_state_dict_of_a_split_model_names_its_parameters_and_loads_again():
-    # what FSDP and DeepSpeed save and load to go on
-    split, again = untied(), untied()
-    inputs = batch(split)
-    apply_stage(split, "pretrain")
-    apply_stage(again, "pretrain")
-    step(split, inputs)
-    assert set(split.state_dict()) == {name for name, _ in split.named_parameters()}
-    again.load_state_dict(split.state_dict())
-    assert not changed(split.state_dict(), again.state_dict())
-
-
 def test_trained_parts_are_float32_in_a_bfloat16_model_and_small_steps_count(tmp_path):
-    model = untied().to(torch.bfloat16)
+    model = tiny.model().to(torch.bfloat16)
     inputs = batch(model)
-    apply_stage(model, "pretrain")
+    model = apply_stage(model, "pretrain")
     dtypes = {(parameter.dtype, parameter.requires_grad) for parameter in model.parameters()}
     assert dtypes == {(torch.float32, True), (torch.bfloat16, False)}
     weight = model.model.multi_modal_projector.linear_2.weight
@@ -199,14 +95,18 @@ def test_frozen_encoder_drops_no_paths_in_training_mode():
     assert not differ()
 
 
-CASE_07 = {"tower LoRA": ("pretrain", "lora"), "LLM LoRA": ("lora", "frozen"), "adapter only": ("pretrain", "frozen")}
+CHECKPOINTED = {
+    "tower LoRA": ("pretrain", "lora"),
+    "LLM LoRA": ("lora", "frozen"),
+    "adapter only": ("pretrain", "frozen"),
+}
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-@pytest.mark.parametrize("case", CASE_07)
-def test_case_07_checkpointing_keeps_gradients_of_the_trained_and_the_frozen_frozen(case, use_reentrant):
-    stage, vision = CASE_07[case]
-    model = untied()
+@pytest.mark.parametrize("case", CHECKPOINTED)
+def test_checkpointing_keeps_gradients_of_the_trained_and_the_frozen_frozen(case, use_reentrant):
+    stage, vision = CHECKPOINTED[case]
+    model = tiny.model()
     inputs = batch(model)
     model = apply_stage(model, stage, vision)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -224,10 +124,10 @@ def test_case_07_checkpointing_keeps_gradients_of_the_trained_and_the_frozen_fro
     assert features and all((feature.grad_fn is None) == (vision == "frozen") for feature in features)
 
 
-def test_case_07_checkpointing_gives_the_gradients_of_the_plain_run():
+def test_checkpointing_gives_the_gradients_of_the_plain_run():
     gradients = []
     for options in ({"use_reentrant": True}, {"use_reentrant": False}, None):
-        model = untied()
+        model = tiny.model()
         inputs = batch(model, images=False)
         apply_stage(model, "pretrain")
         if options:

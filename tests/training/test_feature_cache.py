@@ -1,6 +1,5 @@
-"""Frozen features once: a run on stored features is the run on images, and each view is encoded a single time."""
+"""The cache of features: a run on it is the run on images, each view is encoded once, stale shards are refused."""
 
-import json
 import os
 import socket
 from collections import namedtuple
@@ -10,16 +9,18 @@ import conversations
 import pytest
 import tiny
 import torch
+import training_runs
 from accelerate import PartialState
 from safetensors import safe_open
-from torch import multiprocessing
+from safetensors.torch import save_file
+from torch import multiprocessing, nn
 from torch.utils.data import Dataset, IterableDataset
 from transformers import TrainingArguments
 
-from omnifusion_hf.training import vision_cache
-from omnifusion_hf.training.feature_shards import FeatureShards
+from omnifusion_hf.io import staged_file
+from omnifusion_hf.training import feature_cache
+from omnifusion_hf.training.feature_cache import FeatureShards, as_metadata, view_name, weights_hash
 from omnifusion_hf.training.preprocessing import ConversationEncoder
-from omnifusion_hf.training.train import parse_recipe, train
 
 
 # Encoders and image strategy: one layer of one encoder, of two, every layer of two.
@@ -52,11 +53,11 @@ class Samples(Dataset):
         return self.encoder(conversations.item(tiny.user(*images, "Sky?"), tiny.assistant("Blue.")))
 
 
-def cached(folder: Path, model, processor, samples=None, **options) -> vision_cache.CachedDataset:
+def cached(folder: Path, model, processor, samples=None, **options) -> feature_cache.CachedDataset:
     options = {"use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 2} | options
     args = TrainingArguments(output_dir=folder / "out", **options)
     samples = samples or Samples(processor)
-    return vision_cache.cached_dataset(samples, model, processor.image_processor, folder / "cache", args)
+    return feature_cache.cached_dataset(samples, model, processor.image_processor, folder / "cache", args)
 
 
 def stored(folder: Path) -> list[str]:
@@ -71,14 +72,14 @@ def stored(folder: Path) -> list[str]:
 @pytest.fixture
 def encoded(monkeypatch) -> list[int]:
     """How many views each call of the encoders got, but for the blank one that tells the features' sizes."""
-    counts, encode = [], vision_cache.encode
+    counts, encode = [], feature_cache.encode
 
     def counting(tower, views, args):
         if views.any():
             counts.append(len(views))
         return encode(tower, views, args)
 
-    monkeypatch.setattr(vision_cache, "encode", counting)
+    monkeypatch.setattr(feature_cache, "encode", counting)
     return counts
 
 
@@ -90,9 +91,8 @@ def run(folder: Path, base: Path, **changes) -> list[tuple]:
     turns = [conversations.turn("human", "What colour is grass?"), conversations.turn("gpt", "Green.")]
     samples[2] |= {"image": None, "conversations": turns}
     conversations.write(folder / "data", samples)
-    train(*parse_recipe(recipe))
-    state = json.loads((folder / "out/checkpoint-6/trainer_state.json").read_text())
-    return [(entry["loss"], entry["grad_norm"]) for entry in state["log_history"] if "loss" in entry]
+    training_runs.rerun(recipe)
+    return training_runs.figures(folder / "out", "loss", "grad_norm")
 
 
 LORA = {"stage": "lora", "lora_rank": 4, "packing": True, "max_length": 128, "bf16": True}
@@ -116,6 +116,7 @@ def test_samples_are_those_of_the_dataset_with_features_for_pixels(tmp_path):
     model, processor = model_and_processor("grid")
     samples, rows = Samples(processor), cached(tmp_path, model, processor)
     assert len(rows) == len(samples)
+    assert rows.lengths() == [len(samples[index]["input_ids"]) for index in range(len(samples))]
     for index, sample in enumerate(samples):
         row = rows[index]
         pixels, features = sample.pop("pixel_values", None), row.pop("pixel_values", None)
@@ -145,19 +146,19 @@ def test_only_new_views_are_encoded(tmp_path, encoded):
 
 def test_killed_while_encoding_it_goes_on_with_what_is_missing(tmp_path, monkeypatch, encoded):
     model, processor = model_and_processor()
-    monkeypatch.setattr(vision_cache, "SHARD_BYTES", 1)
-    counting = vision_cache.encode
+    monkeypatch.setattr(feature_cache, "SHARD_BYTES", 1)
+    counting = feature_cache.encode
 
     def dies(tower, views, args):
         if encoded:
             raise KeyboardInterrupt
         return counting(tower, views, args)
 
-    monkeypatch.setattr(vision_cache, "encode", dies)
+    monkeypatch.setattr(feature_cache, "encode", dies)
     with pytest.raises(KeyboardInterrupt):
         cached(tmp_path, model, processor)
     assert 0 < len(stored(tmp_path)) < 3
-    monkeypatch.setattr(vision_cache, "encode", counting)
+    monkeypatch.setattr(feature_cache, "encode", counting)
     cached(tmp_path, model_and_processor()[0], processor)
     assert sum(encoded) == len(stored(tmp_path)) == 3
 
@@ -186,7 +187,7 @@ def test_encoders_that_train_are_refused(tmp_path):
 def test_encoders_in_pieces_are_refused(tmp_path, monkeypatch):
     model, processor = model_and_processor()
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="does not go with FSDP or DeepSpeed"):
+    with pytest.raises(ValueError, match="does not work with FSDP or DeepSpeed"):
         cached(tmp_path, model, processor)
 
 
@@ -201,11 +202,11 @@ def test_streamed_samples_are_refused(tmp_path):
 
 def test_full_disk_is_refused_with_numbers_before_anything_is_encoded(tmp_path, monkeypatch, encoded, capsys):
     usage, needed = namedtuple("usage", "free"), 3 * 16 * 32 * 4
-    monkeypatch.setattr(vision_cache.shutil, "disk_usage", lambda folder: usage(needed - 1))
+    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda folder: usage(needed - 1))
     with pytest.raises(ValueError, match="no room: 3 views to encode, .* larger disk"):
         cached(tmp_path, *model_and_processor())
     assert not encoded
-    monkeypatch.setattr(vision_cache.shutil, "disk_usage", lambda folder: usage(needed))
+    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda folder: usage(needed))
     cached(tmp_path, *model_and_processor())
     assert "cache_vision_features: 3 views to encode" in capsys.readouterr().out
 
@@ -215,14 +216,15 @@ def test_tower_that_serves_features_still_takes_pixels(tmp_path):
     args = TrainingArguments(output_dir=tmp_path, use_cpu=True)
     pixels = torch.randn(3, 3, 32, 32)
     computed = tower(pixels, return_dict=True)
-    layout = vision_cache.FeatureLayout.of(tower, args)
-    rows = vision_cache.join(vision_cache.encode(tower, pixels, args))
-    vision_cache.serve_rows(tower, layout)
+    layout = feature_cache.FeatureLayout.of(tower, args)
+    rows = feature_cache.join(feature_cache.encode(tower, pixels, args))
+    served = feature_cache.FeatureVisionModel.of(tower, layout)
+    assert served.state_dict().keys() == tower.state_dict().keys()
     for given in (rows, pixels):
-        outputs = tower(given, return_dict=True)
+        outputs = served(given, return_dict=True)
         assert len(outputs.features) == 6 and all(map(torch.equal, outputs.features, computed.features))
         assert all(map(torch.equal, outputs.last_features, computed.last_features))
-    assert not torch.equal(tower(rows.flip(0)).features[0], computed.features[0])
+    assert not torch.equal(served(rows.flip(0)).features[0], computed.features[0])
 
 
 def fill_as_one_of_two(rank: int, folder: Path, port: int):
@@ -247,3 +249,80 @@ def test_processes_share_the_encoding_and_have_all_of_it(tmp_path):
             assert row["input_ids"] == rows[index]["input_ids"]
             assert ("pixel_values" in row) == ("pixel_values" in rows[index])
             assert "pixel_values" not in row or torch.equal(row["pixel_values"], rows[index]["pixel_values"])
+
+
+SETTINGS = {"weights": "a", "side": "32"}
+ROWS = {"x": torch.arange(4.0), "y": torch.full((4,), torch.pi)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_come_back_in_the_order_asked_for_to_the_bit(tmp_path, dtype):
+    rows = {name: row.to(dtype) for name, row in ROWS.items()}
+    FeatureShards(tmp_path, SETTINGS).write(rows)
+    shards = FeatureShards(tmp_path, SETTINGS)
+    assert torch.equal(shards.read(["y", "x", "y"]), torch.stack([rows["y"], rows["x"], rows["y"]]))
+    assert "x" in shards and "z" not in shards
+
+
+def test_shards_of_other_processes_are_found_when_they_are_looked_for(tmp_path):
+    mine, other = FeatureShards(tmp_path, SETTINGS), FeatureShards(tmp_path, SETTINGS)
+    other.write({"x": ROWS["x"]})
+    mine.write({"y": ROWS["y"]})
+    assert "x" not in mine
+    mine.find()
+    assert torch.equal(mine.read(["x", "y"]), torch.stack([ROWS["x"], ROWS["y"]]))
+
+
+def test_a_shard_cut_off_while_written_does_not_count(tmp_path, monkeypatch):
+    def dies(rows, path, metadata):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(feature_cache, "save_file", dies)
+        FeatureShards(tmp_path, SETTINGS).write(ROWS)
+    assert not list(tmp_path.iterdir())
+    with staged_file(tmp_path / "features-at-work.safetensors") as part:
+        save_file(ROWS, part, SETTINGS)
+        assert not FeatureShards(tmp_path, SETTINGS).shard_of
+    (tmp_path / "features-at-work.safetensors").unlink()
+    FeatureShards(tmp_path, SETTINGS).write(ROWS)
+    assert FeatureShards(tmp_path, SETTINGS).shard_of.keys() == ROWS.keys()
+
+
+def test_shards_of_other_settings_and_foreign_files_are_refused_by_what_differs(tmp_path):
+    FeatureShards(tmp_path, SETTINGS).write(ROWS)
+    with pytest.raises(
+        ValueError, match="other settings: side was 32 and is 64. Set cache_vision_features to another"
+    ):
+        FeatureShards(tmp_path, SETTINGS | {"side": "64"})
+    with pytest.raises(ValueError, match="other settings: side was 32 and is None"):
+        FeatureShards(tmp_path, {"weights": "a"})
+    save_file(ROWS, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="a.safetensors holds .*: weights was None and is a; side was None and is 32"):
+        FeatureShards(tmp_path, SETTINGS)
+
+
+def test_a_shard_that_a_copy_cut_off_is_refused_by_name(tmp_path):
+    FeatureShards(tmp_path, SETTINGS).write(ROWS)
+    path = next(tmp_path.iterdir())
+    for size in (path.stat().st_size - 1, 20, 0):
+        path.write_bytes(path.read_bytes()[:size])
+        with pytest.raises(ValueError, match=f"{path.name} is cut off .*; delete it"):
+            FeatureShards(tmp_path, SETTINGS)
+
+
+def test_views_and_weights_of_other_values_have_other_names():
+    pixels = torch.rand(3, 4, 4)
+    assert view_name(pixels) == view_name(pixels.transpose(1, 2).contiguous().transpose(1, 2))
+    assert view_name(pixels) != view_name(pixels.nextafter(torch.ones(())))
+    layer = nn.Linear(2, 2).bfloat16()
+    before = weights_hash(layer)
+    assert before == weights_hash(layer)
+    layer.bias.data[0] += 1
+    assert before != weights_hash(layer)
+
+
+def test_settings_leave_out_what_changes_no_feature():
+    settings = {"encoders": [{"width": 8, "dtype": "float32"}], "layers": [2, 3], "images": {"max_image_pixels": 9}}
+    assert as_metadata(settings) == {"encoders.0.width": "8", "layers": "[2, 3]"}

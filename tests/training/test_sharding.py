@@ -1,4 +1,4 @@
-"""What each GPU must hold: the documented figures are those of the formula, and the formula is the stage table's."""
+"""The memory of each GPU, as documented and computed; loading under ZeRO-3; what cannot be sharded."""
 
 import re
 import sys
@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
-from transformers import CLIPVisionConfig, MistralConfig
+from transformers import CLIPVisionConfig, MistralConfig, TrainingArguments
 from transformers.integrations.deepspeed import (
     is_deepspeed_zero3_enabled,
     set_hf_deepspeed_config,
@@ -17,8 +17,9 @@ from transformers.integrations.deepspeed import (
 )
 
 from omnifusion_hf import OmniFusionForConditionalGeneration
-from omnifusion_hf.training.devices import memory_per_device, spread_weights, whole_weights
-from omnifusion_hf.training.stages import STAGES, apply_stage, stage_plan
+from omnifusion_hf.training import sharding
+from omnifusion_hf.training.sharding import check_sharding, memory_per_device, spread_weights, whole_weights
+from omnifusion_hf.training.stages import STAGES, apply_stage, parts_of_stage, stage_plan
 
 
 DOCS = Path(__file__).parents[2] / "docs/training.md"
@@ -60,12 +61,21 @@ def test_what_trains_costs_sixteen_bytes_a_parameter_and_what_autocast_and_ddp_a
     assert memory_per_device(plans["finetune"], 8, sharded=True) == (2 * frozen + 16 * trained) // 8
 
 
-def test_weights_are_loaded_whole_under_zero_3_which_is_then_as_before():
+class Config(HfDeepSpeedConfig):
+    """transformers' own, which asks for DeepSpeed to be installed."""
+
+    def __init__(self, config: dict):
+        super().__init__(config)
+        set_hf_deepspeed_config(self)
+
+
+def test_weights_are_loaded_whole_under_zero_3_which_is_then_as_before(monkeypatch):
     config = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
     plugin = SimpleNamespace(set_deepspeed_weakref=lambda: set_hf_deepspeed_config(config))
     plugin.set_deepspeed_weakref()
     try:
         assert is_deepspeed_zero3_enabled()
+        monkeypatch.setattr(sharding, "HfDeepSpeedConfig", Config)
         with whole_weights(SimpleNamespace(deepspeed_plugin=plugin)):
             assert not is_deepspeed_zero3_enabled()
         assert is_deepspeed_zero3_enabled()
@@ -86,3 +96,16 @@ def test_under_zero_3_weights_are_cast_and_handed_to_deepspeed_which_moves_no_wh
     spread_weights(model, SimpleNamespace(deepspeed_plugin=plugin, bf16=True, fp16=False, world_size=8))
     assert handed == [(model, {"zero_optimization": {"stage": 3}, "train_batch_size": 8}, torch.bfloat16)]
     assert model.weight.dtype == torch.bfloat16
+
+
+def test_lora_on_an_llm_with_tied_embeddings_is_refused_under_fsdp_alone(tmp_path, monkeypatch):
+    args = TrainingArguments(str(tmp_path), use_cpu=True)
+    lora, whole = parts_of_stage("lora"), parts_of_stage("pretrain")
+    check_sharding(lora, True, args)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    check_sharding(lora, True, args)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    check_sharding(lora, False, args)
+    check_sharding(whole, True, args)
+    with pytest.raises(ValueError, match="tie_word_embeddings.*use omnifusion_hf/recipes/accelerate/zero3.yaml"):
+        check_sharding(lora, True, args)

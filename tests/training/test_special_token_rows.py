@@ -1,0 +1,89 @@
+"""Special tokens' rows that train alone: equal to rows of the table in the model, folded into it when saved."""
+
+import copy
+
+import pytest
+import tiny
+import torch
+from training_runs import batch, changed, saved, step
+
+from omnifusion_hf.training.stages import apply_stage, part_of
+
+
+def untied():
+    return tiny.model()
+
+
+def tied():
+    return tiny.model(tiny.config(text=tiny.text_config(tie_word_embeddings=True)))
+
+
+@pytest.mark.parametrize("make", [untied, tied])
+def test_pretrain_step_changes_adapter_and_special_rows_only(make, tmp_path):
+    model = make()
+    before = copy.deepcopy(model.state_dict())
+    inputs = batch(model)
+    model = apply_stage(model, "pretrain")
+    step(model, inputs)
+    after = saved(model, tmp_path)
+    assert set(after) == set(before)
+    table = "model.language_model.embed_tokens.weight"
+    moved = changed(before, after)
+    assert {part_of(name) for name in moved - {table, "lm_head.weight"}} == {"multi_modal_projector"}
+    rows = (before[table] != after[table]).any(-1).nonzero().flatten().tolist()
+    seen = set(inputs["input_ids"].unique().tolist()) & set(model.config.special_token_ids)
+    assert set(rows) <= set(model.config.special_token_ids)
+    assert set(rows) >= seen - {model.config.image_token_id} and len(seen) == 5
+    assert torch.equal(after["lm_head.weight"], after[table] if make is tied else before["lm_head.weight"])
+
+
+@pytest.mark.parametrize("make", [untied, tied])
+def test_split_rows_give_the_logits_and_gradients_of_the_table(make):
+    whole, split = make(), make()
+    inputs = batch(whole)
+    apply_stage(split, "pretrain")
+    rows = split.get_input_embeddings().special_token_rows
+    ids = split.config.special_token_ids
+    with torch.no_grad():
+        rows.add_(torch.randn_like(rows))
+        assert not torch.allclose(whole(**inputs).logits, split(**inputs).logits)
+        whole.get_input_embeddings().weight[ids] = rows
+    if make is untied:
+        whole.lm_head.requires_grad_(False)
+    results = [model(**inputs) for model in (whole, split)]
+    torch.testing.assert_close(results[0].logits, results[1].logits)
+    for result in results:
+        result.loss.backward()
+    torch.testing.assert_close(whole.get_input_embeddings().weight.grad[ids], rows.grad)
+
+
+@pytest.mark.parametrize("make", [untied, tied])
+def test_folder_of_a_split_model_is_a_plain_models_and_its_weights_load_into_both(make, tmp_path):
+    split, plain, again = make(), make(), make()
+    inputs = batch(split)
+    split, again = (apply_stage(model, "pretrain") for model in (split, again))
+    step(split, inputs)
+    logits = split.eval()(**inputs).logits
+    weights = saved(split, tmp_path)
+    for model in (plain, again):
+        assert not torch.allclose(model.eval()(**inputs).logits, logits)
+        model.load_state_dict(weights)
+        torch.testing.assert_close(model.eval()(**inputs).logits, logits)
+
+
+def test_the_model_that_was_given_saves_the_rows_too(tmp_path):
+    model = untied()
+    before, inputs = copy.deepcopy(model.state_dict()), batch(model)
+    apply_stage(model, "pretrain")
+    step(model, inputs)
+    names = changed(before, saved(model, tmp_path))
+    assert "model.language_model.embed_tokens.weight" in names and len(names) == 5
+
+
+def test_state_dict_of_a_split_model_names_its_parameters_and_loads_again():
+    # what FSDP and DeepSpeed save and load to go on
+    split, again = (apply_stage(untied(), "pretrain") for _ in range(2))
+    step(split, batch(split))
+    assert set(split.state_dict()) == {name for name, _ in split.named_parameters()}
+    again.load_state_dict(split.state_dict())
+    assert not changed(split.state_dict(), again.state_dict())

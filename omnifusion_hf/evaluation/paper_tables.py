@@ -1,8 +1,8 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
 """The paper's tables as data, and the lmms-eval score of each of their columns.
 
-All numbers are percent, higher is better, except the edit distance of formulas. The paper (arXiv 2404.06212, section 4)
-measured zero-shot with the lmms-eval of early 2024; the release's README gives two more rows.
+All numbers are percent, higher is better, except the edit distance of formulas. The paper (arXiv 2404.06212,
+section 4) measured zero-shot with the lmms-eval of early 2024; the release's README gives two more rows.
 """
 
 from dataclasses import dataclass

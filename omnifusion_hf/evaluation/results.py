@@ -1,8 +1,8 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
 """Reads lmms-eval's output: scores from *_results.json, answer records from the JSONL files of `--log_samples`.
 
-Each run writes OUTPUT_PATH/MODEL/DATE_results.json and DATE_samples_TASK.jsonl beside it. Runs of one model are merged;
-of a task that was measured twice the newest run counts.
+Each run writes OUTPUT_PATH/MODEL/DATE_results.json and DATE_samples_TASK.jsonl beside it. Runs of one model are
+merged; of a task that was measured twice the newest run counts.
 """
 
 import ast
@@ -58,7 +58,7 @@ def _parse(text: str, source: str | Path):
 
 
 def read_result_file(path: str | Path) -> dict:
-    """An lmms-eval result file, with empty objects for missing tables. Raises `ValueError` for another kind of file."""
+    """An lmms-eval result file, with empty objects for missing tables. Raises `ValueError` for other files."""
     content = _parse(read_text(path), path)
     if not isinstance(content, dict) or not _is_table(content.get("results")):
         raise ValueError(f"{path} has no `results` by task; {WANTED}.")

@@ -20,7 +20,7 @@ OUT = HERE / "out"
 TINY = HERE.parent / "omnifusion_hf" / "tiny"
 
 
-def pictures(options: argparse.Namespace) -> None:
+def images(options: argparse.Namespace) -> None:
     for name in dataset.PLANS:
         dataset.write_dataset(OUT / "train", name, options.processes)
 
@@ -66,7 +66,7 @@ def _omnifusion_train(stage: str, processes: int) -> None:
 
 # stage -> (what runs, the output whose presence says that it is finished)
 STAGES = {
-    "pictures": (pictures, OUT / "train" / "stage2.json"),
+    "images": (images, OUT / "train" / "stage2.json"),
     "encoder": (encoder, OUT / "encoder" / "encoder"),
     "llm": (llm, OUT / "llm" / "llm"),
     "assembled": (assembled, OUT / "assembled"),

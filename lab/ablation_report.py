@@ -180,7 +180,7 @@ def report(results_folder: Path, document: Path, order: list[str]) -> None:
         raise ValueError(f"{document} must hold the lines {MARKS[0]!r} and {MARKS[1]!r}; the tables go between them.")
     parts = {
         "Accuracy": score_table(results, "accuracy", order),
-        "Accuracy with the pictures exchanged: what the questions alone give away": score_table(
+        "Accuracy with the images exchanged: what the questions alone give away": score_table(
             results, "blind_accuracy", order
         ),
         "Edit distance (lower is better)": score_table(results, "edit_distance", order),

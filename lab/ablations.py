@@ -54,7 +54,7 @@ class Experiment:
     """One row of the table.
 
     encoders: keys of ENCODERS. config: fields of OmniFusionConfig. views: "whole", "grid" or "regions" (of a perfect
-    detector). world: "plain", or "small" for lab.small's pictures. stages: without stage 1, stage 2 has its steps too.
+    detector). world: "plain", or "small" for lab.small's images. stages: without stage 1, stage 2 has its steps too.
     """
 
     name: str
@@ -93,7 +93,7 @@ def prepare() -> None:
     makers = {
         ENCODERS["clip"]: lambda path: pretrain_encoder.train(path.parent, "clip", steps=2400, batch_size=32),
         ENCODERS["dinov2"]: lambda path: pretrain_painter.train(path.parent),
-        SMALL: ablation_data.write_small_pictures,
+        SMALL: ablation_data.write_small_images,
         LLM: take_llm,
     }
     for path, make in makers.items():
@@ -133,19 +133,19 @@ def assemble(experiment: Experiment, seed: int, folder: Path) -> None:
 
 
 def write_data(experiment: Experiment, stage: str, seed: int, steps: int, folder: Path) -> dict[str, Path]:
-    """Writes the stage's JSON file; returns it and its pictures' folder as a recipe names them. Stage 1 is plain."""
+    """Writes the stage's JSON file; returns it and its images' folder as a recipe names them. Stage 1 is plain."""
     from .ablation_data import plain_samples, small_samples, write_stage
 
     plain = experiment.world == "plain" or stage == "stage1"
     # without the experiment's name: with one seed, all of a world read the same data in the same order
     rng = Random(f"{experiment.world}/{stage}/{seed}")
-    pictures = OUT / "train" if plain else SMALL
+    images = OUT / "train" if plain else SMALL
     if plain:
-        samples = plain_samples(pictures, rng, steps * BATCH)
+        samples = plain_samples(images, rng, steps * BATCH)
     else:
-        samples = small_samples(pictures, rng, steps * BATCH, experiment.views == "regions")
+        samples = small_samples(images, rng, steps * BATCH, experiment.views == "regions")
     write_stage(folder / f"{stage}.json", samples, rng)
-    return {"data_path": folder / f"{stage}.json", "image_folder": pictures}
+    return {"data_path": folder / f"{stage}.json", "image_folder": images}
 
 
 def steps_of(experiment: Experiment, steps: dict[str, int]) -> dict[str, int]:
@@ -170,7 +170,7 @@ def train_stages(experiment: Experiment, seed: int, steps: dict[str, int], folde
 
 
 def set_views(folder: Path, views: str) -> None:
-    """Stage 1 sees whole pictures in every run; from then on the saved processor makes these views."""
+    """Stage 1 sees whole images in every run; from then on the saved processor makes these views."""
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(folder)

@@ -1,8 +1,8 @@
-"""What every picture of the miniature world shares: its size, its colours, its label map and the list of label
+"""What every image of the miniature world shares: its size, its colours, its label map and the list of label
 classes.
 
-A picture is 192 x 192 RGB. Beside it the renderer knows a label map of 24 x 24 cells (8 x 8 pixels each): the class
-of what is drawn there. Only encoder pretraining reads the map; everything after it sees pictures and words alone.
+An image is 192 x 192 RGB. Beside it the renderer knows a label map of 24 x 24 cells (8 x 8 pixels each): the class
+of what is drawn there. Only encoder pretraining reads the map; everything after it sees images and words alone.
 """
 
 from dataclasses import dataclass
@@ -46,15 +46,15 @@ WORLD_SEED = {"train": 1, "validation": 2, "test": 3}
 
 
 def sample_rng(split: str, kind: str, index: int) -> Random:
-    """The one place a picture's randomness comes from; splits never share a seed. `ValueError` for an unknown one."""
+    """The one place an image's randomness comes from; splits never share a seed. `ValueError` for an unknown one."""
     if split not in WORLD_SEED:
         raise ValueError(f"split must be one of {sorted(WORLD_SEED)}, got {split!r}")
     return Random(f"{WORLD_SEED[split]}/{kind}/{index}")
 
 
 @dataclass
-class Picture:
-    """One rendered picture with the facts its questions are asked about."""
+class Drawing:
+    """One rendered image with the facts its questions are asked about."""
 
     kind: str
     image: np.ndarray  # (192, 192, 3) uint8

@@ -1,4 +1,4 @@
-"""Training pictures as ordinary files: PNGs in shards and LLaVA conversations in one JSON, for `omnifusion train`.
+"""Training images as ordinary files: PNGs in shards and LLaVA conversations in one JSON, for `omnifusion train`.
 
 A shard appears when it is complete, so an interrupted run goes on where it stopped.
 """
@@ -14,14 +14,14 @@ from tqdm import tqdm
 
 from omnifusion_hf.io import staged_folder, write_whole
 
-from .canvas import Picture, sample_rng
+from .canvas import Drawing, sample_rng
 from .questions import Turn, conversation, look_up_turns
 from .tokenizer import build_tokenizer
 from .world import render
 
 
 SHARD = 1000
-PASSES = 6  # conversations drawn about each picture
+PASSES = 6  # conversations drawn about each image
 BATCH, POOL = 32, 32
 EVENLY = {"scene": 0.36, "digit": 0.12, "text": 0.3, "formula": 0.22}
 MOSTLY_SCENES = {"scene": 0.68, "digit": 0.06, "text": 0.12, "formula": 0.14}
@@ -29,7 +29,7 @@ MOSTLY_SCENES = {"scene": 0.68, "digit": 0.06, "text": 0.12, "formula": 0.14}
 
 @dataclass(frozen=True)
 class Part:
-    """Shards of one mixture, and how many of the `PASSES` conversations about each picture are used."""
+    """Shards of one mixture, and how many of the `PASSES` conversations about each image are used."""
 
     mixture: dict[str, float]
     shards: range
@@ -50,7 +50,7 @@ PLANS = {
 
 
 def llava_sample(name: str, turns: list[Turn]) -> dict:
-    """One LLaVA conversation; the picture stands in front of the first question."""
+    """One LLaVA conversation; the image stands in front of the first question."""
     said = []
     for i, turn in enumerate(turns):
         said.append({"from": "human", "value": ("" if i else "<image>\n") + turn.question})
@@ -58,24 +58,24 @@ def llava_sample(name: str, turns: list[Turn]) -> dict:
     return {"id": name, "image": f"{name}.png", "conversations": said}
 
 
-def ask_about(split: str, picture: Picture, index: int, look_ups: bool = False) -> list[Turn]:
-    rng = sample_rng(split, f"{picture.kind} questions", index)
-    if look_ups and picture.kind == "scene":
-        return look_up_turns(rng, picture.facts["things"])
-    return conversation(rng, picture)
+def ask_about(split: str, drawing: Drawing, index: int, look_ups: bool = False) -> list[Turn]:
+    rng = sample_rng(split, f"{drawing.kind} questions", index)
+    if look_ups and drawing.kind == "scene":
+        return look_up_turns(rng, drawing.facts["things"])
+    return conversation(rng, drawing)
 
 
 def write_shard(folder: Path, shard: int, plan: Part) -> None:
-    """`SHARD` training pictures, the kinds in the mixture's proportions, and `PASSES` conversations about each."""
+    """`SHARD` training images, the kinds in the mixture's proportions, and `PASSES` conversations about each."""
     counts = {kind: round(share * SHARD) for kind, share in plan.mixture.items()}
     with staged_folder(folder / f"{shard:04d}") as part:
         passes = [[] for _ in range(PASSES)]
         for kind, count in counts.items():
             for index in range(shard * count, (shard + 1) * count):
-                picture = render("train", kind, index)
-                Image.fromarray(picture.image).save(part / f"{kind}{index}.png", compress_level=1)
+                drawing = render("train", kind, index)
+                Image.fromarray(drawing.image).save(part / f"{kind}{index}.png", compress_level=1)
                 for number, samples in enumerate(passes):
-                    turns = ask_about("train", picture, index * PASSES + number, plan.look_ups)
+                    turns = ask_about("train", drawing, index * PASSES + number, plan.look_ups)
                     samples.append(llava_sample(f"{shard:04d}/{kind}{index}", turns))
         write_whole(part / "passes.json", json.dumps(passes, indent=1))
 

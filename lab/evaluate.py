@@ -1,5 +1,5 @@
-"""Right answers on fresh pictures, a topic at a time, beside a picture-blind baseline: the same questions with the
-pictures exchanged among them. What the baseline scores is what the question alone gives away.
+"""Right answers on fresh images, a topic at a time, beside an image-blind baseline: the same questions with the
+images exchanged among them. What the baseline scores is what the question alone gives away.
 
     python -m lab.evaluate omnifusion_hf/tiny --split test --count 500
 """
@@ -19,7 +19,7 @@ from omnifusion_hf.evaluation.metrics import normalised_edit_distance
 from omnifusion_hf.inference import complete, prompts
 from omnifusion_hf.io import write_whole
 
-from .canvas import Picture, sample_rng
+from .canvas import Drawing, sample_rng
 from .questions import Turn, ask, attribute_turns, caption, conversation, count_turns, place_turns, position_turns
 from .world import TEXT_LENGTHS, render
 
@@ -30,9 +30,9 @@ TOPICS = ("colour", "shape", "count", "position", "place", "caption", "digit", *
 
 @dataclass
 class Example:
-    """One question about one picture, asked first thing in a dialog."""
+    """One question about one image, asked first thing in a dialog."""
 
-    picture: Picture
+    drawing: Drawing
     question: str
     answer: str
 
@@ -43,24 +43,24 @@ def examples(split: str, topic: str, count: int) -> list[Example]:
     for index in numbers():
         if len(found) == count:
             return found
-        picture = _picture(split, topic, index)
-        turns = _turns(split, topic, picture, index)
+        drawing = _drawing(split, topic, index)
+        turns = _turns(split, topic, drawing, index)
         if turns:
             turn = sample_rng(split, f"which {topic}", index).choice(turns)
-            found.append(Example(picture, turn.question, turn.answer))
+            found.append(Example(drawing, turn.question, turn.answer))
 
 
-def _picture(split: str, topic: str, index: int) -> Picture:
+def _drawing(split: str, topic: str, index: int) -> Drawing:
     if topic in TEXT_TOPICS:
         return render(split, "text", index, TEXT_TOPICS[topic])
     return render(split, topic if topic in ("digit", "formula") else "scene", index)
 
 
-def _turns(split: str, topic: str, picture: Picture, index: int) -> list[Turn]:
+def _turns(split: str, topic: str, drawing: Drawing, index: int) -> list[Turn]:
     rng = sample_rng(split, f"questions about {topic}", index)
-    if picture.kind != "scene":
-        return conversation(rng, picture)
-    things = picture.facts["things"]
+    if drawing.kind != "scene":
+        return conversation(rng, drawing)
+    things = drawing.facts["things"]
     if topic == "caption":
         return [ask(rng, "caption", caption(things))]
     if topic == "count":
@@ -83,19 +83,19 @@ def scores(predictions: list[str], truths: list[str]) -> dict[str, float]:
     }
 
 
-def answers(model, processor, pictures: list[Picture], questions: list[str], batch_size: int = 50) -> list[str]:
+def answers(model, processor, drawings: list[Drawing], questions: list[str], batch_size: int = 50) -> list[str]:
     """Greedy answers of the saved model through its own processor and generate(); `facts["regions"]` become views."""
     said = []
     for start in range(0, len(questions), batch_size):
-        asked = list(zip(pictures, questions))[start : start + batch_size]
-        messages = [[{"role": "user", "content": _content(picture, question)}] for picture, question in asked]
-        regions = [[picture.facts.get("regions", [])] for picture, _ in asked]
+        asked = list(zip(drawings, questions))[start : start + batch_size]
+        messages = [[{"role": "user", "content": _content(drawing, question)}] for drawing, question in asked]
+        regions = [[drawing.facts.get("regions", [])] for drawing, _ in asked]
         said += complete(model, prompts(processor, messages, regions), processor, max_new_tokens=64)
     return said
 
 
-def _content(picture: Picture, question: str) -> list[dict]:
-    return [{"type": "image", "image": Image.fromarray(picture.image)}, {"type": "text", "text": question}]
+def _content(drawing: Drawing, question: str) -> list[dict]:
+    return [{"type": "image", "image": Image.fromarray(drawing.image)}, {"type": "text", "text": question}]
 
 
 def evaluate(
@@ -111,18 +111,18 @@ def evaluate(
     table = {}
     for topic in tqdm(topics, desc=f"evaluate {split}", disable=None):
         asked = examples_of(split, topic, count)
-        pictures, questions = [e.picture for e in asked], [e.question for e in asked]
+        drawings, questions = [e.drawing for e in asked], [e.question for e in asked]
         truths = [e.answer for e in asked]
-        table[topic] = {"n": count, **scores(answers(model, processor, pictures, questions), truths)}
+        table[topic] = {"n": count, **scores(answers(model, processor, drawings, questions), truths)}
         if blind:
-            exchanged = pictures[count // 2 :] + pictures[: count // 2]
+            exchanged = drawings[count // 2 :] + drawings[: count // 2]
             guessed = scores(answers(model, processor, exchanged, questions), truths)
             table[topic] |= {f"blind_{name}": value for name, value in guessed.items()}
     return table
 
 
 def as_markdown(table: dict) -> str:
-    lines = ["| topic | n | accuracy | picture-blind | edit distance | picture-blind |", "|---|---|---|---|---|---|"]
+    lines = ["| topic | n | accuracy | image-blind | edit distance | image-blind |", "|---|---|---|---|---|---|"]
     for topic, row in table.items():
         figures = [
             row.get(k, float("nan")) for k in ("accuracy", "blind_accuracy", "edit_distance", "blind_edit_distance")

@@ -57,8 +57,8 @@ def clip_vit(patch: int = 12, width: int = 192, layers: int = 5) -> CLIPVisionMo
 ARCHITECTURES = {"swin": donut_swin, "clip": clip_vit}
 
 
-class Pictures(IterableDataset):
-    """Endless fresh training pictures from number `start` on, one kind a batch in the mixture's proportions."""
+class Drawings(IterableDataset):
+    """Endless fresh training images from number `start` on, one kind a batch in the mixture's proportions."""
 
     def __init__(self, batch_size: int, start: int):
         self.batch_size, self.start = batch_size, start
@@ -68,15 +68,15 @@ class Pictures(IterableDataset):
         number, step = (worker.id, worker.num_workers) if worker else (0, 1)
         shares = {kind: round(share * self.batch_size) for kind, share in MIXTURE.items()}
         for batch in range(self.start + number, 1 << 40, step):
-            pictures = [render("train", kind, batch * n + i) for kind, n in shares.items() for i in range(n)]
-            yield batch_of(pictures)
+            drawings = [render("train", kind, batch * n + i) for kind, n in shares.items() for i in range(n)]
+            yield batch_of(drawings)
 
 
-def batch_of(pictures) -> tuple[torch.Tensor, torch.Tensor]:
+def batch_of(drawings) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, 3, S, S) uint8 pixels, resized as the image processor does, and (B, 24, 24) labels."""
-    small = [torch.frombuffer(bytearray(_resize(p.image).tobytes()), dtype=torch.uint8) for p in pictures]
+    small = [torch.frombuffer(bytearray(_resize(p.image).tobytes()), dtype=torch.uint8) for p in drawings]
     pixels = torch.stack(small).view(-1, SIZE, SIZE, 3).permute(0, 3, 1, 2)
-    return pixels, torch.stack([torch.from_numpy(p.labels) for p in pictures])
+    return pixels, torch.stack([torch.from_numpy(p.labels) for p in drawings])
 
 
 def _resize(image) -> Image.Image:
@@ -132,13 +132,13 @@ def validate(model: DenseReader, count: int = 192) -> dict[str, float]:
             named = torch.cat([model(p)[0].argmax(-1) for p in pixels.split(64)])
         drawn = labels != 0
         scores[kind] = (named == labels)[drawn].float().mean().item()
-        scores[f"{kind}, picture"] = _pictures_named(named, labels)
+        scores[f"{kind}, image"] = _images_named(named, labels)
     model.train()
     return {k: round(v, 3) for k, v in scores.items()}
 
 
-def _pictures_named(named: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of (picture, class) regions whose most frequent drawn answer is right."""
+def _images_named(named: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of (image, class) regions whose most frequent drawn answer is right."""
     right = total = 0
     for answer, truth in zip(named, labels, strict=True):
         for label in truth.unique().tolist():
@@ -159,7 +159,7 @@ def train(out: Path, architecture: str = "swin", steps: int = 4000, batch_size: 
         cells, places = model(pixels)
         return dense_loss(cells, labels) + place_loss(places)
 
-    fit(model, loss_of, partial(Pictures, batch_size), out, steps, lr, partial(validate, model))
+    fit(model, loss_of, partial(Drawings, batch_size), out, steps, lr, partial(validate, model))
     with staged_folder(out / "encoder") as folder:
         model.encoder.save_pretrained(folder)
         image_processor().save_pretrained(folder)

@@ -1,8 +1,8 @@
-"""Pretrains the tiny Mistral on text: what is where in a picture, written as rows of cells, then questions and
+"""Pretrains the tiny Mistral on text: what is where in an image, written as rows of cells, then questions and
 answers about it.
 
 Cells follow the order in which an encoder's tokens will arrive later (row by row, two slots a token), so counting,
-comparing places and spelling out are learnt before the first picture is seen. Wording and chat format are those of
+comparing places and spelling out are learnt before the first image is seen. Wording and chat format are those of
 the later dialogs.
 """
 
@@ -17,7 +17,7 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerF
 
 from omnifusion_hf.io import staged_folder
 
-from .canvas import SIDE, Picture
+from .canvas import SIDE, Drawing
 from .pretraining import fit
 from .questions import conversation
 from .tokenizer import build_tokenizer
@@ -49,11 +49,11 @@ def tiny_mistral(vocab_size: int, width: int = 192, layers: int = 5) -> MistralF
     return MistralForCausalLM._from_config(config, attn_implementation="eager")
 
 
-def rows_of_cells(picture: Picture) -> str | None:
+def rows_of_cells(drawing: Drawing) -> str | None:
     """The marks as rows of slots, "." for an empty one; None when two marks collide. Only scenes keep empty rows."""
-    tall = 12 if picture.kind == "formula" else 6
+    tall = 12 if drawing.kind == "formula" else 6
     rows = [["."] * SLOTS for _ in range(tall)]
-    for words, x, y in picture.marks:
+    for words, x, y in drawing.marks:
         row, column = int(y * tall / SIDE), int(x * SLOTS / SIDE)
         parts = words.split()
         column -= column % 2 if len(parts) == 2 else 0
@@ -61,7 +61,7 @@ def rows_of_cells(picture: Picture) -> str | None:
             if rows[row][column + i] != ".":
                 return None
             rows[row][column + i] = part
-    return "".join(" " + c for row in rows if picture.kind == "scene" or set(row) != {"."} for c in row)
+    return "".join(" " + c for row in rows if drawing.kind == "scene" or set(row) != {"."} for c in row)
 
 
 class Dialogs(IterableDataset):
@@ -84,13 +84,13 @@ class Dialogs(IterableDataset):
             for i in rng.sample(range(POOL), POOL):
                 yield collate(samples[i * self.batch_size : (i + 1) * self.batch_size])
 
-    def sample(self, rng: Random, picture: Picture) -> tuple[list[int], list[int]] | None:
-        cells = rows_of_cells(picture)
+    def sample(self, rng: Random, drawing: Drawing) -> tuple[list[int], list[int]] | None:
+        cells = rows_of_cells(drawing)
         if cells is None:
             return None
         ids = self._encode(SYSTEM) + self._encode(cells + "\n")
         labels = [-100] * len(ids)
-        for turn in conversation(rng, picture):
+        for turn in conversation(rng, drawing):
             question, answer = self._encode(turn.question + "\n"), self._encode(turn.answer)
             answer.append(self.tokenizer.eos_token_id)
             ids += question + answer

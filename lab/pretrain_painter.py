@@ -1,5 +1,5 @@
 """Pretrains a second vision encoder without any labels, for the mixes of lab.ablations: a DINOv2 model that sees half
-of a picture's patches and paints all of them (masked patch prediction in pixels, as SimMIM, arXiv 2111.09886).
+of an image's patches and paints all of them (masked patch prediction in pixels, as SimMIM, arXiv 2111.09886).
 
 It is of another character than the CLIP model of lab.pretrain_encoder, which is told what is where: its tokens hold
 colours and edges, not names. It is not DINOv2's own objective (self-distillation), only its architecture.
@@ -15,7 +15,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from omnifusion_hf.io import staged_folder
 
-from .pretrain_encoder import SIZE, Pictures, batch_of, image_processor
+from .pretrain_encoder import SIZE, Drawings, batch_of, image_processor
 from .pretraining import fit
 from .world import KINDS, render
 
@@ -55,7 +55,7 @@ def patches_of(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def random_mask(batch: int, generator: torch.Generator | None = None) -> torch.Tensor:
-    """(B, T): `HIDDEN_SHARE` of each picture's patches, drawn at random."""
+    """(B, T): `HIDDEN_SHARE` of each image's patches, drawn at random."""
     tokens = (SIZE // PATCH) ** 2
     return torch.rand(batch, tokens, generator=generator).argsort(-1) < int(HIDDEN_SHARE * tokens)
 
@@ -68,7 +68,7 @@ def painting_loss(model: Painter, batch: tuple[torch.Tensor, torch.Tensor]) -> t
 
 @torch.no_grad()
 def validate(model: Painter, count: int = 96) -> dict[str, float]:
-    """Share of the masked patches' variance (about each picture's mean colour) that is painted, a kind."""
+    """Share of the masked patches' variance (about each image's mean colour) that is painted, a kind."""
     model.eval()
     shares = {}
     for kind in KINDS:
@@ -87,7 +87,7 @@ def train(out: Path, steps: int = 2400, batch_size: int = 32, lr: float = 2e-3) 
     """Pretrains to `out`/encoder; `out`/state lets it go on after an interruption."""
     torch.manual_seed(0)
     model = Painter(dinov2_vit())
-    fit(model, partial(painting_loss, model), partial(Pictures, batch_size), out, steps, lr, partial(validate, model))
+    fit(model, partial(painting_loss, model), partial(Drawings, batch_size), out, steps, lr, partial(validate, model))
     with staged_folder(out / "encoder") as folder:
         model.encoder.save_pretrained(folder)
         image_processor().save_pretrained(folder)

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoModel
 
-from .pretrain_encoder import DenseReader, Pictures, dense_loss, validate
+from .pretrain_encoder import DenseReader, Drawings, dense_loss, validate
 
 
 def probe(folder: Path, steps: int = 300, batch_size: int = 32, lr: float = 1e-2) -> dict[str, float]:
@@ -20,7 +20,7 @@ def probe(folder: Path, steps: int = 300, batch_size: int = 32, lr: float = 1e-2
     model.encoder.requires_grad_(False)
     optimizer = torch.optim.AdamW(model.head.parameters(), lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    batches = iter(DataLoader(Pictures(batch_size, start=1_000_000), batch_size=None))
+    batches = iter(DataLoader(Drawings(batch_size, start=1_000_000), batch_size=None))
     for _ in range(steps):
         pixels, labels = next(batches)
         with torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""Questions and answers about a picture, from its facts. One wording serves text pretraining, training and
+"""Questions and answers about an image, from its facts. One wording serves text pretraining, training and
 evaluation.
 """
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import permutations
 from random import Random
 
-from .canvas import COLOURS, SHAPES, SIDE, Picture
+from .canvas import COLOURS, SHAPES, SIDE, Drawing
 from .scenes import Thing
 
 
@@ -55,7 +55,7 @@ def side(a: Thing, b: Thing) -> str | None:
 
 
 def place(thing: Thing) -> str | None:
-    """In which ninth of the picture it is: "top left", "middle", "bottom"; None near a border between two of them."""
+    """In which ninth of the image it is: "top left", "middle", "bottom"; None near a border between two of them."""
     if any(min(abs(v - SIDE / 3), abs(v - 2 * SIDE / 3)) < _UNCLEAR for v in (thing.x, thing.y)):
         return None
     row, column = (("top", "", "bottom")[thing.y * 3 // SIDE], ("left", "", "right")[thing.x * 3 // SIDE])
@@ -148,12 +148,12 @@ def few(rng: Random, turns: list[Turn], most: int) -> list[Turn]:
     return sorted(turns, key=lambda turn: rng.random() - 0.3 * (turn.answer in "2345"))[:most]
 
 
-def conversation(rng: Random, picture: Picture) -> list[Turn]:
-    facts = picture.facts
-    if picture.kind == "scene":
+def conversation(rng: Random, drawing: Drawing) -> list[Turn]:
+    facts = drawing.facts
+    if drawing.kind == "scene":
         return scene_turns(rng, facts["things"])
-    if picture.kind == "text":
+    if drawing.kind == "text":
         return [ask(rng, facts["what"], facts["text"])]
-    if picture.kind == "digit":
+    if drawing.kind == "digit":
         return [ask(rng, "digit", facts["digit"])]
     return [ask(rng, "formula", facts["latex"])]

@@ -20,7 +20,7 @@ from omnifusion_hf.evaluation.robustness.perturbations import PERTURBATIONS, REM
 from omnifusion_hf.inference import TINY
 from omnifusion_hf.io import write_whole
 
-from .canvas import Picture
+from .canvas import Drawing
 from .evaluate import TOPICS, examples
 
 
@@ -31,17 +31,17 @@ GROUPINGS = ("number of things", "colour of the largest thing", "ink")
 
 
 def write_questions(folder: Path, count: int) -> None:
-    """`count` questions a topic as questions.json with their pictures, and the groups of these as groups.csv."""
+    """`count` questions a topic as questions.json with their images, and the groups of these as groups.csv."""
     samples, lines = [], {}
     for topic in tqdm(TOPICS, desc="questions", disable=None):
         for index, example in enumerate(examples(SPLIT, topic, SEEN + count)[SEEN:]):
-            name = sha256(example.picture.image.tobytes()).hexdigest()[:12] + ".png"  # topics share scenes
+            name = sha256(example.drawing.image.tobytes()).hexdigest()[:12] + ".png"  # topics share scenes
             if name not in lines:
                 (folder / "images").mkdir(parents=True, exist_ok=True)
-                Image.fromarray(example.picture.image).save(folder / "pictures" / name)
-            lines[name] = groups_of(example.picture)
+                Image.fromarray(example.drawing.image).save(folder / "images" / name)
+            lines[name] = groups_of(example.drawing)
             said = [{"from": "human", "value": example.question}, {"from": "gpt", "value": example.answer}]
-            sample = {"id": f"{topic} {index}", "task": topic, "image": f"pictures/{name}", "conversations": said}
+            sample = {"id": f"{topic} {index}", "task": topic, "image": f"images/{name}", "conversations": said}
             samples.append(sample)
     table = StringIO()
     writer = csv.writer(table, lineterminator="\n")
@@ -50,12 +50,12 @@ def write_questions(folder: Path, count: int) -> None:
     write_whole(folder / "questions.json", json.dumps(samples, indent=1))
 
 
-def groups_of(picture: Picture) -> tuple[str, str, str]:
+def groups_of(drawing: Drawing) -> tuple[str, str, str]:
     """How many things a scene has and the colour of its largest; whether glyphs are dark or light. Empty: neither."""
-    if picture.kind == "scene":
-        things = picture.facts["things"]
+    if drawing.kind == "scene":
+        things = drawing.facts["things"]
         return str(len(things)), max(things, key=lambda thing: thing.radius).colour, ""
-    border = np.concatenate([picture.image[0], picture.image[-1]])
+    border = np.concatenate([drawing.image[0], drawing.image[-1]])
     return "", "", "dark on light" if border.mean() > 127 else "light on dark"
 
 

@@ -8,7 +8,7 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .canvas import CELL, CLASS_ID, COLOURS, GRID, SHAPES, SIDE, Picture, jitter, paper
+from .canvas import CELL, CLASS_ID, COLOURS, GRID, SHAPES, SIDE, Drawing, jitter, paper
 
 
 MIN_RADIUS, MAX_RADIUS = 17, 34
@@ -78,7 +78,7 @@ def sample_things(
     return sorted(things, key=lambda t: t.x)
 
 
-def draw_scene(rng: Random, things: list[Thing]) -> Picture:
+def draw_scene(rng: Random, things: list[Thing]) -> Drawing:
     pale = rng.randint(205, 255)
     image = paper(jitter(rng, (pale, pale, pale), 12))
     labels = np.zeros((GRID, GRID), np.uint8)
@@ -88,7 +88,7 @@ def draw_scene(rng: Random, things: list[Thing]) -> Picture:
         image.paste(jitter(rng, COLOURS[thing.colour], 14), corner, mask)
         _label(labels, thing, mask, corner)
     marks = [(thing.name, thing.x, thing.y) for thing in things]
-    return Picture("scene", np.asarray(image), labels, {"things": things}, marks)
+    return Drawing("scene", np.asarray(image), labels, {"things": things}, marks)
 
 
 def _label(labels: np.ndarray, thing: Thing, mask: Image.Image, corner: tuple[int, int]) -> None:
@@ -101,5 +101,5 @@ def _label(labels: np.ndarray, thing: Thing, mask: Image.Image, corner: tuple[in
                 labels[row, column] = CLASS_ID[thing.name]
 
 
-def render_scene(rng: Random) -> Picture:
+def render_scene(rng: Random) -> Drawing:
     return draw_scene(rng, sample_things(rng))

@@ -101,12 +101,12 @@ def test_every_comparison_names_an_experiment():
 @pytest.mark.parametrize("kind", ["scene", "text"])
 def test_boxes_hold_everything_that_is_drawn(kind):
     for index in range(5):
-        picture = small.render_small("validation", kind, index)
-        ground = picture.image[0, 0]
-        drawn = (picture.image != ground).any(-1)
+        drawing = small.render_small("validation", kind, index)
+        ground = drawing.image[0, 0]
+        drawn = (drawing.image != ground).any(-1)
         assert drawn.any()
         outside = drawn.copy()
-        for left, top, right, bottom in picture.facts["boxes"]:
+        for left, top, right, bottom in drawing.facts["boxes"]:
             outside[int(max(top - 2, 0)) : int(bottom + 3), int(max(left - 2, 0)) : int(right + 3)] = False
         assert not outside.any()
 
@@ -114,15 +114,15 @@ def test_boxes_hold_everything_that_is_drawn(kind):
 def test_small_examples_are_fixed_by_split_and_topic():
     for topic in small.TOPICS:
         first, again, other = (small.small_examples(split, topic, 3) for split in ("test", "test", "validation"))
-        said = [[(e.question, e.answer, e.picture.image.tobytes()) for e in part] for part in (first, again, other)]
+        said = [[(e.question, e.answer, e.drawing.image.tobytes()) for e in part] for part in (first, again, other)]
         assert said[0] == said[1] and not set(said[0]) & set(said[2])
         if topic in small.TEXT_TOPICS:
             assert {len(e.answer) for e in first} == {small.TEXT_TOPICS[topic]}
 
 
 def test_seeds_draw_data_and_order_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(ablation_data, "SMALL_PICTURES", 40)
-    ablation_data.write_small_pictures(tmp_path / "small")
+    monkeypatch.setattr(ablation_data, "SMALL_IMAGES", 40)
+    ablation_data.write_small_images(tmp_path / "small")
 
     def drawn(seed: int, regions: bool = False) -> list[dict]:
         rng = Random(seed)
@@ -140,8 +140,8 @@ def test_seeds_draw_data_and_order_anew(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tiny_parts(tmp_path, monkeypatch):
-    """Everything that runs share, at the smallest size: random encoder and LLM, a few pictures of both worlds."""
-    encoder, llm, small_pictures = tmp_path / "encoder", tmp_path / "llm", tmp_path / "small"
+    """Everything that runs share, at the smallest size: random encoder and LLM, a few images of both worlds."""
+    encoder, llm, small_images = tmp_path / "encoder", tmp_path / "llm", tmp_path / "small"
     pretrain_encoder.donut_swin(32, (1, 1, 1)).save_pretrained(encoder)
     pretrain_encoder.image_processor().save_pretrained(encoder)
     tokenizer = build_tokenizer()
@@ -150,9 +150,9 @@ def tiny_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "SHARD", 50)
     dataset.write_shard(tmp_path / "train", 0, dataset.PLANS["stage2"][0])
     monkeypatch.setattr(ablation_data, "PLAIN_SHARDS", (0,))
-    monkeypatch.setattr(ablation_data, "SMALL_PICTURES", 20)
-    ablation_data.write_small_pictures(small_pictures)
-    for name, value in {"OUT": tmp_path, "SMALL": small_pictures, "LLM": llm, "ENCODERS": {"swin": encoder}}.items():
+    monkeypatch.setattr(ablation_data, "SMALL_IMAGES", 20)
+    ablation_data.write_small_images(small_images)
+    for name, value in {"OUT": tmp_path, "SMALL": small_images, "LLM": llm, "ENCODERS": {"swin": encoder}}.items():
         monkeypatch.setattr(ablations, name, value)
 
 

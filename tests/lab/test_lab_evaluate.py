@@ -1,4 +1,4 @@
-"""lab/evaluate.py: the metrics against worked examples, and questions that match their pictures."""
+"""lab/evaluate.py: the metrics against worked examples, and questions that match their images."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def test_scores():
 @pytest.mark.parametrize("topic", evaluate.TOPICS)
 def test_examples_are_fixed_by_the_split(topic):
     first, again, other = (evaluate.examples(split, topic, 4) for split in ("test", "test", "validation"))
-    said = [[(e.question, e.answer, e.picture.image.tobytes()) for e in part] for part in (first, again, other)]
+    said = [[(e.question, e.answer, e.drawing.image.tobytes()) for e in part] for part in (first, again, other)]
     assert said[0] == said[1]
     assert not set(said[0]) & set(said[2])
 

@@ -3,7 +3,7 @@
 import torch
 
 from lab import pretrain_encoder, pretrain_llm, pretraining
-from lab.canvas import CLASSES, GRID, Picture
+from lab.canvas import CLASSES, GRID, Drawing
 from lab.tokenizer import build_tokenizer
 from lab.world import render
 
@@ -55,12 +55,12 @@ def test_each_token_names_the_cells_that_it_covers():
 
 
 def test_rows_of_cells_say_what_is_where():
-    picture = Picture("scene", None, None, {}, [("red star", 10, 10), ("blue circle", 180, 180)])
-    cells = pretrain_llm.rows_of_cells(picture).split()
+    drawing = Drawing("scene", None, None, {}, [("red star", 10, 10), ("blue circle", 180, 180)])
+    cells = pretrain_llm.rows_of_cells(drawing).split()
     assert cells[:2] == ["red", "star"] and cells[-2:] == ["blue", "circle"]
     assert len(cells) == 72 and cells.count(".") == 68
-    picture.marks.append(("black cross", 12, 12))
-    assert pretrain_llm.rows_of_cells(picture) is None
+    drawing.marks.append(("black cross", 12, 12))
+    assert pretrain_llm.rows_of_cells(drawing) is None
 
 
 def test_only_answers_are_learnt():

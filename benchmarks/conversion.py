@@ -17,7 +17,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/helpers")]
 
 from release import WIDTH, shard, write_release, write_vision_tower  # noqa: E402
 

@@ -1,5 +1,5 @@
-"""Training data of lab.ablations: each seed draws conversations and their order anew from images that are rendered
-once, in the LLaVA format that `omnifusion train` reads.
+"""Training data of lab.ablations in the LLaVA format. Images are rendered once; each seed draws conversations and
+their order.
 """
 
 import json
@@ -16,7 +16,7 @@ from .dataset import in_batches, llava_sample
 from .small import conversation_about, render_small
 
 
-# plain: images of the shards that `python -m lab --only images` writes; no formulas, whose answers are long
+# plain: images of the shards of `python -m lab --only images`, without formulas, whose answers are long
 PLAIN_SHARDS = (*range(8, 14), *range(100, 112))
 PLAIN_MIXTURE = {"scene": 0.5, "text": 0.35, "digit": 0.15}
 PASSES = 2
@@ -25,7 +25,7 @@ SMALL_KINDS = ("scene", "text")
 
 
 def plain_samples(images: Path, rng: Random, count: int) -> list[dict]:
-    """About `count` conversations in the mixture's proportions."""
+    """About `count` conversations in the proportions of `PLAIN_MIXTURE`."""
     pool = {kind: [] for kind in PLAIN_MIXTURE}
     for shard in PLAIN_SHARDS:
         for samples in json.loads((images / f"{shard:04d}/passes.json").read_text())[:PASSES]:

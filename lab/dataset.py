@@ -1,6 +1,6 @@
-"""Training images as ordinary files: PNGs in shards and LLaVA conversations in one JSON, for `omnifusion train`.
+"""Training data as files for `omnifusion train`: PNGs in shards, and LLaVA conversations in one JSON file.
 
-A shard appears when it is complete, so an interrupted run goes on where it stopped.
+A shard is written atomically, so an interrupted run continues where it stopped.
 """
 
 import json
@@ -29,16 +29,16 @@ MOSTLY_SCENES = {"scene": 0.68, "digit": 0.06, "text": 0.12, "formula": 0.14}
 
 @dataclass(frozen=True)
 class Part:
-    """Shards of one mixture, and how many of the `PASSES` conversations about each image are used."""
+    """Shards of one mixture; `passes` of the `PASSES` conversations about each image are used."""
 
     mixture: dict[str, float]
     shards: range
     passes: int
-    look_ups: bool = False  # scenes ask for colours by shape (questions.look_up_turns)
+    look_ups: bool = False  # scenes have questions for colours by shape (questions.look_up_turns)
 
 
-# Stage 2 begins evenly; then scenes, which are learnt last, get most of the time, and look-ups by shape end it
-# (docs/lab.md).
+# Stage 2 begins with an even mixture; then scenes, which are learnt last, get most of the samples; look-ups by shape
+# come last (docs/lab.md).
 PLANS = {
     "stage1": [Part(EVENLY, range(0, 8), 1)],
     "stage2": [
@@ -50,12 +50,12 @@ PLANS = {
 
 
 def llava_sample(name: str, turns: list[Turn]) -> dict:
-    """One LLaVA conversation; the image stands in front of the first question."""
-    said = []
+    """One LLaVA conversation; the image comes before the first question."""
+    messages = []
     for i, turn in enumerate(turns):
-        said.append({"from": "human", "value": ("" if i else "<image>\n") + turn.question})
-        said.append({"from": "gpt", "value": turn.answer})
-    return {"id": name, "image": f"{name}.png", "conversations": said}
+        messages.append({"from": "human", "value": ("" if i else "<image>\n") + turn.question})
+        messages.append({"from": "gpt", "value": turn.answer})
+    return {"id": name, "image": f"{name}.png", "conversations": messages}
 
 
 def ask_about(split: str, drawing: Drawing, index: int, look_ups: bool = False) -> list[Turn]:
@@ -81,7 +81,7 @@ def write_shard(folder: Path, shard: int, plan: Part) -> None:
 
 
 def write_dataset(folder: Path, name: str, processes: int = 1) -> None:
-    """The shards and `NAME.json`: the parts one after the other, each in random order of batches of similar length."""
+    """The shards and `NAME.json`: the parts in order, each as batches of similar length in random order."""
     ordered = []
     for part in PLANS[name]:
         missing = [(folder, shard, part) for shard in part.shards if not (folder / f"{shard:04d}").exists()]
@@ -96,7 +96,7 @@ def write_dataset(folder: Path, name: str, processes: int = 1) -> None:
 
 
 def in_batches(samples: list[dict], rng: Random) -> list[dict]:
-    """A random order in which `BATCH` neighbours are about as long as each other: half of the padding is saved."""
+    """A random order in which the samples of a batch have similar lengths, which halves the padding."""
     tokenizer = build_tokenizer()
     rng.shuffle(samples)
     texts = ["".join(turn["value"] for turn in sample["conversations"]) for sample in samples]

@@ -1,7 +1,7 @@
-"""Things to read: handwritten digits (scikit-learn's, split by index), printed words and numbers, small formulas.
+"""Drawings to read: handwritten digits (scikit-learn's, split by index), printed words and numbers, short formulas.
 
-Formulas are laid out by matplotlib's mathtext; their LaTeX is the answer. A formula whose checksum falls into the
-held-out tenth is never drawn for training.
+matplotlib's mathtext lays out formulas; their LaTeX is the answer. A tenth of all formulas, chosen by checksum, is
+held out from training.
 """
 
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ def digit_indices(split: str) -> list[int]:
 
 
 def render_digit(rng: Random, split: str) -> Drawing:
-    """An 8 x 8 digit enlarged, moved, turned, scaled; its stroke made thinner or thicker."""
+    """An 8 x 8 digit, enlarged, moved, rotated, scaled, with a thinner or thicker stroke."""
     images, targets = _digits()
     index = rng.choice(digit_indices(split))
     scale = rng.uniform(13, 22)  # pixels a source pixel
@@ -93,7 +93,7 @@ def render_digit(rng: Random, split: str) -> Drawing:
 
 
 def sample_text(rng: Random, length: int) -> str:
-    """`length` digits, random capitals, or a real word of that length (where there is one)."""
+    """`length` digits, random capitals, or a real word of that length (if there is one)."""
     draw = rng.random()
     real = [w for w in WORDS if len(w) == length]
     if draw < 0.3:
@@ -178,7 +178,7 @@ class Layout:
 
 @lru_cache(maxsize=200_000)
 def lay_out(latex: str) -> Layout:
-    """mathtext's own layout of `latex`, enlarged or shrunk when it is drawn."""
+    """mathtext's layout of `latex`, which is scaled when it is drawn."""
     parsed = MathTextParser("path").parse(f"${latex}$", dpi=72, prop=FontProperties(size=100))
     above = float(parsed.height - parsed.depth)  # mathtext measures y upwards from the baseline
     glyphs = tuple(
@@ -224,7 +224,7 @@ def render_formula(rng: Random, latex: str) -> Drawing:
 
 
 def formula_for(rng: Random, split: str) -> str:
-    """A formula of the split: held out for test and validation, never held out for training."""
+    """A formula of the split: a held-out one for test and validation, any other for training."""
     while True:
         latex = sample_formula(rng)
         if is_held_out(latex) == (split != "train"):

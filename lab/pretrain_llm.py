@@ -1,9 +1,7 @@
-"""Pretrains the tiny Mistral on text: what is where in an image, written as rows of cells, then questions and
-answers about it.
+"""Pretrains the tiny Mistral on text: the contents of an image as rows of cells, then questions and answers about it.
 
-Cells follow the order in which an encoder's tokens will arrive later (row by row, two slots a token), so counting,
-comparing places and spelling out are learnt before the first image is seen. Wording and chat format are those of
-the later dialogs.
+Cells have the order of the encoder's tokens (row by row, two slots per token), so the LLM learns counting, comparing
+places and spelling before its first image. Wording and chat format are those of the later dialogs.
 """
 
 import argparse
@@ -25,8 +23,8 @@ from .world import render
 
 
 SHARES = {"scene": 0.48, "digit": 0.02, "text": 0.22, "formula": 0.28}
-SLOTS = 12  # a row; two words of a thing fill two slots
-POOL = 10  # batches drawn together and sorted by length, so that little of a batch is padding
+SLOTS = 12  # per row; a thing's two words fill two slots
+POOL = 10  # batches that are drawn together and sorted by length, for little padding
 SYSTEM = "This is a dialog with AI assistant.\n"
 
 
@@ -45,12 +43,13 @@ def tiny_mistral(vocab_size: int, width: int = 192, layers: int = 5) -> MistralF
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
+        attn_implementation="eager",
     )
-    return MistralForCausalLM._from_config(config, attn_implementation="eager")
+    return MistralForCausalLM(config)
 
 
 def rows_of_cells(drawing: Drawing) -> str | None:
-    """The marks as rows of slots, "." for an empty one; None when two marks collide. Only scenes keep empty rows."""
+    """The marks as rows of slots, "." for an empty one; None if two marks collide. Only scenes keep empty rows."""
     tall = 12 if drawing.kind == "formula" else 6
     rows = [["."] * SLOTS for _ in range(tall)]
     for words, x, y in drawing.marks:
@@ -65,7 +64,7 @@ def rows_of_cells(drawing: Drawing) -> str | None:
 
 
 class Dialogs(IterableDataset):
-    """Endless (input_ids, labels), padded to the longest of the batch; only answers and their end count."""
+    """Endless batches of (input_ids, labels), padded to the longest; only answers and their EOS have labels."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, batch_size: int, start: int):
         self.tokenizer, self.batch_size, self.start = tokenizer, batch_size, start
@@ -102,9 +101,7 @@ class Dialogs(IterableDataset):
 
 
 def collate(samples: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
-    longest = (
-        -(-max(len(ids) for ids, _ in samples) // 16) * 16
-    )  # few shapes: oneDNN keeps kernels and buffers for each
+    longest = -(-max(len(ids) for ids, _ in samples) // 16) * 16  # few shapes: oneDNN keeps buffers for each
     return {
         "input_ids": torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in samples]),
         "labels": torch.tensor([labels + [-100] * (longest - len(labels)) for _, labels in samples]),
@@ -112,7 +109,7 @@ def collate(samples: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tenso
 
 
 def train(out: Path, steps: int = 1300, batch_size: int = 32, lr: float = 2e-3) -> None:
-    """Pretrains to `out`/llm, model and tokenizer; `out`/state lets it go on after an interruption."""
+    """Pretrains model and tokenizer to `out`/llm; an interrupted run continues from `out`/state."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     model = tiny_mistral(len(tokenizer))

@@ -1,4 +1,4 @@
-"""What a frozen encoder's tokens say: a linear head reads the renderer's label cells from the last hidden state.
+"""Linear probe of a frozen encoder: a linear head predicts the renderer's label cells from the last hidden state.
 
 python -m lab.probe lab/out/ablations/dinov2/encoder
 """
@@ -14,7 +14,7 @@ from .pretrain_encoder import DenseReader, Drawings, dense_loss, validate
 
 
 def probe(folder: Path, steps: int = 300, batch_size: int = 32, lr: float = 1e-2) -> dict[str, float]:
-    """`pretrain_encoder.validate`'s figures with a fresh head, trained alone on `steps` batches."""
+    """The figures of `pretrain_encoder.validate` with a new head, the only trained part, after `steps` batches."""
     torch.manual_seed(0)
     model = DenseReader(AutoModel.from_pretrained(folder, attn_implementation="eager").eval())
     model.encoder.requires_grad_(False)

@@ -63,7 +63,7 @@ def mask_of(shape: str, radius: int, tilt: int) -> Image.Image:
 def sample_things(
     rng: Random, most: int = 5, side: int = SIDE, smallest: int = MIN_RADIUS, largest: int = MAX_RADIUS
 ) -> list[Thing]:
-    """One to `most` things. Half of the scenes draw from few shapes or colours, so that counts above 1 occur."""
+    """One to `most` things. Half of the scenes have few shapes or colours, so that counts above 1 occur."""
     wanted = rng.randint(1, most)
     few = rng.random() < 0.5
     shapes = rng.sample(SHAPES, rng.randint(1, 2) if few else len(SHAPES))
@@ -92,7 +92,7 @@ def draw_scene(rng: Random, things: list[Thing]) -> Drawing:
 
 
 def _label(labels: np.ndarray, thing: Thing, mask: Image.Image, corner: tuple[int, int]) -> None:
-    """Marks the cells whose centre the shape covers."""
+    """Labels the cells whose centre the shape covers."""
     coverage = np.asarray(mask)
     for row in range(max(corner[1] // CELL, 0), min((corner[1] + mask.height) // CELL + 1, GRID)):
         for column in range(max(corner[0] // CELL, 0), min((corner[0] + mask.width) // CELL + 1, GRID)):

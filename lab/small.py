@@ -1,7 +1,7 @@
-"""Small things on large images: 384 x 384 pixels with one word, or one to four shapes, about half as large as
-elsewhere in the miniature world. Whole, at 96 x 96, they are a few pixels high.
+"""Small things on large images: 384 x 384 pixels with one word, or one to four shapes, of about half the size as
+elsewhere in the miniature world. At 96 x 96 as a whole they are a few pixels high.
 
-Beside the image stand the boxes of the words and shapes: what a perfect detector would say.
+The facts include the boxes of words and shapes, as from a perfect detector.
 """
 
 from random import Random
@@ -62,13 +62,13 @@ def _draw_scene(rng: Random, things: list[Thing]) -> Drawing:
 
 
 def _drawing(kind: str, image: Image.Image, facts: dict, boxes: list[tuple]) -> Drawing:
-    """No label map: the encoders have learnt before."""
+    """A drawing without a label map, which only encoder pretraining needs."""
     boxes = [[round(float(v), 1) for v in box] for box in boxes]
     return Drawing(kind, np.asarray(image), np.zeros((0, 0), np.uint8), facts | {"boxes": boxes}, [])
 
 
 def conversation_about(rng: Random, drawing: Drawing) -> list[Turn]:
-    """What is written; or first every colour and shape that can be asked for, then two counts."""
+    """The written text; or all unambiguous colours and shapes, then two counts."""
     facts = drawing.facts
     if drawing.kind == "text":
         return [ask(rng, facts["what"], facts["text"])]
@@ -81,7 +81,7 @@ def conversation_about(rng: Random, drawing: Drawing) -> list[Turn]:
 
 
 def small_examples(split: str, topic: str, count: int, regions: bool = False) -> list[Example]:
-    """The first `count` examples of a topic, as lab.evaluate.examples; with `regions` their boxes become views."""
+    """The first `count` examples of a topic, like lab.evaluate.examples; with `regions` their boxes become views."""
     found, index = [], 0
     while len(found) < count:
         kind = "text" if topic in TEXT_TOPICS else "scene"

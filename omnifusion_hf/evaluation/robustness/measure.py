@@ -43,11 +43,12 @@ def evaluate_perturbed(
     evaluator: Evaluator, questions: list[Question], conditions: list[Condition], seed: int = 0
 ) -> list[Answer]:
     """Answers to questions about images under every condition; those in the evaluator's log are not repeated."""
-    changed = {SWAPPED: swap_images(questions), REMOVED: [without_images(each) for each in questions]}
+    changes = {SWAPPED: swap_images, REMOVED: lambda questions: [without_images(each) for each in questions]}
     with tqdm(total=len(questions) * len(conditions), unit="answer", disable=None) as bar:
         for condition in conditions:
             present = presentation(evaluator, condition, seed)
-            evaluator.run(changed.get(condition[0], questions), condition, present, bar)
+            change = changes.get(condition[0], list)
+            evaluator.run(change(questions), condition, present, bar)
     return evaluator.answers(questions, conditions)
 
 

@@ -1,4 +1,4 @@
-"""Questions and answers about a drawing, from its facts. Text pretraining, training and evaluation share the wording."""
+"""Questions and answers about a drawing, from its facts. Pretraining, training and evaluation share the wording."""
 
 from collections import Counter
 from dataclasses import dataclass

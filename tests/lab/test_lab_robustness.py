@@ -22,9 +22,7 @@ def test_questions_are_held_out_and_their_images_in_groups(tmp_path, monkeypatch
     assert {image.name for question in questions for image in question.images} == listed
     monkeypatch.setattr(robustness, "SEEN", 0)
     robustness.write_questions(tmp_path / "seen", 1)
-    seen = {
-        (question.text, question.images[0].name) for question in read_questions(tmp_path / "seen/questions.json")
-    }
+    seen = {(question.text, question.images[0].name) for question in read_questions(tmp_path / "seen/questions.json")}
     assert not seen & {(question.text, question.images[0].name) for question in questions}
 
 

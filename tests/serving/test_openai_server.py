@@ -368,9 +368,9 @@ def test_openais_client_raises_its_own_errors_and_reads_usage(client):
         ({"response_format": {"type": "json_object"}}, openai.BadRequestError),
         ({"extra_body": {"nonsense": 1}}, openai.BadRequestError),
     ):
-        with pytest.raises(error) as refused_request:
+        with pytest.raises(error) as refusal:
             ask(client, user(text("Hello")), **options)
-        assert refused_request.value.type == "invalid_request_error" and refused_request.value.param in (
+        assert refusal.value.type == "invalid_request_error" and refusal.value.param in (
             "nonsense",
             *options,
         )

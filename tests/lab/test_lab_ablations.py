@@ -1,4 +1,4 @@
-"""lab/ablations.py and lab/ablation_report.py: finished runs are skipped and counted right; lab/small.py's boxes."""
+"""lab/ablations.py, ablation_report.py and small.py: finished runs are skipped, tables, boxes of small things."""
 
 import json
 from random import Random
@@ -51,7 +51,7 @@ def test_names_of_result_files_are_unique():
     assert len(paths) == len(ablations.EXPERIMENTS) * len(ablations.SEEDS)
 
 
-def test_every_run_reads_as_many_samples():
+def test_all_runs_read_the_same_number_of_samples():
     steps = {"stage1": 3, "stage2": 5}
     totals = {sum(ablations.steps_of(e, steps).values()) for e in ablations.EXPERIMENTS.values()}
     assert totals == {8}
@@ -73,7 +73,7 @@ def test_differences_pair_equal_seeds(tmp_path):
     assert found == pytest.approx([-0.1])
 
 
-def test_report_writes_between_its_marks_and_twice_the_same(tmp_path):
+def test_a_report_is_written_between_its_marks_and_repeatable(tmp_path):
     results, document = tmp_path / "results", tmp_path / "ablations.md"
     results.mkdir()
     finish(results, *(result(n, s, 0.5 + s / 10 + len(n) / 100) for n in ("mlp", "transformer") for s in (0, 1)))
@@ -99,7 +99,7 @@ def test_every_comparison_names_an_experiment():
 
 
 @pytest.mark.parametrize("kind", ["scene", "text"])
-def test_boxes_hold_everything_that_is_drawn(kind):
+def test_boxes_contain_all_ink(kind):
     for index in range(5):
         drawing = small.render_small("validation", kind, index)
         ground = drawing.image[0, 0]
@@ -114,13 +114,13 @@ def test_boxes_hold_everything_that_is_drawn(kind):
 def test_small_examples_are_fixed_by_split_and_topic():
     for topic in small.TOPICS:
         first, again, other = (small.small_examples(split, topic, 3) for split in ("test", "test", "validation"))
-        said = [[(e.question, e.answer, e.drawing.image.tobytes()) for e in part] for part in (first, again, other)]
-        assert said[0] == said[1] and not set(said[0]) & set(said[2])
+        found = [[(e.question, e.answer, e.drawing.image.tobytes()) for e in part] for part in (first, again, other)]
+        assert found[0] == found[1] and not set(found[0]) & set(found[2])
         if topic in small.TEXT_TOPICS:
             assert {len(e.answer) for e in first} == {small.TEXT_TOPICS[topic]}
 
 
-def test_seeds_draw_data_and_order_anew(tmp_path, monkeypatch):
+def test_a_seed_draws_data_and_order(tmp_path, monkeypatch):
     monkeypatch.setattr(ablation_data, "SMALL_IMAGES", 40)
     ablation_data.write_small_images(tmp_path / "small")
 
@@ -156,7 +156,7 @@ def tiny_parts(tmp_path, monkeypatch):
         monkeypatch.setattr(ablations, name, value)
 
 
-def test_a_run_trains_both_stages_and_leaves_one_whole_file(tiny_parts, tmp_path):
+def test_a_run_trains_both_stages_and_writes_one_file(tiny_parts, tmp_path):
     results = tmp_path / "results"
     ablations.run("regions", 2, results, {"stage1": 1, "stage2": 1}, "validation", 2)
     assert ablations.missing_runs(results, ["regions"], (1, 2)) == [("regions", 1)]

@@ -32,15 +32,15 @@ def test_handwritten_digits_are_split_by_index():
     } <= test
 
 
-def test_formulas_asked_in_the_test_are_never_drawn_for_training():
+def test_formulas_of_the_test_never_occur_in_training():
     for split, held_out in (("train", False), ("validation", True), ("test", True)):
         drawn = [world.render(split, "formula", i).facts["latex"] for i in range(15)]
         assert {glyphs.is_held_out(latex) for latex in drawn} == {held_out}
     free = {glyphs.is_held_out(glyphs.sample_formula(canvas.sample_rng("train", "free", i))) for i in range(200)}
-    assert free == {True, False}  # control: without the rule both kinds come up
+    assert free == {True, False}  # control: without the rule both kinds occur
 
 
-def test_labels_name_what_stands_there():
+def test_labels_name_the_drawn_things():
     drawing = world.render("train", "scene", 3)
     for name, x, y in drawing.marks:
         cell = drawing.labels[int(y) // canvas.CELL, int(x) // canvas.CELL]
@@ -56,7 +56,7 @@ def test_things_in_a_scene_do_not_overlap():
                 assert np.hypot(a.x - b.x, a.y - b.y) > a.radius + b.radius
 
 
-def test_everything_drawn_lies_inside_the_image():
+def test_all_ink_is_inside_the_image():
     """Ink that leaves the image would make a question unanswerable: the outermost pixels stay background."""
     for kind in ("text", "formula"):
         for index in range(40):

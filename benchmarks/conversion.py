@@ -1,9 +1,9 @@
-"""Peak memory of a conversion over the size of its largest shard, on a synthetic release made on the spot.
+"""Peak memory of a conversion over the size of its largest shard, on a synthetic release.
 
     python benchmarks/conversion.py [--gigabytes 2.5] [--shards 2]
 
-The conversion runs in a process of its own; what importing torch and transformers takes (measured first) is printed
-beside its peak and subtracted from neither. Linux only.
+The conversion runs in a separate process. The memory of importing torch and transformers (measured first) is printed
+beside the peak and not subtracted. Linux only.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from transformers import MistralConfig, MistralForCausalLM
 
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/helpers")]
 
 from release import WIDTH, shard, write_release, write_vision_tower  # noqa: E402
 
 
 def grow(folder: Path, gigabytes: float, shards: int):
-    """Replaces the tiny LLM by one of about this size in bfloat16; its width stays, depth and feed-forward grow."""
+    """Replaces the tiny LLM by one of about this size in bfloat16 and the same width."""
     llm = folder / "OmniMistral-v1_1" / "tuned-model"
     config = MistralConfig.from_pretrained(llm)
     config.intermediate_size, layers = 2**20, max(1, round(gigabytes * 1e9 / (3 * WIDTH * 2**20 * 2)))

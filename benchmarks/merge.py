@@ -3,9 +3,9 @@
     python benchmarks/merge.py [--views 4] [--repeats 3] [--device cpu] [--only tower]
 
 Sizes: CLIP ViT-L/14 and DINOv2 ViT-L/14 at 336 px, 48 layers, 1024 -> 4096, float32, the same weights on both sides.
-Literally means: the hidden states of all layers kept, one projected copy of each, then their weighted sum. Time is the
-adapter's alone. Memory is the peak above what stood before (weights, and for training their gradients), with features
-made one by one, as an encoder makes them.
+The literal formula keeps the hidden states of all layers and a projected copy of each, then sums them with weights.
+Time is that of the adapter. Memory is the peak above the memory before (weights, and for training their gradients);
+features are generated one by one, as by an encoder.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from omnifusion_hf.model.modeling_omnifusion_projector import SummationProjector
 
 
 VIT_L = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "image_size": 336}
-# An LLM of the right width and of nearly no depth: only the adapter and the tower are measured.
+# An LLM of the right width with one layer: only the adapter and the tower are measured.
 LLM = {"hidden_size": 4096, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 32}
 BOUNDS = {
     "forward time": 0.8,
@@ -59,24 +59,24 @@ def literal(projector: SummationProjector, features: Iterator[torch.Tensor]) -> 
 
 
 def features(views: int, device: str, layers: int = 48) -> Iterator[torch.Tensor]:
-    """Features as an encoder yields them: each a tensor of its own, kept by the reader alone."""
+    """Features as an encoder yields them: separate tensors, to which only the consumer holds references."""
     generator = torch.Generator(device).manual_seed(0)
     for _ in range(layers):
         yield torch.randn(views, 576, 1024, generator=generator, device=device)
 
 
 class Peak:
-    """Peak memory in MB during the block above what stood before; on a CPU resident memory, looked at all the time."""
+    """Peak memory in MB during the block, above the memory before; on a CPU resident memory, sampled every 2 ms."""
 
     def __init__(self, device: str):
         self.device, self.stop = device, threading.Event()
 
     def __enter__(self):
         gc.collect()
-        # What was freed before goes back to the system, so that what is held from now on is seen.
+        # Returns freed memory to the system, so that new allocations are visible.
         ctypes.CDLL(None).malloc_trim(0)
         if self.device != "cpu":
-            torch.cuda.reset_peak_memory_stats()  # the peak is now what stands
+            torch.cuda.reset_peak_memory_stats()  # the peak is now the current memory
         self.before = self.peak = self.now()
         if self.device == "cpu":
             self.watch = threading.Thread(target=self._watch)
@@ -154,7 +154,7 @@ def merge_figures(views: int, repeats: int, device: str) -> dict[str, tuple[floa
 
 @torch.no_grad()
 def per_encoder(projector: SummationProjector, ready: list[torch.Tensor]) -> torch.Tensor:
-    """Each encoder merged by itself, then the sum."""
+    """Each encoder merged separately, then the sum."""
     first, second = (merge(iter(ready[24 * i :])) for i, merge in enumerate(projector.merges))
     return projector.linear(projector.act(first + second))
 
@@ -186,12 +186,12 @@ def main() -> int:
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--only", choices=("merge", "tower"), help="one half alone")
+    parser.add_argument("--only", choices=("merge", "tower"), help="only this half")
     options = vars(parser.parse_args())
     only = options.pop("only")
     figures = {} if only == "tower" else merge_figures(**options)
     figures |= {} if only == "merge" else tower_figures(**options)
-    print("| what | ours | peer | ratio | bound |\n|---|---|---|---|---|")
+    print("| measurement | ours | peer | ratio | bound |\n|---|---|---|---|---|")
     for name, (ours, peer, ratio) in figures.items():
         unit = "MB" if "memory" in name else "s"
         print(f"| {name} | {ours:.2f} {unit} | {peer:.2f} {unit} | {ratio:.2f} | {BOUNDS[name]} |")

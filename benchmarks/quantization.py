@@ -3,8 +3,8 @@
     python benchmarks/quantization.py [--only "torchao int8"]
 
 CLIP ViT-L/14-336 and an LLM of 443 million parameters (Mistral's shape, 24 layers of width 1024, a vocabulary of
-32064), random weights, on a CPU. folder: the saved files. memory: what a process holds more once it has loaded that
-folder and answered about one image.
+32064), random weights, on a CPU. folder: the saved files. memory: the additional memory of a process that has loaded
+that folder and processed one image.
 """
 
 import argparse
@@ -34,7 +34,7 @@ LLM = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, 
 
 
 def torchao(name: str, *options) -> Callable[[], TorchAoConfig]:
-    """Made when it is asked for: to import torchao takes memory of its own."""
+    """Lazy, because the import of torchao takes memory."""
 
     def make():
         from torchao import quantization
@@ -73,13 +73,13 @@ def quantise(folder: str, method: str, output: str):
 
 def resident() -> float:
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system
+    ctypes.CDLL(None).malloc_trim(0)  # returns freed memory to the system
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize() / 1e6
 
 
 def measure(folder: str) -> float:
-    """MB that this process holds more once a saved model is loaded and has answered: files are read when touched."""
+    """Additional MB of this process after a forward pass of a saved model, because files are read on access."""
     before = resident()
     model = AutoModelForImageTextToText.from_pretrained(folder, device_map="cpu")
     ids = torch.tensor([[5, *[model.config.image_token_id] * model.config.image_seq_length, 5]])

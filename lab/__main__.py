@@ -1,7 +1,7 @@
 """The miniature world from seeds to the demo checkpoint: `python -m lab`.
 
-Every stage is skipped when its finished output exists and goes on where it stopped, so the command may be
-interrupted at any time and given again. `--only STAGE` runs one of them.
+A stage with finished output is skipped, and an interrupted one continues where it stopped, so the command may be
+interrupted and started again at any time. `--only STAGE` runs one stage.
 """
 
 import argparse
@@ -20,7 +20,7 @@ OUT = HERE / "out"
 TINY = HERE.parent / "omnifusion_hf" / "tiny"
 
 
-def pictures(options: argparse.Namespace) -> None:
+def images(options: argparse.Namespace) -> None:
     for name in dataset.PLANS:
         dataset.write_dataset(OUT / "train", name, options.processes)
 
@@ -55,7 +55,7 @@ def evaluation(options: argparse.Namespace) -> None:
 
 
 def _omnifusion_train(stage: str, processes: int) -> None:
-    """The house's own command; with several processes the batch of the recipe is shared out among them."""
+    """Runs `omnifusion train`; several processes share the batch of the recipe."""
     launcher = [sys.executable, "-m"]
     recipe = ["omnifusion_hf.cli", "train", str(HERE / "recipes" / f"{stage}.yaml")]
     if processes > 1:
@@ -64,9 +64,9 @@ def _omnifusion_train(stage: str, processes: int) -> None:
     subprocess.run([*launcher, *recipe], check=True, cwd=HERE.parent)
 
 
-# stage -> (what runs, the output whose presence says that it is finished)
+# stage -> (function, the output that exists when the stage is finished)
 STAGES = {
-    "pictures": (pictures, OUT / "train" / "stage2.json"),
+    "images": (images, OUT / "train" / "stage2.json"),
     "encoder": (encoder, OUT / "encoder" / "encoder"),
     "llm": (llm, OUT / "llm" / "llm"),
     "assembled": (assembled, OUT / "assembled"),
@@ -79,15 +79,15 @@ STAGES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=STAGES, help="run this stage alone")
+    parser.add_argument("--only", choices=STAGES, help="run only this stage")
     parser.add_argument("--processes", type=int, default=1, help="for rendering and for stages 1 and 2")
     options = parser.parse_args()
     for name in [options.only] if options.only else STAGES:
         run, output = STAGES[name]
         if output.exists():
-            print(f"{name}: finished before ({output.relative_to(HERE.parent)})")
+            print(f"{name}: already finished ({output.relative_to(HERE.parent)})")
             continue
-        print(f"{name}: running", flush=True)
+        print(f"{name}: runs", flush=True)
         run(options)
 
 

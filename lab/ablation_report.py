@@ -1,4 +1,4 @@
-"""Table and figure of lab.ablations, from the files of its finished runs, beside the paper's own figures."""
+"""Tables and figure of lab.ablations, from the files of its finished runs, beside the paper's figures."""
 
 import json
 from collections import defaultdict
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from omnifusion_hf.evaluation.figures import new_figure
 from omnifusion_hf.io import write_whole
+from omnifusion_hf.markdown import table
 
 
 COLUMNS = ("colour", "shape", "count", "digit", "text, 1 character", "text, 2 characters", "text, 3 characters")
@@ -17,7 +19,7 @@ MARKS = ("<!-- figures: python -m lab.ablations -->", "<!-- end of figures -->")
 
 @dataclass(frozen=True)
 class Comparison:
-    """One answer: what changes with `name` as against `baseline`, and the paper's differences in points."""
+    """The change from `baseline` to `name` that answers a question, and the paper's differences in points."""
 
     question: str
     name: str
@@ -25,9 +27,9 @@ class Comparison:
     paper: dict[str, float]
 
 
-# Section 4 of arXiv 2404.06212. Beside its mixes stands CLIP L/14 with the transformer adapter; with the MLP it prints
-# the same figures but for MMMU (30.90, not 32.30). Its grid also has another encoder (InternViT whole, CLIP grid). It
-# prints no figures for one stage alone or for regions.
+# Section 4 of arXiv 2404.06212 compares its mixes with CLIP L/14 and the transformer adapter; its figures with the MLP
+# differ only in MMMU (30.90 instead of 32.30). Its grid run also has another encoder (InternViT whole, CLIP grid). It
+# gives no figures for a single stage or for regions.
 PAPER_MIXES = {
     "concatenation": {"TextVQA": -3.18, "VQAv2": -2.47, "POPE": 0.90, "MMMU": 1.80},
     "summation": {"TextVQA": 3.67, "VQAv2": 0.35, "POPE": 1.23, "MMMU": 4.20},
@@ -45,7 +47,7 @@ COMPARISONS = (
 
 
 def read_results(folder: Path) -> dict[str, dict[int, dict]]:
-    """experiment -> seed -> result. `ValueError` where runs differ in split or samples and cannot share a table."""
+    """experiment -> seed -> result. Raises `ValueError` for runs that differ in split or samples."""
     results, settings = defaultdict(dict), set()
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text())
@@ -58,12 +60,12 @@ def read_results(folder: Path) -> dict[str, dict[int, dict]]:
 
 
 def column_of(topic: str) -> str:
-    """Topics of lab.small stand in the column of their larger kin."""
+    """The column of a topic; topics of lab.small share it with the plain topic of the same kind."""
     return topic.removeprefix("small ")
 
 
 def scores_of(result: dict, metric: str) -> dict[str, float]:
-    """column or group -> score of one run; groups are averages over the topics that the run has."""
+    """column or group -> score of one run; a group's score is the mean over those of its topics that the run has."""
     scores = {column_of(topic): row[metric] for topic, row in result["topics"].items() if metric in row}
     if not scores:
         return {}
@@ -77,7 +79,7 @@ def spread(values: list[float]) -> tuple[float, float]:
 
 
 def cell(values: list[float], sign: str = "") -> str:
-    """ "0.812 ± 0.014"; a dash where there is nothing."""
+    """Mean and deviation as "0.812 ± 0.014"; a dash for no values."""
     if not values:
         return "–"
     average, deviation = spread(values)
@@ -85,17 +87,17 @@ def cell(values: list[float], sign: str = "") -> str:
 
 
 def score_table(results: dict, metric: str, order: list[str]) -> str:
-    """A row an experiment: mean ± sample standard deviation over its seeds, a column a topic."""
-    lines = ["| run | seeds | " + " | ".join(TITLES) + " |", "|---" * (len(TITLES) + 2) + "|"]
+    """A row per experiment: mean ± sample standard deviation over its seeds, a column per topic."""
+    rows = []
     for name in (n for n in order if n in results):
         scores = [scores_of(result, metric) for result in results[name].values()]
         cells = [cell([s[c] for s in scores if c in s]) for c in (*COLUMNS, "all")]
-        lines.append(f"| {name} | {sum(map(bool, scores))} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([name, sum(map(bool, scores)), *cells])
+    return table(["run", "seeds", *TITLES], rows)
 
 
 def differences(results: dict, comparison: Comparison, group: str) -> list[float]:
-    """Accuracy minus the baseline's, seed by seed (a seed has the same data and order in both)."""
+    """Accuracy minus the baseline's for each seed; both runs of a seed have the same data in the same order."""
     ours, base = (results.get(name, {}) for name in (comparison.name, comparison.baseline))
     seeds = sorted(set(ours) & set(base))
     return [scores_of(ours[s], "accuracy")[group] - scores_of(base[s], "accuracy")[group] for s in seeds]
@@ -109,42 +111,34 @@ def interval(values: list[float]) -> float:
 
 
 def difference_table(results: dict) -> str:
-    lines = [
-        "| question | run | against | scenes | text | all | 95 % interval of all | the paper, points |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for comparison in COMPARISONS:
         found = {group: differences(results, comparison, group) for group in GROUPS}
         if found["all"]:
             cells = [cell(values, "+") for values in found.values()]
             half = f"± {interval(found['all']):.3f}" if len(found["all"]) > 1 else "–"
             paper = ", ".join(f"{name} {value:+.2f}" for name, value in comparison.paper.items()) or "no figures"
-            row = [comparison.question, comparison.name, comparison.baseline, *cells, half, paper]
-            lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines)
+            rows.append([comparison.question, comparison.name, comparison.baseline, *cells, half, paper])
+    heads = ["question", "run", "against", *GROUPS, "95 % interval of all", "the paper, points"]
+    return table(heads, rows)
 
 
 def cost_table(results: dict, order: list[str]) -> str:
-    lines = ["| run | trained in stage 2, adapter | CPU-seconds of training | loss at the end |", "|---|---|---|---|"]
+    rows = []
     for name in (n for n in order if n in results):
         runs = list(results[name].values())
         adapter = runs[0]["stages"]["stage2"]["trained_parameters"]["multi_modal_projector"]
         seconds = mean(run["cpu_seconds"]["training"] for run in runs)
         loss = cell([run["stages"]["stage2"]["final_loss"] for run in runs])
-        lines.append(f"| {name} | {adapter:,} | {seconds:.0f} | {loss} |")
-    return "\n".join(lines)
+        rows.append([name, f"{adapter:,}", f"{seconds:.0f}", loss])
+    return table(["run", "trained in stage 2, adapter", "CPU-seconds of training", "loss at the end"], rows)
 
 
 def draw(results: dict, path: Path) -> None:
-    """Left: our differences, a dot a seed, a bar for the mean. Right: the paper's for the same rows."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    """Left: our differences, a dot per seed and a bar for the mean. Right: the paper's in the same rows."""
     rows = [c for c in COMPARISONS if differences(results, c, "all")]
-    size = (9.5, 0.68 * len(rows) + 1.4)
-    figure, (ours, paper) = plt.subplots(1, 2, sharey=True, figsize=size, layout="constrained")
+    figure = new_figure(9.5, 0.68 * len(rows) + 1.4)
+    ours, paper = figure.subplots(1, 2, sharey=True)
     for y, comparison in enumerate(rows):
         for group, colour, lift in (("scenes", "#c2571a", -0.18), ("text", "#1f5fa8", 0.18)):
             values = [100 * v for v in differences(results, comparison, group)]
@@ -167,7 +161,6 @@ def draw(results: dict, path: Path) -> None:
     paper.margins(x=0.2)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
 
 
 def report(results_folder: Path, document: Path, order: list[str]) -> None:
@@ -180,13 +173,13 @@ def report(results_folder: Path, document: Path, order: list[str]) -> None:
         raise ValueError(f"{document} must hold the lines {MARKS[0]!r} and {MARKS[1]!r}; the tables go between them.")
     parts = {
         "Accuracy": score_table(results, "accuracy", order),
-        "Accuracy with the pictures exchanged: what the questions alone give away": score_table(
+        "Accuracy with swapped images: what the questions alone give away": score_table(
             results, "blind_accuracy", order
         ),
         "Edit distance (lower is better)": score_table(results, "edit_distance", order),
         "Differences in accuracy, seed by seed": difference_table(results),
         "Cost": cost_table(results, order),
     }
-    tables = "\n\n".join(f"**{title}**\n\n{table}" for title, table in parts.items())
+    tables = "\n\n".join(f"**{title}**\n\n{content}" for title, content in parts.items())
     write_whole(document, f"{before}{MARKS[0]}\n{tables}\n{MARKS[1]}{after}")
     draw(results, document.with_suffix(".svg"))

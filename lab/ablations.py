@@ -1,9 +1,9 @@
-"""The paper's questions (arXiv 2404.06212, section 4) asked again in the miniature world: `python -m lab.ablations`.
+"""The paper's ablations (arXiv 2404.06212, section 4) in the miniature world: `python -m lab.ablations`.
 
-Every run is one experiment with one seed, which draws the adapter's weights and the data's order. It goes through
-the package's own path: assemble, `train` with a recipe a stage, save, load, evaluate. A finished run is one JSON file;
-runs that have theirs are skipped, so the command may be interrupted and given again. Table and figure in docs/ are
-made from the files that there are (lab.ablation_report).
+A run is one experiment with one seed, which draws the adapter's weights and the order of the data. It uses the
+package as users do: assemble, `train` with a recipe per stage, save, load, evaluate. A finished run writes one JSON
+file and is skipped from then on, so the command may be interrupted and started again. lab.ablation_report makes tables
+and figure of docs/ from these files.
 """
 
 import argparse
@@ -36,7 +36,7 @@ ENCODERS = {
     "dinov2": OUT / "ablations" / "dinov2" / "encoder",
     "swin": OUT / "encoder" / "encoder",
 }
-# a region is twice as wide as its box: things are then about as large as the encoders have learnt to see them
+# A region is twice as wide as its box, so that things are about as large as in the encoders' training data.
 IMAGE_OPTIONS = {
     "whole": {},
     "grid": {"view_strategy": "grid", "grid_canvases": [[2, 2]]},
@@ -54,7 +54,7 @@ class Experiment:
     """One row of the table.
 
     encoders: keys of ENCODERS. config: fields of OmniFusionConfig. views: "whole", "grid" or "regions" (of a perfect
-    detector). world: "plain", or "small" for lab.small's pictures. stages: without stage 1, stage 2 has its steps too.
+    detector). world: "plain", or "small" for lab.small's images. stages: without stage 1, stage 2 has its steps too.
     """
 
     name: str
@@ -84,7 +84,7 @@ EXPERIMENTS = {
 
 
 def prepare() -> None:
-    """What all runs share, where it is missing; `ValueError` without the outputs of `python -m lab`."""
+    """Makes the missing parts that all runs share. Raises `ValueError` without the outputs of `python -m lab`."""
     from . import ablation_data, pretrain_encoder, pretrain_painter
 
     for path in (OUT / "train" / "stage2.json", ENCODERS["swin"], DEMO):
@@ -93,7 +93,7 @@ def prepare() -> None:
     makers = {
         ENCODERS["clip"]: lambda path: pretrain_encoder.train(path.parent, "clip", steps=2400, batch_size=32),
         ENCODERS["dinov2"]: lambda path: pretrain_painter.train(path.parent),
-        SMALL: ablation_data.write_small_pictures,
+        SMALL: ablation_data.write_small_images,
         LLM: take_llm,
     }
     for path, make in makers.items():
@@ -121,7 +121,7 @@ def result_path(results: Path, name: str, seed: int) -> Path:
 
 
 def missing_runs(results: Path, names: list[str], seeds=SEEDS) -> list[tuple[str, int]]:
-    """(experiment, seed) without a finished file; seed by seed, so that all rows of the table grow together."""
+    """(experiment, seed) without a finished file, seed by seed, so that all rows fill at the same rate."""
     return [(name, seed) for seed in seeds for name in names if not result_path(results, name, seed).exists()]
 
 
@@ -133,28 +133,28 @@ def assemble(experiment: Experiment, seed: int, folder: Path) -> None:
 
 
 def write_data(experiment: Experiment, stage: str, seed: int, steps: int, folder: Path) -> dict[str, Path]:
-    """Writes the stage's JSON file; returns it and its pictures' folder as a recipe names them. Stage 1 is plain."""
+    """Writes the stage's JSON file and returns the recipe's fields for it. Stage 1 is always plain."""
     from .ablation_data import plain_samples, small_samples, write_stage
 
     plain = experiment.world == "plain" or stage == "stage1"
-    # without the experiment's name: with one seed, all of a world read the same data in the same order
+    # Without the experiment's name: all experiments of a world read the same data in the same order.
     rng = Random(f"{experiment.world}/{stage}/{seed}")
-    pictures = OUT / "train" if plain else SMALL
+    images = OUT / "train" if plain else SMALL
     if plain:
-        samples = plain_samples(pictures, rng, steps * BATCH)
+        samples = plain_samples(images, rng, steps * BATCH)
     else:
-        samples = small_samples(pictures, rng, steps * BATCH, experiment.views == "regions")
+        samples = small_samples(images, rng, steps * BATCH, experiment.views == "regions")
     write_stage(folder / f"{stage}.json", samples, rng)
-    return {"data_path": folder / f"{stage}.json", "image_folder": pictures}
+    return {"data_path": folder / f"{stage}.json", "image_folder": images}
 
 
 def steps_of(experiment: Experiment, steps: dict[str, int]) -> dict[str, int]:
-    """Without stage 1, stage 2 gets its steps: every run of a world reads as many samples."""
+    """Without stage 1, stage 2 gets its steps too, so that all runs of a world read the same number of samples."""
     return steps if len(experiment.stages) > 1 else {"stage2": sum(steps.values())}
 
 
 def train_stages(experiment: Experiment, seed: int, steps: dict[str, int], folder: Path) -> dict:
-    """Trains in `folder` from its `assembled`; returns each stage's summary. The model ends in `stage2`."""
+    """Trains `folder`/assembled and returns each stage's summary; the trained model is `folder`/stage2."""
     from omnifusion_hf.training.arguments import parse_recipe
     from omnifusion_hf.training.train import train
 
@@ -171,7 +171,7 @@ def train_stages(experiment: Experiment, seed: int, steps: dict[str, int], folde
 
 
 def set_views(folder: Path, views: str) -> None:
-    """Stage 1 sees whole pictures in every run; from then on the saved processor makes these views."""
+    """Sets the views of a saved processor after stage 1, which has whole images in every run."""
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(folder)
@@ -215,19 +215,19 @@ def run(name: str, seed: int, results: Path, steps: dict[str, int], split: str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=EXPERIMENTS, action="append", help="these experiments alone")
-    parser.add_argument("--seed", type=int, action="append", help=f"these seeds alone; default: {SEEDS}")
+    parser.add_argument("--only", choices=EXPERIMENTS, action="append", help="only these experiments")
+    parser.add_argument("--seed", type=int, action="append", help=f"only these seeds; default: {SEEDS}")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time, one thread each")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the finished runs' files")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--steps", type=int, nargs=2, default=list(STEPS.values()), metavar=("STAGE1", "STAGE2"))
-    parser.add_argument("--count", type=int, default=SAMPLES_PER_TOPIC, help="samples a topic")
+    parser.add_argument("--count", type=int, default=SAMPLES_PER_TOPIC, help="samples per topic")
     options = parser.parse_args()
     prepare()
     runs = missing_runs(options.results, options.only or list(EXPERIMENTS), options.seed or SEEDS)
     steps = dict(zip(STEPS, options.steps, strict=True))
     rest = (options.results, steps, options.split, options.count)
-    # a process a run: oneDNN keeps kernels and buffers for every length of a batch
+    # A process per run: oneDNN keeps kernels and buffers for every length of a batch.
     with ProcessPoolExecutor(options.processes, get_context("spawn"), max_tasks_per_child=1) as pool:
         jobs = [pool.submit(run, name, seed, *rest) for name, seed in runs]
         for job in tqdm(as_completed(jobs), total=len(jobs), desc="runs", unit="run"):

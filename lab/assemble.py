@@ -1,4 +1,4 @@
-"""The pretrained parts put together, and at the end the trained model as the demo checkpoint with its pictures."""
+"""Assembles the pretrained parts, and exports the trained model as the demo checkpoint with its images."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from .evaluate import examples
 
 
 MOST_BYTES = 10_000_000
-# topic -> how many pictures of it the demo asks about; topics that the model is weak in are left out (docs/lab.md)
+# topic -> number of demo images; topics in which the model is weak are left out (docs/lab.md)
 DEMO = {
     "colour": 2,
     "shape": 1,
@@ -42,7 +42,8 @@ def put_together(parts: dict, folder: Path, seed: int = 0, **image_options) -> N
 
 
 def export(trained: Path, out: Path) -> int:
-    """Writes bfloat16 weights, processor, demo pictures; returns the checkpoint's bytes, `ValueError` above 10 MB."""
+    """Writes bfloat16 weights, processor and demo images; returns the checkpoint's bytes. Raises `ValueError` above
+    10 MB."""
     model = AutoModelForImageTextToText.from_pretrained(trained).to(torch.bfloat16)
     processor = AutoProcessor.from_pretrained(trained)
     with staged_folder(out) as folder:
@@ -53,12 +54,12 @@ def export(trained: Path, out: Path) -> int:
         size = sum(file.stat().st_size for file in folder.iterdir())
         if size > MOST_BYTES:
             raise ValueError(f"the checkpoint has {size} bytes, at most {MOST_BYTES} are allowed; make a part smaller")
-        write_demo_pictures(folder / "images")
+        write_demo_images(folder / "images")
     return size
 
 
 def drop_remote_code(folder: Path) -> None:
-    """Inside the package the code is one folder up: copies would grow old. Paths of the parts go too."""
+    """Removes copies of the code, because the package itself has it, and the paths of the parts."""
     for copy in folder.glob("*.py"):
         copy.unlink()
     for path in folder.glob("*config.json"):
@@ -73,14 +74,15 @@ def without(content, names: set[str]):
     return [without(value, names) for value in content] if isinstance(content, list) else content
 
 
-def write_demo_pictures(folder: Path) -> None:
-    """Test pictures of each topic, right or wrong, with question and truth; topics take turns, so none comes twice."""
+def write_demo_images(folder: Path) -> None:
+    """Test images of each topic with question and truth, whether answered rightly or not; each topic skips the
+    indices of those before, so no scene occurs twice."""
     folder.mkdir()
     questions, skip = [], 0
     for topic, count in DEMO.items():
         for i, example in enumerate(examples("test", topic, skip + count)[skip:], 1):
             name = f"{topic.replace(', ', '-').replace(' ', '-')}-{i}.png"
-            Image.fromarray(example.picture.image).save(folder / name, optimize=True)
+            Image.fromarray(example.drawing.image).save(folder / name, optimize=True)
             questions.append({"image": name, "question": example.question, "truth": example.answer})
         skip += count
     write_whole(folder / "questions.json", json.dumps(questions, indent=1) + "\n")

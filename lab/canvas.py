@@ -1,8 +1,7 @@
-"""What every picture of the miniature world shares: its size, its colours, its label map and the list of label
-classes.
+"""The common properties of all drawings of the miniature world: size, colours, label map and label classes.
 
-A picture is 192 x 192 RGB. Beside it the renderer knows a label map of 24 x 24 cells (8 x 8 pixels each): the class
-of what is drawn there. Only encoder pretraining reads the map; everything after it sees pictures and words alone.
+An image is 192 x 192 RGB. The renderer also returns a label map of 24 x 24 cells (8 x 8 pixels each) with the class
+drawn in each cell. Only encoder pretraining reads the map; all later stages use images and text.
 """
 
 from dataclasses import dataclass
@@ -46,21 +45,21 @@ WORLD_SEED = {"train": 1, "validation": 2, "test": 3}
 
 
 def sample_rng(split: str, kind: str, index: int) -> Random:
-    """The one place a picture's randomness comes from; splits never share a seed. `ValueError` for an unknown one."""
+    """The only source of randomness; splits never share a seed. Raises `ValueError` for an unknown split."""
     if split not in WORLD_SEED:
         raise ValueError(f"split must be one of {sorted(WORLD_SEED)}, got {split!r}")
     return Random(f"{WORLD_SEED[split]}/{kind}/{index}")
 
 
 @dataclass
-class Picture:
-    """One rendered picture with the facts its questions are asked about."""
+class Drawing:
+    """A rendered image with the facts on which its questions are based."""
 
     kind: str
     image: np.ndarray  # (192, 192, 3) uint8
     labels: np.ndarray  # (24, 24) uint8, indices into CLASSES
     facts: dict
-    marks: list[tuple[str, float, float]]  # what is where: words, x, y of the centre in pixels
+    marks: list[tuple[str, float, float]]  # name, x and y of the centre in pixels, of each thing
 
 
 def jitter(rng: Random, colour: tuple[int, int, int], amount: int) -> tuple[int, int, int]:
@@ -68,7 +67,7 @@ def jitter(rng: Random, colour: tuple[int, int, int], amount: int) -> tuple[int,
 
 
 def ink_and_paper(rng: Random) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Two colours far apart in brightness, either one the darker."""
+    """Two colours of very different brightness; either may be the darker one."""
     dark = tuple(rng.randint(0, 90) for _ in range(3))
     light = tuple(rng.randint(175, 255) for _ in range(3))
     return (dark, light) if rng.random() < 0.7 else (light, dark)
@@ -79,7 +78,7 @@ def paper(colour: tuple[int, int, int]) -> Image.Image:
 
 
 def label_box(labels: np.ndarray, box: tuple[float, float, float, float], name: str) -> None:
-    """Marks the cells whose centre lies in `box` (left, top, right, bottom in pixels), at least the middle one."""
+    """Labels the cells whose centre lies in `box` (left, top, right, bottom in pixels), at least the middle one."""
     left, top, right, bottom = (v / CELL - 0.5 for v in box)
     rows = _inside(top, bottom)
     columns = _inside(left, right)

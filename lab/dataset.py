@@ -1,6 +1,6 @@
-"""Training pictures as ordinary files: PNGs in shards and LLaVA conversations in one JSON, for `omnifusion train`.
+"""Training data as files for `omnifusion train`: PNGs in shards, and LLaVA conversations in one JSON file.
 
-A shard appears when it is complete, so an interrupted run goes on where it stopped.
+A shard is written atomically, so an interrupted run continues where it stopped.
 """
 
 import json
@@ -14,14 +14,14 @@ from tqdm import tqdm
 
 from omnifusion_hf.io import staged_folder, write_whole
 
-from .canvas import Picture, sample_rng
+from .canvas import Drawing, sample_rng
 from .questions import Turn, conversation, look_up_turns
 from .tokenizer import build_tokenizer
 from .world import render
 
 
 SHARD = 1000
-PASSES = 6  # conversations drawn about each picture
+PASSES = 6  # conversations drawn about each image
 BATCH, POOL = 32, 32
 EVENLY = {"scene": 0.36, "digit": 0.12, "text": 0.3, "formula": 0.22}
 MOSTLY_SCENES = {"scene": 0.68, "digit": 0.06, "text": 0.12, "formula": 0.14}
@@ -29,16 +29,16 @@ MOSTLY_SCENES = {"scene": 0.68, "digit": 0.06, "text": 0.12, "formula": 0.14}
 
 @dataclass(frozen=True)
 class Part:
-    """Shards of one mixture, and how many of the `PASSES` conversations about each picture are used."""
+    """Shards of one mixture; `passes` of the `PASSES` conversations about each image are used."""
 
     mixture: dict[str, float]
     shards: range
     passes: int
-    look_ups: bool = False  # scenes ask for colours by shape (questions.look_up_turns)
+    look_ups: bool = False  # scenes have questions for colours by shape (questions.look_up_turns)
 
 
-# Stage 2 begins evenly; then scenes, which are learnt last, get most of the time, and look-ups by shape end it
-# (docs/lab.md).
+# Stage 2 begins with an even mixture; then scenes, which are learnt last, get most of the samples; look-ups by shape
+# come last (docs/lab.md).
 PLANS = {
     "stage1": [Part(EVENLY, range(0, 8), 1)],
     "stage2": [
@@ -50,38 +50,38 @@ PLANS = {
 
 
 def llava_sample(name: str, turns: list[Turn]) -> dict:
-    """One LLaVA conversation; the picture stands in front of the first question."""
-    said = []
+    """One LLaVA conversation; the image comes before the first question."""
+    messages = []
     for i, turn in enumerate(turns):
-        said.append({"from": "human", "value": ("" if i else "<image>\n") + turn.question})
-        said.append({"from": "gpt", "value": turn.answer})
-    return {"id": name, "image": f"{name}.png", "conversations": said}
+        messages.append({"from": "human", "value": ("" if i else "<image>\n") + turn.question})
+        messages.append({"from": "gpt", "value": turn.answer})
+    return {"id": name, "image": f"{name}.png", "conversations": messages}
 
 
-def ask_about(split: str, picture: Picture, index: int, look_ups: bool = False) -> list[Turn]:
-    rng = sample_rng(split, f"{picture.kind} questions", index)
-    if look_ups and picture.kind == "scene":
-        return look_up_turns(rng, picture.facts["things"])
-    return conversation(rng, picture)
+def ask_about(split: str, drawing: Drawing, index: int, look_ups: bool = False) -> list[Turn]:
+    rng = sample_rng(split, f"{drawing.kind} questions", index)
+    if look_ups and drawing.kind == "scene":
+        return look_up_turns(rng, drawing.facts["things"])
+    return conversation(rng, drawing)
 
 
 def write_shard(folder: Path, shard: int, plan: Part) -> None:
-    """`SHARD` training pictures, the kinds in the mixture's proportions, and `PASSES` conversations about each."""
+    """`SHARD` training images, the kinds in the mixture's proportions, and `PASSES` conversations about each."""
     counts = {kind: round(share * SHARD) for kind, share in plan.mixture.items()}
     with staged_folder(folder / f"{shard:04d}") as part:
         passes = [[] for _ in range(PASSES)]
         for kind, count in counts.items():
             for index in range(shard * count, (shard + 1) * count):
-                picture = render("train", kind, index)
-                Image.fromarray(picture.image).save(part / f"{kind}{index}.png", compress_level=1)
+                drawing = render("train", kind, index)
+                Image.fromarray(drawing.image).save(part / f"{kind}{index}.png", compress_level=1)
                 for number, samples in enumerate(passes):
-                    turns = ask_about("train", picture, index * PASSES + number, plan.look_ups)
+                    turns = ask_about("train", drawing, index * PASSES + number, plan.look_ups)
                     samples.append(llava_sample(f"{shard:04d}/{kind}{index}", turns))
         write_whole(part / "passes.json", json.dumps(passes, indent=1))
 
 
 def write_dataset(folder: Path, name: str, processes: int = 1) -> None:
-    """The shards and `NAME.json`: the parts one after the other, each in random order of batches of similar length."""
+    """The shards and `NAME.json`: the parts in order, each as batches of similar length in random order."""
     ordered = []
     for part in PLANS[name]:
         missing = [(folder, shard, part) for shard in part.shards if not (folder / f"{shard:04d}").exists()]
@@ -96,7 +96,7 @@ def write_dataset(folder: Path, name: str, processes: int = 1) -> None:
 
 
 def in_batches(samples: list[dict], rng: Random) -> list[dict]:
-    """A random order in which `BATCH` neighbours are about as long as each other: half of the padding is saved."""
+    """A random order in which the samples of a batch have similar lengths, which halves the padding."""
     tokenizer = build_tokenizer()
     rng.shuffle(samples)
     texts = ["".join(turn["value"] for turn in sample["conversations"]) for sample in samples]

@@ -1,5 +1,5 @@
-"""Right answers on fresh pictures, a topic at a time, beside a picture-blind baseline: the same questions with the
-pictures exchanged among them. What the baseline scores is what the question alone gives away.
+"""Accuracy on new images by topic, beside an image-blind baseline: the same questions with swapped images. The
+baseline's score is what the questions alone give away.
 
     python -m lab.evaluate omnifusion_hf/tiny --split test --count 500
 """
@@ -10,16 +10,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count as numbers
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import torch
 from PIL import Image
 from tqdm import tqdm
 
+from omnifusion_hf.evaluation.answers import CLEAN, Answer, AnswerLog, Evaluator
 from omnifusion_hf.evaluation.metrics import normalised_edit_distance
-from omnifusion_hf.inference import complete, prompts
+from omnifusion_hf.evaluation.questions import Question
+from omnifusion_hf.evaluation.robustness.measure import evaluate_perturbed
+from omnifusion_hf.evaluation.robustness.perturbations import SWAPPED
+from omnifusion_hf.inference import load
 from omnifusion_hf.io import write_whole
+from omnifusion_hf.markdown import table
 
-from .canvas import Picture, sample_rng
+from .canvas import Drawing, sample_rng
 from .questions import Turn, ask, attribute_turns, caption, conversation, count_turns, place_turns, position_turns
 from .world import TEXT_LENGTHS, render
 
@@ -30,37 +35,42 @@ TOPICS = ("colour", "shape", "count", "position", "place", "caption", "digit", *
 
 @dataclass
 class Example:
-    """One question about one picture, asked first thing in a dialog."""
+    """A question about a drawing, as the first turn of a dialog. The drawing's `facts["regions"]` become views."""
 
-    picture: Picture
+    drawing: Drawing
     question: str
     answer: str
 
+    def as_question(self, topic: str, index: int) -> Question:
+        image = {"type": "image", "image": Image.fromarray(self.drawing.image)}
+        messages = [{"role": "user", "content": [image, {"type": "text", "text": self.question}]}]
+        return Question(str(index), topic, messages, self.answer, [self.drawing.facts.get("regions", [])])
+
 
 def examples(split: str, topic: str, count: int) -> list[Example]:
-    """The first `count` examples of a topic; scenes that offer no such question are passed over."""
+    """The first `count` examples of a topic; scenes without such a question are skipped."""
     found = []
     for index in numbers():
         if len(found) == count:
             return found
-        picture = _picture(split, topic, index)
-        turns = _turns(split, topic, picture, index)
+        drawing = _drawing(split, topic, index)
+        turns = _turns(split, topic, drawing, index)
         if turns:
             turn = sample_rng(split, f"which {topic}", index).choice(turns)
-            found.append(Example(picture, turn.question, turn.answer))
+            found.append(Example(drawing, turn.question, turn.answer))
 
 
-def _picture(split: str, topic: str, index: int) -> Picture:
+def _drawing(split: str, topic: str, index: int) -> Drawing:
     if topic in TEXT_TOPICS:
         return render(split, "text", index, TEXT_TOPICS[topic])
     return render(split, topic if topic in ("digit", "formula") else "scene", index)
 
 
-def _turns(split: str, topic: str, picture: Picture, index: int) -> list[Turn]:
+def _turns(split: str, topic: str, drawing: Drawing, index: int) -> list[Turn]:
     rng = sample_rng(split, f"questions about {topic}", index)
-    if picture.kind != "scene":
-        return conversation(rng, picture)
-    things = picture.facts["things"]
+    if drawing.kind != "scene":
+        return conversation(rng, drawing)
+    things = drawing.facts["things"]
     if topic == "caption":
         return [ask(rng, "caption", caption(things))]
     if topic == "count":
@@ -70,32 +80,18 @@ def _turns(split: str, topic: str, picture: Picture, index: int) -> list[Turn]:
 
 
 def balanced(rng, turns: list[Turn]) -> list[Turn]:
-    """One turn for each different answer, so that the rare larger counts are asked as often as 0 and 1."""
+    """One turn for each different answer, so that the rare larger counts are as frequent as 0 and 1."""
     rng.shuffle(turns)
     return list({t.answer: t for t in turns}.values())
 
 
-def scores(predictions: list[str], truths: list[str]) -> dict[str, float]:
-    pairs = list(zip(predictions, truths, strict=True))
+def scores(answers: list[Answer]) -> dict[str, float]:
+    """Accuracy by equal text (not normalised, unlike `Answer.score`), and the mean edit distance."""
+    pairs = [(answer.answer, answer.truth[0]) for answer in answers]
     return {
         "accuracy": sum(p == t for p, t in pairs) / len(pairs),
         "edit_distance": sum(normalised_edit_distance(p, t) for p, t in pairs) / len(pairs),
     }
-
-
-def answers(model, processor, pictures: list[Picture], questions: list[str], batch_size: int = 50) -> list[str]:
-    """Greedy answers of the saved model through its own processor and generate(); `facts["regions"]` become views."""
-    said = []
-    for start in range(0, len(questions), batch_size):
-        asked = list(zip(pictures, questions))[start : start + batch_size]
-        messages = [[{"role": "user", "content": _content(picture, question)}] for picture, question in asked]
-        regions = [[picture.facts.get("regions", [])] for picture, _ in asked]
-        said += complete(model, prompts(processor, messages, regions), processor, max_new_tokens=64)
-    return said
-
-
-def _content(picture: Picture, question: str) -> list[dict]:
-    return [{"type": "image", "image": Image.fromarray(picture.image)}, {"type": "text", "text": question}]
 
 
 def evaluate(
@@ -108,40 +104,35 @@ def evaluate(
     examples_of: Callable[[str, str, int], list[Example]] = examples,
 ) -> dict:
     """topic -> {"n", "accuracy", "edit_distance", "blind_accuracy", "blind_edit_distance"}."""
-    table = {}
+    conditions = {"": CLEAN} | ({"blind_": (SWAPPED, None)} if blind else {})
+    results = {}
     for topic in tqdm(topics, desc=f"evaluate {split}", disable=None):
-        asked = examples_of(split, topic, count)
-        pictures, questions = [e.picture for e in asked], [e.question for e in asked]
-        truths = [e.answer for e in asked]
-        table[topic] = {"n": count, **scores(answers(model, processor, pictures, questions), truths)}
-        if blind:
-            exchanged = pictures[count // 2 :] + pictures[: count // 2]
-            guessed = scores(answers(model, processor, exchanged, questions), truths)
-            table[topic] |= {f"blind_{name}": value for name, value in guessed.items()}
-    return table
+        questions = [example.as_question(topic, i) for i, example in enumerate(examples_of(split, topic, count))]
+        with TemporaryDirectory() as folder:
+            log = AnswerLog(Path(folder) / "answers.jsonl")
+            evaluator = Evaluator(model, processor, log, batch_size=50, max_new_tokens=64)
+            answers = evaluate_perturbed(evaluator, questions, list(conditions.values()))
+        results[topic] = {"n": count}
+        for prefix, condition in conditions.items():
+            found = scores([answer for answer in answers if answer.condition == condition])
+            results[topic] |= {prefix + name: value for name, value in found.items()}
+    return results
 
 
-def as_markdown(table: dict) -> str:
-    lines = ["| topic | n | accuracy | picture-blind | edit distance | picture-blind |", "|---|---|---|---|---|---|"]
-    for topic, row in table.items():
-        figures = [
-            row.get(k, float("nan")) for k in ("accuracy", "blind_accuracy", "edit_distance", "blind_edit_distance")
-        ]
-        lines.append(f"| {topic} | {row['n']} | " + " | ".join(f"{f:.3f}" for f in figures) + " |")
-    return "\n".join(lines)
+def as_markdown(results: dict) -> str:
+    names = ("accuracy", "blind_accuracy", "edit_distance", "blind_edit_distance")
+    rows = [
+        [topic, row["n"], *(f"{row.get(name, float('nan')):.3f}" for name in names)] for topic, row in results.items()
+    ]
+    return table(["topic", "n", "accuracy", "image-blind", "edit distance", "image-blind"], rows)
 
 
 def evaluate_folder(folder: Path, split: str, count: int, json_path: Path | None = None, blind: bool = True) -> None:
-    """Prints the table of a saved model and, where a path is given, writes it as JSON."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    import omnifusion_hf  # noqa: F401  registers the classes
-
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    table = evaluate(model, AutoProcessor.from_pretrained(folder), split, count, blind=blind)
-    print(as_markdown(table))
+    """Prints the table of a saved model and writes it as JSON to `json_path`, if that is given."""
+    results = evaluate(*load(str(folder), "cpu"), split, count, blind=blind)
+    print(as_markdown(results))
     if json_path:
-        write_whole(json_path, json.dumps({"split": split, "topics": table}, indent=1))
+        write_whole(json_path, json.dumps({"split": split, "topics": results}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Things to read: handwritten digits (scikit-learn's, split by index), printed words and numbers, small formulas.
+"""Drawings to read: handwritten digits (scikit-learn's, split by index), printed words and numbers, short formulas.
 
-Formulas are laid out by matplotlib's mathtext; their LaTeX is the answer. A formula whose checksum falls into the
-held-out tenth is never drawn for training.
+matplotlib's mathtext lays out formulas; their LaTeX is the answer. A tenth of all formulas, chosen by checksum, is
+held out from training.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from matplotlib.mathtext import MathTextParser
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_digits
 
-from .canvas import DIGITS, GREEK, GRID, LETTERS, SIDE, VARIABLES, Picture, ink_and_paper, label_box, paper
+from .canvas import DIGITS, GREEK, GRID, LETTERS, SIDE, VARIABLES, Drawing, ink_and_paper, label_box, paper
 
 
 FONT_FOLDER = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -57,13 +57,13 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def digit_indices(split: str) -> list[int]:
-    """Which of the 1797 pictures a split may use: of every 14, 4 for test, 1 for validation, 9 for training."""
+    """Which of the 1797 images a split may use: of every 14, 4 for test, 1 for validation, 9 for training."""
     part = {0: "test", 3: "validation", 5: "test", 7: "test", 10: "test"}
     return [i for i in range(1797) if part.get(i % 14, "train") == split]
 
 
-def render_digit(rng: Random, split: str) -> Picture:
-    """An 8 x 8 digit enlarged, moved, turned, scaled; its stroke made thinner or thicker."""
+def render_digit(rng: Random, split: str) -> Drawing:
+    """An 8 x 8 digit, enlarged, moved, rotated, scaled, with a thinner or thicker stroke."""
     images, targets = _digits()
     index = rng.choice(digit_indices(split))
     scale = rng.uniform(13, 22)  # pixels a source pixel
@@ -86,14 +86,14 @@ def render_digit(rng: Random, split: str) -> Picture:
         f"handwritten {targets[index]}",
     )
     digit = str(targets[index])
-    return Picture("digit", image, labels, {"digit": digit, "index": index}, [(digit, cx, cy)])
+    return Drawing("digit", image, labels, {"digit": digit, "index": index}, [(digit, cx, cy)])
 
 
 # --- printed words and numbers ---------------------------------------------------------------------------
 
 
 def sample_text(rng: Random, length: int) -> str:
-    """`length` digits, random capitals, or a real word of that length (where there is one)."""
+    """`length` digits, random capitals, or a real word of that length (if there is one)."""
     draw = rng.random()
     real = [w for w in WORDS if len(w) == length]
     if draw < 0.3:
@@ -103,7 +103,7 @@ def sample_text(rng: Random, length: int) -> str:
     return "".join(rng.choices(LETTERS, k=length))
 
 
-def render_text(rng: Random, length: int) -> Picture:
+def render_text(rng: Random, length: int) -> Drawing:
     text = sample_text(rng, length)
     name = rng.choice(FONTS)
     widest = font_of(name, 100).getlength(text)
@@ -121,7 +121,7 @@ def render_text(rng: Random, length: int) -> Picture:
         label_box(labels, (x + start, y + top, x + end, y + bottom), f"letter {character}")
         marks.append((character, x + (start + end) / 2, y + (top + bottom) / 2))
     kind = "number" if text.isdigit() else "word"
-    return Picture("text", np.asarray(image), labels, {"text": text, "what": kind}, marks)
+    return Drawing("text", np.asarray(image), labels, {"text": text, "what": kind}, marks)
 
 
 # --- formulas --------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ class Layout:
 
 @lru_cache(maxsize=200_000)
 def lay_out(latex: str) -> Layout:
-    """mathtext's own layout of `latex`, enlarged or shrunk when it is drawn."""
+    """mathtext's layout of `latex`, which is scaled when it is drawn."""
     parsed = MathTextParser("path").parse(f"${latex}$", dpi=72, prop=FontProperties(size=100))
     above = float(parsed.height - parsed.depth)  # mathtext measures y upwards from the baseline
     glyphs = tuple(
@@ -196,7 +196,7 @@ def _file_font(path: str, size: int) -> ImageFont.FreeTypeFont:
 _COMMANDS = dict(zip("αβγθλπ", GREEK, strict=True)) | {"√": "\\sqrt", "∑": "\\sum", "−": "-"}
 
 
-def render_formula(rng: Random, latex: str) -> Picture:
+def render_formula(rng: Random, latex: str) -> Drawing:
     layout = lay_out(latex)
     room = SIDE - 2 * FORMULA_MARGIN
     largest = min(room / layout.width, room / layout.height, 0.75)
@@ -220,11 +220,11 @@ def render_formula(rng: Random, latex: str) -> Picture:
         box = draw.textbbox(at, character, font, anchor="ls")
         label_box(labels, box, f"formula {name}")
         marks.append((name, (box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
-    return Picture("formula", np.asarray(image), labels, {"latex": latex}, marks)
+    return Drawing("formula", np.asarray(image), labels, {"latex": latex}, marks)
 
 
 def formula_for(rng: Random, split: str) -> str:
-    """A formula of the split: held out for test and validation, never held out for training."""
+    """A formula of the split: a held-out one for test and validation, any other for training."""
     while True:
         latex = sample_formula(rng)
         if is_held_out(latex) == (split != "train"):

@@ -1,7 +1,7 @@
-"""Pretrains the vision encoder on dense labels: every final token names the class of each label cell it covers.
+"""Pretrains the vision encoder on dense labels: every final token predicts the classes of the label cells it covers.
 
-The supervision comes from the renderer (canvas.CLASSES). The head is thrown away; the encoder is saved as an
-ordinary transformers folder with its image processor.
+The labels come from the renderer (canvas.CLASSES). The head is discarded; the encoder is saved as an ordinary
+transformers folder with its image processor.
 """
 
 import argparse
@@ -50,15 +50,16 @@ def clip_vit(patch: int = 12, width: int = 192, layers: int = 5) -> CLIPVisionMo
         num_hidden_layers=layers,
         num_attention_heads=width // 32,
         hidden_act="gelu",
+        attn_implementation="eager",
     )
-    return CLIPVisionModel._from_config(config, attn_implementation="eager")
+    return CLIPVisionModel(config)
 
 
 ARCHITECTURES = {"swin": donut_swin, "clip": clip_vit}
 
 
-class Pictures(IterableDataset):
-    """Endless fresh training pictures from number `start` on, one kind a batch in the mixture's proportions."""
+class Drawings(IterableDataset):
+    """Endless batches of new training drawings, from batch `start` on, each in the proportions of `MIXTURE`."""
 
     def __init__(self, batch_size: int, start: int):
         self.batch_size, self.start = batch_size, start
@@ -68,15 +69,15 @@ class Pictures(IterableDataset):
         number, step = (worker.id, worker.num_workers) if worker else (0, 1)
         shares = {kind: round(share * self.batch_size) for kind, share in MIXTURE.items()}
         for batch in range(self.start + number, 1 << 40, step):
-            pictures = [render("train", kind, batch * n + i) for kind, n in shares.items() for i in range(n)]
-            yield batch_of(pictures)
+            drawings = [render("train", kind, batch * n + i) for kind, n in shares.items() for i in range(n)]
+            yield batch_of(drawings)
 
 
-def batch_of(pictures) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, 3, S, S) uint8 pixels, resized as the image processor does, and (B, 24, 24) labels."""
-    small = [torch.frombuffer(bytearray(_resize(p.image).tobytes()), dtype=torch.uint8) for p in pictures]
+def batch_of(drawings) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, 3, S, S) uint8 pixels, resized as by the image processor, and (B, 24, 24) labels."""
+    small = [torch.frombuffer(bytearray(_resize(p.image).tobytes()), dtype=torch.uint8) for p in drawings]
     pixels = torch.stack(small).view(-1, SIZE, SIZE, 3).permute(0, 3, 1, 2)
-    return pixels, torch.stack([torch.from_numpy(p.labels) for p in pictures])
+    return pixels, torch.stack([torch.from_numpy(p.labels) for p in drawings])
 
 
 def _resize(image) -> Image.Image:
@@ -84,7 +85,7 @@ def _resize(image) -> Image.Image:
 
 
 class DenseReader(torch.nn.Module):
-    """An encoder and the head that names the cells of each of its tokens."""
+    """An encoder with a head that classifies the cells of each of its tokens."""
 
     def __init__(self, encoder):
         super().__init__()
@@ -99,9 +100,7 @@ class DenseReader(torch.nn.Module):
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits of the cells' classes (B, 24, 24, classes), and of each token's row and column (B, T, 2, side)."""
         hidden = self.encoder(pixel_values=pixels / 127.5 - 1).last_hidden_state
-        hidden = (
-            hidden if self.swin else hidden[:, 1:]
-        )  # (B, T, d), read without a norm: the adapter will read it so too
+        hidden = hidden if self.swin else hidden[:, 1:]  # (B, T, d), without a final norm, as the adapter reads it
         logits = self.head(hidden).view(-1, self.side, self.side, self.sub, self.sub, len(CLASSES))
         cells = logits.transpose(2, 3).reshape(-1, GRID, GRID, len(CLASSES))
         return cells, self.place(hidden).unflatten(-1, (2, self.side))
@@ -114,7 +113,7 @@ def dense_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def place_loss(logits: torch.Tensor) -> torch.Tensor:
-    """Swin has relative positions only; without this its tokens hardly say where they stand, and the LLM must know."""
+    """Teaches tokens their position, which the LLM needs: Swin has only relative positions."""
     batch, tokens, _, side = logits.shape
     number = torch.arange(tokens)
     places = torch.stack([number // side, number % side], dim=-1).expand(batch, -1, -1)  # (B, T, 2)
@@ -123,7 +122,7 @@ def place_loss(logits: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def validate(model: DenseReader, count: int = 192) -> dict[str, float]:
-    """Share of drawn (not background) cells named right, a kind."""
+    """For each kind the share of correctly classified cells, background excluded."""
     model.eval()
     scores = {}
     for kind in KINDS:
@@ -132,13 +131,13 @@ def validate(model: DenseReader, count: int = 192) -> dict[str, float]:
             named = torch.cat([model(p)[0].argmax(-1) for p in pixels.split(64)])
         drawn = labels != 0
         scores[kind] = (named == labels)[drawn].float().mean().item()
-        scores[f"{kind}, picture"] = _pictures_named(named, labels)
+        scores[f"{kind}, image"] = _images_named(named, labels)
     model.train()
     return {k: round(v, 3) for k, v in scores.items()}
 
 
-def _pictures_named(named: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of (picture, class) regions whose most frequent drawn answer is right."""
+def _images_named(named: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of (image, class) regions whose most frequent prediction is right."""
     right = total = 0
     for answer, truth in zip(named, labels, strict=True):
         for label in truth.unique().tolist():
@@ -150,7 +149,7 @@ def _pictures_named(named: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def train(out: Path, architecture: str = "swin", steps: int = 4000, batch_size: int = 48, lr: float = 2e-3) -> None:
-    """Pretrains to `out`/encoder; `out`/state lets it go on after an interruption."""
+    """Pretrains to `out`/encoder; an interrupted run continues from `out`/state."""
     torch.manual_seed(0)
     model = DenseReader(ARCHITECTURES[architecture]())
 
@@ -159,7 +158,7 @@ def train(out: Path, architecture: str = "swin", steps: int = 4000, batch_size: 
         cells, places = model(pixels)
         return dense_loss(cells, labels) + place_loss(places)
 
-    fit(model, loss_of, partial(Pictures, batch_size), out, steps, lr, partial(validate, model))
+    fit(model, loss_of, partial(Drawings, batch_size), out, steps, lr, partial(validate, model))
     with staged_folder(out / "encoder") as folder:
         model.encoder.save_pretrained(folder)
         image_processor().save_pretrained(folder)

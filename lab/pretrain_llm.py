@@ -1,9 +1,7 @@
-"""Pretrains the tiny Mistral on text: what is where in a picture, written as rows of cells, then questions and
-answers about it.
+"""Pretrains the tiny Mistral on text: the contents of an image as rows of cells, then questions and answers about it.
 
-Cells follow the order in which an encoder's tokens will arrive later (row by row, two slots a token), so counting,
-comparing places and spelling out are learnt before the first picture is seen. Wording and chat format are those of
-the later dialogs.
+Cells have the order of the encoder's tokens (row by row, two slots per token), so the LLM learns counting, comparing
+places and spelling before its first image. Wording and chat format are those of the later dialogs.
 """
 
 import argparse
@@ -17,7 +15,7 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerF
 
 from omnifusion_hf.io import staged_folder
 
-from .canvas import SIDE, Picture
+from .canvas import SIDE, Drawing
 from .pretraining import fit
 from .questions import conversation
 from .tokenizer import build_tokenizer
@@ -25,8 +23,8 @@ from .world import render
 
 
 SHARES = {"scene": 0.48, "digit": 0.02, "text": 0.22, "formula": 0.28}
-SLOTS = 12  # a row; two words of a thing fill two slots
-POOL = 10  # batches drawn together and sorted by length, so that little of a batch is padding
+SLOTS = 12  # per row; a thing's two words fill two slots
+POOL = 10  # batches that are drawn together and sorted by length, for little padding
 SYSTEM = "This is a dialog with AI assistant.\n"
 
 
@@ -45,15 +43,16 @@ def tiny_mistral(vocab_size: int, width: int = 192, layers: int = 5) -> MistralF
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
+        attn_implementation="eager",
     )
-    return MistralForCausalLM._from_config(config, attn_implementation="eager")
+    return MistralForCausalLM(config)
 
 
-def rows_of_cells(picture: Picture) -> str | None:
-    """The marks as rows of slots, "." for an empty one; None when two marks collide. Only scenes keep empty rows."""
-    tall = 12 if picture.kind == "formula" else 6
+def rows_of_cells(drawing: Drawing) -> str | None:
+    """The marks as rows of slots, "." for an empty one; None if two marks collide. Only scenes keep empty rows."""
+    tall = 12 if drawing.kind == "formula" else 6
     rows = [["."] * SLOTS for _ in range(tall)]
-    for words, x, y in picture.marks:
+    for words, x, y in drawing.marks:
         row, column = int(y * tall / SIDE), int(x * SLOTS / SIDE)
         parts = words.split()
         column -= column % 2 if len(parts) == 2 else 0
@@ -61,11 +60,11 @@ def rows_of_cells(picture: Picture) -> str | None:
             if rows[row][column + i] != ".":
                 return None
             rows[row][column + i] = part
-    return "".join(" " + c for row in rows if picture.kind == "scene" or set(row) != {"."} for c in row)
+    return "".join(" " + c for row in rows if drawing.kind == "scene" or set(row) != {"."} for c in row)
 
 
 class Dialogs(IterableDataset):
-    """Endless (input_ids, labels), padded to the longest of the batch; only answers and their end count."""
+    """Endless batches of (input_ids, labels), padded to the longest; only answers and their EOS have labels."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, batch_size: int, start: int):
         self.tokenizer, self.batch_size, self.start = tokenizer, batch_size, start
@@ -84,13 +83,13 @@ class Dialogs(IterableDataset):
             for i in rng.sample(range(POOL), POOL):
                 yield collate(samples[i * self.batch_size : (i + 1) * self.batch_size])
 
-    def sample(self, rng: Random, picture: Picture) -> tuple[list[int], list[int]] | None:
-        cells = rows_of_cells(picture)
+    def sample(self, rng: Random, drawing: Drawing) -> tuple[list[int], list[int]] | None:
+        cells = rows_of_cells(drawing)
         if cells is None:
             return None
         ids = self._encode(SYSTEM) + self._encode(cells + "\n")
         labels = [-100] * len(ids)
-        for turn in conversation(rng, picture):
+        for turn in conversation(rng, drawing):
             question, answer = self._encode(turn.question + "\n"), self._encode(turn.answer)
             answer.append(self.tokenizer.eos_token_id)
             ids += question + answer
@@ -102,9 +101,7 @@ class Dialogs(IterableDataset):
 
 
 def collate(samples: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
-    longest = (
-        -(-max(len(ids) for ids, _ in samples) // 16) * 16
-    )  # few shapes: oneDNN keeps kernels and buffers for each
+    longest = -(-max(len(ids) for ids, _ in samples) // 16) * 16  # few shapes: oneDNN keeps buffers for each
     return {
         "input_ids": torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in samples]),
         "labels": torch.tensor([labels + [-100] * (longest - len(labels)) for _, labels in samples]),
@@ -112,7 +109,7 @@ def collate(samples: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tenso
 
 
 def train(out: Path, steps: int = 1300, batch_size: int = 32, lr: float = 2e-3) -> None:
-    """Pretrains to `out`/llm, model and tokenizer; `out`/state lets it go on after an interruption."""
+    """Pretrains model and tokenizer to `out`/llm; an interrupted run continues from `out`/state."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     model = tiny_mistral(len(tokenizer))

@@ -1,8 +1,8 @@
-"""Pretrains a second vision encoder without any labels, for the mixes of lab.ablations: a DINOv2 model that sees half
-of a picture's patches and paints all of them (masked patch prediction in pixels, as SimMIM, arXiv 2111.09886).
+"""Pretrains a second vision encoder without labels, for the mixes of lab.ablations: a DINOv2 model that sees half of
+an image's patches and predicts the pixels of all (masked patch prediction as in SimMIM, arXiv 2111.09886).
 
-It is of another character than the CLIP model of lab.pretrain_encoder, which is told what is where: its tokens hold
-colours and edges, not names. It is not DINOv2's own objective (self-distillation), only its architecture.
+Its tokens hold colours and edges instead of the names that the CLIP model of lab.pretrain_encoder learns from labels.
+Only the architecture is DINOv2's, not the objective (self-distillation).
 """
 
 import argparse
@@ -15,7 +15,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from omnifusion_hf.io import staged_folder
 
-from .pretrain_encoder import SIZE, Pictures, batch_of, image_processor
+from .pretrain_encoder import SIZE, Drawings, batch_of, image_processor
 from .pretraining import fit
 from .world import KINDS, render
 
@@ -31,12 +31,13 @@ def dinov2_vit(width: int = 128, layers: int = 5) -> Dinov2Model:
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=width // 32,
+        attn_implementation="eager",
     )
-    return Dinov2Model._from_config(config, attn_implementation="eager")
+    return Dinov2Model(config)
 
 
 class Painter(torch.nn.Module):
-    """An encoder and the head that paints each patch from its token."""
+    """An encoder with a head that predicts each patch's pixels from its token."""
 
     def __init__(self, encoder: Dinov2Model):
         super().__init__()
@@ -44,7 +45,8 @@ class Painter(torch.nn.Module):
         self.head = torch.nn.Linear(encoder.config.hidden_size, 3 * PATCH**2)
 
     def forward(self, pixels: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """Painted patches (B, T, 3 * 12 * 12) of pixels (B, 3, S, S) in [-1, 1]; `hidden` (B, T) are not seen."""
+        """Predicted patches (B, T, 3 * 12 * 12) of pixels (B, 3, S, S) in [-1, 1]; patches in `hidden` (B, T) are
+        masked."""
         tokens = self.encoder(pixel_values=pixels, bool_masked_pos=hidden).last_hidden_state[:, 1:]
         return self.head(tokens)
 
@@ -55,7 +57,7 @@ def patches_of(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def random_mask(batch: int, generator: torch.Generator | None = None) -> torch.Tensor:
-    """(B, T): `HIDDEN_SHARE` of each picture's patches, drawn at random."""
+    """(B, T): `HIDDEN_SHARE` of each image's patches, drawn at random."""
     tokens = (SIZE // PATCH) ** 2
     return torch.rand(batch, tokens, generator=generator).argsort(-1) < int(HIDDEN_SHARE * tokens)
 
@@ -68,7 +70,7 @@ def painting_loss(model: Painter, batch: tuple[torch.Tensor, torch.Tensor]) -> t
 
 @torch.no_grad()
 def validate(model: Painter, count: int = 96) -> dict[str, float]:
-    """Share of the masked patches' variance (about each picture's mean colour) that is painted, a kind."""
+    """For each kind the explained share of the masked patches' variance about each image's mean colour."""
     model.eval()
     shares = {}
     for kind in KINDS:
@@ -84,10 +86,10 @@ def validate(model: Painter, count: int = 96) -> dict[str, float]:
 
 
 def train(out: Path, steps: int = 2400, batch_size: int = 32, lr: float = 2e-3) -> None:
-    """Pretrains to `out`/encoder; `out`/state lets it go on after an interruption."""
+    """Pretrains to `out`/encoder; an interrupted run continues from `out`/state."""
     torch.manual_seed(0)
     model = Painter(dinov2_vit())
-    fit(model, partial(painting_loss, model), partial(Pictures, batch_size), out, steps, lr, partial(validate, model))
+    fit(model, partial(painting_loss, model), partial(Drawings, batch_size), out, steps, lr, partial(validate, model))
     with staged_folder(out / "encoder") as folder:
         model.encoder.save_pretrained(folder)
         image_processor().save_pretrained(folder)

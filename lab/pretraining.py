@@ -1,6 +1,6 @@
-"""The loop that both pretrainings share; stages 1 and 2 are the stock Trainer's.
+"""The training loop of all pretrainings; stages 1 and 2 run in the package's trainer.
 
-Why Muon: docs/lab.md, what was measured on the way.
+docs/lab.md gives the reason for Muon.
 """
 
 import math
@@ -29,12 +29,12 @@ def fit(
     lr: float,
     report: Callable[[], dict] = dict,
 ) -> None:
-    """Trains in bfloat16 autocast; goes on from `out`/state where there is one.
+    """Trains in bfloat16 autocast; continues from `out`/state if it exists.
 
     Args:
         loss_of: the loss of one batch.
-        batches_from: the endless batches from a step on.
-        report: figures to print whenever the state is saved.
+        batches_from: returns the endless batches from a step on.
+        report: returns figures that are printed whenever the state is saved.
     """
     optimizer = MuonWithAdamW(model, lr, weight_decay=0.02)
     schedule = get_cosine_schedule_with_warmup(optimizer, WARMUP_STEPS, steps)
@@ -58,7 +58,7 @@ def fit(
 
 
 class Counter:
-    """The step, in the form in which accelerate saves things."""
+    """The step as an object with a `state_dict`, which accelerate can save."""
 
     def __init__(self, step: int = 0):
         self.step = step
@@ -71,20 +71,20 @@ class Counter:
 
 
 def training_state(*parts) -> Accelerator:
-    """accelerate as the keeper of everything with a `state_dict`, and of the random numbers' state."""
+    """An `Accelerator` that saves everything with a `state_dict`, and the state of random generators."""
     accelerator = Accelerator(cpu=True)
     accelerator.register_for_checkpointing(*parts)
     return accelerator
 
 
 def save_state(path: Path, step: int, *parts):
-    """Saves model, optimiser, schedule (their order counts) and the step they stand at."""
+    """Saves the step and the parts, whose order must be that of `load_state`."""
     with staged_folder(path) as folder:
         training_state(Counter(step), *parts).save_state(str(folder))
 
 
 def load_state(path: Path, *parts) -> int:
-    """Fills the parts from a saved state and returns its step; 0 and nothing touched when there is none."""
+    """Loads the parts from a saved state and returns its step; returns 0 and changes nothing if there is none."""
     counter = Counter()
     if path.exists():
         training_state(counter, *parts).load_state(str(path))

@@ -1,13 +1,11 @@
-"""Questions and answers about a picture, from its facts. One wording serves text pretraining, training and
-evaluation.
-"""
+"""Questions and answers about a drawing, from its facts. Pretraining, training and evaluation share the wording."""
 
 from collections import Counter
 from dataclasses import dataclass
 from itertools import permutations
 from random import Random
 
-from .canvas import COLOURS, SHAPES, SIDE, Picture
+from .canvas import COLOURS, SHAPES, SIDE, Drawing
 from .scenes import Thing
 
 
@@ -25,9 +23,9 @@ TEMPLATES = {
     "formula": ("What is the formula in LaTeX?", "Write the formula in LaTeX.", "Read the formula."),
 }
 SIDES = ("left", "right", "above", "below")
-_UNCLEAR = 6  # pixels on either side of a border within which a place is not asked for
+_UNCLEAR = 6  # pixels on either side of a border within which there are no questions about places
 MOST_OF = {"colour": 3, "shape": 1, "count": 2, "place": 2, "position": 2}
-_CLEARLY = 1.4  # how many times the larger offset must exceed the smaller before one side is the answer
+_CLEARLY = 1.4  # ratio of the larger offset to the smaller one from which a side is clear
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Turn:
     topic: str
     question: str
     answer: str
-    about: tuple[str, ...] = ()  # names of the things it mentions or gives away
+    about: tuple[str, ...] = ()  # names of the things that it mentions or reveals
 
 
 def ask(rng: Random, topic: str, answer: str, *names: str, about: tuple[str, ...] = ()) -> Turn:
@@ -45,7 +43,7 @@ def ask(rng: Random, topic: str, answer: str, *names: str, about: tuple[str, ...
 
 
 def side(a: Thing, b: Thing) -> str | None:
-    """Where `a` is as seen from `b`; None when neither axis clearly wins."""
+    """The side of `b` on which `a` is; None if neither axis is clear."""
     dx, dy = a.x - b.x, a.y - b.y
     if abs(dx) >= _CLEARLY * abs(dy):
         return "left" if dx < 0 else "right"
@@ -55,7 +53,7 @@ def side(a: Thing, b: Thing) -> str | None:
 
 
 def place(thing: Thing) -> str | None:
-    """In which ninth of the picture it is: "top left", "middle", "bottom"; None near a border between two of them."""
+    """The ninth of the image in which it is: "top left", "middle", "bottom"; None near a border between two."""
     if any(min(abs(v - SIDE / 3), abs(v - 2 * SIDE / 3)) < _UNCLEAR for v in (thing.x, thing.y)):
         return None
     row, column = (("top", "", "bottom")[thing.y * 3 // SIDE], ("left", "", "right")[thing.x * 3 // SIDE])
@@ -80,12 +78,12 @@ def plural(shape: str) -> str:
 
 
 def count_turns(rng: Random, things: list[Thing]) -> list[Turn]:
-    """How many in all, of each colour and shape there is, and of one of each there may be none of."""
+    """Counts of all things, of each colour and shape in the scene, and of a random colour and shape (perhaps 0)."""
     counts = Counter(plural(t.shape) for t in things) + Counter(f"{t.colour} objects" for t in things)
     absent = {plural(rng.choice(SHAPES)), f"{rng.choice(list(COLOURS))} objects"}.difference(counts)
-    asked = ["objects", *counts, *sorted(absent)]
+    names = ["objects", *counts, *sorted(absent)]
     counts["objects"] = len(things)
-    return [ask(rng, "count", str(counts[name]), name) for name in asked]
+    return [ask(rng, "count", str(counts[name]), name) for name in names]
 
 
 def unique_things(things: list[Thing]) -> list[Thing]:
@@ -93,7 +91,7 @@ def unique_things(things: list[Thing]) -> list[Thing]:
 
 
 def place_turns(rng: Random, things: list[Thing]) -> list[Turn]:
-    """Of things named in full, and of things that their shape alone tells apart."""
+    """Places of things named by colour and shape, and of things whose shape is unique."""
     full = [(t.name, (t.name,), place(t)) for t in unique_things(things)]
     shapes = Counter(t.shape for t in things)
     by_shape = [(t.shape, (), place(t)) for t in things if shapes[t.shape] == 1]
@@ -111,11 +109,11 @@ def caption_turn(rng: Random, things: list[Thing]) -> Turn:
 
 
 def scene_turns(rng: Random, things: list[Thing], most: int = 7) -> list[Turn]:
-    """Up to `most` turns, none of which an earlier one has answered; a caption closes a quarter of them."""
+    """Up to `most` turns, none answered by an earlier one; a quarter of conversations ends with a caption."""
     if rng.random() < 0.12:
         return [caption_turn(rng, things)]
     turns = [f(rng, things) for f in (attribute_turns, count_turns, place_turns, position_turns)]
-    by_shape = rng.random() < 0.5  # finding a thing by its shape is learnt last and needs most examples
+    by_shape = rng.random() < 0.5  # look-up by shape is learnt last and needs most examples
     most_of = {"colour": 5, "position": 2} if by_shape else MOST_OF
     chosen = [t for topic, n in most_of.items() for t in few(rng, [t for t in sum(turns, []) if t.topic == topic], n)]
     chosen = chosen or few(rng, count_turns(rng, things), 2)
@@ -129,9 +127,9 @@ def scene_turns(rng: Random, things: list[Thing], most: int = 7) -> list[Turn]:
 
 
 def look_up_turns(rng: Random, things: list[Thing]) -> list[Turn]:
-    """First the colour of everything that its shape tells apart, then some of the rest: teaches finding by shape.
+    """First the colour of each thing with a unique shape, then some other turns: teaches look-up by shape.
 
-    Captions stand among them, alone or last: without them the model forgets to caption.
+    Some conversations are a caption or end with one, because the model forgets captions otherwise.
     """
     if rng.random() < 0.12:
         return [caption_turn(rng, things)]
@@ -144,16 +142,16 @@ def look_up_turns(rng: Random, things: list[Thing]) -> list[Turn]:
 
 
 def few(rng: Random, turns: list[Turn], most: int) -> list[Turn]:
-    """At most `most` of them; counts above 1 are rare and come first more often."""
+    """At most `most` of the turns; counts above 1, which are rare, are preferred."""
     return sorted(turns, key=lambda turn: rng.random() - 0.3 * (turn.answer in "2345"))[:most]
 
 
-def conversation(rng: Random, picture: Picture) -> list[Turn]:
-    facts = picture.facts
-    if picture.kind == "scene":
+def conversation(rng: Random, drawing: Drawing) -> list[Turn]:
+    facts = drawing.facts
+    if drawing.kind == "scene":
         return scene_turns(rng, facts["things"])
-    if picture.kind == "text":
+    if drawing.kind == "text":
         return [ask(rng, facts["what"], facts["text"])]
-    if picture.kind == "digit":
+    if drawing.kind == "digit":
         return [ask(rng, "digit", facts["digit"])]
     return [ask(rng, "formula", facts["latex"])]

@@ -8,7 +8,7 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .canvas import CELL, CLASS_ID, COLOURS, GRID, SHAPES, SIDE, Picture, jitter, paper
+from .canvas import CELL, CLASS_ID, COLOURS, GRID, SHAPES, SIDE, Drawing, jitter, paper
 
 
 MIN_RADIUS, MAX_RADIUS = 17, 34
@@ -63,7 +63,7 @@ def mask_of(shape: str, radius: int, tilt: int) -> Image.Image:
 def sample_things(
     rng: Random, most: int = 5, side: int = SIDE, smallest: int = MIN_RADIUS, largest: int = MAX_RADIUS
 ) -> list[Thing]:
-    """One to `most` things. Half of the scenes draw from few shapes or colours, so that counts above 1 occur."""
+    """One to `most` things. Half of the scenes have few shapes or colours, so that counts above 1 occur."""
     wanted = rng.randint(1, most)
     few = rng.random() < 0.5
     shapes = rng.sample(SHAPES, rng.randint(1, 2) if few else len(SHAPES))
@@ -78,7 +78,7 @@ def sample_things(
     return sorted(things, key=lambda t: t.x)
 
 
-def draw_scene(rng: Random, things: list[Thing]) -> Picture:
+def draw_scene(rng: Random, things: list[Thing]) -> Drawing:
     pale = rng.randint(205, 255)
     image = paper(jitter(rng, (pale, pale, pale), 12))
     labels = np.zeros((GRID, GRID), np.uint8)
@@ -88,11 +88,11 @@ def draw_scene(rng: Random, things: list[Thing]) -> Picture:
         image.paste(jitter(rng, COLOURS[thing.colour], 14), corner, mask)
         _label(labels, thing, mask, corner)
     marks = [(thing.name, thing.x, thing.y) for thing in things]
-    return Picture("scene", np.asarray(image), labels, {"things": things}, marks)
+    return Drawing("scene", np.asarray(image), labels, {"things": things}, marks)
 
 
 def _label(labels: np.ndarray, thing: Thing, mask: Image.Image, corner: tuple[int, int]) -> None:
-    """Marks the cells whose centre the shape covers."""
+    """Labels the cells whose centre the shape covers."""
     coverage = np.asarray(mask)
     for row in range(max(corner[1] // CELL, 0), min((corner[1] + mask.height) // CELL + 1, GRID)):
         for column in range(max(corner[0] // CELL, 0), min((corner[0] + mask.width) // CELL + 1, GRID)):
@@ -101,5 +101,5 @@ def _label(labels: np.ndarray, thing: Thing, mask: Image.Image, corner: tuple[in
                 labels[row, column] = CLASS_ID[thing.name]
 
 
-def render_scene(rng: Random) -> Picture:
+def render_scene(rng: Random) -> Drawing:
     return draw_scene(rng, sample_things(rng))

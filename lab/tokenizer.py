@@ -1,11 +1,9 @@
-"""The miniature world's tokenizer: byte-level BPE whose merges come from the questions' wording alone.
+"""The miniature world's tokenizer: byte-level BPE whose merges come only from the wording of the questions.
 
-Capitals and digits never merge, so that a written word is a sequence of characters; each LaTeX command is one
-token; any text encodes (bytes). The dialog's fixed first line and the words that open a question are one token
-each, because every sample pays for them. Nothing is added at the beginning or the end.
+Capitals and digits never merge, so a written word is a sequence of characters; each LaTeX command is one token; every
+text can be encoded as bytes. The dialog's fixed first line and the first words of questions are one token each,
+because they occur in every sample. No tokens are added at the beginning or the end.
 """
-
-from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -27,11 +25,11 @@ OPENINGS = (
     "Read",
     "On",
 )
-VOCABULARY = 442  # with the five tokens that the assembled model adds: just below a multiple of 64
+VOCABULARY = 442  # with the five special tokens of the assembled model just below a multiple of 64
 
 
 def wording() -> list[str]:
-    """Everything a question or an answer can be made of, in lower case; read-out answers left out."""
+    """All words of questions and answers in lower case, without the texts that images show."""
     questions = [t.format("objects", "objects").partition(" ") for templates in TEMPLATES.values() for t in templates]
     things = [f"a {c} {s}, an {c} {s} and the {c} {plural(s)} {c} objects" for c in COLOURS for s in SHAPES]
     answers = (*SIDES, *COLOURS, *SHAPES, *(f" {s}" for s in SIDES))
@@ -59,7 +57,3 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         model_max_length=1024,
         clean_up_tokenization_spaces=False,
     )
-
-
-def save_tokenizer(folder: Path) -> None:
-    build_tokenizer().save_pretrained(folder)

@@ -1,8 +1,8 @@
-"""Picture number `index` of a kind and a split: the whole world is this one function of three arguments."""
+"""Drawing number `index` of a kind and a split: the whole world is a function of these three arguments."""
 
 from random import Random
 
-from .canvas import Picture, sample_rng
+from .canvas import Drawing, sample_rng
 from .glyphs import formula_for, render_digit, render_formula, render_text
 from .scenes import render_scene
 
@@ -10,11 +10,11 @@ from .scenes import render_scene
 KINDS = ("scene", "digit", "text", "formula")
 TEXT_LENGTHS = (1, 2, 3, 4)
 TEXT_WEIGHTS = (20, 25, 30, 25)
-FORMULA_POOL = 30_000  # distinct draws for training; laying out a formula costs ten times what drawing it does
+FORMULA_POOL = 30_000  # distinct draws for training; the layout of a formula takes ten times as long as its drawing
 
 
-def render(split: str, kind: str, index: int, length: int | None = None) -> Picture:
-    """The picture; `length` (1-4) fixes the characters of a text. `ValueError` for an unknown kind or split."""
+def render(split: str, kind: str, index: int, length: int | None = None) -> Drawing:
+    """The drawing; `length` (1-4) fixes the characters of a text. Raises `ValueError` for an unknown kind or split."""
     rng = sample_rng(split, kind, index)
     if kind == "scene":
         return render_scene(rng)

@@ -117,7 +117,8 @@ def report(options: argparse.Namespace):
     """Puts results beside the paper's tables; asks a model, and looks closer at answers."""
     from .evaluation.report import report
 
-    print("\n".join(f"wrote {path}" for path in report(options)))
+    given = {name: value for name, value in vars(options).items() if name != "run"}
+    print("\n".join(f"wrote {path}" for path in report(**given)))
 
 
 def tasks(options: argparse.Namespace):

@@ -1,22 +1,37 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""What a model said to one question, as a record: the form that reports read, whoever asked. One JSON line each."""
+"""Answers of a model as records, one JSON line each: the form that reports read, whoever generated them.
+
+`Evaluator` generates them in batches. A killed run can be resumed, and the batch size changes no answer.
+"""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from tqdm import tqdm
+from transformers.feature_extraction_utils import BatchFeature
+
+from ..inference import complete
 from ..io import named, read_json, read_text, write_whole
+from .metrics import exact_match
+from .questions import Question
+
+
+Condition = tuple[str | None, float | None]  # perturbation and strength, as in an answer's record
+CLEAN: Condition = (None, None)
+Present = Callable[[list[Question]], BatchFeature]  # makes model inputs of a batch of questions
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One question that was asked, with what was said.
+    """One question with the model's answer.
 
-    name: of the sample, unique within its task; images: paths of what was shown (none: text alone).
-    truth: every answer that counts as right, empty where that is unknown; score: what the answer is worth, 0..1.
-    perturbation, strength: what was done to the images first (perturbations.py); None for nothing.
+    name: of the sample, unique within its task; images: paths of the question's images (empty: text only).
+    truth: every answer that counts as right, empty if unknown; score: 0..1.
+    perturbation, strength: how the images were changed (perturbations.py); None for unchanged images.
 
-    Raises `ValueError` for a field of another type, or a score outside 0..1.
+    Raises `ValueError` for a field of another type and for a score outside 0..1.
     """
 
     name: str
@@ -37,9 +52,13 @@ class Answer:
             raise ValueError(f"the score of {self.task}, {self.name} must lie in 0..1, got {self.score}.")
 
     @property
+    def condition(self) -> Condition:
+        return self.perturbation, self.strength
+
+    @property
     def key(self) -> tuple[str, str, str | None, float | None]:
-        """By which an answer is found again."""
-        return self.task, self.name, self.perturbation, self.strength
+        """Identifies an answer among those of one model."""
+        return self.task, self.name, *self.condition
 
     def as_line(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False) + "\n"
@@ -53,63 +72,130 @@ def _is_text(value) -> bool:
     return isinstance(value, str)
 
 
-def _are_texts(value) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
-
-
 def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and not abs(value) > 1e300  # JSON's integers have any size
 
 
 CHECKS = {
     **dict.fromkeys(("name", "task", "question", "answer"), (_is_text, "text")),
-    **dict.fromkeys(("images", "truth"), (_are_texts, "a list of texts")),
+    **dict.fromkeys(
+        ("images", "truth"),
+        (lambda value: isinstance(value, list) and all(map(_is_text, value)), "a list of texts"),
+    ),
     "score": (_is_number, "a number"),
     "perturbation": (lambda value: value is None or _is_text(value), "text or null"),
     "strength": (lambda value: value is None or _is_number(value), "a number or null"),
 }
 
 
-def answer_of_line(line: str, place: str) -> Answer:
+def read_answer(line: str, place: str) -> Answer:
     """The record of one JSON line. Raises `ValueError` that names `place`."""
     row = read_json(line, f"{place} is not JSON")
     if not isinstance(row, dict) or not REQUIRED <= set(row) <= FIELDS:
         given = sorted(row) if isinstance(row, dict) else type(row).__name__
-        raise ValueError(f"{place} is no answer: it must have the fields {sorted(FIELDS)}, got {given}.")
+        raise ValueError(f"{place} is not an answer: it must have the fields {sorted(FIELDS)}, got {given}.")
     with named(place):
         return Answer(**row)
 
 
 def read_answers(path: str | Path) -> list[Answer]:
-    """The records of a JSONL file. Raises `ValueError` that names the line that is none."""
+    """The records of a JSONL file. Raises `ValueError` that names the first line that is not a record."""
     lines = read_text(path).split("\n")
-    return [answer_of_line(line, f"{path}, line {n}") for n, line in enumerate(lines, start=1) if line.strip()]
-
-
-def write_answers(path: str | Path, answers: list[Answer]):
-    """Writes a JSONL file that is whole or absent."""
-    write_whole(path, "".join(answer.as_line() for answer in answers))
+    return [read_answer(line, f"{path}, line {n}") for n, line in enumerate(lines, start=1) if line.strip()]
 
 
 class AnswerLog:
-    """A JSONL file that grows while a model is asked, and that a killed run leaves usable.
+    """A JSONL file that grows during a run and stays usable when the run is killed.
 
-    What was answered before is in `answers`. A last line that was cut short is dropped and asked again.
+    `answers` holds the records of earlier runs. A last line without its end is dropped, and its question is evaluated
+    again.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch()
-        self._drop_half_line()
-        self.answers = read_answers(self.path)
-
-    def _drop_half_line(self):
         with self.path.open("rb+") as file:
             file.truncate(file.read().rfind(b"\n") + 1)
+        self.answers = read_answers(self.path)
 
     def add(self, answers: list[Answer]):
         """Appends the answers of a batch in one write."""
         with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write("".join(answer.as_line() for answer in answers))
         self.answers += answers
+
+
+def open_log(folder: str | Path, settings: dict) -> AnswerLog:
+    """`answers.jsonl` of a folder; `settings.json` beside it holds the settings of all these answers.
+
+    Raises `ValueError` if the folder holds answers with other settings.
+    """
+    log, path = AnswerLog(Path(folder) / "answers.jsonl"), Path(folder) / "settings.json"
+    before = read_settings(path) if path.is_file() else {}
+    if log.answers and (changed := [name for name in settings if before.get(name) != settings[name]]):
+        name = changed[0]
+        raise ValueError(
+            f"{folder} holds answers with {name}={before.get(name)!r}, now it is {settings[name]!r}; give another "
+            "output folder, or remove this one."
+        )
+    write_whole(path, json.dumps(settings, indent=1))
+    return log
+
+
+def read_settings(path: Path) -> dict:
+    """Raises `ValueError` that names a file without settings."""
+    settings = read_json(read_text(path), f"{path} is not JSON, give another output folder or remove this one")
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds no settings; give another output folder, or remove this one.")
+    return settings
+
+
+class Evaluator:
+    """Generates one model's answers to questions into a log; questions with an answer in the log are skipped."""
+
+    def __init__(self, model, processor, log: AnswerLog, batch_size: int = 16, max_new_tokens: int = 128):
+        self.model, self.processor, self.log = model, processor, log
+        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
+
+    def run(self, questions: list[Question], condition: Condition, present: Present, bar: tqdm):
+        """Generates the missing answers; `present` makes model inputs of a batch of questions under the condition."""
+        missing = self._missing(questions, condition)
+        bar.set_description(" ".join(str(part) for part in condition if part is not None) or "clean")
+        bar.update(len(questions) - len(missing))
+        for start in range(0, len(missing), self.batch_size):
+            batch = missing[start : start + self.batch_size]
+            texts = complete(self.model, present(batch), self.processor, self.max_new_tokens)
+            self.log.add([answer_record(*pair, condition) for pair in zip(batch, texts)])
+            bar.update(len(batch))
+
+    def answers(self, questions: list[Question], conditions: list[Condition]) -> list[Answer]:
+        """The log's answers to these questions under these conditions."""
+        wanted = {(question.task, question.name, *condition) for question in questions for condition in conditions}
+        return [answer for answer in self.log.answers if answer.key in wanted]
+
+    def _missing(self, questions: list[Question], condition: Condition) -> list[Question]:
+        done = {(answer.task, answer.name): answer for answer in self.answers(questions, [condition])}
+        for question in questions:
+            answer = done.get((question.task, question.name))
+            if answer and answer != answer_record(question, answer.answer, condition):
+                raise ValueError(
+                    f"{self.log.path} answers another question, or one about another image, named {question.name!r} "
+                    f"of {question.task!r}; give another output folder for another file of questions."
+                )
+        return [question for question in questions if (question.task, question.name) not in done]
+
+
+def answer_record(question: Question, text: str, condition: Condition) -> Answer:
+    """The answer `text` with its score, normalised exact match."""
+    return Answer(
+        name=question.name,
+        task=question.task,
+        question=question.text,
+        images=[str(image) for image in question.images],
+        truth=[question.truth],
+        answer=text,
+        score=exact_match(text, [question.truth]),
+        perturbation=condition[0],
+        strength=condition[1],
+    )

@@ -1,21 +1,21 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""The model as lmms-eval asks it: `lmms-eval eval --model omnifusion --model_args pretrained=FOLDER --tasks …`.
+"""The model in lmms-eval: `lmms-eval eval --model omnifusion --model_args pretrained=FOLDER --tasks …`.
 
-lmms-eval finds it by the entry point `lmms_eval.models`. Documents are asked in batches of similar length, padded on
-the left; greedy answers in float32 on a CPU do not depend on the batch size. Every process of `accelerate launch` asks
-its share of the documents on a device of its own.
+lmms-eval finds it by the entry point `lmms_eval.models`. Documents form batches of similar length, padded on the left;
+greedy answers in float32 on a CPU do not depend on the batch size. Each process of `accelerate launch` evaluates its
+share of the documents on its own device.
 """
 
 import json
 import traceback
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 
 from accelerate import Accelerator
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 from lmms_eval.protocol import ChatMessages
-from lmms_eval.utils import Collator
 from loguru import logger
 from tqdm import tqdm
 
@@ -26,13 +26,13 @@ from .provenance import RunRecord
 from .results import image_path, run_path
 
 
-# lmms-eval's own LLaVA: what a task leaves open is greedy, without beams, of at most 1024 tokens.
+# The settings of lmms-eval's own LLaVA where a task leaves them open.
 DEFAULTS = {"do_sample": False, "num_beams": 1, "max_new_tokens": 1024}
 SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 
 
 def manifest() -> ModelManifest:
-    """What the entry point tells lmms-eval."""
+    """The entry point's declaration of the model."""
     return ModelManifest(model_id="omnifusion", chat_class_path=f"{__name__}.OmniFusion")
 
 
@@ -42,11 +42,11 @@ class OmniFusion(lmms):
     Args, in `--model_args` as name=value:
         pretrained: the folder or Hub id.
         dtype, attn_implementation: as in `from_pretrained`; by default the checkpoint's dtype, float32 on a CPU.
-        view_strategy: `whole` or `grid` instead of what the checkpoint says.
-        log_images: a folder that gets every asked image, and for each task what its scores rest on (run.json).
+        view_strategy: `whole` or `grid` instead of the checkpoint's.
+        log_images: a folder for every image of the prompts and, per task, the facts behind its scores (run.json).
     """
 
-    is_simple = False  # asked with messages, images where the task has them
+    is_simple = False  # a chat model: prompts are messages, with images where the task places them
 
     def __init__(
         self,
@@ -62,7 +62,6 @@ class OmniFusion(lmms):
     ):
         super().__init__()
         self.accelerator = Accelerator()
-        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         if self.world_size > 1:
             device = str(self.accelerator.device)
         self.log_images = log_images
@@ -70,7 +69,7 @@ class OmniFusion(lmms):
         options = {name: value for name, value in options.items() if value is not None}
         with visible_failure():
             if unknown:
-                raise ValueError(f"--model_args names {', '.join(unknown)}, which the model does not take.")
+                raise ValueError(f"--model_args has {', '.join(unknown)}, which the model does not accept.")
             self.batch_size = read_batch_size(batch_size)
             self.model, self.processor = load(pretrained, device, **options)
             if view_strategy is not None:
@@ -81,19 +80,24 @@ class OmniFusion(lmms):
     def device(self):
         return self.model.device
 
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def world_size(self) -> int:
+        return self.accelerator.num_processes
+
     def generate_until(self, requests: list) -> list[str]:
-        """The answer to each request."""
+        """The answer to each request, in their order."""
         with visible_failure():
-            order = Collator(
-                [request.args for request in requests], sort_fn=_longest_first, group_fn=_settings, grouping=True
-            )
-            answers = []
-            with tqdm(total=len(requests), desc="asking", disable=self.rank != 0) as bar:
-                for batch in order.get_batched(n=self.batch_size):
-                    answers += self._answer(batch)
+            requests, answers = [request.args for request in requests], {}
+            with tqdm(total=len(requests), desc="answers", disable=self.rank != 0) as bar:
+                for batch in batches(requests, self.batch_size):
+                    answers |= zip(batch, self._answer([requests[index] for index in batch]))
                     bar.update(len(batch))
             self._save_record()
-            return order.get_original(answers)
+            return [answers[index] for index in range(len(requests))]
 
     def _answer(self, batch: list[tuple]) -> list[str]:
         inputs = prompts(self.processor, [self._messages(request) for request in batch])
@@ -110,7 +114,7 @@ class OmniFusion(lmms):
         chat = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
         images, *others = chat.extract_media()
         if any(others):
-            raise ValueError(f"{task}, document {doc_id} holds video or sound; the model sees images.")
+            raise ValueError(f"{task}, document {doc_id} holds video or sound; the model reads images only.")
         if self.log_images:
             save_images(self.log_images, task, doc_id, images)
         return chat.to_hf_messages()
@@ -147,14 +151,21 @@ def visible_failure():
 
 
 def read_batch_size(given: int | str) -> int:
-    """`--batch_size`, which lmms-eval also knows as `auto`."""
+    """The number of `--batch_size`. Raises `ValueError` for `auto`, which lmms-eval permits."""
     if not str(given).isdecimal() or int(given) == 0:
         raise ValueError(f"--batch_size {given} is not supported; give a number.")
     return int(given)
 
 
-def _longest_first(request: tuple) -> int:
-    return -len(request[0])
+def batches(requests: list[tuple], size: int) -> list[list[int]]:
+    """Indices of requests by batch: the same generation settings in a batch, long prompts first."""
+
+    def settings(index: int) -> str:
+        return repr(sorted(_settings(requests[index]).items()))
+
+    order = sorted(range(len(requests)), key=lambda index: (settings(index), -len(requests[index][0])))
+    groups = [list(group) for _, group in groupby(order, settings)]
+    return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
 
 
 def _settings(request: tuple) -> dict:
@@ -162,9 +173,9 @@ def _settings(request: tuple) -> dict:
 
 
 def generation_options(settings: dict) -> dict:
-    """A task's generation settings as options of `generate`, which refuses what it does not know."""
+    """A task's generation settings as options of `generate`, which raises for unknown ones."""
     options = DEFAULTS | {name: value for name, value in settings.items() if name != "until" and value is not None}
-    if not options["do_sample"]:  # tasks give `temperature: 0` to say greedy
+    if not options["do_sample"]:  # tasks set `temperature: 0` for greedy decoding
         options = {name: value for name, value in options.items() if name not in SAMPLING}
     return options
 
@@ -176,7 +187,7 @@ def stop_texts(settings: dict) -> list[str]:
 
 
 def save_images(folder: str | Path, task: str, doc_id: int, images: list):
-    """Writes a document's images as files that are whole or absent."""
+    """Writes a document's images atomically as PNG."""
     for index, image in enumerate(images):
         path = image_path(folder, task, doc_id, index)
         with staged_file(path) as part:

@@ -1,7 +1,7 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""The paper's tables as data, and which score of lmms-eval stands in which of their columns.
+"""The paper's tables as data, and the lmms-eval score of each of their columns.
 
-All numbers are percent, higher is better, but for the edit distance of formulas. The paper (arXiv 2404.06212,
+All numbers are percent, higher is better, except the edit distance of formulas. The paper (arXiv 2404.06212,
 section 4) measured zero-shot with the lmms-eval of early 2024; the release's README gives two more rows.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 class Benchmark:
     """A column of the paper.
 
-    sources: lmms-eval's (task, metric, factor to the paper's unit), the first that was measured counts.
+    sources: lmms-eval's (task, metric, factor to the paper's unit); the first one that was measured counts.
     """
 
     column: str
@@ -57,7 +57,7 @@ BENCHMARKS = (
     ),
 )
 
-# InternViT-6B's 61.57 stands in the table of encoders and, as "with OCR", in that of high resolution.
+# The paper gives InternViT-6B's 61.57 in the table of encoders and, as "with OCR", in that of high resolution.
 _OCR_NOTE = (
     "TextVQA was probably measured with the data set's OCR tokens in the question here, as lmms-eval did by default "
     "then; compare `textvqa_val_ocr`."
@@ -110,7 +110,7 @@ RELEASE = PaperTable(
         "one encoder": (48.93, 68.02, 78.18, 46.00, 51.87),
         "two encoders": (47.55, 67.32, 81.53, 47.61, 53.17),
     },
-    "The README says ScienceQA and does not name its part; it stands under SQA-full here.",
+    "The README says ScienceQA and does not name its part; its numbers are listed under SQA-full here.",
 )
 FORMULAS = PaperTable(
     "Formulas (normalised edit distance, lower is better)",
@@ -119,7 +119,7 @@ FORMULAS = PaperTable(
 )
 TABLES = (ENCODERS, MIXES, GRID, OPEN, RELEASE, FORMULAS)
 
-# The radar plot, after the paper's Figure 1: its axes, and rows that give it a scale.
+# The radar plot after the paper's Figure 1: its axes, and paper rows for comparison.
 RADAR_COLUMNS = _NINE
 RADAR_ROWS = {
     "paper: CLIP ViT-L/14": ENCODERS.values("CLIP ViT-L/14"),

@@ -1,47 +1,50 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""`omnifusion report`: what was measured of one or several models, beside the paper's tables."""
+"""`omnifusion report`: results of one or several models beside the paper's tables."""
 
-import argparse
 import json
 from pathlib import Path
 
 from ..io import write_whole
 from ..markdown import Markdown, code, plain, table
+from .figures import radar, save_figure
 from .paper_tables import BENCHMARKS, TABLES, PaperTable
 from .results import ModelResults, Score, lost_images, read_models, read_records, read_result_file
 
 
-ANSWERS = ".jsonl"  # what a file of answer records ends with
+ANSWERS = ".jsonl"  # suffix of a file of answer records
 MISSING = "–"
 PARTIAL = "*"
 
 
-def report(options: argparse.Namespace) -> list[Path]:
-    """Does in the folder `options.output` what the command line asks for; returns the files."""
-    results = [path for path in options.results if not path.endswith(ANSWERS)]
-    closer = ("model", "data", "image_folder", "perturb", "epsilon", "errors", "groups")
-    looks_closer = any(getattr(options, name) for name in closer)
-    if not results and not looks_closer:
-        raise ValueError(
-            "nothing to report: give the folder that lmms-eval's --output_path named, answers with --errors or "
-            "--groups, or --model and --data."
-        )
-    folder = Path(options.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    models, written = read_models(results), []
-    if looks_closer:
-        from .robustness.inspection import inspect
+def report(results: list[str], output: str | Path, **options) -> list[Path]:
+    """Writes a report to the folder `output` and returns the paths of its files.
 
-        written += inspect(options, folder)
+    Args:
+        results: lmms-eval's output folders (`NAME=PATH` gives a name) and files of answers (.jsonl).
+        options: fields of [`~robustness.Inspection`]: errors, groups, or a model to evaluate on questions.
+
+    Raises `ValueError` if there is nothing to report, and for options that do not go together.
+    """
+    from .robustness import Inspection, inspect
+
+    inspection = Inspection(results, **options)
+    scored = [path for path in results if not path.endswith(ANSWERS)]
+    if not scored and not inspection.is_wanted:
+        raise ValueError(
+            "nothing to report: give the folder of lmms-eval's --output_path, answers with --errors or --groups, or "
+            "--model and --data."
+        )
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    models = read_models(scored)
+    written = inspect(inspection, folder)
     return (write_tables(folder, models) if models else []) + written
 
 
 def write_tables(folder: Path, models: list[ModelResults]) -> list[Path]:
     """Writes report.md, report.json and radar.png."""
-    from .robustness.radar import draw_radar
-
     paths = [folder / name for name in ("report.md", "report.json", "radar.png")]
-    draw_radar(paths[2], {_label(model): paper_values(model) for model in models})
+    save_figure(radar({_label(model): paper_values(model) for model in models}), paths[2], dpi=120)
     write_whole(paths[1], json.dumps(as_data(models), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write_whole(paths[0], as_markdown(models))
     return paths
@@ -53,7 +56,7 @@ def _label(model: ModelResults) -> str:
 
 
 def paper_scores(model: ModelResults) -> dict[str, tuple[Score, float]]:
-    """By the paper's column: the score that stands there and its value in the paper's unit. Unmeasured: left out."""
+    """By column of the paper, a score and its value in the paper's unit; columns without a measurement are absent."""
     found = {}
     for benchmark in BENCHMARKS:
         for task, metric, factor in benchmark.sources:
@@ -67,7 +70,7 @@ def paper_values(model: ModelResults) -> dict[str, float]:
 
 
 def as_data(models: list[ModelResults]) -> dict:
-    """report.json: the models' numbers, by the paper's columns (null: not measured) and as they were measured."""
+    """report.json: the models' numbers by the paper's columns (null: not measured), and all scores as measured."""
     columns = [benchmark.column for benchmark in BENCHMARKS]
     return {
         "models": [
@@ -84,9 +87,9 @@ def as_data(models: list[ModelResults]) -> dict:
 
 
 def run_facts(file: Path) -> dict:
-    """How a result file came about.
+    """The settings of the run that wrote a result file.
 
-    `records`: by task, what the plug-in noted in run.json; `not_found`: the folder of these notes, if it is not here.
+    `records`: by task, the plug-in's run.json; `not_found`: the folder of these records, if it does not exist here.
     """
     content = read_result_file(file)
     config = content["config"]
@@ -101,14 +104,14 @@ def as_markdown(models: list[ModelResults]) -> str:
     parts = ["# Results beside the paper's", "![Radar plot of the benchmarks](radar.png)", _legend(models)]
     parts += [_paper_table(table, models) for table in TABLES]
     parts += ["## All scores", *(_scores_table(model) for model in models)]
-    parts += ["## Runs", _runs_table(models), "## What the columns are", _columns_table()]
+    parts += ["## Runs", _runs_table(models), "## Columns", _columns_table()]
     return "\n\n".join(parts) + "\n"
 
 
 def _legend(models: list[ModelResults]) -> str:
     text = (
         f"Bold rows are measured here; the others are the paper's (arXiv 2404.06212). {MISSING}: not measured, or not "
-        "in the paper. Percent, higher is better, where the table does not say otherwise."
+        "in the paper. Percent, higher is better, unless the table says otherwise."
     )
     if any(score.is_partial for model in models for score in model.scores.values()):
         text += f" {PARTIAL}: measured on a part of the documents, not comparable."
@@ -157,7 +160,7 @@ def _runs_table(models: list[ModelResults]) -> str:
     parts = [table(["model", "date", "model arguments", "batch size", "limit", "file"], rows)]
     if lost := sorted({fact["not_found"] for _, fact in facts if fact["not_found"]}):
         lost = plain(", ".join(lost))
-        parts.append(f"log_images={lost} was not found from here; make the report where lmms-eval ran.")
+        parts.append(f"log_images={lost} was not found from here; write the report where lmms-eval ran.")
     elif not records:
         parts.append("No record of versions and prompts: run lmms-eval with log_images=DIR in --model_args.")
     if records:

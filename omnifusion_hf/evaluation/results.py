@@ -1,8 +1,8 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""What lmms-eval wrote, read: scores from its *_results.json, answer records from its `--log_samples` JSONL.
+"""Reads lmms-eval's output: scores from *_results.json, answer records from the JSONL files of `--log_samples`.
 
-It writes OUTPUT_PATH/MODEL/DATE_results.json and, beside it, DATE_samples_TASK.jsonl, one pair a run. Runs of one
-model are put together; where a task was measured twice the newest counts.
+Each run writes OUTPUT_PATH/MODEL/DATE_results.json and DATE_samples_TASK.jsonl beside it. Runs of one model are
+merged; of a task that was measured twice the newest run counts.
 """
 
 import ast
@@ -20,16 +20,16 @@ from .metrics import exact_match
 
 RESULTS, SAMPLES = "_results.json", "_samples_"
 WANTED = f"give the *{RESULTS} that lmms-eval wrote"
-TABLES = ("n-samples", "configs", "higher_is_better")  # of a result file, beside `results`: an object for each task
-LOGGED = ("doc_id", "input", "target", "filtered_resps")  # what every logged sample has
-RECORDED = {"model": str, "versions": dict, "dtype": str, "processor_sha256": str, "prompts_sha256": str}  # of a run
+TABLES = ("n-samples", "configs", "higher_is_better")  # fields of a result file with an object per task
+LOGGED = ("doc_id", "input", "target", "filtered_resps")  # fields of every logged sample
+RECORDED = {"model": str, "versions": dict, "dtype": str, "processor_sha256": str, "prompts_sha256": str}  # run.json
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class Score:
-    """A number of one task, as lmms-eval prints it. measured, documents: how many of the task's documents counted."""
+    """A number of one task, as lmms-eval prints it; `measured` of the task's `documents` were evaluated."""
 
     task: str
     metric: str
@@ -45,7 +45,7 @@ class Score:
 
 @dataclass
 class ModelResults:
-    """All that was measured of one model: scores by (task, metric), and the files that said so, oldest first."""
+    """All results of one model: scores by (task, metric), and the files that hold them, oldest first."""
 
     name: str
     scores: dict[tuple[str, str], Score] = field(default_factory=dict)
@@ -53,19 +53,19 @@ class ModelResults:
 
 
 def _parse(text: str, source: str | Path):
-    """What JSON says; NaN and infinity, which lmms-eval writes for what it could not measure, are None."""
+    """The JSON value; NaN and infinity, which lmms-eval writes for values it could not measure, become None."""
     return read_json(text, f"{source} is not JSON", parse_constant=lambda _: None)
 
 
 def read_result_file(path: str | Path) -> dict:
-    """An lmms-eval result file; tables that it lacks are empty. Raises `ValueError` for another kind of file."""
+    """An lmms-eval result file, with empty objects for missing tables. Raises `ValueError` for other files."""
     content = _parse(read_text(path), path)
     if not isinstance(content, dict) or not _is_table(content.get("results")):
         raise ValueError(f"{path} has no `results` by task; {WANTED}.")
     content |= {name: {} for name in ("config", *TABLES) if content.get(name) is None}
     wrong = [name for name in TABLES if not _is_table(content[name])]
     if wrong or not isinstance(content["config"], dict):
-        raise ValueError(f"{path}: `{(*wrong, 'config')[0]}` is not as lmms-eval writes it; {WANTED}.")
+        raise ValueError(f"{path}: `{(*wrong, 'config')[0]}` has another form than lmms-eval writes; {WANTED}.")
     return content
 
 
@@ -89,16 +89,16 @@ def _number(value) -> float | None:
 
 
 def _score(task: str, key: str, metrics: dict, size: dict) -> Score:
-    metric, _, kind = key.partition(",")  # kind: the filter behind which it was measured, mostly "none"
+    metric, _, kind = key.partition(",")  # kind: the filter of the answers, mostly "none"
     others = metrics.get(f"{metric}_stderr,{kind}"), size.get("effective"), size.get("original")
     return Score(task, metric, metrics[key], *map(_number, others))
 
 
 def read_models(arguments: list[str]) -> list[ModelResults]:
-    """The models in files and folders of results, each by name, in the order of the arguments.
+    """The models of files and folders of results, merged by name, in the order of the arguments.
 
     Args:
-        arguments: lmms-eval's output folders or *_results.json; `NAME=PATH` names what lies there.
+        arguments: lmms-eval's output folders or *_results.json files; `NAME=PATH` gives the model of PATH a name.
     """
     models = {}
     for argument in arguments:
@@ -113,19 +113,19 @@ def read_models(arguments: list[str]) -> list[ModelResults]:
 
 
 def split_name(argument: str) -> tuple[str | None, Path]:
-    """NAME=PATH, or PATH alone (a path that exists as it stands may hold a `=`). Raises `ValueError` for half."""
+    """NAME=PATH, or PATH alone; an existing path may contain a `=`. Raises `ValueError` if either part is empty."""
     name, equals, path = argument.partition("=")
     if Path(argument).exists() or not equals:
         return None, Path(argument)
     if not name.strip() or not path:
-        raise ValueError(f"{argument} is neither NAME=PATH nor a path.")
+        raise ValueError(f"expected NAME=PATH or a path, got {argument}.")
     return name, Path(path)
 
 
 def result_files(path: Path) -> list[Path]:
-    """The result files of a folder at any depth, or the file itself. Raises `ValueError` where there is none.
+    """The result files of a folder at any depth, or the file itself. Raises `ValueError` if there are none.
 
-    Some tasks leave files of such a name under submissions/; those do not begin with a date.
+    Some tasks write *_results.json under submissions/ as well; those names do not begin with a date.
     """
     if path.is_file():
         return [path]
@@ -133,20 +133,20 @@ def result_files(path: Path) -> list[Path]:
         return files
     found = f"{path} holds no *{RESULTS}" if path.exists() else f"there is no {path}"
     raise ValueError(
-        f"{found}; give what --output_path of lmms-eval named. "
-        f"lmms-eval may exit with 0 when it failed: look at what it printed.{why_it_failed(version('filelock'))}"
+        f"{found}; give the folder of lmms-eval's --output_path. "
+        f"lmms-eval may exit with 0 when it failed: read its log.{why_it_failed(version('filelock'))}"
     )
 
 
 def why_it_failed(filelock: str) -> str:
-    """What is known to end lmms-eval 0.7.3 before it has asked anything."""
+    """A known reason why lmms-eval 0.7.3 fails before its first document, or an empty text."""
     if int(filelock.split(".")[0]) < 4:
         return ""
     return f" filelock {filelock} is installed, with which it does not work: pip install 'filelock<4'."
 
 
 def model_name(content: dict, path: Path) -> str:
-    """What was evaluated: the last part of `pretrained`, or else the name of the folder or the file."""
+    """The model's name: the last part of `pretrained`, or else the name of the folder or the file."""
     return Path(str(content.get("model_name") or "")).name or path.resolve().parent.name or path.stem
 
 
@@ -180,28 +180,28 @@ def _answers_of_log(file: Path, task: str, content: dict) -> list[Answer]:
 def _sample(line: str) -> dict:
     sample = _parse(line, "this")
     if not isinstance(sample, dict) or not set(LOGGED) <= set(sample):
-        raise ValueError(f"this is no logged sample: it must have the fields {', '.join(LOGGED)}.")
+        raise ValueError(f"this is not a logged sample: it must have the fields {', '.join(LOGGED)}.")
     return sample
 
 
 def _answer(sample: dict, task: str, content: dict) -> Answer:
-    said, wanted = sample["filtered_resps"], content["configs"].get(task, {}).get("doc_to_target")
-    said = str(said[0] if isinstance(said, list) and said else said)
-    # Tasks that score by themselves often name a column that is not there; lmms-eval then logs the name.
-    truths = [] if sample["target"] == wanted else truths_of(str(sample["target"]))
+    text, column = sample["filtered_resps"], content["configs"].get(task, {}).get("doc_to_target")
+    text = str(text[0] if isinstance(text, list) and text else text)
+    # Tasks with a scoring function of their own often name a missing column; lmms-eval then logs the column's name.
+    truths = [] if sample["target"] == column else truths_of(str(sample["target"]))
     return Answer(
         name=str(sample["doc_id"]),
         task=task,
         question=sample["input"],
         images=images_of(sample["doc_id"], task, log_folder(content)),
         truth=truths,
-        answer=said,
-        score=_score_of(sample, task, content["higher_is_better"].get(task, {}), said, truths),
+        answer=text,
+        score=_score_of(sample, task, content["higher_is_better"].get(task, {}), text, truths),
     )
 
 
 def truths_of(target: str) -> list[str]:
-    """Every right answer of a logged target, which lmms-eval writes as the text of a list where there are several."""
+    """Every right answer of a logged target; lmms-eval logs several of them as the text of a Python list."""
     if target.startswith("[") and target.endswith("]"):
         try:
             return [str(truth) for truth in ast.literal_eval(target)]
@@ -210,10 +210,10 @@ def truths_of(target: str) -> list[str]:
     return [target]
 
 
-def _score_of(sample: dict, task: str, higher_is_better: dict, said: str, truths: list[str]) -> float:
-    """The task's first metric that is a number in 0..1, turned so that 1 is right; without one, exact match.
+def _score_of(sample: dict, task: str, higher_is_better: dict, text: str, truths: list[str]) -> float:
+    """The task's first metric that is a number in 0..1, with 1 for right; exact match if there is no such metric.
 
-    A metric that is summed up over the whole task is logged as a dict, whose `score`, if any, is its number.
+    A metric that is aggregated over the whole task is logged as a dict, whose optional `score` is the number.
     """
     for metric, better in higher_is_better.items():
         value = sample.get(metric)
@@ -222,32 +222,32 @@ def _score_of(sample: dict, task: str, higher_is_better: dict, said: str, truths
             return float(value if better or better is None else 1 - value)
     if not truths:
         raise ValueError(f"{task}, {sample['doc_id']}: its log has neither a score in 0..1 nor the right answer.")
-    return exact_match(said, truths)
+    return exact_match(text, truths)
 
 
 def image_path(folder: str | Path, task: str, doc_id, index: int) -> Path:
-    """Where the plug-in keeps image `index` of a document."""
+    """The plug-in's file of image `index` of a document."""
     return Path(folder) / task / f"{doc_id}-{index}.png"
 
 
 def run_path(folder: str | Path, task: str) -> Path:
-    """Where the plug-in keeps what the scores of a task rest on."""
+    """The plug-in's file of the facts on which a task's scores depend."""
     return Path(folder) / task / "run.json"
 
 
 def log_folder(content: dict) -> str | None:
-    """`log_images` of a run, as it was given: a relative one counts from where lmms-eval ran."""
+    """`log_images` of a run as given; a relative path is relative to the folder in which lmms-eval ran."""
     return model_arguments(content).get("log_images")
 
 
 def lost_images(content: dict) -> str | None:
-    """`log_images` of a run, if it names a folder that is not found from here."""
+    """`log_images` of a run, if no such folder exists as seen from here."""
     folder = log_folder(content)
     return folder if folder and not Path(folder).is_dir() else None
 
 
 def read_records(content: dict) -> dict[str, dict]:
-    """By task: what the plug-in noted of the run that wrote these results, where `log_images` made it keep notes."""
+    """By task, the plug-in's record of the run that wrote these results; empty without `log_images`."""
     folder = log_folder(content)
     paths = {task: run_path(folder, task) for task in content["results"]} if folder else {}
     records = {task: _read_record(path) for task, path in paths.items() if path.is_file()}
@@ -257,7 +257,7 @@ def read_records(content: dict) -> dict[str, dict]:
 def _read_record(path: Path) -> dict:
     record = _parse(read_text(path), path)
     if not isinstance(record, dict) or not all(isinstance(record.get(key), kind) for key, kind in RECORDED.items()):
-        raise ValueError(f"{path} is no record of a run: it must have {', '.join(RECORDED)}; remove it.")
+        raise ValueError(f"{path} is not a record of a run: it must have {', '.join(RECORDED)}; remove it.")
     return record
 
 
@@ -273,7 +273,7 @@ def images_of(doc_id, task: str, folder: str | None) -> list[str]:
 
 
 def load_answers(arguments: list[str]) -> list[Answer]:
-    """Answers of any source: answers.jsonl of `omnifusion report`, and lmms-eval's logged samples.
+    """Answers of files answers.jsonl of `omnifusion report` and of lmms-eval's logged samples.
 
     Raises `ValueError` for a model without logged samples.
     """
@@ -285,7 +285,7 @@ def load_answers(arguments: list[str]) -> list[Answer]:
 
 
 def newest_answers(model: ModelResults) -> list[Answer]:
-    """The logged samples of each task's newest run that has some."""
+    """The logged samples of each task, from the newest run that has some."""
     newest = {}
     for file in model.files:  # oldest first; samples come task by task
         newest |= {task: list(group) for task, group in groupby(read_sample_answers(file), lambda answer: answer.task)}

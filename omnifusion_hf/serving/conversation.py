@@ -1,8 +1,9 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""A conversation about images: what was said -> messages of a chat template -> a prompt -> an answer that grows.
+"""A conversation about images: turns of a chat component -> messages of the chat template -> a prompt -> a streamed
+answer. Independent of Gradio.
 
-No page and no browser: what was said is a list of turns as a chat component keeps them, `{"role", "content": [parts]}`
-with parts `{"type": "text", "text"}` and `{"type": "file", "file": {"path"}}`. What users get wrong is a `ValueError`.
+A turn is `{"role", "content": [parts]}` with parts `{"type": "text", "text"}` and
+`{"type": "file", "file": {"path"}}`. Mistakes of users raise `ValueError`.
 """
 
 from collections.abc import Iterator
@@ -21,11 +22,11 @@ from .writing import write
 MAX_IMAGES = 8  # in a conversation
 MAX_CHARACTERS = 2000  # in a question
 MAX_NEW_TOKENS = 512
-# Not all that Pillow reads: files come from strangers, and to decode an EPS, say, it starts Ghostscript.
+# A subset of Pillow's formats: uploads are untrusted, and Pillow starts Ghostscript to decode an EPS, for example.
 SUFFIXES = {
     "PNG": [".png"],
     "JPEG": [".jpg", ".jpeg"],
-    "MPO": [".mpo"],  # many phones' JPEG: with a second image (depth, a preview) behind the first
+    "MPO": [".mpo"],  # JPEG of many phones, with a second image (depth, a preview) after the first
     "WEBP": [".webp"],
     "GIF": [".gif"],
     "BMP": [".bmp"],
@@ -33,7 +34,7 @@ SUFFIXES = {
 
 
 def user_turn(text: str, paths: list[str]) -> dict:
-    """A question as a chat component keeps it, images first."""
+    """A question as a turn of a chat component, images first."""
     files = [{"path": path, "mime_type": guess_type(path, strict=False)[0]} for path in paths]
     return {"role": "user", "content": [*({"type": "file", "file": file} for file in files), text_part(text)]}
 
@@ -48,20 +49,20 @@ def read_image(path: str, max_pixels: int) -> Image.Image:
     try:
         image = open_image({"bytes": Path(path).read_bytes(), "path": name}, max_pixels)
     except OSError:
-        raise ValueError(f"{name} is no longer here; clear the chat and give it again.") from None
+        raise ValueError(f"{name} is no longer here; clear the chat and upload it again.") from None
     if image.format not in SUFFIXES:
-        raise ValueError(f"{name}: {image.format} files are not taken; convert it to one of {', '.join(SUFFIXES)}.")
+        raise ValueError(f"{name}: {image.format} is not supported; convert it to one of {', '.join(SUFFIXES)}.")
     image = load_image(image, max_pixels)
     image.filename = name
     return image
 
 
 class Conversation:
-    """Answers what was said, with one model, for any number of people.
+    """Answers questions with one model, for any number of chats. It keeps no state of a chat.
 
     Args:
         model: an [`OmniFusionForConditionalGeneration`].
-        processor: its [`OmniFusionProcessor`]; images of more pixels than its image processor takes are refused.
+        processor: its [`OmniFusionProcessor`]; images above its image processor's `max_image_pixels` are refused.
     """
 
     def __init__(self, model, processor):
@@ -69,24 +70,24 @@ class Conversation:
         self.max_pixels = processor.image_processor.max_image_pixels
         self.context_length = context_length(model.config.text_config)
 
-    def messages(self, said: list[dict]) -> list[dict]:
-        """Messages of the chat template, images opened."""
-        num_images = sum(len(paths_of(turn)) for turn in said)
+    def messages(self, turns: list[dict]) -> list[dict]:
+        """Messages of the chat template, with opened images."""
+        num_images = sum(len(paths_of(turn)) for turn in turns)
         if num_images > MAX_IMAGES:
             raise ValueError(f"This chat has {num_images} images, more than {MAX_IMAGES}; clear the chat.")
-        return [self._message(turn) for turn in said]
+        return [self._message(turn) for turn in turns]
 
     def _message(self, turn: dict) -> dict:
         text = text_of(turn)
         if not text:
             raise ValueError("The question is missing; write it below the images.")
         if turn["role"] == "user" and len(text) > MAX_CHARACTERS:
-            raise ValueError(f"The question has {len(text)} characters, at most {MAX_CHARACTERS} are taken.")
+            raise ValueError(f"The question has {len(text)} characters, at most {MAX_CHARACTERS} are allowed.")
         images = [{"type": "image", "image": read_image(path, self.max_pixels)} for path in paths_of(turn)]
         return {"role": turn["role"], "content": [*images, text_part(text)]}
 
     def draw_last(self, messages: list[dict], view_strategy: str) -> tuple[Image.Image | None, TokenCount | None]:
-        """The last image with its views, if there is one, and what all images of the conversation cost."""
+        """A drawing of the last image with its views, and the token count of all images; None without images."""
         parts = [part for message in messages for part in message["content"]]
         images = [part["image"] for part in parts if part["type"] == "image"]
         if not images:
@@ -99,7 +100,7 @@ class Conversation:
         return draw_views(images[-1], views, last, image_processor, images[-1].filename), count
 
     def prompt(self, messages: list[dict], view_strategy: str):
-        """What the model reads to answer the last message. Raises `ValueError` where it leaves no room for that."""
+        """Model inputs for an answer to the last message. Raises `ValueError` if they leave no room for an answer."""
         inputs = self.processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
             processor_kwargs={"view_strategy": view_strategy},
@@ -111,9 +112,9 @@ class Conversation:
         return inputs.to(self.model.device)
 
     def answer(self, inputs) -> Iterator[str]:
-        """The greedy answer to a prompt as far as it is written, again and again until it is whole.
+        """Yields the greedy answer so far until it is complete.
 
-        Raises what generation raises. At the next token after this iterator is closed the model stops.
+        Raises the errors of generation. The model stops at the next token after this iterator is closed.
         """
         room = room_for_answer(inputs, self.context_length, MAX_NEW_TOKENS)
         for written in write(self.model, self.processor, inputs, max_new_tokens=room):

@@ -1,5 +1,5 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""The page to talk to a model in a browser: a Gradio chat, and beside it what the model sees of the last image."""
+"""A page to talk to a model in a browser: a Gradio chat, and beside it the views of the last image."""
 
 import json
 from contextlib import closing, contextmanager
@@ -23,7 +23,7 @@ from .hosts import LoopbackHosts, is_loopback
 logger = logging.get_logger(__name__)
 
 MAX_FILE_SIZE = "10mb"
-KEEP_UPLOADS = (3600, 24 * 3600)  # seconds: a look every hour, what is older than a day goes
+KEEP_UPLOADS = (3600, 24 * 3600)  # seconds: every hour, uploads older than a day are deleted
 ABOUT_TINY = """\
 This is the package's **demo model**: 4.5 million parameters, trained for two hours on small drawn images. It names \
 colours, shapes, digits, words of up to four characters and simple formulas, counts to five and says where things \
@@ -31,8 +31,8 @@ are, in images like the examples. It has seen no photographs, no grids and never
 answers there are guesses. Clear the chat before the next image.
 """
 ABOUT = "This is {model}. A chat takes up to {images} images."
-NOTHING_SEEN = "What the model sees of the last image is drawn here, with what all images cost."
-# The reader's own fonts: the page fetches nothing from elsewhere.
+NOTHING_SEEN = "The model's views of the last image are drawn here, with the tokens of all images."
+# System fonts, so that the page makes no request to other servers.
 LOOK = {
     "primary_hue": "emerald",
     "neutral_hue": "stone",
@@ -48,27 +48,27 @@ input[type=radio]:checked { background-color: var(--checkbox-background-color-se
 
 
 @contextmanager
-def told():
-    """Whatever goes wrong is told on the page, and the chat goes on: an error would leave its question box locked."""
+def show_errors():
+    """Shows errors as warnings on the page; a raised error would leave its question box locked."""
     try:
         yield
     except ValueError as error:
         gr.Warning(str(error))
     except Exception:
-        logger.exception("A question could not be answered.")
+        logger.exception("A question failed.")
         gr.Warning("The model failed on this question; the log of the server says why.")
 
 
-class Handlers:
-    """What happens when the user does something."""
+class ChatHandlers:
+    """Handlers of the page's events."""
 
     def __init__(self, conversation: Conversation):
         self.conversation = conversation
 
     def ask(self, question: dict, chat: list[dict], view_strategy: str):
-        """Yields box, chat, drawing and cost as the answer grows; a question that is refused stays in its box."""
-        yield gr.skip(), gr.skip(), gr.skip(), gr.skip()  # without a first yield Gradio would empty them all
-        with told():
+        """Yields box, chat, drawing and cost while the answer grows; a refused question stays in its box."""
+        yield gr.skip(), gr.skip(), gr.skip(), gr.skip()  # without a first yield Gradio would empty all of them
+        with show_errors():
             chat = [*chat, user_turn(question["text"], question["files"])]
             messages = self.conversation.messages(chat)
             inputs = self.conversation.prompt(messages, view_strategy)
@@ -80,10 +80,10 @@ class Handlers:
                     reply = [{"role": "assistant", "content": [text_part(written)]}] if written.strip() else []
                     yield gr.skip(), chat + reply, gr.skip(), gr.skip()
             if not reply:
-                gr.Warning("The model answered nothing.")
+                gr.Warning("The answer is empty.")
 
     def unlock(self, chat: list[dict]):
-        """The box is free again, and has the question back that got no answer: stopped too soon, or failed."""
+        """Enables the box; a question without an answer, because it was stopped or failed, returns to the box."""
         free = {"interactive": True, "submit_btn": True, "stop_btn": False}
         if not chat or chat[-1]["role"] == "assistant":
             return gr.MultimodalTextbox(**free), gr.skip()
@@ -91,7 +91,7 @@ class Handlers:
         return gr.MultimodalTextbox(value={"text": text_of(question), "files": paths_of(question)}, **free), chat
 
     def redraw(self, chat: list[dict], view_strategy: str):
-        with told():
+        with show_errors():
             return self._see(self.conversation.messages(chat), view_strategy)
         return gr.skip(), gr.skip()
 
@@ -102,23 +102,23 @@ class Handlers:
 
 
 def pick(example: gr.SelectData) -> dict:
-    """The question box with an example in it."""
+    """An example as the value of the question box."""
     return {"text": example.value["text"], "files": [file["path"] for file in example.value["files"]]}
 
 
 def examples() -> list[dict]:
     """The bundled images with their questions."""
-    asked = json.loads(EXAMPLES.read_text(encoding="utf-8"))
-    return [{"text": one["question"], "files": [str(EXAMPLES.parent / one["image"])]} for one in asked]
+    found = json.loads(EXAMPLES.read_text(encoding="utf-8"))
+    return [{"text": one["question"], "files": [str(EXAMPLES.parent / one["image"])]} for one in found]
 
 
 def build_page(conversation: Conversation, about: str) -> gr.Blocks:
-    """The page, on no server yet."""
+    """The page, without a server."""
     with gr.Blocks(title="OmniFusion", analytics_enabled=False, delete_cache=KEEP_UPLOADS) as page:
         gr.Markdown(f"## OmniFusion\n{about}")
         with gr.Row():
             with gr.Column(scale=3):
-                # Answers are shown as written: Markdown would spoil LaTeX and <tags>.
+                # Answers are plain text: Markdown would change LaTeX and <tags>.
                 chat = gr.Chatbot(
                     height="66vh", examples=examples(), show_label=False, render_markdown=False, buttons=["copy"],
                     allow_file_downloads=False,
@@ -126,7 +126,7 @@ def build_page(conversation: Conversation, about: str) -> gr.Blocks:
                 box = gr.MultimodalTextbox(
                     file_count="multiple", file_types=sum(SUFFIXES.values(), []), label="Question", show_label=False,
                     placeholder="Add images with the clip, then ask",
-                    max_plain_text_length=10**9,  # longer text would be pasted as a file, and refused as one
+                    max_plain_text_length=10**9,  # longer text would be pasted as a file, which is refused
                 )  # fmt: skip
             with gr.Column(scale=2):
                 chosen = conversation.processor.image_processor.view_strategy
@@ -135,31 +135,33 @@ def build_page(conversation: Conversation, about: str) -> gr.Blocks:
                 drawing = gr.Image(
                     interactive=False, format="png", show_label=False, buttons=["fullscreen"], elem_id="drawing"
                 )
-        connect(Handlers(conversation), box, chat, strategy, [drawing, cost])
+        connect(ChatHandlers(conversation), box, chat, strategy, [drawing, cost])
     return page
 
 
-def connect(handlers: Handlers, box: gr.MultimodalTextbox, chat: gr.Chatbot, strategy: gr.Radio, seen: list):
-    """Which handler runs when, and what it reads and changes."""
+def connect(handlers: ChatHandlers, box: gr.MultimodalTextbox, chat: gr.Chatbot, strategy: gr.Radio, seen: list):
+    """Connects events to handlers, with the components that each reads and changes."""
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     picked = chat.example_select(pick, None, box, **quiet)
     read, changed = [box, chat, strategy], [box, chat, *seen]
-    told = quiet | {"show_progress": "minimal", "show_progress_on": chat}  # the place in the queue, and the time
-    asked = [asks(handlers.ask, read, changed, concurrency_id="model", **told) for asks in (box.submit, picked.then)]
-    for answered in asked:
-        answered.then(handlers.unlock, chat, [box, chat], **quiet)
-    box.stop(None, None, None, cancels=asked, api_visibility="private")
-    cleared = chat.clear(None, None, None, cancels=asked, api_visibility="private")
-    cleared.then(lambda: ([], None, NOTHING_SEEN), None, [chat, *seen], **quiet)  # a late word may have come in
+    progress = quiet | {"show_progress": "minimal", "show_progress_on": chat}  # the place in the queue, and the time
+    answers = [
+        event(handlers.ask, read, changed, concurrency_id="model", **progress) for event in (box.submit, picked.then)
+    ]
+    for answer in answers:
+        answer.then(handlers.unlock, chat, [box, chat], **quiet)
+    box.stop(None, None, None, cancels=answers, api_visibility="private")
+    cleared = chat.clear(None, None, None, cancels=answers, api_visibility="private")
+    cleared.then(lambda: ([], None, NOTHING_SEEN), None, [chat, *seen], **quiet)  # also removes a late piece
     strategy.change(handlers.redraw, [chat, strategy], seen, **quiet)
 
 
 def start(model: str | None = None, host: str = "127.0.0.1", port: int | None = None) -> gr.Blocks:
-    """Serves the page from a thread of its own; `page.local_url` says where, `page.close()` ends it.
+    """Serves the page from another thread; `page.local_url` is its address, `page.close()` ends it.
 
     Args:
         model: folder or Hub id; default: the bundled demo model.
-        host: the address to listen on; `"0.0.0.0"` lets other computers in.
+        host: the address to listen on; `"0.0.0.0"` admits other computers.
         port: default: the first free one from 7860.
     """
     about = ABOUT.format(model=code(model), images=MAX_IMAGES) if model else ABOUT_TINY

@@ -1,8 +1,8 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""A server for this computer alone answers to this computer's names alone.
+"""Protection of a local server: requests must name this computer as their Host.
 
-A page of the web can give its own name the address 127.0.0.1 (DNS rebinding), and browsers then let its scripts talk
-to a server there. Such requests carry that name as their Host.
+A web page can give its own domain the address 127.0.0.1 (DNS rebinding); browsers then let its scripts talk to a local
+server. Such requests carry the page's domain as their Host.
 """
 
 from ipaddress import ip_address
@@ -14,7 +14,7 @@ from .protocol import error_body
 
 
 def is_loopback(name: str | None) -> bool:
-    """Whether a host name or address, without a port, is this computer itself."""
+    """Whether a host name or address, without a port, is this computer."""
     try:
         return name == "localhost" or ip_address(name).is_loopback
     except ValueError:
@@ -39,5 +39,5 @@ class LoopbackHosts:
         hosts = [value.decode("latin-1") for name, value in scope.get("headers", []) if name == b"host"]
         if scope["type"] == "lifespan" or (len(hosts) == 1 and names_this_computer(hosts[0])):
             return await self.app(scope, receive, send)
-        said = f"Host {hosts} is not this computer; use 127.0.0.1, localhost or [::1], or start with --host 0.0.0.0."
-        await JSONResponse(error_body(said, "invalid_request_error"), 403)(scope, receive, send)
+        reason = f"Host {hosts} is not this computer; use 127.0.0.1, localhost or [::1], or start with --host 0.0.0.0."
+        await JSONResponse(error_body(reason, "invalid_request_error"), 403)(scope, receive, send)

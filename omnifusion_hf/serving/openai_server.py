@@ -1,8 +1,9 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""An OpenAI-compatible server of one model: /v1/chat/completions, /v1/models, /health, and what `transformers chat`
-asks for beside them.
+"""An OpenAI-compatible server of one model: /v1/chat/completions, /v1/models, /health, and the endpoints of
+`transformers chat`.
 
-Answers are those of `omnifusion ask`, one at a time; a client that goes away ends its answer at the next token.
+Answers are those of `omnifusion ask`, generated one at a time; generation stops at the next token after its client
+disconnects.
 """
 
 import asyncio
@@ -36,17 +37,17 @@ from .writing import Written, write
 logger = logging.get_logger(__name__)
 
 MAX_BODY = 2**26  # bytes of a request
-MAX_NEW_TOKENS = 512  # of an answer, where the request does not say
+MAX_NEW_TOKENS = 512  # default of a request
 FAILED = "The server failed on this request; its log says why."
-SECONDS_TO_END = 5  # for answers that are being written when the server is told to stop
+SECONDS_TO_END = 5  # for running answers when the server shuts down
 
 
 class ChatServer:
     """Answers requests with one model.
 
     Args:
-        name: what requests call the model.
-        reads_paths: whether an image may be a file of this computer; else it is a data URL or http(s).
+        name: the model's name in requests.
+        reads_paths: whether an image may be a path of this computer, in addition to data URLs and http(s).
     """
 
     def __init__(self, model, processor, name: str, reads_paths: bool = False):
@@ -63,14 +64,14 @@ class ChatServer:
         last = None
         async for last in written:  # noqa: B007
             pass
-        return Response(status_code=499) if last is None else JSONResponse(reply.whole(last))  # 499: nobody is there
+        return Response(status_code=499) if last is None else JSONResponse(reply.whole(last))  # 499: client is gone
 
     def check_name(self, name: str):
         if name != self.name:
             raise Refusal(f"There is no model {name}; this server has {self.name}.", 404, "model", "model_not_found")
 
     def prompt(self, request: ChatRequest):
-        """Model inputs, and how many tokens the answer may have."""
+        """Model inputs, and the largest number of tokens of the answer."""
         messages = [message.for_processor for message in request.messages]
         for index, message in enumerate(messages):
             self.check_sources(message, f"messages[{index}]")
@@ -89,11 +90,11 @@ class ChatServer:
         for source in sources if not self.reads_paths else []:
             if not source.startswith(("data:", "http://", "https://")):
                 raise Refusal(
-                    f"{place}: an image is a data URL or an http(s) URL here, got {source!r:.80}.", param=place
+                    f"{place}: an image must be a data URL or an http(s) URL, got {source!r:.80}.", param=place
                 )
 
     async def write(self, http: Request, request: ChatRequest, inputs, room: int) -> AsyncIterator[Written]:
-        """The answer as it grows, when those before it are written; it ends early when its client is gone."""
+        """The growing answer, after all earlier answers are complete; it ends early when its client disconnects."""
         closed = Event()
         async with self.turn:
             if request.seed is not None:
@@ -129,7 +130,7 @@ async def events(request: ChatRequest, reply: Reply, written: AsyncIterator[Writ
                 yield event(reply.piece({"content": now.text[len(last.text) :]}))
             last = now
     except Exception:
-        logger.exception("An answer could not be written.")
+        logger.exception("An answer failed.")
         yield event(error_body(FAILED, "server_error"))
         return
     yield event(reply.piece({}, last.finish_reason))
@@ -143,12 +144,12 @@ def event(data: dict) -> str:
 
 
 def build_app(server: ChatServer) -> FastAPI:
-    """The server's addresses, for any client that may reach it."""
+    """The server's endpoints, for every client that can reach it."""
     app = FastAPI(openapi_url=None)
     app.add_api_route("/v1/chat/completions", server.chat, methods=["POST"], response_model=None)
     served = {"id": server.name, "object": "model", "created": 0, "owned_by": "omnifusion_hf"}
 
-    # `transformers chat` before 5.15 asks for what is beside the protocol below /v1 too.
+    # `transformers chat` before 5.15 uses the endpoints outside OpenAI's protocol under /v1 as well.
     @app.get("/v1/health")
     @app.get("/health")
     async def health():
@@ -166,7 +167,7 @@ def build_app(server: ChatServer) -> FastAPI:
     @app.post("/v1/load_model")
     @app.post("/load_model")
     async def load_model(http: Request):
-        """`transformers chat` waits for this before it asks."""
+        """`transformers chat` waits for this before its first question."""
         server.check_name(read_request(await read_body(http), LoadRequest).model)
         return Response(
             event({"status": "ready", "model": server.name, "cached": True}), media_type="text/event-stream"
@@ -184,12 +185,12 @@ async def refuse(http: Request, error: Refusal) -> JSONResponse:
 
 
 async def refuse_address(http: Request, error: HTTPException) -> JSONResponse:
-    said = f"{http.method} {http.url.path}: {error.detail}; there are /v1/chat/completions, /v1/models and /health."
-    return JSONResponse(error_body(said, "invalid_request_error", code="unknown_url"), error.status_code)
+    reason = f"{http.method} {http.url.path}: {error.detail}; there are /v1/chat/completions, /v1/models and /health."
+    return JSONResponse(error_body(reason, "invalid_request_error", code="unknown_url"), error.status_code)
 
 
 async def fail(http: Request, error: Exception) -> JSONResponse:
-    """The error itself goes to the log."""
+    """A response without details; the server's log has the error."""
     return JSONResponse(error_body(FAILED, "server_error"), 500)
 
 
@@ -198,13 +199,13 @@ def serve(model: str, host: str = "127.0.0.1", port: int = 8000):
 
     Args:
         model: folder or Hub id, which is also the model's name in requests.
-        host: the address to listen on; `"0.0.0.0"` lets other computers in. Whoever gets in may name images by any
-            URL that this computer reads; by a path only those on this computer may.
+        host: the address to listen on; `"0.0.0.0"` admits other computers. Clients may name images by any URL that
+            this computer can read; only clients on this computer may name them by path.
         port: a free one.
     """
-    with socket.create_server((host, port)):  # whether it is free, before the model is loaded
+    with socket.create_server((host, port)):  # raises for a taken port before the model is loaded
         pass
-    print(f"Loading {model}; requests name it so. Talk: transformers chat {model} http://{host}:{port}/v1", flush=True)
+    print(f"Loading {model}. Talk to it: transformers chat {model} http://{host}:{port}/v1", flush=True)
     app = build_app(ChatServer(*load(model), model, reads_paths=is_loopback(host)))
     if is_loopback(host):
         app.add_middleware(LoopbackHosts)

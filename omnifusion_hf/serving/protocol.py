@@ -1,7 +1,7 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""OpenAI's chat completions as data: what a request may say, and how answers, their pieces and refusals look.
+"""OpenAI's chat completions as data: the fields of a request, and the form of answers, stream chunks and errors.
 
-A field that is `null` counts as absent. What the server cannot do is refused by name, never ignored.
+A field that is `null` counts as absent. Options that the server does not support are refused by name, never ignored.
 """
 
 import json
@@ -25,14 +25,14 @@ from pydantic_core import PydanticCustomError
 from .writing import Written
 
 
-GREEDY_BELOW = 1e-5  # such a temperature would divide logits to infinity
+GREEDY_BELOW = 1e-5  # logits divided by such a temperature overflow
 MAX_STOPS = 4
-MOST_TOLD = 3  # mistakes of a request
+MAX_REPORTED = 3  # mistakes of a request
 CODES = {"extra_forbidden": "unknown_parameter", "missing": "missing_required_parameter", "only": "unsupported_value"}
 
 
 class Refusal(Exception):
-    """A request that is not answered, and what its client is told."""
+    """An error response to a request."""
 
     def __init__(self, message: str, status: int = 400, param: str | None = None, code: str | None = None):
         super().__init__(message)
@@ -44,7 +44,7 @@ def error_body(message: str, kind: str, param: str | None = None, code: str | No
 
 
 def only(value) -> Any:
-    """A field that may only say what is so anyway."""
+    """A field that accepts only the value that the server has anyway."""
 
     def check(given):
         if given != value:
@@ -55,7 +55,7 @@ def only(value) -> Any:
 
 
 def shorthand(long_form) -> BeforeValidator:
-    """Text alone stands for the longer form."""
+    """Converts a plain text to the longer form."""
     return BeforeValidator(lambda given: long_form(given) if isinstance(given, str) else given)
 
 
@@ -69,7 +69,7 @@ class Strict(BaseModel):
 
 
 class ImageUrl(Strict):
-    """detail: taken and without effect, for it is a hint; the checkpoint says into which views an image is split."""
+    """detail: a hint, accepted without effect; the checkpoint decides into which views an image is split."""
 
     url: str
     detail: Literal["auto", "low", "high"] = "auto"
@@ -81,9 +81,9 @@ class Part(Strict):
     image_url: Annotated[ImageUrl, shorthand(lambda url: {"url": url})] | None = None
 
     @model_validator(mode="after")
-    def holds_what_it_is(self):
+    def fields_fit_the_type(self):
         if self.model_fields_set != {"type", self.type}:
-            raise PydanticCustomError("part", "a part of this type holds `{type}` alone", {"type": self.type})
+            raise PydanticCustomError("part", "a part of this type has only the field `{type}`", {"type": self.type})
         return self
 
     @property
@@ -94,7 +94,7 @@ class Part(Strict):
 
 
 class Message(Strict):
-    """The chat template decides which roles there are."""
+    """The chat template decides which roles are valid."""
 
     role: str
     content: Annotated[list[Part], Field(min_length=1), shorthand(lambda text: [{"type": "text", "text": text}])]
@@ -110,7 +110,7 @@ Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class GenerateFlags(Strict):
-    """What `transformers chat` sends in `generation_config`."""
+    """The fields of `generation_config`, which `transformers chat` sends."""
 
     do_sample: bool | None = None
     max_new_tokens: Count | None = None
@@ -139,7 +139,7 @@ class ChatRequest(Strict):
     ] = []
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     generation_config: Json[GenerateFlags] = GenerateFlags()
-    user: str | None = None  # whom the client asks for: no answer depends on it
+    user: str | None = None  # the client's end user: no answer depends on it
     n: only(1) = None
     logprobs: only(False) = None
     frequency_penalty: only(0) = None
@@ -152,16 +152,16 @@ class ChatRequest(Strict):
     @model_validator(mode="after")
     def fits_together(self):
         if self.max_tokens and self.max_completion_tokens:
-            raise PydanticCustomError("twice", "max_tokens and max_completion_tokens say the same; send one of them")
+            raise PydanticCustomError("twice", "max_tokens and max_completion_tokens are the same; send one of them")
         if self.stream_options and not self.stream:
-            raise PydanticCustomError("stream", "stream_options go with stream=true")
+            raise PydanticCustomError("stream", "stream_options need stream=true")
         return self
 
     def max_new_tokens(self, default: int) -> int:
         return self.max_completion_tokens or self.max_tokens or self.generation_config.max_new_tokens or default
 
     def sampling(self) -> dict:
-        """Options of `generate`: greedy if neither a temperature above 0, nor a top_p, nor do_sample is asked for."""
+        """Options of `generate`: greedy unless the request has a temperature above 0, a top_p or do_sample."""
         named = {"temperature": self.temperature, "top_p": self.top_p}
         options = self.generation_config.model_dump(
             exclude_none=True, exclude={"max_new_tokens", "transformers_version"}
@@ -175,35 +175,36 @@ class ChatRequest(Strict):
 
 
 class LoadRequest(BaseModel):
-    """What `transformers chat` asks first."""
+    """The first request of `transformers chat`."""
 
     model: str
 
 
 def read_request(body: bytes, kind: type[BaseModel]) -> BaseModel:
-    """Raises `Refusal` that names every wrong field."""
+    """The request as data. Raises `Refusal` that names the wrong fields."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
         wrong = error.errors(include_url=False)
     required = " and ".join(name for name, known in kind.model_fields.items() if known.is_required())
-    said = "; ".join(_tell(one) or f"{one['msg']}; the body is an object with {required}" for one in wrong[:MOST_TOLD])
-    raise Refusal(f"{said}.", param=_place(wrong[0]) or None, code=CODES.get(wrong[0]["type"]))
+    shown = wrong[:MAX_REPORTED]
+    reasons = [_reason(one) or f"{one['msg']}; the body must be an object with {required}" for one in shown]
+    raise Refusal(f"{'; '.join(reasons)}.", param=_place(wrong[0]) or None, code=CODES.get(wrong[0]["type"]))
 
 
 def _place(wrong: dict) -> str:
-    """As in `messages[0].content`; empty for the whole body."""
+    """The field's path such as `messages[0].content`; empty for the whole body."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in wrong["loc"]).removeprefix(".")
 
 
-def _tell(wrong: dict) -> str:
+def _reason(wrong: dict) -> str:
     got = "" if wrong["type"] == "missing" else f", got {wrong['input']!r:.80}"
     return f"{_place(wrong)}: {wrong['msg']}{got}" if wrong["loc"] else ""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer on its way to the client, whole or in pieces; `model` is the name that the request gave."""
+    """The response of an answer, whole or in chunks; `model` is the name in the request."""
 
     model: str
     num_prompt_tokens: int
@@ -220,7 +221,7 @@ class Reply:
         return self._envelope("chat.completion.chunk", [choice])
 
     def last_piece(self, written: Written) -> dict:
-        """What `stream_options.include_usage` asks for."""
+        """The chunk of `stream_options.include_usage`."""
         return self._envelope("chat.completion.chunk", []) | self.usage(written)
 
     def usage(self, written: Written) -> dict:

@@ -1,7 +1,7 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""An answer while the model writes it, for whoever shows answers as they grow: the page and the server.
+"""Streaming of answers for the page and the server.
 
-The whole answer is that of `ask.complete`, and what is told before is a beginning of it.
+The final answer is that of `inference.complete`; every earlier piece is a prefix of it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ UNSETTLED = 3  # last tokens whose text may still change: a character has up to 
 
 @dataclass(frozen=True)
 class Written:
-    """finish_reason: None while the model writes, then "stop" (the answer ended) or "length" (it was cut short)."""
+    """The answer so far. finish_reason: None during generation, then "stop" (the answer ended) or "length"."""
 
     text: str
     num_tokens: int
@@ -31,26 +31,28 @@ class Written:
 def write(
     model, processor, inputs, stop: Sequence[str] = (), closed: Event | None = None, **options
 ) -> Iterator[Written]:
-    """After each token the answer to one prompt as far as it is certain, at last the whole answer.
+    """Yields, after each token, the certain part of the answer to one prompt, and at the end the whole answer.
 
-    The model writes in a thread of its own. It ends with the answer, at a text of `stop` (where the answer is cut),
-    when generation fails (that error is raised here) and, at the next token, when `closed` is set or this iterator is
-    closed. With beams nothing is certain before the end.
+    The model generates in another thread. That ends with the answer, at a text of `stop` (the answer is cut before
+    it), when generation fails (its error is raised here), and at the next token after `closed` is set or this iterator
+    is closed. With beams nothing is certain before the end.
 
     Args:
-        options: of `generate`, greedy if they do not say otherwise.
+        options: of `generate`; the default is greedy decoding.
     """
     options, closed = {"do_sample": False} | options, closed or Event()
     steps, prompt_length = SimpleQueue(), inputs["input_ids"].shape[1]
 
-    def tell(input_ids, scores, **kwargs):
+    def report_step(input_ids, scores, **kwargs):
         """A stopping criterion: `generate` calls it after each token."""
         steps.put(input_ids[0, prompt_length:].tolist())
         return torch.full(input_ids.shape[:1], closed.is_set(), device=input_ids.device)
 
     with ThreadPoolExecutor(1, "answer") as writer:
         try:
-            writing = writer.submit(model.generate, **inputs.to(model.device), **options, stopping_criteria=[tell])
+            writing = writer.submit(
+                model.generate, **inputs.to(model.device), **options, stopping_criteria=[report_step]
+            )
             writing.add_done_callback(lambda _: steps.put(None))
             for ids in iter(steps.get, None):
                 if closed.is_set():
@@ -72,12 +74,12 @@ def _has_beams(model, options: dict) -> bool:
 
 
 def _settled(processor, ids: list[int]) -> str:
-    """The text that no later token changes."""
+    """The part of the text that no later token can change."""
     return commonprefix(texts_of(processor, [ids[:-UNSETTLED], ids])).rstrip()
 
 
 def _surely_before(text: str, stop: Sequence[str]) -> str:
-    """Without an end that may be the beginning of a text of `stop`."""
+    """The text without an end that may be the beginning of a text of `stop`."""
     longest = max(map(len, stop), default=1)
     return text[: max(len(text) - longest + 1, 0)].rstrip()
 
@@ -85,7 +87,7 @@ def _surely_before(text: str, stop: Sequence[str]) -> str:
 def _finished(model, processor, ids: list[int], stop: Sequence[str], most: int | None) -> Written:
     (text,), settings = texts_of(processor, [ids]), model.generation_config
     ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
-    was_forced = settings.forced_eos_token_id is not None and len(ids) == most  # as v1.1's last token is
+    was_forced = settings.forced_eos_token_id is not None and len(ids) == most  # v1.1 forces its last token
     answer = cut(text, stop)
     has_ended = answer != text or (ids and ids[-1] in ends and not was_forced)
     return Written(answer, len(ids), "stop" if has_ended else "length")

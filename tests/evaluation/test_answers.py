@@ -1,10 +1,16 @@
-"""evaluation/answers.py: records of answers, their file, and what a killed run leaves of it."""
+"""evaluation/answers.py: records and their file; batches change no answer, and a killed run is resumed."""
 
 import json
 
+import conversations
 import pytest
+from conversations import sample, turn
+from tqdm import tqdm
 
-from omnifusion_hf.evaluation.answers import Answer, AnswerLog, read_answers, write_answers
+from omnifusion_hf.evaluation import answers as module
+from omnifusion_hf.evaluation.answers import CLEAN, Answer, AnswerLog, Evaluator, open_log, read_answers
+from omnifusion_hf.evaluation.questions import opened, prompts_of, read_questions
+from omnifusion_hf.inference import complete, prompts
 
 
 FIRST = Answer("0", "colours", "What colour is\nit?", ["a.png"], ["red", "crimson"], "röd\u2028", 0.0)
@@ -12,24 +18,19 @@ SECOND = Answer("1", "colours", "And now?", ["a.png"], ["red"], "red", 1.0, "blu
 
 
 def test_answers_survive_their_file(tmp_path):
-    write_answers(tmp_path / "a" / "answers.jsonl", [FIRST, SECOND])
-    assert read_answers(tmp_path / "a" / "answers.jsonl") == [FIRST, SECOND]
-    row = json.loads((tmp_path / "a" / "answers.jsonl").read_text(encoding="utf-8").split("\n")[1])
+    AnswerLog(tmp_path / "a/answers.jsonl").add([FIRST, SECOND])
+    assert read_answers(tmp_path / "a/answers.jsonl") == [FIRST, SECOND]
+    row = json.loads((tmp_path / "a/answers.jsonl").read_text(encoding="utf-8").split("\n")[1])
     assert row["truth"] == ["red"] and row["perturbation"] == "blur"
 
 
 @pytest.mark.parametrize(
-    "line, message", [("{", "line 2 is not JSON"), ('{"a": 1}', "line 2 is no answer"), ("[]", "got list")]
+    "line, message", [("{", "line 2 is not JSON"), ('{"a": 1}', "line 2 is not an answer"), ("[]", "got list")]
 )
-def test_a_line_that_is_no_answer_is_named(tmp_path, line, message):
+def test_a_line_that_is_not_an_answer_is_named(tmp_path, line, message):
     (tmp_path / "answers.jsonl").write_text(FIRST.as_line() + line, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         read_answers(tmp_path / "answers.jsonl")
-
-
-def test_a_score_outside_its_range_is_refused():
-    with pytest.raises(ValueError, match="0..1, got 40"):
-        Answer("0", "t", "q", [], ["a"], "a", 40)
 
 
 @pytest.mark.parametrize(
@@ -41,11 +42,12 @@ def test_a_score_outside_its_range_is_refused():
         ({"truth": "cat"}, "`truth` of an answer must be a list of texts"),
         ({"truth": [1]}, "`truth` of an answer must be a list of texts"),
         ({"score": None}, "`score` of an answer must be a number"),
+        ({"score": 40}, "line 1: the score of colours, 0 must lie in 0..1, got 40"),
         ({"score": float("nan")}, "line 1: the score of colours, 0 must lie in 0..1, got nan"),
         ({"strength": "2"}, "`strength` of an answer must be a number or null"),
     ],
 )
-def test_a_field_of_another_type_is_named(tmp_path, changes, message):
+def test_a_wrong_field_is_named(tmp_path, changes, message):
     (tmp_path / "answers.jsonl").write_text(json.dumps(vars(FIRST) | changes), encoding="utf-8")
     with pytest.raises(ValueError, match=f"answers.jsonl, .*{message}"):
         read_answers(tmp_path / "answers.jsonl")
@@ -57,15 +59,94 @@ def test_answers_of_another_encoding_are_named(tmp_path):
         read_answers(tmp_path / "answers.jsonl")
 
 
-@pytest.mark.parametrize("cut", [1, 20, 1000])
-def test_a_log_goes_on_where_a_killed_run_stopped(tmp_path, cut):
-    """What was half written is asked again; the control is a file that was closed in time."""
+@pytest.mark.parametrize("cut", [0, 1, 20, 1000])
+def test_a_log_continues_after_a_kill_without_its_half_written_line(tmp_path, cut):
     log = AnswerLog(tmp_path / "answers.jsonl")
     log.add([FIRST, SECOND])
     whole = log.path.read_bytes()
-    assert AnswerLog(log.path).answers == [FIRST, SECOND]
     log.path.write_bytes(whole[: max(len(whole) - cut, 3)])
     resumed = AnswerLog(log.path)
-    assert resumed.answers == ([FIRST] if cut < len(SECOND.as_line()) else [])
+    assert resumed.answers == ([FIRST, SECOND] if not cut else [FIRST] if cut < len(SECOND.as_line()) else [])
     resumed.add([SECOND])
     assert read_answers(log.path)[-1] == SECOND
+
+
+def test_answers_under_other_settings_are_not_mixed(tmp_path):
+    open_log(tmp_path / "out", {"model": "misspelt", "seed": 0})  # without answers
+    open_log(tmp_path / "out", {"model": "a", "seed": 0}).add([FIRST])
+    assert len(open_log(tmp_path / "out", {"model": "a", "seed": 0}).answers) == 1
+    with pytest.raises(ValueError, match="model='a', now it is 'b'"):
+        open_log(tmp_path / "out", {"model": "b", "seed": 0})
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"model', "settings.json is not JSON"),
+        ("[]", "settings.json holds no settings"),
+        (None, "model=None, now it is 'a'"),
+    ],
+)
+def test_answers_whose_settings_are_damaged_or_missing_are_not_continued(tmp_path, text, message):
+    open_log(tmp_path, {"model": "a"}).add([FIRST])
+    (tmp_path / "settings.json").unlink()
+    if text is not None:
+        (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        open_log(tmp_path, {"model": "a"})
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """Of different lengths, about no, one and two images."""
+    samples = [sample(index) for index in range(5)]
+    samples[1]["image"] = ["1.png", "2.png"]
+    samples[1]["conversations"] = [turn("human", "Is <image> a longer question than <image> is?"), turn("gpt", "No.")]
+    samples[3]["conversations"] = [turn("human", "Hello?"), turn("gpt", "Hello.")]
+    del samples[3]["image"]
+    return read_questions(conversations.write(tmp_path, samples))
+
+
+def evaluate(model, processor, log_path, questions, **options) -> list:
+    evaluator = Evaluator(model, processor, AnswerLog(log_path), max_new_tokens=6, **options)
+    with tqdm(disable=True) as bar:
+        evaluator.run(questions, CLEAN, lambda batch: prompts_of(processor, batch), bar)
+    return evaluator.answers(questions, [CLEAN])
+
+
+def test_the_batch_size_changes_no_answer(model, processor, questions, tmp_path):
+    found = [evaluate(model, processor, tmp_path / f"{n}.jsonl", questions, batch_size=n) for n in (1, 2, 5)]
+    assert found[0] == found[1] == found[2]
+    assert len({answer.answer for answer in found[0]}) > 1  # control: images and questions matter
+    alone = prompts(processor, [opened(processor, questions[1])])
+    assert found[0][1].answer == complete(model, alone, processor, 6)[0]
+
+
+def test_a_killed_run_is_resumed(model, processor, questions, tmp_path, monkeypatch):
+    whole = evaluate(model, processor, tmp_path / "whole.jsonl", questions, batch_size=2)
+    calls = []
+
+    def killed(*args):
+        calls.append(len(args[1]["input_ids"]))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return complete(*args)
+
+    monkeypatch.setattr(module, "complete", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, processor, tmp_path / "answers.jsonl", questions, batch_size=2)
+    assert len(read_answers(tmp_path / "answers.jsonl")) == 2
+    assert evaluate(model, processor, tmp_path / "answers.jsonl", questions, batch_size=2) == whole
+    assert calls == [2, 2, 2, 1]  # the first two questions were not repeated
+    assert (tmp_path / "answers.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_answers_to_other_questions_of_the_same_name_are_refused(model, processor, questions, tmp_path):
+    evaluate(model, processor, tmp_path / "answers.jsonl", questions[:1])
+    turns = [turn("human", "<image>\nAnd this?"), turn("gpt", "No.")]
+    for other in (sample(0, conversations=turns), sample(0, image="1.png")):
+        path = conversations.write(tmp_path, [other, sample(1)])
+        with pytest.raises(ValueError, match="answers another question, .* named 's0'"):
+            evaluate(model, processor, tmp_path / "answers.jsonl", read_questions(path))
+    path = conversations.write(tmp_path, [sample(0), sample(1)])
+    assert len(evaluate(model, processor, tmp_path / "answers.jsonl", read_questions(path))) == 2

@@ -1,4 +1,4 @@
-"""lmms-eval asks the installed model: by its command line, and document by document."""
+"""evaluation/lmms_eval_plugin.py: by lmms-eval's command line, and document by document."""
 
 import importlib.metadata
 import json
@@ -15,7 +15,7 @@ import tiny
 import torch
 from PIL import Image
 
-from omnifusion_hf.evaluation import lmms_eval_plugin as lmms_plugin
+from omnifusion_hf.evaluation import lmms_eval_plugin as module
 from omnifusion_hf.evaluation.paper_tables import BENCHMARKS
 from omnifusion_hf.evaluation.results import read_models, read_sample_answers, result_files
 from omnifusion_hf.inference import TINY, complete, prompts
@@ -47,13 +47,13 @@ def answers(runs, output: str) -> dict[tuple[str, str], str]:
     return {(answer.task, answer.name): answer.answer for answer in samples(runs, output)}
 
 
-def test_the_installed_package_tells_lmms_eval_of_the_model():
+def test_the_installed_package_has_the_entry_point_of_lmms_eval():
     (entry,) = importlib.metadata.entry_points(group="lmms_eval.models", name="omnifusion")
     manifest = entry.load()()
-    assert manifest.model_id == "omnifusion" and manifest.chat_class_path.endswith("lmms_plugin.OmniFusion")
+    assert manifest.model_id == "omnifusion" and manifest.chat_class_path.endswith("lmms_eval_plugin.OmniFusion")
 
 
-def test_case_29_score_at_batch_1_equals_batch_8(runs):
+def test_scores_at_batch_size_1_equal_those_at_8(runs):
     """Images, two images and none in one batch; two processes share the documents of the second run."""
     one, eight = answers(runs, "one"), answers(runs, "eight")
     assert one == eight and len(set(one.values())) > 10
@@ -61,26 +61,26 @@ def test_case_29_score_at_batch_1_equals_batch_8(runs):
     assert scores[0] == scores[1] and len(scores[0]) > len(standins.NAMES)
 
 
-def test_the_papers_benchmarks_run_and_give_the_metrics_that_reports_look_for(runs):
+def test_the_papers_benchmarks_run_and_give_the_metrics_of_reports(runs):
     (model,) = read_models([str(runs.folder / "one")])
     given = {(standins.NAMES.get(task, task), metric) for task, metric in model.scores}
     wanted = {(task, metric) for benchmark in BENCHMARKS for task, metric, _ in benchmark.sources}
-    assert wanted - given == {("mmbench_en_dev", "gpt_eval_score"), ("mmvet", "gpt_eval_score")}  # judged by GPT
-    asked = {(a.task, a.name): a for output in ("one", "eight") for a in samples(runs, output)}
-    assert asked["mmmu_val_local", "0"].question.startswith("Look at <image 1>")
-    assert asked["scienceqa_local", "1"].question.startswith("Context: Think.")
+    assert wanted - given == {("mmbench_en_dev", "gpt_eval_score"), ("mmvet", "gpt_eval_score")}  # scored by GPT
+    found = {(a.task, a.name): a for output in ("one", "eight") for a in samples(runs, output)}
+    assert found["mmmu_val_local", "0"].question.startswith("Look at <image 1>")
+    assert found["scienceqa_local", "1"].question.startswith("Context: Think.")
 
 
-def test_scores_are_those_of_asking_by_hand(runs, tiny_model):
+def test_scores_are_those_of_answers_by_hand(runs, tiny_model):
     rows = lmms.documents()
-    said = [by_hand(*tiny_model, row) for row in rows]
-    assert [answer.answer for answer in samples(runs, "one", "bundled")] == said
+    texts = [by_hand(*tiny_model, row) for row in rows]
+    assert [answer.answer for answer in samples(runs, "one", "bundled")] == texts
     (model,) = read_models([str(runs.folder / "one")])
-    right = sum(answer == row["answer"] for answer, row in zip(said, rows, strict=True))
+    right = sum(answer == row["answer"] for answer, row in zip(texts, rows, strict=True))
     assert model.scores["bundled", "exact_match"].value == pytest.approx(right / len(rows)) and 10 <= right < len(rows)
 
 
-def test_case_29_a_run_notes_versions_processor_and_prompts(runs):
+def test_a_run_records_versions_processor_and_prompts(runs):
     one, eight = (
         json.loads((runs.folder / f"{name}/images/bundled/run.json").read_text()) for name in ("one", "eight")
     )
@@ -90,7 +90,7 @@ def test_case_29_a_run_notes_versions_processor_and_prompts(runs):
     assert [one[name] for name in same] == [eight[name] for name in same]
 
 
-def test_asked_images_are_kept_by_task_and_document(runs, monkeypatch):
+def test_images_are_logged_by_task_and_document(runs, monkeypatch):
     monkeypatch.chdir(runs.folder)  # log_images was given as a relative path
     kept = [answer.images for answer in samples(runs, "one", "bundled")]
     assert [len(images) for images in kept] == [len(row["images"]) for row in lmms.documents()]
@@ -109,7 +109,7 @@ def test_a_failed_run_ends_with_exit_code_1_and_without_results(runs):
         result_files(runs.folder / "failed")
 
 
-def test_the_page_of_evaluation_measures_what_it_says(ran_page):
+def test_the_page_on_evaluation_gives_its_figures(ran_page):
     run = ran_page(pages.ROOT / "docs/evaluation.md")
     (model,) = read_models([str(run.folder / "results")])
     assert model.scores["first", "exact_match"].value == pytest.approx(11 / 13)
@@ -119,14 +119,14 @@ def test_the_page_of_evaluation_measures_what_it_says(ran_page):
 @pytest.fixture(scope="module")
 def tiny_model():
     """The demo checkpoint and its processor."""
-    plugin = lmms_plugin.OmniFusion(str(TINY), batch_size=3, device="cpu")
+    plugin = module.OmniFusion(str(TINY), batch_size=3, device="cpu")
     return plugin.model, plugin.processor
 
 
 @pytest.fixture
 def plugin(tiny_model, monkeypatch):
-    monkeypatch.setattr(lmms_plugin, "load", lambda *_, **__: tiny_model)
-    return lmms_plugin.OmniFusion(str(TINY), batch_size=3, device="cpu")
+    monkeypatch.setattr(module, "load", lambda *_, **__: tiny_model)
+    return module.OmniFusion(str(TINY), batch_size=3, device="cpu")
 
 
 def by_hand(model, processor, row: dict) -> str:
@@ -139,7 +139,7 @@ def messages(row: dict, key: str = "url") -> list[dict]:
 
 
 def ask(plugin, rows: list[dict], **settings) -> list[str]:
-    """What the plug-in answers when lmms-eval asks these rows of a task."""
+    """The plug-in's answers to these rows of a task."""
     plugin.task_dict = {"t": {"test": rows}}
     requests = [
         (row["question"], messages, {"max_new_tokens": 48} | settings, i, "t", "test") for i, row in enumerate(rows)
@@ -149,12 +149,12 @@ def ask(plugin, rows: list[dict], **settings) -> list[str]:
 
 def test_answers_come_in_the_order_of_the_requests(plugin, tiny_model):
     rows = lmms.documents()[:7]
-    said = ask(plugin, rows)
-    assert said == [by_hand(*tiny_model, row) for row in rows]
-    assert ask(plugin, rows[::-1]) == said[::-1] != said
+    texts = ask(plugin, rows)
+    assert texts == [by_hand(*tiny_model, row) for row in rows]
+    assert ask(plugin, rows[::-1]) == texts[::-1] != texts
 
 
-def test_requests_with_other_settings_are_not_asked_together(plugin):
+def test_requests_with_other_settings_form_other_batches(plugin):
     row = lmms.documents()[11]
     plugin.task_dict = {"t": {"test": [row]}}
     requests = [(row["question"], messages, {"max_new_tokens": n}, 0, "t", "test") for n in (3, 48, 3)]
@@ -173,9 +173,9 @@ def test_until_ends_an_answer_early(plugin, monkeypatch):
 
 
 def test_tasks_settings_become_options_of_generate():
-    greedy = lmms_plugin.generation_options({"temperature": 0, "top_p": 1.0, "until": ["a"], "max_new_tokens": 16})
+    greedy = module.generation_options({"temperature": 0, "top_p": 1.0, "until": ["a"], "max_new_tokens": 16})
     assert greedy == {"do_sample": False, "num_beams": 1, "max_new_tokens": 16}
-    sampled = lmms_plugin.generation_options({"do_sample": True, "temperature": 0.2, "num_beams": 3})
+    sampled = module.generation_options({"do_sample": True, "temperature": 0.2, "num_beams": 3})
     assert sampled == {"do_sample": True, "num_beams": 3, "temperature": 0.2, "max_new_tokens": 1024}
 
 
@@ -183,10 +183,10 @@ def test_tasks_settings_become_options_of_generate():
     "until, stops", [("ab", ["ab"]), (["", "a"], ["a"]), (None, []), ([], [])], ids=["text", "list", "none", "empty"]
 )
 def test_until_is_a_text_or_a_list_of_texts(until, stops):
-    assert lmms_plugin.stop_texts({"until": until}) == stops
+    assert module.stop_texts({"until": until}) == stops
 
 
-def test_case_29_another_prompt_or_processor_has_another_hash(plugin, monkeypatch):
+def test_another_prompt_or_processor_has_another_hash(plugin, monkeypatch):
     def hashes():
         ask(plugin, lmms.documents()[:1])
         return plugin.record.of_tasks()["t"]
@@ -195,7 +195,7 @@ def test_case_29_another_prompt_or_processor_has_another_hash(plugin, monkeypatc
     assert hashes() == first
     monkeypatch.setattr(plugin.processor, "chat_template", "{{ bos_token }}" + plugin.processor.chat_template)
     assert hashes()["prompts_sha256"] != first["prompts_sha256"]
-    changed = lmms_plugin.OmniFusion(str(TINY), device="cpu").record.facts
+    changed = module.OmniFusion(str(TINY), device="cpu").record.facts
     assert changed["processor_sha256"] != first["processor_sha256"]
 
 
@@ -203,20 +203,20 @@ def test_an_llm_that_names_no_longest_prompt_is_measured_without_a_warning(monke
     config_class, fields = llms.FAMILIES["bloom"]
     config = tiny.config(text=config_class(**fields | {"vocab_size": 405}))
     assert not hasattr(config.text_config, "max_position_embeddings")
-    monkeypatch.setattr(lmms_plugin, "load", lambda *_, **__: (tiny.model(config), tiny.processor(config)))
-    plugin = lmms_plugin.OmniFusion("bloom", device="cpu", log_images=str(tmp_path))
+    monkeypatch.setattr(module, "load", lambda *_, **__: (tiny.model(config), tiny.processor(config)))
+    plugin = module.OmniFusion("bloom", device="cpu", log_images=str(tmp_path))
     ask(plugin, lmms.documents()[:1], max_new_tokens=2)
     assert json.loads((tmp_path / "t/run.json").read_text())["context_length"] is None
 
 
-def test_images_are_kept_as_a_viewer_shows_them(tmp_path):
-    lmms_plugin.save_images(tmp_path, "t", 3, [Image.new("RGBA", (4, 4), (0, 0, 0, 0)), tiny.image(0)])
+def test_logged_images_have_a_white_background(tmp_path):
+    module.save_images(tmp_path, "t", 3, [Image.new("RGBA", (4, 4), (0, 0, 0, 0)), tiny.image(0)])
     assert Image.open(tmp_path / "t/3-0.png").getpixel((0, 0)) == (255, 255, 255)
     assert sorted(path.name for path in (tmp_path / "t").iterdir()) == ["3-0.png", "3-1.png"]
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, message",
     [
         ({"batch_size": "auto"}, "--batch_size auto"),
         ({"pretrained": "/nowhere/at/all"}, "/nowhere/at/all"),
@@ -224,13 +224,13 @@ def test_images_are_kept_as_a_viewer_shows_them(tmp_path):
         ({"log_image": "x"}, "log_image"),
     ],
 )
-def test_a_wrong_argument_ends_lmms_eval_with_a_message(arguments, said):
-    with pytest.raises(SystemExit, match=said):
-        model = lmms_plugin.OmniFusion(**({"pretrained": str(TINY), "device": "cpu"} | arguments))
+def test_a_wrong_argument_ends_lmms_eval_with_a_message(arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        model = module.OmniFusion(**({"pretrained": str(TINY), "device": "cpu"} | arguments))
         ask(model, lmms.documents()[:1])
 
 
-def test_what_the_model_cannot_do_is_said(plugin):
+def test_unsupported_media_and_methods_are_refused(plugin):
     video = [{"role": "user", "content": [{"type": "video", "url": "a.mp4"}]}]
     plugin.task_dict = {"t": {"test": [None]}}
     with pytest.raises(SystemExit, match="video"):
@@ -240,9 +240,14 @@ def test_what_the_model_cannot_do_is_said(plugin):
             method([])
 
 
-def test_other_views_are_asked_for_by_name(tiny_model):
-    grid = lmms_plugin.OmniFusion(str(TINY), device="cpu", view_strategy="grid", dtype="bfloat16")
+def test_views_and_dtype_are_set_by_arguments(tiny_model):
+    grid = module.OmniFusion(str(TINY), device="cpu", view_strategy="grid", dtype="bfloat16")
     row = messages(lmms.documents()[0], "image")
     assert prompts(grid.processor, [row])["pixel_values"].shape[0] > 1
     assert prompts(tiny_model[1], [row])["pixel_values"].shape[0] == 1
     assert grid.model.dtype == torch.bfloat16
+
+
+def test_batches_have_equal_settings_and_long_prompts_first():
+    requests = [(text, None, {"max_new_tokens": n}) for text, n in (("a", 1), ("bbb", 2), ("cc", 1), ("dddd", 1))]
+    assert module.batches(requests, 2) == [[3, 2], [0], [1]]

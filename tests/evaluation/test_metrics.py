@@ -4,44 +4,47 @@ import pytest
 
 from omnifusion_hf.evaluation.metrics import (
     difference_interval,
-    edit_distance,
     exact_match,
+    formula_scores,
     normalised_edit_distance,
+    plain_latex,
     wilson_interval,
 )
 
 
-@pytest.mark.parametrize("a, b, distance", [("", "", 0), ("abc", "abc", 0), ("abc", "", 3), ("kitten", "sitting", 3)])
-def test_edit_distance(a, b, distance):
-    assert edit_distance(a, b) == edit_distance(b, a) == distance
-
-
-@pytest.mark.parametrize("a, b, share", [("", "", 0), ("abc", "abc", 0), ("abc", "", 1), ("x^{2}", "x^{3}", 0.2)])
+@pytest.mark.parametrize(
+    "a, b, share",
+    [("", "", 0), ("abc", "abc", 0), ("abc", "", 1), ("x^{2}", "x^{3}", 0.2), ("kitten", "sitting", 3 / 7)],
+)
 def test_normalised_edit_distance(a, b, share):
-    assert normalised_edit_distance(a, b) == pytest.approx(share)
+    assert normalised_edit_distance(a, b) == normalised_edit_distance(b, a) == pytest.approx(share)
 
 
-def test_exact_match_is_blind_to_case_spaces_and_the_last_full_stop_alone():
+def test_exact_match_ignores_only_case_spaces_and_the_last_full_stop():
     for same in ("Two  birds", " two birds.\n", "TWO BIRDS"):
         assert exact_match(same, ["one bird", "two birds"]) == 1
     for other in ("two bird", "twobirds", "two birds?", ""):
         assert exact_match(other, ["one bird", "two birds"]) == 0
 
 
-def test_wilson_interval_of_published_figures():
+@pytest.mark.parametrize(
+    "right, n, bounds",
+    [
+        (81, 263, (0.2553, 0.3662)),
+        (15, 148, (0.0624, 0.1605)),
+        (0, 20, (0, 0.1611)),
+        (1, 29, (0.0061, 0.1718)),
+        (0, 0, (0, 1)),  # ours: no measurement, no information
+    ],
+)
+def test_wilson_interval_of_published_figures(right, n, bounds):
     """Newcombe 1998, Statistics in Medicine 17, 857-872, table I, method 3."""
-    published = {
-        (81, 263): (0.2553, 0.3662),
-        (15, 148): (0.0624, 0.1605),
-        (0, 20): (0, 0.1611),
-        (1, 29): (0.0061, 0.1718),
-    }
-    for (right, n), bounds in published.items():
-        assert wilson_interval(right, n) == pytest.approx(bounds, abs=5e-5)
+    assert wilson_interval(right, n) == pytest.approx(bounds, abs=5e-5)
 
 
-def test_wilson_interval_of_nothing_says_nothing():
-    assert wilson_interval(0, 0) == (0, 1)
+def test_the_interval_of_partial_scores_lies_between_those_of_whole_ones():
+    (low, _), (middle, _), (high, _) = (wilson_interval(right, 20) for right in (3, 3.5, 4))
+    assert low < middle < high
     with pytest.raises(ValueError, match="3 of 2"):
         wilson_interval(3, 2)
 
@@ -51,3 +54,19 @@ def test_difference_interval_of_published_figures():
     published = {(56, 70, 48, 80): (0.0524, 0.3339), (9, 10, 3, 10): (0.1705, 0.8090), (10, 10, 0, 20): (0.6791, 1.0)}
     for counts, bounds in published.items():
         assert difference_interval(*counts) == pytest.approx(bounds, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    "written", [r"\frac{a}{b}", r"\frac { a } { b }", r"$\frac{a}{b}$", "\\[ \\frac{a}{b}\n\\]", r"\( \frac{a}{b} \)"]
+)
+def test_spaces_and_math_delimiters_of_formulas_do_not_count(written):
+    assert formula_scores({"formula": r"\frac{a}{b}"}, [written]) == {"edit_distance": 0, "exact_match": 1}
+
+
+def test_a_formula_with_one_wrong_character_of_eleven():
+    scores = formula_scores({"formula": r"\frac{a}{b}"}, [r"\frac{a}{c}"])
+    assert scores == {"edit_distance": pytest.approx(1 / 11), "exact_match": 0}
+
+
+def test_a_single_delimiter_is_kept():
+    assert plain_latex("$") == "$" and plain_latex("$a") == "$a" and plain_latex("$$a$$") == "a"

@@ -1,38 +1,36 @@
-"""evaluation/questions.py: files of questions; each question of a dialog with the true turns before it."""
+"""evaluation/questions.py: files of questions, each with the true turns before it; opened images."""
 
 import json
 
 import conversations
 import pytest
+import tiny
 from conversations import sample, turn
+from PIL import ExifTags, Image
 
-from omnifusion_hf.evaluation.questions import read_questions, with_images
+from omnifusion_hf.evaluation.questions import Question, opened, read_questions, with_images
 
 
 DIALOG = [turn("human", "<image>\nWhat is it?"), turn("gpt", "A cat."), turn("human", "Where?"), turn("gpt", "Left.")]
 
 
-def test_every_question_of_a_dialog_with_the_true_turns_before_it(tmp_path):
+def test_each_question_of_a_dialog_has_the_true_turns_before_it(tmp_path):
     path = conversations.write(tmp_path, [sample(0), sample(1, conversations=DIALOG, task="cats")])
     first, second, third = read_questions(path)
-    assert (first.name, first.task, first.text, first.truth) == (
-        "s0",
-        "samples",
-        "What colour is the sky?",
-        "The sky is blue.",
-    )
+    assert (first.name, first.task) == ("s0", "samples")
+    assert (first.text, first.truth) == ("What colour is the sky?", "The sky is blue.")
     assert (second.name, second.task, second.truth) == ("s1, turn 1", "cats", "A cat.")
     assert (third.name, third.text, third.truth) == ("s1, turn 2", "Where?", "Left.")
     assert [message["role"] for message in third.messages] == ["user", "assistant", "user"]
     assert third.images == second.images == [tmp_path / "1.png"] and third.regions == [[]]
 
 
-def test_jsonl_images_elsewhere_and_none(tmp_path):
+def test_jsonl_with_images_of_another_folder_and_without_images(tmp_path):
     conversations.write(tmp_path, [sample(0)])
-    (tmp_path / "asked").mkdir()
+    (tmp_path / "other").mkdir()
     text_only = sample(1, conversations=[turn("human", "Hello?"), turn("gpt", "Hi.")])
     del text_only["image"], text_only["id"]
-    path = tmp_path / "asked" / "q.jsonl"
+    path = tmp_path / "other" / "q.jsonl"
     path.write_text("\n".join(json.dumps(each) for each in (sample(0), text_only)), encoding="utf-8")
     shown, alone = read_questions(path, image_folder=tmp_path)
     assert shown.images == [tmp_path / "0.png"] and shown.task == "q"
@@ -42,7 +40,7 @@ def test_jsonl_images_elsewhere_and_none(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"id": "s0"}, r"sample 1 \(id s0\): its task has this id already .*sample 0"),
+        ({"id": "s0"}, r"sample 1 \(id s0\): .*sample 0 .* of the same task has this id"),
         ({"image": "absent.png"}, r"sample 1 \(id s1\): no image file"),
         ({"conversations": [turn("human", "<image>\nWhat?")]}, "turns must alternate"),
     ],
@@ -53,7 +51,7 @@ def test_broken_samples_are_named(tmp_path, changes, message):
         read_questions(path)
 
 
-def test_the_same_id_in_two_tasks_is_fine(tmp_path):
+def test_the_same_id_in_two_tasks_is_valid(tmp_path):
     path = conversations.write(tmp_path, [sample(0), sample(1, id="s0", task="other")])
     assert [question.task for question in read_questions(path)] == ["samples", "other"]
 
@@ -63,16 +61,27 @@ def test_other_files_are_refused(tmp_path):
         read_questions(tmp_path / "shards.tar")
 
 
-def test_an_empty_list_is_called_so(tmp_path):
+def test_an_empty_list_is_reported_as_empty(tmp_path):
     (tmp_path / "q.json").write_text("[]")
     with pytest.raises(ValueError, match="q.json must hold a list with a sample at least, got an empty list"):
         read_questions(tmp_path / "q.json")
 
 
-def test_images_take_the_places_of_others(tmp_path):
+def test_images_replace_others_in_order(tmp_path):
     path = conversations.write(tmp_path, [sample(0, image=["0.png", "0.png"], conversations=[
         turn("human", "Is <image> older than <image>?"), turn("gpt", "Yes.")])])  # fmt: skip
     messages = read_questions(path)[0].messages
     kinds = [part.get("image", part.get("text")) for part in with_images(messages, ["a", "b"])[0]["content"]]
     assert kinds == ["Is ", "a", " older than ", "b", "?"]
     assert [part["text"] for part in with_images(messages, [])[0]["content"]] == ["Is ", " older than ", "?"]
+
+
+def test_opened_images_are_upright_and_pass_through_the_change(processor, tmp_path):
+    """A photo that was taken upright is stored lying, with its orientation in EXIF."""
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    tiny.image(0, (40, 90)).save(tmp_path / "upright.jpg", exif=turned)  # (H, W)
+    question = Question("0", "t", [tiny.user(tmp_path / "upright.jpg")], "x")
+    sizes = []
+    [message] = opened(processor, question, lambda image, _: sizes.append(image.size) or image.resize((7, 5)))
+    assert sizes == [(40, 90)] and message["content"][0]["image"].size == (7, 5)

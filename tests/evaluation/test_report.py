@@ -1,4 +1,4 @@
-"""`omnifusion report` puts what was measured beside the paper's numbers and invents none."""
+"""`omnifusion report` puts measured scores beside the paper's numbers and invents none."""
 
 import json
 import re
@@ -9,8 +9,8 @@ from lmms_results import POPE, RECORD, write_results
 from PIL import Image
 
 from omnifusion_hf.cli import main
-from omnifusion_hf.evaluation.paper_tables import ENCODERS, TABLES
-from omnifusion_hf.evaluation.robustness.radar import draw_radar, radar, radar_columns
+from omnifusion_hf.evaluation import report as module
+from omnifusion_hf.evaluation.paper_tables import TABLES
 
 
 SCORES = {
@@ -36,7 +36,7 @@ def row(text: str, name: str, table: int = 0) -> list[str]:
     return found[table].split(" | ")
 
 
-def test_measured_rows_stand_below_the_papers_in_its_unit(report):
+def test_measured_rows_follow_the_papers_in_its_unit(report):
     text, _, _ = report
     assert row(text, "CLIP ViT-L/14")[5] == "84.50"
     assert row(text, "**mine**") == ["–"] * 5 + ["80.00", "61.50", "–", "–"]
@@ -70,13 +70,23 @@ def test_report_json_holds_the_papers_rows(report):
     assert len(data["paper"]) == len(TABLES)
 
 
-def test_the_plot_is_an_image_and_nothing_half_written_stays(report):
+def test_a_report_has_three_files_and_leaves_no_partial_ones(report):
     *_, folder = report
-    assert Image.open(folder / "radar.png").size > (500, 500)
     assert sorted(path.name for path in folder.iterdir()) == ["radar.png", "report.json", "report.md"]
+    image = Image.open(folder / "radar.png").convert("RGB")
+    assert image.size == (1080, 840) and len(image.getcolors(maxcolors=2**20)) > 100  # not an empty canvas
 
 
-def test_a_run_says_how_it_was_asked(tmp_path):
+def test_the_plot_shows_each_model_in_the_papers_unit(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(module, "radar", lambda models: drawn.append(models))
+    monkeypatch.setattr(module, "save_figure", lambda *_, **__: None)
+    write_results(tmp_path / "part", **{"n-samples": {"pope": {"original": 9000, "effective": 10}}})
+    assert main(["report", str(tmp_path / "part"), "-o", str(tmp_path / "r")]) == 0
+    assert drawn == [{"mine, in part on few documents": {"POPE": pytest.approx(80)}}]
+
+
+def test_a_run_shows_its_record(tmp_path):
     write_results(tmp_path / "a", config={"model_args": f"pretrained=x,log_images={tmp_path}", "batch_size": "8"})
     for written in (False, True):
         if written:
@@ -100,41 +110,13 @@ def test_a_folder_of_records_that_is_not_found_from_here_is_named(tmp_path, monk
         assert "run lmms-eval with log_images" not in text
 
 
-def test_what_was_measured_as_not_a_number_is_null_in_json_that_others_read(tmp_path):
+def test_a_score_that_is_not_a_number_is_null_in_standard_json(tmp_path):
     write_results(tmp_path, results={"pope": {"pope_accuracy,none": float("nan"), "pope_f1_score,none": 0.5}})
     assert main(["report", str(tmp_path), "-o", str(tmp_path / "r")]) == 0
     text = (tmp_path / "r/report.json").read_text()
     data = json.loads(text, parse_constant=pytest.fail)
     assert data["models"][0]["paper_columns"]["POPE"] is None
     assert row((tmp_path / "r/report.md").read_text(), "**mine**")[5] == "–"
-
-
-def test_axes_are_the_papers_and_what_was_measured_beside():
-    assert radar_columns({"x": {"POPE": 1.0, "DocVQA": 2.0, "TeX, edit distance": 0.1}}) == [
-        *ENCODERS.columns,
-        "DocVQA",
-    ]
-
-
-def test_lines_have_a_gap_where_nothing_was_measured():
-    figure = radar({"mine": {"POPE": 80.0, "MMMU": 30.0}})
-    assert labels_of(figure)[-1] == "mine (2 of 9 measured)" and len(labels_of(figure)) == 4
-    *papers, mine = [line.get_ydata().tolist() for line in figure.axes[0].lines]
-    assert [value for value in mine if value == value] == [80, 30] and len(mine) == 10  # the first axis closes it
-    assert len(papers) == 3 and all(value == value for line in papers for value in line)
-
-
-def labels_of(figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
-
-
-@pytest.mark.parametrize("name", ["$\\frac$", "from $10 to $20", "_mine"])
-def test_a_models_name_stands_in_the_plot_as_it_is(tmp_path, name):
-    figure = radar({name: {"POPE": 80.0}})
-    assert labels_of(figure)[-1] == f"{name} (1 of 9 measured)"
-    assert not any(text.get_parse_math() for text in figure.legends[0].get_texts())
-    draw_radar(tmp_path / "radar.png", {name: {"POPE": 80.0}})
-    assert Image.open(tmp_path / "radar.png").size > (500, 500)
 
 
 def test_hostile_names_stay_names_in_the_report(tmp_path):
@@ -149,13 +131,13 @@ def test_hostile_names_stay_names_in_the_report(tmp_path):
     assert sum("\\<script>alert(1)\\</script> \\| \\[a\\](b) # A heading \\`" in line for line in lines) > 3  # control
 
 
-def test_nothing_to_report_is_a_mistake_that_says_what_to_give(tmp_path, capsys):
+def test_an_empty_report_is_refused_with_advice(tmp_path, capsys):
     for results in ([], [str(tmp_path)]):
         assert main(["report", *results, "-o", str(tmp_path / "r")]) == 2
         assert "--output_path" in capsys.readouterr().err
 
 
-def test_missing_matplotlib_is_said_in_one_line(tmp_path, capsys, monkeypatch):
+def test_missing_matplotlib_is_reported_in_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(["report", str(write_results(tmp_path)), "-o", str(tmp_path / "r")]) == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith("pip install 'omnifusion_hf[eval]'.")

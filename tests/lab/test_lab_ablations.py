@@ -1,4 +1,4 @@
-"""lab/ablations.py and lab/ablation_report.py: finished runs are skipped and counted right; lab/small.py's boxes."""
+"""lab/ablations.py, ablation_report.py and small.py: finished runs are skipped, tables, boxes of small things."""
 
 import json
 from random import Random
@@ -51,7 +51,7 @@ def test_names_of_result_files_are_unique():
     assert len(paths) == len(ablations.EXPERIMENTS) * len(ablations.SEEDS)
 
 
-def test_every_run_reads_as_many_samples():
+def test_all_runs_read_the_same_number_of_samples():
     steps = {"stage1": 3, "stage2": 5}
     totals = {sum(ablations.steps_of(e, steps).values()) for e in ablations.EXPERIMENTS.values()}
     assert totals == {8}
@@ -73,7 +73,7 @@ def test_differences_pair_equal_seeds(tmp_path):
     assert found == pytest.approx([-0.1])
 
 
-def test_report_writes_between_its_marks_and_twice_the_same(tmp_path):
+def test_a_report_is_written_between_its_marks_and_repeatable(tmp_path):
     results, document = tmp_path / "results", tmp_path / "ablations.md"
     results.mkdir()
     finish(results, *(result(n, s, 0.5 + s / 10 + len(n) / 100) for n in ("mlp", "transformer") for s in (0, 1)))
@@ -99,14 +99,14 @@ def test_every_comparison_names_an_experiment():
 
 
 @pytest.mark.parametrize("kind", ["scene", "text"])
-def test_boxes_hold_everything_that_is_drawn(kind):
+def test_boxes_contain_all_ink(kind):
     for index in range(5):
-        picture = small.render_small("validation", kind, index)
-        ground = picture.image[0, 0]
-        drawn = (picture.image != ground).any(-1)
+        drawing = small.render_small("validation", kind, index)
+        ground = drawing.image[0, 0]
+        drawn = (drawing.image != ground).any(-1)
         assert drawn.any()
         outside = drawn.copy()
-        for left, top, right, bottom in picture.facts["boxes"]:
+        for left, top, right, bottom in drawing.facts["boxes"]:
             outside[int(max(top - 2, 0)) : int(bottom + 3), int(max(left - 2, 0)) : int(right + 3)] = False
         assert not outside.any()
 
@@ -114,15 +114,15 @@ def test_boxes_hold_everything_that_is_drawn(kind):
 def test_small_examples_are_fixed_by_split_and_topic():
     for topic in small.TOPICS:
         first, again, other = (small.small_examples(split, topic, 3) for split in ("test", "test", "validation"))
-        said = [[(e.question, e.answer, e.picture.image.tobytes()) for e in part] for part in (first, again, other)]
-        assert said[0] == said[1] and not set(said[0]) & set(said[2])
+        found = [[(e.question, e.answer, e.drawing.image.tobytes()) for e in part] for part in (first, again, other)]
+        assert found[0] == found[1] and not set(found[0]) & set(found[2])
         if topic in small.TEXT_TOPICS:
             assert {len(e.answer) for e in first} == {small.TEXT_TOPICS[topic]}
 
 
-def test_seeds_draw_data_and_order_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(ablation_data, "SMALL_PICTURES", 40)
-    ablation_data.write_small_pictures(tmp_path / "small")
+def test_a_seed_draws_data_and_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation_data, "SMALL_IMAGES", 40)
+    ablation_data.write_small_images(tmp_path / "small")
 
     def drawn(seed: int, regions: bool = False) -> list[dict]:
         rng = Random(seed)
@@ -140,8 +140,8 @@ def test_seeds_draw_data_and_order_anew(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tiny_parts(tmp_path, monkeypatch):
-    """Everything that runs share, at the smallest size: random encoder and LLM, a few pictures of both worlds."""
-    encoder, llm, small_pictures = tmp_path / "encoder", tmp_path / "llm", tmp_path / "small"
+    """Everything that runs share, at the smallest size: random encoder and LLM, a few images of both worlds."""
+    encoder, llm, small_images = tmp_path / "encoder", tmp_path / "llm", tmp_path / "small"
     pretrain_encoder.donut_swin(32, (1, 1, 1)).save_pretrained(encoder)
     pretrain_encoder.image_processor().save_pretrained(encoder)
     tokenizer = build_tokenizer()
@@ -150,13 +150,13 @@ def tiny_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "SHARD", 50)
     dataset.write_shard(tmp_path / "train", 0, dataset.PLANS["stage2"][0])
     monkeypatch.setattr(ablation_data, "PLAIN_SHARDS", (0,))
-    monkeypatch.setattr(ablation_data, "SMALL_PICTURES", 20)
-    ablation_data.write_small_pictures(small_pictures)
-    for name, value in {"OUT": tmp_path, "SMALL": small_pictures, "LLM": llm, "ENCODERS": {"swin": encoder}}.items():
+    monkeypatch.setattr(ablation_data, "SMALL_IMAGES", 20)
+    ablation_data.write_small_images(small_images)
+    for name, value in {"OUT": tmp_path, "SMALL": small_images, "LLM": llm, "ENCODERS": {"swin": encoder}}.items():
         monkeypatch.setattr(ablations, name, value)
 
 
-def test_a_run_trains_both_stages_and_leaves_one_whole_file(tiny_parts, tmp_path):
+def test_a_run_trains_both_stages_and_writes_one_file(tiny_parts, tmp_path):
     results = tmp_path / "results"
     ablations.run("regions", 2, results, {"stage1": 1, "stage2": 1}, "validation", 2)
     assert ablations.missing_runs(results, ["regions"], (1, 2)) == [("regions", 1)]

@@ -1,4 +1,4 @@
-"""lab/dataset.py: conversations that `omnifusion train` reads, in an order that wastes little padding."""
+"""lab/dataset.py: conversations in the trainer's format, in an order with little padding."""
 
 from random import Random
 
@@ -22,12 +22,12 @@ def test_shards_of_different_mixtures_have_different_numbers():
     assert len(set.union(*shards)) == sum(map(len, shards))
 
 
-def test_neighbours_are_of_similar_length_and_none_is_lost():
+def test_batches_have_similar_lengths_and_no_sample_is_lost():
     lengths = [1 + i % 40 for i in range(dataset.BATCH * dataset.POOL * 2)]
     samples = [dataset.llava_sample(str(i), [Turn("word", "Read.", "A" * n)]) for i, n in enumerate(lengths)]
     ordered = dataset.in_batches(list(samples), Random(0))
     assert sorted(int(s["id"]) for s in ordered) == list(range(len(samples)))
-    assert padded(ordered) < 1.1 * sum(lengths) < padded(samples)  # right: control, in the order given
+    assert padded(ordered) < 1.1 * sum(lengths) < padded(samples)  # right: control, in the given order
 
 
 def padded(samples: list[dict]) -> int:

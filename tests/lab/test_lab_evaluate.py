@@ -1,30 +1,41 @@
-"""lab/evaluate.py: the metrics against worked examples, and questions that match their pictures."""
+"""lab/evaluate.py: metrics against worked examples, fixed questions, and the evaluation of the demo model."""
 
 import pytest
 
 from lab import evaluate
+from omnifusion_hf.evaluation.answers import Answer
+from omnifusion_hf.inference import TINY, load
 
 
-def test_scores():
-    result = evaluate.scores(["red", "x^{2}", "12"], ["red", "x^{3}", "34"])
+def test_scores_are_exact_and_by_edit_distance():
+    pairs = [("red", "red"), ("x^{2}", "x^{3}"), ("Red", "red")]
+    result = evaluate.scores([Answer("0", "t", "?", [], [truth], text, 0.0) for text, truth in pairs])
     assert result["accuracy"] == pytest.approx(1 / 3)
-    assert result["edit_distance"] == pytest.approx((0 + 1 / 5 + 1) / 3)
+    assert result["edit_distance"] == pytest.approx((0 + 1 / 5 + 1 / 3) / 3)
+
+
+def test_the_demo_model_needs_the_right_image():
+    results = evaluate.evaluate(*load(TINY), "test", 6, ("colour", "digit"))
+    for row in results.values():
+        assert row["n"] == 6 and row["accuracy"] >= 5 / 6 and row["blind_accuracy"] <= 0.5
+    assert "| colour | 6 | " in evaluate.as_markdown(results)
+    assert "blind_accuracy" not in evaluate.evaluate(*load(TINY), "test", 1, ("digit",), blind=False)["digit"]
 
 
 @pytest.mark.parametrize("topic", evaluate.TOPICS)
 def test_examples_are_fixed_by_the_split(topic):
     first, again, other = (evaluate.examples(split, topic, 4) for split in ("test", "test", "validation"))
-    said = [[(e.question, e.answer, e.picture.image.tobytes()) for e in part] for part in (first, again, other)]
-    assert said[0] == said[1]
-    assert not set(said[0]) & set(said[2])
+    found = [[(e.question, e.answer, e.drawing.image.tobytes()) for e in part] for part in (first, again, other)]
+    assert found[0] == found[1]
+    assert not set(found[0]) & set(found[2])
 
 
-def test_texts_have_the_length_that_their_topic_says():
+def test_texts_have_the_length_of_their_topic():
     for topic, length in evaluate.TEXT_TOPICS.items():
         assert {len(e.answer) for e in evaluate.examples("validation", topic, 5)} == {length}
 
 
-def test_large_counts_are_asked_as_often_as_small_ones():
+def test_large_counts_are_as_frequent_as_small_ones():
     answers = [e.answer for e in evaluate.examples("validation", "count", 150)]
     assert sum(a in "01" for a in answers) < 0.7 * len(answers)
     assert {"0", "1", "2", "3", "4", "5"} == set(answers)

@@ -1,9 +1,9 @@
-"""lab/pretraining.py and both pretrainings: stop and go on, right targets."""
+"""lab/pretraining.py and both pretrainings: interrupted runs continue, targets are right."""
 
 import torch
 
 from lab import pretrain_encoder, pretrain_llm, pretraining
-from lab.canvas import CLASSES, GRID, Picture
+from lab.canvas import CLASSES, GRID, Drawing
 from lab.tokenizer import build_tokenizer
 from lab.world import render
 
@@ -39,7 +39,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, monke
     assert not torch.equal(whole, fitted(tmp_path / "short", 3, monkeypatch=monkeypatch))  # control
 
 
-def test_each_token_names_the_cells_that_it_covers():
+def test_each_token_predicts_the_cells_that_it_covers():
     """A head that names class t for all cells of token t must give a map of 6 x 6 blocks in reading order."""
     model = pretrain_encoder.DenseReader(pretrain_encoder.donut_swin(32, (1, 1, 1)))
     tokens = torch.nn.functional.one_hot(torch.arange(36), len(CLASSES)).float()
@@ -54,16 +54,16 @@ def test_each_token_names_the_cells_that_it_covers():
     assert torch.equal(named, rows // 4 * 6 + columns // 4)
 
 
-def test_rows_of_cells_say_what_is_where():
-    picture = Picture("scene", None, None, {}, [("red star", 10, 10), ("blue circle", 180, 180)])
-    cells = pretrain_llm.rows_of_cells(picture).split()
+def test_rows_of_cells_place_every_thing():
+    drawing = Drawing("scene", None, None, {}, [("red star", 10, 10), ("blue circle", 180, 180)])
+    cells = pretrain_llm.rows_of_cells(drawing).split()
     assert cells[:2] == ["red", "star"] and cells[-2:] == ["blue", "circle"]
     assert len(cells) == 72 and cells.count(".") == 68
-    picture.marks.append(("black cross", 12, 12))
-    assert pretrain_llm.rows_of_cells(picture) is None
+    drawing.marks.append(("black cross", 12, 12))
+    assert pretrain_llm.rows_of_cells(drawing) is None
 
 
-def test_only_answers_are_learnt():
+def test_only_answers_have_labels():
     tokenizer = build_tokenizer()
     data = pretrain_llm.Dialogs(tokenizer, 2, 0)
     ids, labels = data.sample(pretrain_llm.Random(0), render("train", "text", 1, length=3))

@@ -1,4 +1,4 @@
-"""lab/questions.py: every answer is right, asked unambiguously and not given away by an earlier turn."""
+"""lab/questions.py: answers are right, questions unambiguous, and no turn reveals a later answer."""
 
 from random import Random
 
@@ -15,9 +15,9 @@ RED_STAR = Thing("star", "red", 100, 30, 20)
 SCENE = [RED_CIRCLE, RED_STAR, BLUE_CIRCLE]
 
 
-def test_attributes_are_asked_only_where_the_answer_is_unique():
-    asked = {(t.topic, t.answer, t.about) for t in questions.attribute_turns(Random(0), SCENE)}
-    assert asked == {("colour", "red", ("red star",)), ("shape", "circle", ("blue circle",))}
+def test_questions_about_attributes_have_a_unique_answer():
+    found = {(t.topic, t.answer, t.about) for t in questions.attribute_turns(Random(0), SCENE)}
+    assert found == {("colour", "red", ("red star",)), ("shape", "circle", ("blue circle",))}
 
 
 def test_counts_count():
@@ -32,7 +32,7 @@ def test_counts_count():
     "offset, answer",
     [((-50, 0), "left"), ((50, 10), "right"), ((5, -50), "above"), ((0, 50), "below"), ((50, 50), None)],
 )
-def test_a_side_is_named_only_when_it_is_clear(offset, answer):
+def test_a_side_is_named_only_if_it_is_clear(offset, answer):
     a = Thing("circle", "red", 100 + offset[0], 100 + offset[1], 20)
     assert questions.side(a, Thing("star", "blue", 100, 100, 20)) == answer
 
@@ -41,7 +41,7 @@ def test_a_side_is_named_only_when_it_is_clear(offset, answer):
     "centre, answer",
     [((20, 20), "top left"), ((96, 30), "top"), ((96, 96), "middle"), ((170, 90), "right"), ((60, 96), None)],
 )
-def test_a_place_is_asked_only_where_it_is_clear(centre, answer):
+def test_a_place_is_named_only_if_it_is_clear(centre, answer):
     assert questions.place(Thing("circle", "red", *centre, 20)) == answer
 
 
@@ -51,7 +51,7 @@ def test_a_caption_names_everything_from_left_to_right():
     assert questions.caption([Thing("star", "orange", 9, 9, 5)]) == "an orange star"
 
 
-def test_no_turn_repeats_what_an_earlier_one_gave_away():
+def test_no_turn_repeats_what_an_earlier_one_revealed():
     for seed in range(100):
         rng = Random(seed)
         turns, known = questions.conversation(rng, render_scene(rng)), set()
@@ -66,7 +66,7 @@ def test_plural():
     assert questions.plural("cross") == "crosses" and questions.plural("star") == "stars"
 
 
-def test_look_ups_ask_the_colour_of_everything_that_its_shape_tells_apart():
+def test_look_ups_begin_with_the_colours_of_all_unique_shapes():
     for index in range(50):
         things = render("train", "scene", index).facts["things"]
         shapes = [thing.shape for thing in things]
@@ -74,6 +74,6 @@ def test_look_ups_ask_the_colour_of_everything_that_its_shape_tells_apart():
         turns = questions.look_up_turns(Random(index), things)
         if turns[0].topic.startswith("caption"):
             continue
-        asked = [turn for turn in turns if turn.topic == "colour"]
+        colours = [turn for turn in turns if turn.topic == "colour"]
         assert [turn.topic for turn in turns[: len(alone)]] == ["colour"] * len(alone)
-        assert sorted(turn.answer for turn in asked) == sorted(alone.values())
+        assert sorted(turn.answer for turn in colours) == sorted(alone.values())

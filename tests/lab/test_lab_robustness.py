@@ -1,4 +1,4 @@
-"""lab/robustness.py: questions that `omnifusion report` reads, groups that fit their pictures, tables of figures."""
+"""lab/robustness.py: questions that `omnifusion report` reads, groups that fit their images, tables of figures."""
 
 import csv
 
@@ -12,23 +12,21 @@ from omnifusion_hf.evaluation.robustness.measure import conditions_of
 from omnifusion_hf.evaluation.robustness.perturbations import PERTURBATIONS
 
 
-def test_questions_are_held_out_and_their_pictures_in_groups(tmp_path, monkeypatch):
+def test_questions_are_held_out_and_their_images_in_groups(tmp_path, monkeypatch):
     monkeypatch.setattr(robustness, "SEEN", 1)
     robustness.write_questions(tmp_path, 2)
     questions = read_questions(tmp_path / "questions.json")
     assert [question.task for question in questions] == [topic for topic in TOPICS for _ in range(2)]
     with open(tmp_path / "groups.csv", newline="") as file:
-        listed = {row["picture"] for row in csv.DictReader(file)}
-    assert {picture.name for question in questions for picture in question.pictures} == listed
+        listed = {row["image"] for row in csv.DictReader(file)}
+    assert {image.name for question in questions for image in question.images} == listed
     monkeypatch.setattr(robustness, "SEEN", 0)
     robustness.write_questions(tmp_path / "seen", 1)
-    seen = {
-        (question.text, question.pictures[0].name) for question in read_questions(tmp_path / "seen/questions.json")
-    }
-    assert not seen & {(question.text, question.pictures[0].name) for question in questions}
+    seen = {(question.text, question.images[0].name) for question in read_questions(tmp_path / "seen/questions.json")}
+    assert not seen & {(question.text, question.images[0].name) for question in questions}
 
 
-def test_groups_of_pictures():
+def test_groups_of_images():
     for index in range(20):
         scene, text = render("validation", "scene", index), render("validation", "text", index)
         number, colour, ink = robustness.groups_of(scene)

@@ -1,4 +1,4 @@
-"""lab/tokenizer.py: written characters stay single, LaTeX commands are one token, any text comes back."""
+"""lab/tokenizer.py: written characters stay single, LaTeX commands are one token, every text is restored."""
 
 import pytest
 
@@ -15,8 +15,8 @@ def test_written_characters_are_tokens_of_their_own(tokenizer, written):
     assert tokenizer.tokenize(written) == list(written)
 
 
-def test_wording_does_merge(tokenizer):
-    """Control of the test above: the tokenizer is no mere list of characters."""
+def test_wording_merges(tokenizer):
+    """Control of the test above: the tokenizer is not a list of characters."""
     assert tokenizer.tokenize("circle") == ["circle"]
 
 
@@ -27,9 +27,9 @@ def test_latex_commands_are_one_token(tokenizer):
 
 
 @pytest.mark.parametrize("text", ["What is it?", "Größe 10 € 絵", "\\sum_{k=1}^{n}k", " two  spaces\n"])
-def test_any_text_comes_back(tokenizer, text):
+def test_every_text_is_restored(tokenizer, text):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_nothing_is_added_by_itself(tokenizer):
+def test_no_tokens_are_added(tokenizer):
     assert tokenizer("")["input_ids"] == []

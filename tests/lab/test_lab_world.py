@@ -1,4 +1,4 @@
-"""lab/world.py, canvas.py, scenes.py, glyphs.py: pictures follow from seeds alone and the splits share nothing."""
+"""lab/world.py, canvas.py, scenes.py, glyphs.py: images follow from seeds alone and the splits share nothing."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from lab import canvas, glyphs, scenes, world
 
 
 @pytest.mark.parametrize("kind", world.KINDS)
-def test_a_picture_follows_from_its_seed(kind):
+def test_an_image_follows_from_its_seed(kind):
     first, again, other = (world.render("train", kind, index) for index in (5, 5, 6))
     assert (first.image == again.image).all() and (first.labels == again.labels).all()
     assert first.facts == again.facts and first.marks == again.marks
@@ -15,12 +15,12 @@ def test_a_picture_follows_from_its_seed(kind):
 
 
 @pytest.mark.parametrize("kind", world.KINDS)
-def test_splits_show_different_pictures(kind):
+def test_splits_show_different_images(kind):
     shown = {s: {world.render(s, kind, i).image.tobytes() for i in range(20)} for s in canvas.WORLD_SEED}
-    for split, pictures in shown.items():
-        assert len(pictures) == 20  # control: pictures within a split differ, so equality would be noticed
+    for split, images in shown.items():
+        assert len(images) == 20  # control: images within a split differ, so equality would be noticed
         for other in set(shown) - {split}:
-            assert not pictures & shown[other]
+            assert not images & shown[other]
 
 
 def test_handwritten_digits_are_split_by_index():
@@ -32,18 +32,18 @@ def test_handwritten_digits_are_split_by_index():
     } <= test
 
 
-def test_formulas_asked_in_the_test_are_never_drawn_for_training():
+def test_formulas_of_the_test_never_occur_in_training():
     for split, held_out in (("train", False), ("validation", True), ("test", True)):
         drawn = [world.render(split, "formula", i).facts["latex"] for i in range(15)]
         assert {glyphs.is_held_out(latex) for latex in drawn} == {held_out}
     free = {glyphs.is_held_out(glyphs.sample_formula(canvas.sample_rng("train", "free", i))) for i in range(200)}
-    assert free == {True, False}  # control: without the rule both kinds come up
+    assert free == {True, False}  # control: without the rule both kinds occur
 
 
-def test_labels_name_what_stands_there():
-    picture = world.render("train", "scene", 3)
-    for name, x, y in picture.marks:
-        cell = picture.labels[int(y) // canvas.CELL, int(x) // canvas.CELL]
+def test_labels_name_the_drawn_things():
+    drawing = world.render("train", "scene", 3)
+    for name, x, y in drawing.marks:
+        cell = drawing.labels[int(y) // canvas.CELL, int(x) // canvas.CELL]
         assert canvas.CLASSES[cell] == name
 
 
@@ -56,8 +56,8 @@ def test_things_in_a_scene_do_not_overlap():
                 assert np.hypot(a.x - b.x, a.y - b.y) > a.radius + b.radius
 
 
-def test_everything_drawn_lies_inside_the_picture():
-    """Ink that leaves the picture would make a question unanswerable: the outermost pixels stay background."""
+def test_all_ink_is_inside_the_image():
+    """Ink that leaves the image would make a question unanswerable: the outermost pixels stay background."""
     for kind in ("text", "formula"):
         for index in range(40):
             image = world.render("train", kind, index).image

@@ -23,8 +23,7 @@ from pixels import BACKGROUND, MEAN, SIDE, channels_first, encoded, levels, nois
 from transformers import AutoImageProcessor, CLIPImageProcessor, CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from omnifusion_hf import OmniFusionImageProcessor
-from omnifusion_hf.evaluation.asking import opened
-from omnifusion_hf.evaluation.questions import Question
+from omnifusion_hf.evaluation.questions import Question, opened
 from omnifusion_hf.evaluation.robustness.errors import thumbnail
 from omnifusion_hf.model import image_processing_omnifusion, views_omnifusion
 from omnifusion_hf.model.views_omnifusion import best_canvas, fit_inside

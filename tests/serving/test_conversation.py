@@ -1,4 +1,4 @@
-"""The conversation of the page: what is said reaches the model, answers stream, no thread is left behind."""
+"""serving/conversation.py: turns reach the model, answers stream, no thread is left behind."""
 
 import threading
 from pathlib import Path
@@ -34,7 +34,7 @@ def answered(text: str) -> dict:
 
 
 def answers(conversation: Conversation, said: list[dict], view_strategy: str = "whole") -> list[str]:
-    """All that a page is told while an answer grows."""
+    """Every state of a growing answer."""
     return list(conversation.answer(conversation.prompt(conversation.messages(said), view_strategy)))
 
 
@@ -42,21 +42,12 @@ def writers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("answer")]
 
 
-def test_an_answer_grows_to_what_ask_answers(conversation):
+def test_a_growing_answer_ends_as_that_of_ask(conversation):
     image, question = bundled("count-1.png"), "Describe the image."
-    told = answers(conversation, [user_turn(question, [image])])
+    grown = answers(conversation, [user_turn(question, [image])])
     whole = ask.answer(conversation.model, conversation.processor, [image], question)
-    assert told[-1] == whole and len(set(told)) > 5
-    assert all(later.startswith(earlier) for earlier, later in zip(told, told[1:]))
-
-
-def test_a_folder_that_asks_for_beams_is_answered_with_them(conversation, monkeypatch):
-    """As a converted v1.1 does; nothing of such an answer is certain before its end."""
-    monkeypatch.setattr(conversation.model.generation_config, "num_beams", 3)
-    image, question = bundled("count-1.png"), "Describe the image."
-    told = answers(conversation, [user_turn(question, [image])])
-    assert told[-1] == ask.answer(conversation.model, conversation.processor, [image], question)
-    assert set(told[:-1]) == {""} and len(told) > 10
+    assert grown[-1] == whole and len(set(grown)) > 5
+    assert all(later.startswith(earlier) for earlier, later in zip(grown, grown[1:]))
 
 
 @pytest.mark.parametrize("image, shape", [("colour-1.png", "cross"), ("shape-1.png", "star")])
@@ -66,7 +57,7 @@ def test_a_second_turn_knows_the_image_of_the_first(conversation, image, shape):
     assert answers(conversation, said)[-1] == shape
 
 
-def test_images_of_all_turns_go_in_their_order(conversation):
+def test_images_of_all_turns_keep_their_order(conversation):
     names = ["digit-1.png", "count-1.png", "colour-1.png"]
     files = [bundled(name) for name in names]
     said = [user_turn("A?", files[:1]), answered("b"), user_turn("C?", files[1:])]
@@ -90,7 +81,7 @@ def test_the_view_strategy_is_that_of_the_call(conversation):
 
 
 def bad_files(folder: Path) -> dict[str, str]:
-    """Files that are no images to take, and what is said of each."""
+    """Files that are refused, and the reason for each."""
     Image.effect_noise((64, 64), 50).save(folder / "whole.png")
     data = (folder / "whole.png").read_bytes()
     (folder / "text.png").write_text("no image")
@@ -99,8 +90,8 @@ def bad_files(folder: Path) -> dict[str, str]:
     Image.new("RGB", (9, 9)).save(folder / "page.eps")
     (folder / "page.eps").rename(folder / "page.png")
     Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
-    said = {"text.png": "Not an image file", "short.png": "is broken", "damaged.png": "is broken"}
-    return said | {"page.png": "EPS files are not taken", "bomb.png": "max_image_pixels", "gone.png": "no longer here"}
+    reasons = {"text.png": "Not an image file", "short.png": "is broken", "damaged.png": "is broken"}
+    return reasons | {"page.png": "EPS is not supported", "bomb.png": "max_image_pixels", "gone.png": "no longer here"}
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -111,7 +102,7 @@ def test_a_bad_file_is_named_with_the_reason(conversation, tmp_path):
     assert conversation.messages([user_turn("What?", [str(tmp_path / "whole.png")])])  # control
 
 
-def test_a_phones_photograph_with_a_second_image_in_it_is_taken(conversation, tmp_path):
+def test_a_phones_photograph_with_a_second_image_is_accepted(conversation, tmp_path):
     first, second = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (8, 6), "blue")
     path = tmp_path / "photo.jpg"
     first.save(path, format="MPO", save_all=True, append_images=[second])
@@ -122,18 +113,18 @@ def test_a_phones_photograph_with_a_second_image_in_it_is_taken(conversation, tm
 
 
 @pytest.mark.parametrize(
-    "text, num_images, said",
+    "text, num_images, reason",
     [
         ("What??", module.MAX_IMAGES + 1, "9 images, more than 8"),
         ("w" * (module.MAX_CHARACTERS + 1), 0, "2001 characters, at most 2000"),
         (" \n", 1, "question is missing"),
     ],
 )
-def test_what_is_too_much_or_missing_is_said(conversation, text, num_images, said):
+def test_too_many_images_or_characters_and_a_missing_question_are_refused(conversation, text, num_images, reason):
     files = [bundled("colour-1.png")] * num_images
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=reason):
         conversation.messages([user_turn(text, files)])
-    assert conversation.messages([user_turn(text[:-1].strip() or "What?", files[1:])])  # control: one less is taken
+    assert conversation.messages([user_turn(text[:-1].strip() or "What?", files[1:])])  # control: one less is accepted
 
 
 def test_a_chat_longer_than_the_context_is_refused_with_the_numbers(conversation):
@@ -159,7 +150,7 @@ def test_a_generation_that_fails_raises_and_leaves_no_thread(conversation, monke
 
 
 def test_a_closed_answer_stops_the_model_and_leaves_no_thread(conversation, monkeypatch):
-    """As when the page is closed, or the stop button pressed."""
+    """As when the page is closed or the stop button is pressed."""
     steps, forward, go_on = [], conversation.model.model.language_model.forward, threading.Semaphore(2)
 
     def stepwise(*args, **kwargs):
@@ -175,4 +166,4 @@ def test_a_closed_answer_stops_the_model_and_leaves_no_thread(conversation, monk
     threading.Timer(0.2, go_on.release, [100]).start()
     answer.close()
     assert not writers() and len(steps) <= 4
-    assert len(answers(conversation, said)) > 10  # control: left alone, it writes on
+    assert len(answers(conversation, said)) > 10  # control: without a close it continues

@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.*"),
 
 @pytest.fixture(scope="module")
 def hosts_looked_up():
-    """Names of other computers that the server asks for; it gets none of their addresses."""
+    """Names of other computers that the server looks up; every look-up fails."""
     patch, find, names = pytest.MonkeyPatch(), socket.getaddrinfo, []
 
     def local_alone(host, *args, **kwargs):
@@ -67,7 +67,7 @@ def browser():
 
 @pytest.fixture
 def strayed() -> list[str]:
-    """What the page asked for elsewhere; it got nothing."""
+    """Requests of the page to other servers, which are refused."""
     return []
 
 
@@ -105,7 +105,7 @@ def expect_answers(page, *texts: str):
     expect(page.get_by_test_id("bot")).to_have_text(list(texts))
 
 
-def expect_told(page, text: str):
+def expect_warning(page, text: str):
     toast = page.get_by_test_id("toast-body")
     expect(toast).to_contain_text(text)
     assert "Traceback" not in page.inner_text("body")
@@ -130,7 +130,7 @@ def expect_writers(num: int):
 
 @pytest.fixture
 def endless(monkeypatch):
-    """The model writes slowly and does not end by itself; returns how often it was asked for a token."""
+    """A slow model that never ends its answer; returns a list with an item per token."""
     steps, generate = [], OmniFusionForConditionalGeneration.generate
 
     def slow(input_ids, scores):
@@ -147,7 +147,7 @@ def endless(monkeypatch):
     return steps
 
 
-def test_the_server_is_for_this_computer_and_calls_no_other(served, hosts_looked_up):
+def test_the_server_is_local_and_contacts_no_other_computer(served, hosts_looked_up):
     assert served.local_url.startswith("http://127.0.0.1:") and served.share_url is None
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.2", served.server_port), timeout=2)
@@ -169,8 +169,8 @@ def test_a_file_above_the_limit_is_refused(served):
         assert httpx.post(f"{served.local_url}gradio_api/upload", files=files).status_code == status
 
 
-def test_another_name_for_this_computer_is_not_answered(served):
-    """A page of the web whose name has the address 127.0.0.1."""
+def test_requests_with_another_host_name_are_refused(served):
+    """A web page can give its domain the address 127.0.0.1."""
     port = served.server_port
     hosts = {f"127.0.0.1:{port}": 200, f"localhost:{port}": 200, f"evil.example:{port}": 403, "127.0.0.1.example": 403}
     for path in ("", "config"):
@@ -180,14 +180,14 @@ def test_another_name_for_this_computer_is_not_answered(served):
     assert httpx.post(f"{served.local_url}gradio_api/upload", files=files, headers={"Host": "evil.example"}).is_error
 
 
-def test_the_command_passes_on_what_it_is_given(monkeypatch):
+def test_the_command_passes_its_options_on(monkeypatch):
     given = []
     monkeypatch.setattr(module, "demo", lambda *args: given.append(args))
     assert main(["demo"]) == main(["demo", "--model", "folder", "--host", "0.0.0.0", "--port", "80"]) == 0
     assert given == [(None, "127.0.0.1", None), ("folder", "0.0.0.0", 80)]
 
 
-def test_a_port_that_is_taken_and_a_missing_model_get_one_line(served, capsys):
+def test_a_taken_port_and_a_missing_model_are_reported_in_one_line(served, capsys):
     assert main(["demo", "--port", str(served.server_port)]) == 2
     assert main(["demo", "--model", "/nowhere"]) == 2
     printed = capsys.readouterr().err
@@ -211,8 +211,8 @@ def test_the_space_starts_the_page_where_the_hub_looks_for_it(monkeypatch):
     assert given == [((model,), {"host": "0.0.0.0", "port": 7860}) for model in (None, "someone/omnifusion")]
 
 
-def test_an_empty_name_of_a_model_is_none(monkeypatch):
-    """As a Space's variable MODEL that was cleared."""
+def test_an_empty_model_name_means_the_default(monkeypatch):
+    """As from a Space whose variable MODEL was cleared."""
     started = []
     monkeypatch.setattr(module, "build_page", lambda conversation, about: started.append(about) or MagicMock())
     for model in ("", str(ask.TINY)):
@@ -249,7 +249,7 @@ def test_the_page_needs_no_network(page, strayed):
         ("shape-1.png", {"What color is the star?": "black", "What shape is black?": "star"}),
     ],
 )
-def test_an_image_is_uploaded_and_asked_about_in_two_turns(page, image, turns):
+def test_an_uploaded_image_is_answered_about_in_two_turns(page, image, turns):
     first, second = turns
     ask_page(page, first, IMAGES / image)
     expect_answers(page, turns[first])
@@ -283,16 +283,16 @@ def test_another_strategy_redraws_the_views(page):
 
 
 @needs_browser
-def test_a_bad_file_gets_a_message_and_the_chat_goes_on(page, tmp_path):
+def test_a_bad_file_causes_a_warning_and_the_chat_continues(page, tmp_path):
     ask_page(page, "What color is the cross?", IMAGES / "colour-1.png")
     expect_answers(page, "black")
     broken, text = tmp_path / "broken.png", tmp_path / "text.txt"
     broken.write_bytes((IMAGES / "colour-2.png").read_bytes()[:1200])
     text.write_text("no image")
     page.set_input_files("input[type=file]", text)
-    expect_told(page, "Invalid file type")
+    expect_warning(page, "Invalid file type")
     ask_page(page, "What shape is black?", broken)
-    expect_told(page, "broken.png")
+    expect_warning(page, "broken.png")
     expect(box(page)).to_have_value("What shape is black?")
     expect_answers(page, "black")
     page.get_by_label("Remove file").click()
@@ -301,14 +301,14 @@ def test_a_bad_file_gets_a_message_and_the_chat_goes_on(page, tmp_path):
 
 
 @needs_browser
-def test_a_chat_that_is_too_long_gets_a_message_and_keeps_its_question(page):
+def test_a_chat_that_is_too_long_causes_a_warning_and_keeps_its_question(page):
     page.get_by_label("grid").check()
     ask_page(
         page,
         "What color is the cross?",
         *[IMAGES / f"{kind}-{n}.png" for kind in ("colour", "count", "digit") for n in (1, 2)],
     )
-    expect_told(page, "room for 1024")
+    expect_warning(page, "room for 1024")
     expect(page.get_by_label("File thumbnail")).to_have_count(6)
     expect_answers(page)
     page.get_by_label("whole").check()
@@ -317,18 +317,18 @@ def test_a_chat_that_is_too_long_gets_a_message_and_keeps_its_question(page):
 
 
 @needs_browser
-def test_a_long_paste_stays_text_and_is_told_to_be_too_long(page):
+def test_a_long_paste_stays_text_and_is_refused_as_too_long(page):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.evaluate("text => navigator.clipboard.writeText(text)", "w" * 2500)
     box(page).press("Control+v")
     expect(box(page)).to_have_value("w" * 2500)
     box(page).press("Enter")
-    expect_told(page, "2500 characters, at most 2000")
+    expect_warning(page, "2500 characters, at most 2000")
     expect(box(page)).to_have_value("w" * 2500)
 
 
 @needs_browser
-def test_stop_ends_the_answer_and_the_chat_goes_on(page, endless, monkeypatch):
+def test_stop_ends_the_answer_and_the_chat_continues(page, endless, monkeypatch):
     ask_page(page, "Describe the image.", IMAGES / "count-1.png")
     expect(page.get_by_test_id("bot")).to_contain_text("circle")
     expect_writers(1)
@@ -364,16 +364,16 @@ def test_a_chat_cleared_while_it_is_answered_stays_empty(page, endless):
 
 
 @needs_browser
-def test_an_answer_of_nothing_is_told_and_its_question_kept(page, monkeypatch):
+def test_an_empty_answer_causes_a_warning_and_its_question_is_kept(page, monkeypatch):
     monkeypatch.setattr(OmniFusionForConditionalGeneration, "generate", lambda self, input_ids, **options: input_ids)
     ask_page(page, "What color is the cross?")
-    expect_told(page, "answered nothing")
+    expect_warning(page, "answer is empty")
     expect(box(page)).to_have_value("What color is the cross?")
     expect_answers(page)
 
 
 @needs_browser
-def test_people_are_answered_one_after_the_other(page, browser, served, endless):
+def test_one_chat_is_answered_at_a_time(page, browser, served, endless):
     ask_page(page, "Describe the image.", IMAGES / "count-1.png")
     expect_writers(1)
     other = browser.new_page()
@@ -393,17 +393,17 @@ def test_a_closed_page_leaves_no_thread(page, endless):
     expect_writers(1)
     page.close()
     expect_writers(0)
-    assert len(endless) < 100  # control: left alone it would have written 512 tokens
+    assert len(endless) < 100  # control: the whole answer would have 512 tokens
 
 
 @needs_browser
-def test_a_model_that_fails_is_told_and_the_chat_goes_on(page, monkeypatch):
+def test_a_failing_model_causes_a_warning_and_the_chat_continues(page, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(OmniFusionForConditionalGeneration, "generate", fail)
     ask_page(page, "What color is the cross?", IMAGES / "colour-1.png")
-    expect_told(page, "The model failed")
+    expect_warning(page, "The model failed")
     monkeypatch.undo()
     expect(box(page)).to_be_enabled()
     box(page).press("Enter")

@@ -1,4 +1,4 @@
-"""serving/hosts.py: a server for this computer alone answers to this computer's names alone."""
+"""serving/hosts.py: a local server answers only requests that name this computer."""
 
 import asyncio
 
@@ -22,14 +22,14 @@ from omnifusion_hf.serving.hosts import LoopbackHosts, is_loopback, names_this_c
         ("", False),
     ],
 )
-def test_which_hosts_are_this_computer(host, ours):
+def test_hosts_of_this_computer_are_recognised(host, ours):
     assert names_this_computer(host) is ours
 
 
 @pytest.mark.parametrize(
     "address, ours", [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False)]
 )
-def test_which_addresses_to_listen_on_are_this_computer_alone(address, ours):
+def test_loopback_addresses_are_recognised(address, ours):
     assert is_loopback(address) is ours
 
 

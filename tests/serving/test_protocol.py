@@ -1,4 +1,4 @@
-"""serving/protocol.py: what a request may say; what it may not is refused by name."""
+"""serving/protocol.py: valid requests, and the refusal of all others by field."""
 
 import json
 
@@ -49,18 +49,21 @@ def content(*parts) -> list[dict]:
         ({"messages": content({"type": "text", "text": None})}, "messages[0].content[0]", None),
         ({"messages": content({"type": "text", "text": "a"}, IMAGE | {"text": "b"})}, "messages[0].content[1]", None),
         ({"messages": content({"type": "input_audio", "input_audio": {}})}, "messages[0].content[0].type", None),
+        ({"messages": content({"type": "video_url", "video_url": {}})}, "messages[0].content[0].type", None),
+        ({"messages": content({"type": "image_url"})}, "messages[0].content[0]", None),
+        ({"messages": [{"content": "a"}]}, "messages[0].role", "missing_required_parameter"),
         ({"generation_config": json.dumps({"num_beams": 4})}, "generation_config.num_beams", "unknown_parameter"),
         ({"generation_config": "{"}, "generation_config", None),
     ],
 )  # fmt: skip
-def test_what_the_server_cannot_do_is_refused_by_name(fields, param, code):
+def test_unsupported_and_invalid_fields_are_refused_by_name(fields, param, code):
     with pytest.raises(Refusal, match=next(iter(fields))) as refused:
         request(**fields)
     assert (refused.value.status, refused.value.param, refused.value.code) == (400, param, code)
 
 
 @pytest.mark.parametrize(
-    "body, said",
+    "body, reason",
     [
         (b"[" * 100_000, "recursion limit"),
         (b'{"model": "m", "messages": [{"role": "user", "content": "\\ud800"}]}', "hex escape"),
@@ -71,21 +74,21 @@ def test_what_the_server_cannot_do_is_refused_by_name(fields, param, code):
     ],
     ids=["deep", "surrogate", "not UTF-8", "NaN", "empty", "number"],
 )
-def test_a_body_that_is_no_request_is_refused(body, said):
-    with pytest.raises(Refusal, match=said):
+def test_a_body_that_is_not_a_request_is_refused(body, reason):
+    with pytest.raises(Refusal, match=reason):
         read_request(body, ChatRequest)
 
 
-def test_what_says_nothing_else_is_taken():
-    """Fields that clients send with OpenAI's own defaults, and `null` for what is not there."""
-    said = {"n": 1, "logprobs": False, "response_format": {"type": "text"}, "tools": [], "tool_choice": "none"}
-    said |= {"presence_penalty": 0.0, "frequency_penalty": 0, "user": "me", "stop": None, "logit_bias": None}
+def test_defaults_and_null_are_accepted():
+    """Clients send fields with OpenAI's defaults, and `null` for absent ones."""
+    fields = {"n": 1, "logprobs": False, "response_format": {"type": "text"}, "tools": [], "tool_choice": "none"}
+    fields |= {"presence_penalty": 0.0, "frequency_penalty": 0, "user": "me", "stop": None, "logit_bias": None}
     answered = {"role": "assistant", "content": "a", "refusal": None, "tool_calls": None}
-    assert request(**said).sampling() == request().sampling() == {}
+    assert request(**fields).sampling() == request().sampling() == {}
     assert request(messages=[*HELLO, answered, *HELLO]).messages[1].for_processor["content"][0]["text"] == "a"
 
 
-def test_messages_become_those_of_the_processor():
+def test_messages_take_the_processors_form():
     parts = [IMAGE, {"type": "text", "text": "What?"}, {"type": "image_url", "image_url": "b.png"}]
     (message,) = request(messages=content(*parts)).messages
     image = [{"type": "image", "image": name} for name in ("a.png", "b.png")]
@@ -112,13 +115,13 @@ def test_answers_are_greedy_unless_the_request_says_otherwise(fields, options):
     assert request(**fields).sampling() == options
 
 
-def test_the_length_is_the_clients_before_that_of_transformers_chat():
+def test_the_clients_length_has_priority_over_that_of_transformers_chat():
     chat = {"generation_config": '{"max_new_tokens": 7, "transformers_version": "5.24.0"}'}
     given = [{}, chat, chat | {"max_tokens": 5}, {"max_completion_tokens": 6}]
     assert [request(**fields).max_new_tokens(512) for fields in given] == [512, 7, 5, 6]
 
 
-def test_a_reply_is_what_openais_client_reads():
+def test_openais_client_reads_a_reply():
     types = pytest.importorskip("openai.types.chat", reason="a client of the server: pip install openai")
     reply, written = Reply("m", 3), Written("star", 2, "stop")
     whole = types.ChatCompletion.model_validate(reply.whole(written))

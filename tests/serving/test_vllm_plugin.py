@@ -1,4 +1,4 @@
-"""What vLLM's Transformers backend asks of a model package; the tests in with_vllm/ run vLLM itself."""
+"""Requirements of vLLM's Transformers backend on a model package; the tests in with_vllm/ run vLLM itself."""
 
 import json
 from importlib.metadata import entry_points
@@ -34,13 +34,13 @@ def mixed(request) -> OmniFusionModel:
     return tiny.model(tiny.config(**MIXES[request.param])).model
 
 
-def test_the_installed_package_gives_vllm_its_plug_in():
+def test_the_installed_package_has_the_entry_point_of_vllm():
     found = [entry for entry in entry_points(group="vllm.general_plugins") if entry.name == "omnifusion"]
     assert [entry.load() for entry in found] == [vllm_plugin.register]
     assert not [entry for entry in entry_points(group="vllm.general_plugins") if entry.name == "another"]
 
 
-def test_case_30_a_saved_folder_names_what_vllm_looks_for(model_folder):
+def test_a_saved_folder_names_the_classes_that_vllm_needs(model_folder):
     config = json.loads((model_folder / "config.json").read_text())
     assert config["architectures"] == [vllm_plugin.ARCHITECTURE]
     assert config["auto_map"]["AutoModel"].endswith(".OmniFusionModel")
@@ -53,7 +53,7 @@ def test_case_30_a_saved_folder_names_what_vllm_looks_for(model_folder):
 
 
 @pytest.mark.parametrize("view_strategy", ["whole", "grid"])
-def test_case_30_the_processor_knows_its_counts_from_sizes_alone(model, view_strategy, tmp_path):
+def test_the_processor_computes_token_counts_from_sizes(model, view_strategy, tmp_path):
     tiny.processor(model.config, view_strategy=view_strategy).save_pretrained(tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path)
     assert isinstance(processor, ProcessorMixin)
@@ -69,15 +69,15 @@ def test_case_30_the_processor_knows_its_counts_from_sizes_alone(model, view_str
 
 
 @pytest.mark.parametrize("size", [(10_000, 10_000), (10_000, 300)])
-def test_case_30_no_image_costs_more_than_its_canvas(grid_processor, size):
+def test_the_number_of_views_is_bounded_for_any_image_size(grid_processor, size):
     """vLLM reserves memory for an image of 10000 x 10000."""
     most = 1 + max(rows * columns for rows, columns in grid_processor.image_processor.grid_canvases)
     [views] = grid_processor._get_num_multimodal_tokens(image_sizes=[size])["num_image_patches"]
     assert 1 < views <= most
 
 
-def test_case_30_image_tokens_are_the_most_frequent_of_an_image(mixed):
-    """By this vLLM tells places of features from the marks around them, even of an image that is one token."""
+def test_image_tokens_are_the_most_frequent_of_an_image(mixed):
+    """By this vLLM tells features from the marks around them, even for an image of one token."""
     processor = tiny.processor(mixed.config)
     inputs = processor(text="<image>", images=tiny.image(), return_tensors="pt", return_text_replacement_offsets=True)
     [[replaced]] = inputs["text_replacement_offsets"]
@@ -86,7 +86,7 @@ def test_case_30_image_tokens_are_the_most_frequent_of_an_image(mixed):
 
 
 class PackedLinear(nn.Module):
-    """A Linear layer as serving engines have it on some machines: its weight is nowhere to be read."""
+    """A Linear layer as in some serving engines: its weight is not accessible."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -107,7 +107,7 @@ def pack(module: nn.Module):
 
 
 @torch.no_grad()
-def test_case_30_nothing_reads_a_linear_layers_weight(mixed):
+def test_no_module_reads_a_linear_layers_weight(mixed):
     pixels, index = torch.randn(3, 3, 32, 32), torch.tensor([0, 1, 0])
     expected = mixed.get_image_features(pixels, index, return_dict=True).pooler_output
     assert not any(isinstance(module, nn.MultiheadAttention) for module in mixed.modules())
@@ -117,10 +117,10 @@ def test_case_30_nothing_reads_a_linear_layers_weight(mixed):
     assert len(packed[0]) == 2 * len(packed[1])
     torch.testing.assert_close(packed, expected)
     linear = next(module for module in mixed.modules() if isinstance(module, PackedLinear))
-    assert not hasattr(linear, "weight")  # control: whoever reads one fails
+    assert not hasattr(linear, "weight")  # control: reading it fails
 
 
-def test_case_30_plans_for_many_devices_name_the_llms_modules(mixed):
+def test_plans_for_several_devices_name_the_llms_modules(mixed):
     names = {name for name, _ in mixed.named_modules()}
     assert list(mixed._pp_plan) == ["language_model.embed_tokens", "language_model.layers", "language_model.norm"]
     sharded = {plan.replace("*", "0") for plan in mixed.tp_plan}

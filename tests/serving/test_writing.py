@@ -1,4 +1,4 @@
-"""serving/writing.py: an answer grows to what `ask` answers, and nothing that was told is taken back."""
+"""serving/writing.py: every piece is a prefix of the answer of `inference.complete`."""
 
 from threading import Event
 
@@ -29,21 +29,21 @@ def asked(model_processor, words: str):
     return prompts(model_processor, [[tiny.user(tiny.image(), words)]])
 
 
-def test_what_is_told_is_a_beginning_of_the_answer_of_ask_and_grows(described):
+def test_each_piece_is_a_longer_prefix_of_the_answer(described):
     *parts, inputs = described
-    told = list(write(*parts, inputs, max_new_tokens=64))
+    pieces = list(write(*parts, inputs, max_new_tokens=64))
     (whole,) = complete(*parts[:1], inputs, parts[1], max_new_tokens=64)
-    assert told[-1].text == whole and told[-1].finish_reason == "stop"
-    assert all(whole.startswith(each.text) for each in told) and len({each.text for each in told}) > 10
-    assert [each.num_tokens for each in told[:3]] == [1, 2, 3]
+    assert pieces[-1].text == whole and pieces[-1].finish_reason == "stop"
+    assert all(whole.startswith(each.text) for each in pieces) and len({each.text for each in pieces}) > 10
+    assert [each.num_tokens for each in pieces[:3]] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("words", ["What colour is the sky?", "Привет", "", "1 2 3"])
-def test_a_random_models_answer_of_bytes_and_halves_of_words_grows_too(model, processor, words):
+def test_pieces_of_broken_bytes_and_words_are_prefixes_as_well(model, processor, words):
     inputs = asked(processor, words)
-    told = list(write(model, processor, inputs, max_new_tokens=48))
+    pieces = list(write(model, processor, inputs, max_new_tokens=48))
     (whole,) = complete(model, inputs, processor, max_new_tokens=48)
-    assert told[-1].text == whole and all(whole.startswith(each.text) for each in told)
+    assert pieces[-1].text == whole and all(whole.startswith(each.text) for each in pieces)
 
 
 @pytest.mark.parametrize("most, reason", [(5, "length"), (200, "stop")])
@@ -53,7 +53,7 @@ def test_the_reason_says_whether_the_answer_ended_or_was_cut_short(described, mo
     assert last.finish_reason == reason and (last.num_tokens == most) == (reason == "length")
 
 
-def test_an_end_that_was_forced_at_the_last_token_is_no_end(described, monkeypatch):
+def test_a_forced_end_at_the_last_token_counts_as_length(described, monkeypatch):
     """A converted v1.1 has forced_eos_token_id."""
     *parts, inputs = described
     monkeypatch.setattr(parts[0].generation_config, "forced_eos_token_id", parts[1].tokenizer.eos_token_id)
@@ -62,43 +62,43 @@ def test_an_end_that_was_forced_at_the_last_token_is_no_end(described, monkeypat
 
 
 def stops(whole: str) -> list[list[str]]:
-    """Texts to stop at: a letter, words, the middle of one, two at once, one that does not come."""
+    """Stop texts: a letter, words, the middle of a word, two at once, one that does not occur."""
     return [["e"], [" " + whole.split()[3]], [whole[10:25]], [whole[30:32], whole[12:14]], ["no such text"], [whole]]
 
 
 @pytest.mark.parametrize("index", range(6))
-def test_a_text_to_stop_at_cuts_the_answer_before_it_and_was_never_told(described, index):
+def test_an_answer_is_cut_before_a_stop_text_and_no_piece_contains_it(described, index):
     *parts, inputs = described
     (whole,) = complete(*parts[:1], inputs, parts[1], max_new_tokens=200)
     stop = stops(whole)[index]
-    told = list(write(*parts, inputs, stop=stop, max_new_tokens=200))
+    pieces = list(write(*parts, inputs, stop=stop, max_new_tokens=200))
     wanted = min((whole.partition(text)[0] for text in stop), key=len).strip()
-    assert told[-1].text == wanted == cut(whole, stop) and told[-1].finish_reason == "stop"
-    assert all(wanted.startswith(each.text) for each in told)
+    assert pieces[-1].text == wanted == cut(whole, stop) and pieces[-1].finish_reason == "stop"
+    assert all(wanted.startswith(each.text) for each in pieces)
     assert (wanted == whole) == (index == 4)  # control
 
 
-def test_the_model_stops_writing_where_the_answer_is_cut(described):
+def test_generation_stops_at_a_stop_text(described):
     *parts, inputs = described
     early, whole = (list(write(*parts, inputs, stop=stop, max_new_tokens=200)) for stop in (["e"], []))
     assert early[-1].num_tokens < 10 < whole[-1].num_tokens
 
 
-def test_with_beams_the_finished_answer_is_told_at_once(described, monkeypatch):
-    """As a converted v1.1 has it: num_beams in the folder's generation configuration."""
+def test_with_beams_only_the_final_piece_has_text(described, monkeypatch):
+    """Like a converted v1.1, with num_beams in its generation configuration."""
     *parts, inputs = described
     monkeypatch.setattr(parts[0].generation_config, "num_beams", 3)
-    told = list(write(*parts, inputs, max_new_tokens=64))
-    assert told[-1].text == complete(*parts[:1], inputs, parts[1], max_new_tokens=64)[0] and told[-1].finish_reason
-    assert {each.text for each in told[:-1]} == {""} and len(told) > 10
+    pieces = list(write(*parts, inputs, max_new_tokens=64))
+    assert pieces[-1].text == complete(*parts[:1], inputs, parts[1], max_new_tokens=64)[0] and pieces[-1].finish_reason
+    assert {each.text for each in pieces[:-1]} == {""} and len(pieces) > 10
     alone = list(write(*parts, inputs, max_new_tokens=64, num_beams=1))
     assert len({each.text for each in alone}) > 10  # control: without beams it grows
 
 
 def test_a_closed_answer_ends_at_the_next_token(described):
-    closed, told = Event(), []
+    closed, pieces = Event(), []
     for each in write(*described, closed=closed, max_new_tokens=200):
-        told.append(each)
-        if len(told) == 3:
+        pieces.append(each)
+        if len(pieces) == 3:
             closed.set()
-    assert len(told) == 3 and not told[-1].finish_reason
+    assert len(pieces) == 3 and not pieces[-1].finish_reason

@@ -1,4 +1,4 @@
-"""Asks vLLM: `ask.py JOBS ANSWERS`, the jobs of served.py as JSON, their prompts and answers as JSON."""
+"""Runs vLLM: `ask.py JOBS ANSWERS` reads the jobs of served.py as JSON and writes prompts and answers as JSON."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""vLLM pins packages of its own: these tests run in an environment of their own (`make test-vllm`), no others do."""
+"""vLLM pins other package versions, so only these tests run in its own environment (`make test-vllm`)."""
 
 from importlib.util import find_spec
 

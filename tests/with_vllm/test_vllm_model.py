@@ -86,7 +86,7 @@ def given(folders, asked) -> dict[str, list[dict]]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_case_30_greedy_tokens_are_those_of_transformers(name, expected, given):
+def test_greedy_tokens_are_those_of_transformers(name, expected, given):
     """No image, one, two, unusual sizes, several turns; with the same probabilities."""
     assert tokens(given[name]) == tokens(expected[name])
     assert logprobs(given[name]) == pytest.approx(logprobs(expected[name]), abs=1e-3)
@@ -135,7 +135,7 @@ def test_a_folder_of_remote_code_is_enough(folders, expected, asked):
     assert tokens(given) == tokens(expected["concatenation, grid"])
 
 
-def test_control_without_plug_in_and_remote_code_vllm_knows_no_such_model(folders, asked):
+def test_control_without_plug_in_and_remote_code_vllm_does_not_know_the_model(folders, asked):
     with pytest.raises(AssertionError, match="trust_remote_code|trust-remote-code"):
         served.by_vllm([served.job(folders["mlp"], asked)], VLLM_PLUGINS="none")
 

@@ -1,8 +1,8 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Changes of the views that no eye sees, found by gradient: PGD (Madry et al. 2018) against the true answer.
+"""Changes of the views that nobody can see, found by gradient: PGD (Madry et al. 2018) against the true answer.
 
-Views are changed where they are colours in 0..1, behind resizing and in front of the encoders, by at most epsilon a
-value. Encoders of another size or normalisation make their input of the same views, so that all are attacked at once.
+Views are changed as colours in 0..1, after resizing and before the encoders, by at most epsilon per value. Encoders of
+another size or normalisation derive their input from the same views, so all encoders are attacked together.
 """
 
 from collections.abc import Iterator
@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 
+from ...model.modeling_omnifusion_vision import mean_and_std
 from ..questions import Question
 
 
 @dataclass(frozen=True)
 class Attack:
-    """epsilon: the most that a value changes (L-infinity), in levels of 0..255.
-    steps: gradients taken; step: change per gradient, in the same levels, by default 2.5 epsilon / steps.
+    """epsilon: the largest change of a value (L-infinity), in levels of 0..255.
+    steps: number of gradients; step: change per gradient, in the same levels, by default 2.5 epsilon / steps.
     seed: of the random start."""
 
     epsilon: float
@@ -28,7 +29,7 @@ class Attack:
 
     def __post_init__(self):
         if not 0 <= self.epsilon <= 255 or self.steps < 1:
-            raise ValueError(f"epsilon must lie in 0..255 and steps be 1 or more, got {self.epsilon}, {self.steps}.")
+            raise ValueError(f"epsilon must lie in 0..255 and steps in 1 or more, got {self.epsilon}, {self.steps}.")
 
     @property
     def bound(self) -> float:
@@ -39,20 +40,17 @@ class Attack:
         return 2.5 * self.bound / self.steps if self.step is None else self.step / 255
 
     def draw(self, views: torch.Tensor) -> torch.Tensor:
-        """Uniform in -1..1, (1, 3, S, S): the same for each view, so that no batch changes what a question gets."""
+        """Uniform in -1..1, (1, 3, S, S): equal for all views, so that a question's start does not depend on its
+        batch."""
         generator = torch.Generator().manual_seed(self.seed)
         return (2 * torch.rand(1, *views.shape[1:], generator=generator) - 1).to(views.device)
 
 
-class Views:
-    """Views as the model takes them, `pixel_values` (ΣV, 3, S, S), and what may be added to their colours."""
+class NormalizedPixels:
+    """The model's `pixel_values` (ΣV, 3, S, S) and their colours in 0..1."""
 
     def __init__(self, model, pixel_values: torch.Tensor):
-        normalization = model.config.vision_config.image_normalizations[0]
-        mean, self.std = (
-            torch.tensor(normalization[key], device=pixel_values.device).view(1, 3, 1, 1)
-            for key in ("image_mean", "image_std")
-        )
+        mean, self.std = mean_and_std(model.config.vision_config.image_normalizations[0], pixel_values.device)
         self.pixel_values = pixel_values
         self.colours = (pixel_values * self.std + mean).clamp(0, 1)
 
@@ -61,12 +59,12 @@ class Views:
         return (self.colours + change.clamp(-bound, bound)).clamp(0, 1) - self.colours
 
     def changed(self, change: torch.Tensor) -> torch.Tensor:
-        return self.pixel_values + change / self.std  # exactly what it was where there is no change
+        return self.pixel_values + change / self.std  # bit-identical for a change of 0
 
 
 @contextmanager
 def frozen(model) -> Iterator[None]:
-    """No weight needs a gradient inside, so that none of what weights' gradients would need is kept."""
+    """No weight requires a gradient inside, which saves the activations that weight gradients need."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in trained:
@@ -78,8 +76,8 @@ def frozen(model) -> Iterator[None]:
 
 
 def pgd(model, batch: BatchFeature, attack: Attack) -> torch.Tensor:
-    """`pixel_values` of a batch with `labels` after steps that make these labels unlikely."""
-    views = Views(model, batch["pixel_values"])
+    """`pixel_values` of a batch, changed in steps that make its `labels` unlikely."""
+    views = NormalizedPixels(model, batch["pixel_values"])
     rest = {name: value for name, value in batch.items() if name != "pixel_values"}
     change = views.allowed(attack.draw(views.colours) * attack.bound, attack.bound)
     for _ in range(attack.steps):
@@ -92,13 +90,13 @@ def pgd(model, batch: BatchFeature, attack: Attack) -> torch.Tensor:
 
 
 def random_signs(model, batch: BatchFeature, attack: Attack) -> torch.Tensor:
-    """The control: every value moves by epsilon, up or down by chance."""
-    views = Views(model, batch["pixel_values"])
+    """The control: every value moves by epsilon, up or down at random."""
+    views = NormalizedPixels(model, batch["pixel_values"])
     return views.changed(views.allowed(attack.draw(views.colours).sign() * attack.bound, attack.bound))
 
 
 def with_labels(processor, conversations: list[list[dict]], questions: list[Question]) -> BatchFeature:
-    """The chats with their true answers as a batch whose `labels` are these answers, -100 elsewhere.
+    """A batch of the chats with their true answers; `labels` are the tokens of these answers, -100 elsewhere.
 
     Raises `ValueError` for a chat template that does not mark answers.
     """
@@ -114,14 +112,14 @@ def with_labels(processor, conversations: list[list[dict]], questions: list[Ques
     answered = last_run(torch.as_tensor(batch.pop("assistant_masks")))
     if not answered.any(-1).all():
         raise ValueError(
-            "the chat template marks no answer; PGD needs {% generation %} … {% endgeneration %} around each: build "
-            "the model with --chat-template release, or leave pgd out."
+            "the chat template marks no answer; PGD needs {% generation %} … {% endgeneration %} around answers: "
+            "build the model with its default chat template, or leave pgd out."
         )
     return BatchFeature(batch | {"labels": batch["input_ids"].masked_fill(~answered, -100)})
 
 
 def last_run(mask: torch.Tensor) -> torch.Tensor:
-    """Of the runs of ones in each row (B, L) the last: earlier turns are not what is asked."""
+    """The last run of ones in each row of a mask (B, L): the answer of the last turn."""
     starts = mask.diff(dim=-1, prepend=torch.zeros_like(mask[:, :1])) == 1
     number = starts.cumsum(-1)
     return mask.bool() & (number == number[:, -1:])

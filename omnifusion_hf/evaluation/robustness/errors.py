@@ -1,8 +1,8 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Wrong answers as one HTML file to look through: by task and kind of answer, each with its images.
+"""Wrong answers as one HTML file: by task and kind of answer, each with its images.
 
-Whatever was asked or said is untrusted text: the template escapes it, and the page forbids scripts and every request.
-So are the names of files: those of one folder are shown, and no others.
+Questions and answers are untrusted text: the template escapes them, and the page forbids scripts and requests. File
+names are untrusted as well: only images of one folder are shown.
 """
 
 import base64
@@ -25,9 +25,9 @@ TEMPLATE = Path(__file__).with_name("errors.html")
 THUMBNAIL = 240  # pixels of the longer side
 MOST_SHOWN = 60  # wrong answers of one task and kind; pages stay small enough to open
 MAX_PIXELS = 2**27
-UNKNOWN = "right answer not logged"  # lmms-eval does not log that of every task
+UNKNOWN = "right answer not logged"  # lmms-eval does not log the right answers of every task
 
-# What the first right answer is decides; the first that fits counts.
+# The first pattern that matches the first right answer counts.
 KINDS = {
     "yes or no": re.compile(r"yes|no", re.IGNORECASE),
     "number": re.compile(r"[-+]?[$€£¥₽]?\s?[\d.,:/\s-]*\d\s*([%$€£¥₽]|[ap]\.?m)?", re.IGNORECASE),  # dates, times too
@@ -39,7 +39,7 @@ KINDS = {
 
 
 def kind_of(answer: Answer) -> str:
-    """What kind of answer was wanted: a key of `KINDS`, or `UNKNOWN`."""
+    """The kind of the right answer: a key of `KINDS`, or `UNKNOWN`."""
     if not answer.truth:
         return UNKNOWN
     truth = normalise(answer.truth[0]) if normalise(answer.truth[0]) in ("yes", "no") else answer.truth[0].strip()
@@ -48,7 +48,7 @@ def kind_of(answer: Answer) -> str:
 
 @dataclass(frozen=True)
 class Section:
-    """The answers of one task and kind; wrong: those that are not fully right, worst first."""
+    """The answers of one task and kind; `wrong` are those with a score below 1, worst first."""
 
     task: str
     kind: str
@@ -72,7 +72,7 @@ class Section:
 
 
 def sections_of(answers: list[Answer]) -> list[Section]:
-    """Tasks in the order in which they were asked, kinds in the order of `KINDS`."""
+    """Tasks in the order of the answers, kinds in the order of `KINDS`."""
     tasks = list(dict.fromkeys(answer.task for answer in answers))
     sorted_in = {(task, kind): [] for task in tasks for kind in (*KINDS, UNKNOWN)}
     for answer in answers:
@@ -81,14 +81,14 @@ def sections_of(answers: list[Answer]) -> list[Section]:
 
 
 def write_errors(path: str | Path, answers: list[Answer], image_folder: str | Path | None = None):
-    """Writes the page of the answers about unchanged images. Raises `ValueError` where there is none.
+    """Writes the page of the answers about unchanged images. Raises `ValueError` if there are none.
 
     Args:
-        image_folder: where the images lie that may be shown; without it none is.
+        image_folder: the folder whose images may be shown; without it no image is shown.
     """
     clean = [answer for answer in answers if answer.perturbation is None]
     if not clean:
-        raise ValueError("there is no answer about unchanged images to look for errors in.")
+        raise ValueError("there are no answers about unchanged images, which --errors shows.")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     sections = sections_of(clean)
@@ -103,13 +103,13 @@ def write_errors(path: str | Path, answers: list[Answer], image_folder: str | Pa
 
 
 def thumbnails(answer: Answer, folder: str | Path | None) -> Iterator[tuple[str, str | None]]:
-    """Name of each image and the image as a data URI, `None` where it may or can not be shown."""
+    """Name of each image and the image as a data URI, or `None` if it must not or cannot be shown."""
     for image in answer.images:
         yield Path(image).name, thumbnail(image, folder)
 
 
 def thumbnail(path: str, folder: str | Path | None) -> str | None:
-    place = Path(os.path.abspath(path))  # without `..`; links in the folder are its owner's
+    place = Path(os.path.abspath(path))  # without `..`; links inside the folder are trusted
     if folder is None or not place.is_relative_to(os.path.abspath(folder)):
         return None
     try:

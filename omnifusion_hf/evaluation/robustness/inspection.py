@@ -1,39 +1,81 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""What `omnifusion report` tells beyond scores: a model asked by ourselves, robustness, errors, groups of images."""
+"""The parts of `omnifusion report` beyond scores: evaluation of a model on questions, robustness, errors, groups."""
 
-import argparse
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from ...inference import load
 from ...io import write_whole
-from ..answers import Answer
-from ..asking import AS_IT_IS, Asker, Condition, model_facts, open_log, opened, present_as_it_is
-from ..questions import Question, read_questions
+from ..answers import CLEAN, Answer, Condition, Evaluator, open_log
+from ..provenance import model_facts
+from ..questions import Question, opened, prompts_of, read_questions
 from ..results import load_answers
 from . import groups
 from .attack import with_labels
 from .errors import write_errors
-from .measure import VIEW_CHANGES, ask_perturbed, conditions_of, summary, swap_images
+from .measure import VIEW_CHANGES, conditions_of, evaluate_perturbed, summary, swap_images
 from .plots import draw_groups, draw_robustness, panels_of
 
 
-def inspect(options: argparse.Namespace, folder: Path) -> list[Path]:
-    """Does what `--model`, `--perturb`, `--errors` and `--groups` ask for; returns the files that tell of it.
+@dataclass(frozen=True)
+class Inspection:
+    """What to inspect.
 
-    Raises `ValueError` for flags that do not go together.
+    results: lmms-eval's output folders and files of answers, for `errors` and `groups`.
+    model, data, image_folder: a folder or Hub id to evaluate on a file of questions, whose images lie in
+        `image_folder` (default: the folder of `data`); `errors` shows only images of that folder.
+    perturb: names of perturbations, or `all`; epsilon: bounds of the attack in levels of 0..255.
+    errors: writes errors.html; groups: a CSV that divides images into groups.
+    batch_size, max_new_tokens, seed: of the evaluation.
+
+    Raises `ValueError` for options that do not go together.
     """
-    _check(options)
+
+    results: list[str]
+    model: str | None = None
+    data: str | None = None
+    image_folder: str | None = None
+    perturb: list[str] | None = None
+    epsilon: list[float] | None = None
+    errors: bool = False
+    groups: str | None = None
+    batch_size: int = 16
+    max_new_tokens: int = 128
+    seed: int = 0
+
+    def __post_init__(self):
+        if bool(self.model) != bool(self.data):
+            raise ValueError("--model and --data go together: the model to evaluate and the file of questions.")
+        if self.epsilon and not self.perturb:
+            raise ValueError("--epsilon belongs to the attack; add --perturb pgd, or --perturb all.")
+        if self.image_folder and not (self.data or self.errors):
+            raise ValueError("--image-folder holds the images of --data and of --errors; add either.")
+        if self.perturb and not self.model:
+            raise ValueError("--perturb evaluates a model; add --model FOLDER --data QUESTIONS.json.")
+        if (self.errors or self.groups) and not (self.model or self.results):
+            raise ValueError("there are no answers; give RESULTS, or --model FOLDER --data QUESTIONS.json.")
+
+    @property
+    def is_wanted(self) -> bool:
+        return bool(self.model or self.errors or self.groups)
+
+
+def inspect(options: Inspection, folder: Path) -> list[Path]:
+    """Writes the files of an inspection to `folder` and returns their paths.
+
+    Raises `ValueError` before a model is loaded for files and settings that cannot be used.
+    """
     divided = groups.read_groups(options.groups) if options.groups else {}
     answers = load_answers(options.results) if options.errors or options.groups else []
     _check_one_model(answers)
     written = []
     if options.model:
-        written, said = ask_model(options, folder)
-        answers = said + answers
+        written, evaluated = evaluate_model(options, folder)
+        answers = evaluated + answers
         _check_one_model(answers)
     if options.errors:
         data_folder = Path(options.data).parent if options.data else None
@@ -44,19 +86,6 @@ def inspect(options: argparse.Namespace, folder: Path) -> list[Path]:
     return written
 
 
-def _check(options: argparse.Namespace):
-    if bool(options.model) != bool(options.data):
-        raise ValueError("--model and --data go together: which model is asked, and the file of questions.")
-    if options.epsilon and not options.perturb:
-        raise ValueError("--epsilon is of the attack; add --perturb pgd, or --perturb all.")
-    if options.image_folder and not (options.data or options.errors):
-        raise ValueError("--image-folder is of the images of --data, and of those that --errors shows; add either.")
-    if options.perturb and not options.model:
-        raise ValueError("--perturb asks a model; add --model FOLDER --data QUESTIONS.json.")
-    if (options.errors or options.groups) and not (options.model or options.results):
-        raise ValueError("there are no answers; give RESULTS, or --model FOLDER --data QUESTIONS.json.")
-
-
 def _check_one_model(answers: list[Answer]):
     twice = [key for key, count in Counter(answer.key for answer in answers).items() if count > 1]
     if twice:
@@ -64,38 +93,37 @@ def _check_one_model(answers: list[Answer]):
         raise ValueError(f"{task}, {name} was answered twice; give the answers of one model, from one run.")
 
 
-def ask_model(options: argparse.Namespace, folder: Path) -> tuple[list[Path], list[Answer]]:
-    """Asks the questions about the images as they are and, with `--perturb`, changed: files and clean answers."""
+def evaluate_model(options: Inspection, folder: Path) -> tuple[list[Path], list[Answer]]:
+    """Evaluates the model on unchanged images and, with `perturb`, on changed ones: files and clean answers."""
     conditions = conditions_of(options.perturb, options.epsilon) if options.perturb else []
     questions = read_questions(options.data, options.image_folder)
     shown = about_images(questions, options.data) if conditions else []
     model, processor = load(options.model)
     if any(name in VIEW_CHANGES for name, _ in conditions):
-        with_labels(processor, [opened(processor, shown[0])], shown[:1])  # refuses what the attack will
+        with_labels(processor, [opened(processor, shown[0])], shown[:1])  # raises for what the attack cannot use
     settings = {"model": options.model, "max_new_tokens": options.max_new_tokens, "seed": options.seed}
     settings |= model_facts(model, processor)
     log = open_log(folder, settings)
-    asker = Asker(model, processor, log, options.batch_size, options.max_new_tokens)
+    evaluator = Evaluator(model, processor, log, options.batch_size, options.max_new_tokens)
     with tqdm(total=len(questions), unit="answer", disable=None) as bar:
-        asker.ask(questions, AS_IT_IS, present_as_it_is(processor), bar)
-    answers, written = asker.answers(questions, [AS_IT_IS]), [log.path]
-    tell(summary(answers, [AS_IT_IS]))
+        evaluator.run(questions, CLEAN, lambda batch: prompts_of(processor, batch), bar)
+    answers, written = evaluator.answers(questions, [CLEAN]), [log.path]
+    print_accuracy(summary(answers, [CLEAN]))
     if conditions:
-        told = settings | {"data": options.data, "questions_without_images": len(questions) - len(shown)}
-        written += write_robustness(folder, asker, shown, conditions, told)
+        facts = settings | {"data": options.data, "questions_without_images": len(questions) - len(shown)}
+        written += write_robustness(folder, evaluator, shown, conditions, facts)
     return written, answers
 
 
-def tell(rows: list[dict]):
-    """Prints the accuracy under each condition."""
+def print_accuracy(rows: list[dict]):
     for row in rows:
         condition = " ".join(str(row[part]) for part in ("perturbation", "strength") if row[part] is not None)
         accuracy = "accuracy {:.3f} (95% interval {:.3f} to {:.3f})".format(row["accuracy"], *row["interval"])
-        print(f"{condition or 'as they are'}: {accuracy}, {row['n']} questions")
+        print(f"{condition or 'clean'}: {accuracy}, {row['n']} questions")
 
 
 def about_images(questions: list[Question], source: str) -> list[Question]:
-    """Those that `--perturb` can change. Raises `ValueError` where there is none, or no image to swap with."""
+    """The questions with images. Raises `ValueError` if there are none, or no image to swap with."""
     shown = [question for question in questions if question.images]
     if not shown:
         raise ValueError(f"{source} has no question about an image; --perturb changes images.")
@@ -104,16 +132,16 @@ def about_images(questions: list[Question], source: str) -> list[Question]:
 
 
 def write_robustness(
-    folder: Path, asker: Asker, questions: list[Question], conditions: list[Condition], settings: dict
+    folder: Path, evaluator: Evaluator, questions: list[Question], conditions: list[Condition], facts: dict
 ) -> list[Path]:
-    """Asks under all conditions; writes figures and, where something has strengths, the plot; returns their paths."""
-    rows = summary(ask_perturbed(asker, questions, conditions, settings["seed"]), conditions)
-    tell([row for row in rows if row["perturbation"] is not None])
+    """Evaluates under all conditions; writes figures and, for perturbations with strengths, the plot."""
+    rows = summary(evaluate_perturbed(evaluator, questions, conditions, facts["seed"]), conditions)
+    print_accuracy([row for row in rows if row["perturbation"] is not None])
     paths = [folder / "robustness.json"]
     if panels_of(rows):
         paths.append(folder / "robustness.png")
         draw_robustness(paths[1], rows)
-    write_whole(paths[0], json.dumps(settings | {"rows": rows}, indent=1, ensure_ascii=False))
+    write_whole(paths[0], json.dumps(facts | {"rows": rows}, indent=1, ensure_ascii=False))
     return paths
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Accuracy against what happens to images: the perturbation set asked, summed up and drawn."""
+"""Accuracy under changed images: the conditions, the evaluation under each, and the summary."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -9,10 +9,9 @@ from zlib import crc32
 
 from tqdm import tqdm
 
-from ..answers import Answer
-from ..asking import AS_IT_IS, Asker, Condition, Present, opened, present_as_it_is, prompts_of
+from ..answers import CLEAN, Answer, Condition, Evaluator, Present
 from ..metrics import wilson_interval
-from ..questions import Question, with_images
+from ..questions import Question, opened, prompts_of, with_images
 from .attack import Attack, pgd, random_signs, with_labels
 from .perturbations import PERTURBATIONS, PGD, RANDOM, REMOVED, SWAPPED
 
@@ -21,43 +20,46 @@ VIEW_CHANGES = {PGD: pgd, RANDOM: random_signs}
 
 
 def conditions_of(names: Iterable[str], epsilons: list[float] | None = None) -> list[Condition]:
-    """What is asked for these perturbations: beside them always the clean images and, as the image-blind
-    baseline, swapped ones; beside PGD random changes of its size.
+    """The conditions of these perturbations. Clean images and, as the image-blind baseline, swapped ones are always
+    among them, and random changes of the same size beside PGD.
 
-    Raises `ValueError` for an unknown name, for epsilons that are out of range or that nothing asked for has.
+    Raises `ValueError` for an unknown name, and for epsilons out of range or without an attack.
     """
     names = list(PERTURBATIONS) if "all" in names else list(names)
     if unknown := [name for name in names if name not in PERTURBATIONS]:
         raise ValueError(f"--perturb {unknown[0]} is unknown; use all or some of {', '.join(PERTURBATIONS)}.")
     wanted = {SWAPPED, *names, *([RANDOM] if PGD in names else [])}
     if epsilons and not wanted & set(VIEW_CHANGES):
-        raise ValueError(f"--epsilon is of the attack; add {PGD} to --perturb, or leave --epsilon out.")
+        raise ValueError(f"--epsilon belongs to the attack; add {PGD} to --perturb, or leave --epsilon out.")
     epsilons = sorted({Attack(float(epsilon)).epsilon for epsilon in epsilons or []})
-    conditions = [AS_IT_IS]
+    conditions = [CLEAN]
     for name in (name for name in PERTURBATIONS if name in wanted):
         strengths = epsilons if epsilons and name in VIEW_CHANGES else PERTURBATIONS[name].strengths
         conditions += [(name, float(strength)) for strength in strengths] or [(name, None)]
     return conditions
 
 
-def ask_perturbed(asker: Asker, questions: list[Question], conditions: list[Condition], seed: int = 0) -> list[Answer]:
-    """Asks every question that has images under every condition; resumes what the asker's log holds."""
-    asked = {SWAPPED: swap_images(questions), REMOVED: [without_images(each) for each in questions]}
+def evaluate_perturbed(
+    evaluator: Evaluator, questions: list[Question], conditions: list[Condition], seed: int = 0
+) -> list[Answer]:
+    """Answers to questions about images under every condition; those in the evaluator's log are not repeated."""
+    changes = {SWAPPED: swap_images, REMOVED: lambda questions: [without_images(each) for each in questions]}
     with tqdm(total=len(questions) * len(conditions), unit="answer", disable=None) as bar:
         for condition in conditions:
-            present = presentation(asker, condition, seed)
-            asker.ask(asked.get(condition[0], questions), condition, present, bar)
-    return asker.answers(questions, conditions)
+            present = presentation(evaluator, condition, seed)
+            change = changes.get(condition[0], list)
+            evaluator.run(change(questions), condition, present, bar)
+    return evaluator.answers(questions, conditions)
 
 
-def presentation(asker: Asker, condition: Condition, seed: int) -> Present:
-    """How a batch of questions becomes model inputs under a condition."""
+def presentation(evaluator: Evaluator, condition: Condition, seed: int) -> Present:
+    """The function that makes model inputs of a batch of questions under a condition."""
     name, strength = condition
     if name in VIEW_CHANGES:
-        return partial(present_attacked, asker, name, Attack(strength, seed=seed))
+        return partial(present_attacked, evaluator, name, Attack(strength, seed=seed))
     if name is None or PERTURBATIONS[name].apply is None:
-        return present_as_it_is(asker.processor)
-    return partial(present_perturbed, asker.processor, condition, seed)
+        return partial(prompts_of, evaluator.processor)
+    return partial(present_perturbed, evaluator.processor, condition, seed)
 
 
 def present_perturbed(processor, condition: Condition, seed: int, questions: list[Question]):
@@ -67,15 +69,16 @@ def present_perturbed(processor, condition: Condition, seed: int, questions: lis
         own_seed = crc32(f"{seed} {question.task} {question.name} {index}".encode())  # the same at every strength
         return PERTURBATIONS[name].apply(image, strength, own_seed)
 
-    conversations = [opened(processor, question, partial(change, question)) for question in questions]
-    return prompts_of(processor, questions, conversations)
+    chats = [opened(processor, question, partial(change, question)) for question in questions]
+    return prompts_of(processor, questions, chats)
 
 
-def present_attacked(asker: Asker, name: str, attack: Attack, questions: list[Question]):
-    conversations = [opened(asker.processor, question) for question in questions]
-    batch = with_labels(asker.processor, conversations, questions).to(asker.model.device)
-    inputs = prompts_of(asker.processor, questions, conversations).to(asker.model.device)
-    return inputs | {"pixel_values": VIEW_CHANGES[name](asker.model, batch, attack)}
+def present_attacked(evaluator: Evaluator, name: str, attack: Attack, questions: list[Question]):
+    model, processor = evaluator.model, evaluator.processor
+    chats = [opened(processor, question) for question in questions]
+    batch = with_labels(processor, chats, questions).to(model.device)
+    inputs = prompts_of(processor, questions, chats).to(model.device)
+    return inputs | {"pixel_values": VIEW_CHANGES[name](model, batch, attack)}
 
 
 def without_images(question: Question) -> Question:
@@ -83,16 +86,16 @@ def without_images(question: Question) -> Question:
 
 
 def swap_images(questions: list[Question]) -> list[Question]:
-    """Each question about images of others of its task, half the task away; the regions move with their image.
+    """Each question with images of other questions of its task, half the task away; regions move with their image.
 
-    Raises `ValueError` for a task all of whose questions are about one image.
+    Raises `ValueError` for a task whose questions are all about one image.
     """
     swapped = {}
     for task in dict.fromkeys(question.task for question in questions):
-        asked = [question for question in questions if question.task == task]
-        shown = [pair for question in asked for pair in zip(question.images, question.regions, strict=True)]
+        members = [question for question in questions if question.task == task]
+        shown = [pair for question in members for pair in zip(question.images, question.regions, strict=True)]
         others = iter([_another(shown, place) for place in range(len(shown))])
-        for question in asked:
+        for question in members:
             taken = list(islice(others, len(question.images)))
             messages = with_images(question.messages, [image for image, _ in taken])
             swapped[task, question.name] = replace(question, messages=messages, regions=[boxes for _, boxes in taken])
@@ -100,7 +103,7 @@ def swap_images(questions: list[Question]) -> list[Question]:
 
 
 def _another(shown: list[tuple], place: int) -> tuple:
-    """The image, with its regions, that the one at `place` is swapped with."""
+    """The image, with its regions, that replaces the one at `place`."""
     image, half = shown[place][0], place + len(shown) // 2
     for candidate in shown[half % len(shown) :] + shown[: half % len(shown)]:
         if candidate[0] != image:
@@ -109,13 +112,13 @@ def _another(shown: list[tuple], place: int) -> tuple:
 
 
 def summary(answers: list[Answer], conditions: list[Condition]) -> list[dict]:
-    """A row for each condition: n, accuracy, its 95% interval, and the same for each task."""
+    """A row per condition: n, accuracy and its 95% interval, over all questions and by task."""
     rows = []
     for condition in conditions:
-        asked = [answer for answer in answers if (answer.perturbation, answer.strength) == condition]
-        tasks = dict.fromkeys(answer.task for answer in asked)
-        by_task = {task: figures([answer for answer in asked if answer.task == task]) for task in tasks}
-        rows.append(dict(zip(("perturbation", "strength"), condition)) | figures(asked) | {"tasks": by_task})
+        members = [answer for answer in answers if answer.condition == condition]
+        tasks = dict.fromkeys(answer.task for answer in members)
+        by_task = {task: figures([answer for answer in members if answer.task == task]) for task in tasks}
+        rows.append(dict(zip(("perturbation", "strength"), condition)) | figures(members) | {"tasks": by_task})
     return rows
 
 

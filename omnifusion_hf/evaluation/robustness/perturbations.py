@@ -1,7 +1,7 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""What may happen to an image before a model sees it, and how much of it is tried: pure functions and their table.
+"""Changes of images before a model sees them: pure functions, and the table of their strengths.
 
-Each maps (RGB image, strength, seed) to an image of the same size. Chance is in the seed alone.
+Each maps (RGB image, strength, seed) to an image of the same size. All randomness comes from the seed.
 """
 
 from collections.abc import Callable
@@ -21,21 +21,21 @@ def blur(image: Image.Image, strength: float, seed: int) -> Image.Image:
 
 
 def noise(image: Image.Image, strength: float, seed: int) -> Image.Image:
-    """Gaussian, standard deviation in levels of 0..255, of each pixel and channel by itself."""
+    """Gaussian, standard deviation in levels of 0..255, independent for each pixel and channel."""
     levels = np.asarray(image, dtype=np.float64)  # (H, W, 3)
     noisy = levels + strength * np.random.default_rng(seed).standard_normal(levels.shape)
     return Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
 
 
 def jpeg(image: Image.Image, strength: float, seed: int) -> Image.Image:
-    """Stored as JPEG of quality `strength` (1 is the worst)."""
+    """JPEG compression of quality `strength` (1 is the worst)."""
     file = BytesIO()
     image.save(file, "JPEG", quality=round(strength))
     return Image.open(file).convert("RGB")
 
 
 def crop(image: Image.Image, strength: float, seed: int) -> Image.Image:
-    """`strength` percent of width and height cut off, at a random place, the rest scaled up again."""
+    """Cuts off `strength` percent of width and height at a random place and scales the rest up again."""
     cut = np.array(image.size) * strength / 100
     left, top = np.random.default_rng(seed).random(2) * cut
     width, height = image.size - cut
@@ -43,22 +43,22 @@ def crop(image: Image.Image, strength: float, seed: int) -> Image.Image:
 
 
 def rotation(image: Image.Image, strength: float, seed: int) -> Image.Image:
-    """By `strength` degrees to the left or to the right; empty corners get the image's mean colour."""
+    """Rotation by `strength` degrees to the left or to the right; empty corners get the image's mean colour."""
     sign = np.random.default_rng(seed).choice([-1, 1])
     mean = tuple(round(level) for level in ImageStat.Stat(image).mean)
     return image.rotate(sign * strength, BICUBIC, fillcolor=mean)
 
 
 def small_text(image: Image.Image, strength: float, seed: int) -> Image.Image:
-    """Text `strength` times as small as it was: scaled down, and up again."""
+    """Scales the image down by `strength` and up again, which makes text `strength` times smaller."""
     small = tuple(max(round(side / strength), 1) for side in image.size)
     return image.resize(small, BICUBIC).resize(image.size, BICUBIC)
 
 
 @dataclass(frozen=True)
 class Perturbation:
-    """apply: the function of the image; none where the question or the views change instead (robustness.py).
-    strengths: what is tried, weakest first; none: it is there or not. unit: what strengths are counted in."""
+    """apply: the function of the image; None if the question or the views change instead (measure.py).
+    strengths: the default strengths, weakest first; empty for a change without strengths. unit: of the strengths."""
 
     strengths: tuple[float, ...]
     unit: str

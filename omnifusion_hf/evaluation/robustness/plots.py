@@ -1,23 +1,18 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Plots of the checks that the paper lacks: accuracy against the strength of perturbations, accuracy by group."""
+"""Plots: accuracy against the strength of perturbations, accuracy by group."""
 
 from pathlib import Path
 
-from ...io import staged_file
+from ..figures import new_figure, save_figure
 from .perturbations import PERTURBATIONS, PGD, RANDOM, REMOVED, SWAPPED
-from .radar import new_figure
 
 
 BAND = 0.2  # opacity of confidence bands
-
-
-def save(figure, path: Path):
-    with staged_file(path) as part:
-        figure.savefig(part, format="png", dpi=110)
+DPI = 110
 
 
 def draw_robustness(path: Path, rows: list[dict]):
-    """A panel for each perturbation: accuracy against strength with its 95% band, between clean and image-blind."""
+    """A panel per perturbation: accuracy against strength with its 95% band, beside clean and image-blind accuracy."""
     panels = panels_of(rows)
     columns = min(len(panels), 4)
     lines = -(-len(panels) // columns)
@@ -31,11 +26,11 @@ def draw_robustness(path: Path, rows: list[dict]):
         axes.set_ylabel("accuracy")
     handles = {label: handle for axes in all_axes for handle, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
-    save(figure, path)
+    save_figure(figure, path, DPI)
 
 
 def panels_of(rows: list[dict]) -> list[str]:
-    """The perturbations with a panel: those that have strengths; chance is drawn beside PGD where that is asked."""
+    """The perturbations with a panel: those with strengths; random signs get one only without PGD."""
     names = [name for name in PERTURBATIONS if PERTURBATIONS[name].strengths and _rows_of(rows, name)]
     return [name for name in names if name != RANDOM or PGD not in names]
 
@@ -54,7 +49,7 @@ def _panel(axes, name: str, rows: list[dict]):
         _curve(axes, _rows_of(rows, RANDOM), "random signs of the same size", "tab:orange")
     _curve(axes, curve, "perturbed", "tab:blue")
     axes.set_xticks(range(len(labels)), labels)
-    axes.set(title=name.replace("_", " "), ylim=(-0.03, 1.03))  # whole points at 0 and 1
+    axes.set(title=name.replace("_", " "), ylim=(-0.03, 1.03))  # points at 0 and 1 are fully visible
     axes.set_xlabel(PERTURBATIONS[name].unit, fontsize=8)
     axes.grid(alpha=0.25)
 
@@ -73,7 +68,7 @@ def _curve(axes, rows: list[dict], label: str, color: str):
 
 
 def draw_groups(path: Path, comparison: dict):
-    """For each column the accuracy of its groups with 95% intervals, beside that of all its questions."""
+    """For each column, the accuracy of its groups with 95% intervals and, dashed, of all its questions."""
     columns = comparison["columns"]
     heights = [len(content["groups"]) + 1.5 for content in columns.values()]
     figure = new_figure(7, 0.32 * sum(heights) + 0.6)
@@ -81,7 +76,7 @@ def draw_groups(path: Path, comparison: dict):
     for axes, (column, content) in zip(all_axes, columns.items()):
         _forest(axes, column, content["groups"])
     all_axes[-1].set_xlabel("accuracy, 95% interval")
-    save(figure, path)
+    save_figure(figure, path, DPI)
 
 
 def _forest(axes, column: str, rows: list[dict]):

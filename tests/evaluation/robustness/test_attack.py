@@ -1,4 +1,4 @@
-"""evaluation/attack.py: PGD keeps its bound, raises the loss and hurts more than chance; for every kind of view."""
+"""robustness/attack.py: PGD keeps its bound and raises the loss more than random changes, for every kind of view."""
 
 import pytest
 import tiny
@@ -50,26 +50,31 @@ def attacked(request, model, processor, grid_processor, two_encoders):
     return two_encoders[0], batch_of(two_encoders[1], images=2)
 
 
-def test_labels_are_the_last_answer_alone(processor):
+def test_labels_are_only_the_last_answer(processor):
     chat = [tiny.user(tiny.image(), "First?"), tiny.assistant("Yes."), tiny.user("Second?")]
     batch = with_labels(processor, [chat], [Question("0", "t", chat, TRUTHS[0], [[]])])
     learnt = batch["labels"][batch["labels"] != -100]
     assert processor.decode(learnt, skip_special_tokens=True).strip() == TRUTHS[0]
-    assert last_run(torch.tensor([[1, 1, 0, 1, 1], [0, 1, 1, 0, 0]])).int().tolist() == [
-        [0, 0, 0, 1, 1],
-        [0, 1, 1, 0, 0],
-    ]
 
 
-def test_the_loss_rises_more_than_by_chance_and_the_bound_holds(attacked):
+def test_the_last_run_of_a_mask():
+    found = last_run(torch.tensor([[1, 1, 0, 1, 1], [0, 1, 1, 0, 0]]))
+    assert found.int().tolist() == [[0, 0, 0, 1, 1], [0, 1, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("change", [pgd, random_signs])
+def test_changes_reach_the_bound_and_keep_it_and_colours_stay_in_range(attacked, change):
     model, batch = attacked
     attack = Attack(epsilon=8)
-    clean, hurt, control = batch["pixel_values"], pgd(model, batch, attack), random_signs(model, batch, attack)
-    for changed in (hurt, control):
-        moved = (colours(model, changed) - colours(model, clean)).abs()
-        assert 0.9 * attack.bound < moved.max() <= attack.bound + 1e-6
-        assert colours(model, changed).min() >= -1e-6 and colours(model, changed).max() <= 1 + 1e-6
-    rise, chance = (loss(model, batch, changed) - loss(model, batch, clean) for changed in (hurt, control))
+    changed, clean = (colours(model, pixels) for pixels in (change(model, batch, attack), batch["pixel_values"]))
+    assert 0.9 * attack.bound < (changed - clean).abs().max() <= attack.bound + 1e-6
+    assert changed.min() >= -1e-6 and changed.max() <= 1 + 1e-6
+
+
+def test_pgd_raises_the_loss_more_than_random_signs(attacked):
+    model, batch = attacked
+    clean = loss(model, batch, batch["pixel_values"])
+    rise, chance = (loss(model, batch, change(model, batch, Attack(8))) - clean for change in (pgd, random_signs))
     assert rise > 0 and rise > 3 * abs(chance)
 
 
@@ -90,7 +95,7 @@ def test_the_seed_decides_the_start(model, processor):
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_the_batch_does_not_change_what_a_question_gets(model, processor):
+def test_the_batch_does_not_change_the_attack_on_a_question(model, processor):
     together, alone = batch_of(processor), batch_of(processor, count=1)
     attack = Attack(4, steps=2)
     views = len(alone["pixel_values"])
@@ -105,25 +110,24 @@ def test_the_model_is_left_as_it_was(model, processor):
     assert not model.training and all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_weights_need_no_gradient_while_the_views_are_attacked(model, processor, monkeypatch):
-    """And need one afterwards again, also where the attack was interrupted."""
-    batch, trained = batch_of(processor, count=1), [parameter.requires_grad for parameter in model.parameters()]
-    assert any(trained)
+def test_weights_require_no_gradient_during_the_attack(model, processor):
     seen = []
-    hook = model.register_forward_pre_hook(
-        lambda *_: seen.append(any(parameter.requires_grad for parameter in model.parameters()))
-    )
-    pgd(model, batch, Attack(4, steps=2))
-    assert seen == [False, False]
+    hook = model.register_forward_pre_hook(lambda *_: seen.append(any(p.requires_grad for p in model.parameters())))
+    pgd(model, batch_of(processor, count=1), Attack(4, steps=2))
+    hook.remove()
+    assert seen == [False, False] and any(p.requires_grad for p in model.parameters())
+
+
+def test_weights_require_gradients_again_after_an_interrupted_attack(model, processor, monkeypatch):
+    trained = [parameter.requires_grad for parameter in model.parameters()]
     monkeypatch.setattr(torch.autograd, "grad", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        pgd(model, batch, Attack(4, steps=2))
-    hook.remove()
-    assert [parameter.requires_grad for parameter in model.parameters()] == trained
+        pgd(model, batch_of(processor, count=1), Attack(4, steps=2))
+    assert [parameter.requires_grad for parameter in model.parameters()] == trained and any(trained)
 
 
 @pytest.mark.parametrize("epsilon, steps", [(-1, 10), (256, 10), (8, 0)])
-def test_senseless_settings_are_refused(epsilon, steps):
+def test_invalid_settings_are_refused(epsilon, steps):
     with pytest.raises(ValueError, match="epsilon must lie in 0..255"):
         Attack(epsilon, steps)
 
@@ -131,9 +135,7 @@ def test_senseless_settings_are_refused(epsilon, steps):
 def test_a_template_that_marks_no_answer_is_refused(processor):
     chat = [tiny.user(tiny.image(), "What?")]
     plain = "{% for message in messages %}{% for part in message['content'] %}{{ part['text'] or '<image>' }}"
-    plain += "{% endfor %}{% endfor %}"
-    own = type(processor)(
-        processor.image_processor, processor.tokenizer, processor.image_seq_length, chat_template=plain
-    )
+    parts = (processor.image_processor, processor.tokenizer, processor.image_seq_length)
+    other = type(processor)(*parts, chat_template=plain + "{% endfor %}{% endfor %}")
     with pytest.raises(ValueError, match="marks no answer"):
-        with_labels(own, [chat], [Question("0", "t", chat, "Yes", [[]])])
+        with_labels(other, [chat], [Question("0", "t", chat, "Yes", [[]])])

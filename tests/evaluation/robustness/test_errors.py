@@ -1,4 +1,4 @@
-"""evaluation/errors.py: kinds of answers, what the page shows, and that hostile text stays text."""
+"""robustness/errors.py: kinds of answers, the contents of the page, and that hostile text stays text."""
 
 import base64
 from html.parser import HTMLParser
@@ -61,21 +61,29 @@ def test_kind_of_answer(truth, kind):
     assert errors.kind_of(answer(0, truth)) == kind
 
 
-def test_an_unknown_right_answer_is_said_to_be_unknown(page):
+def test_an_unknown_right_answer_is_shown_as_not_logged(page):
     unknown = Answer("0", "vizwiz_vqa_val", "What is it?", [], [], "tea", 0.3)
     assert ">not logged<" in page([unknown]) and "not logged" not in page([answer(0, "tea", "milk", 0.0)])
 
 
-def test_wrong_answers_are_grouped_and_counted(page):
+@pytest.fixture
+def text(page) -> str:
+    """The page's text for four answers of one task, two of another, and one about a changed image."""
     answers = [answer(n, "red", "red" if n else "blue", float(n > 0), task="colours") for n in range(4)]
     answers += [answer(9, "7", "8", 0.0, task="counts"), answer(10, "7", "8.", 0.6, task="counts")]
     answers += [answer(0, "red", "sky", 0.0, task="colours", perturbation="blur", strength=1.0)]
-    text = " ".join(Tags(page(answers)).text.split())
+    return " ".join(Tags(page(answers)).text.split())
+
+
+def test_answers_are_counted_by_task_and_kind(text):
     assert "3 of 6 questions were not answered right" in text
-    assert "Answers about changed images, left out: 1." in text
     assert "colours single word 4 1 0.750" in text and "counts number 2 2 0.300" in text
-    assert "Question 0?" in text and "Question 1?" not in text and "sky" not in text
-    assert text.index("Question 9?") < text.index("Question 10?")  # worst first
+
+
+def test_only_wrong_answers_about_unchanged_images_are_shown_worst_first(text):
+    assert "Question 0?" in text and "Question 1?" not in text
+    assert "Answers about changed images, left out: 1." in text and "sky" not in text
+    assert text.index("Question 9?") < text.index("Question 10?")
 
 
 def test_hostile_text_stays_text(page, tmp_path):
@@ -92,7 +100,7 @@ def test_hostile_text_stays_text(page, tmp_path):
     assert "default-src 'none'" in html
 
 
-def test_images_are_embedded_small_and_missing_ones_named(page, tmp_path):
+def test_images_are_embedded_as_thumbnails_and_missing_ones_named(page, tmp_path):
     tiny.image(1, (900, 1200)).save(tmp_path / "large.png")
     html = page([answer(0, images=[str(tmp_path / "large.png"), str(tmp_path / "absent.png")])])
     assert html.count("<img ") == 1 and "absent.png cannot be shown" in html
@@ -100,7 +108,7 @@ def test_images_are_embedded_small_and_missing_ones_named(page, tmp_path):
 
 
 def test_no_image_outside_the_folder_is_shown(page, tmp_path, monkeypatch):
-    """A file of answers comes from anybody, and the page is passed on."""
+    """Files of answers are untrusted, and the page may be published."""
     folder, secret = tmp_path / "images", tmp_path / "secret.png"
     (folder / "a").mkdir(parents=True)
     for path in (secret, folder / "a/own.png", tmp_path / "images-of-others.png"):
@@ -113,12 +121,18 @@ def test_no_image_outside_the_folder_is_shown(page, tmp_path, monkeypatch):
     assert "<img" not in html and html.count("cannot be shown") == len(names)
     own = [answer(number, images=[name]) for number, name in enumerate([f"{folder}/a/own.png", "a/own.png"])]
     assert page(own, folder).count("<img") == 2  # control
-    hidden = page(own, None)
-    assert "<img" not in hidden and "--image-folder" in hidden and "--image-folder" not in page(own, folder)
 
 
-def test_thumbnails_stand_as_viewers_show_them(tmp_path):
-    """A photo that was taken upright lies in its file, and says so."""
+def test_without_a_folder_no_image_is_shown_and_the_page_says_why(page, tmp_path):
+    tiny.image().save(tmp_path / "own.png")
+    answers = [answer(0, images=[str(tmp_path / "own.png")])]
+    hidden, shown = page(answers, None), page(answers, tmp_path)
+    assert "<img" not in hidden and "--image-folder" in hidden
+    assert "<img" in shown and "--image-folder" not in shown  # control
+
+
+def test_thumbnails_are_upright(tmp_path):
+    """A photo that was taken upright is stored lying, with its orientation in EXIF."""
     lying, turned = tiny.image(0, (40, 90)), Image.Exif()  # (H, W)
     turned[ExifTags.Base.Orientation] = 6
     lying.save(tmp_path / "upright.jpg", exif=turned)
@@ -128,7 +142,7 @@ def test_thumbnails_stand_as_viewers_show_them(tmp_path):
         assert Image.open(BytesIO(base64.b64decode(data))).size == size
 
 
-def test_long_lists_are_cut_and_say_so(page):
+def test_long_lists_are_cut_with_a_note(page):
     html = page([answer(n) for n in range(errors.MOST_SHOWN + 1)])
     assert html.count("<article>") == errors.MOST_SHOWN and f"The worst {errors.MOST_SHOWN} are shown" in html
     assert "are shown" not in page([answer(n) for n in range(errors.MOST_SHOWN)])

@@ -1,13 +1,17 @@
-"""evaluation/inspection.py: what `omnifusion report` does with a model, with answers and with lmms-eval's samples."""
+"""robustness/inspection.py: `omnifusion report` with a model, with answers and with lmms-eval's samples."""
 
+import contextlib
+import io
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import conversations
 import pytest
 import tiny
 from conversations import sample, turn
+from lmms_results import write_results, write_samples
 from safetensors.torch import load_file, save_file
 
 from omnifusion_hf.cli import main
@@ -18,44 +22,63 @@ from omnifusion_hf.inference import EXAMPLES, TINY, load
 
 
 @pytest.fixture(scope="module")
-def demo_questions(tmp_path_factory):
-    """The bundled examples as a file of questions, and groups of their images."""
-    folder = tmp_path_factory.mktemp("questions")
+def run(tmp_path_factory):
+    """A report on the demo model with the bundled examples: its folder, command, rows by condition and output."""
+    folder = tmp_path_factory.mktemp("report")
     samples, lines = [], ["image,kind"]
     for number, example in enumerate(json.loads(EXAMPLES.read_text(encoding="utf-8"))):
-        said = [turn("human", "<image>\n" + example["question"]), turn("gpt", example["truth"])]
-        samples.append({"id": number, "image": example["image"], "conversations": said})
+        turns = [turn("human", "<image>\n" + example["question"]), turn("gpt", example["truth"])]
+        samples.append({"id": number, "image": example["image"], "conversations": turns})
         lines.append(f"{example['image']},{'scene' if number < 7 else 'glyphs'}")
-    (folder / "questions.json").write_text(json.dumps(samples), encoding="utf-8")
-    (folder / "groups.csv").write_text("\n".join(lines), encoding="utf-8")
-    return folder
-
-
-def test_report_asks_perturbs_attacks_and_shows(demo_questions, tmp_path, capsys):
-    data, groups = demo_questions / "questions.json", demo_questions / "groups.csv"
-    asked = ["report", "--model", str(TINY), "--data", str(data), "--image-folder", str(EXAMPLES.parent)]
-    asked += ["-o", str(tmp_path), "--max-new-tokens", "24"]
+    data, groups = folder / "questions.json", folder / "groups.csv"
+    data.write_text(json.dumps(samples), encoding="utf-8")
+    groups.write_text("\n".join(lines), encoding="utf-8")
+    command = ["report", "--model", str(TINY), "--data", str(data), "--image-folder", str(EXAMPLES.parent)]
+    command += ["-o", str(folder / "out"), "--max-new-tokens", "24"]
     perturbed = ["--perturb", "rotation", "removed", "pgd", "--epsilon", "8"]
-    assert main([*asked, *perturbed, "--errors", "--groups", str(groups)]) == 0
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main([*command, *perturbed, "--errors", "--groups", str(groups)]) == 0
+    rows = json.loads((folder / "out/robustness.json").read_text(encoding="utf-8"))["rows"]
+    by_condition = {(row["perturbation"], row["strength"]): row for row in rows}
+    return SimpleNamespace(folder=folder / "out", command=command, rows=by_condition, printed=printed.getvalue())
+
+
+def test_a_report_writes_its_files(run):
     names = {"answers.jsonl", "settings.json", "robustness.json", "robustness.png", "errors.html"}
-    assert {path.name for path in tmp_path.iterdir()} == names | {"groups.json", "groups.md", "groups.png"}
-    rows = json.loads((tmp_path / "robustness.json").read_text(encoding="utf-8"))["rows"]
-    printed = capsys.readouterr().out
-    assert f"as they are: accuracy {rows[0]['accuracy']:.3f} (95% interval" in printed and ", 13 questions" in printed
-    assert all(f"{row['perturbation']}" in printed for row in rows[1:]) and "pgd 8.0: accuracy" in printed
-    accuracy = {(row["perturbation"], row["strength"]): row["accuracy"] for row in rows}
+    assert {path.name for path in run.folder.iterdir()} == names | {"groups.json", "groups.md", "groups.png"}
+
+
+def test_a_report_prints_the_accuracy_of_each_condition(run):
+    lines = run.printed.splitlines()
+    for (name, strength), row in run.rows.items():
+        condition = " ".join(str(part) for part in (name, strength) if part is not None) or "clean"
+        (line,) = [line for line in lines if line.startswith(f"{condition}: accuracy {row['accuracy']:.3f} (95% ")]
+        assert line.endswith(", 13 questions")
+
+
+def test_accuracy_falls_with_the_strength_and_without_the_right_image(run):
+    accuracy = {condition: row["accuracy"] for condition, row in run.rows.items()}
     assert accuracy[None, None] >= 0.8 and accuracy[SWAPPED, None] <= 0.4 and accuracy["removed", None] <= 0.4
     assert accuracy[PGD, 8.0] <= accuracy[RANDOM, 8.0] - 0.3
     assert accuracy["rotation", 5.0] > accuracy["rotation", 45.0]
-    kinds = json.loads((tmp_path / "groups.json").read_text(encoding="utf-8"))["columns"]["kind"]["groups"]
-    assert [row["group"] for row in kinds] == ["glyphs", "scene"] and sum(row["n"] for row in kinds) == rows[0]["n"]
-    before = read_answers(tmp_path / "answers.jsonl")
-    again = ["report", str(tmp_path / "answers.jsonl"), "--errors", "-o", str(tmp_path / "again")]
+
+
+def test_groups_divide_the_questions_of_the_report(run):
+    kinds = json.loads((run.folder / "groups.json").read_text(encoding="utf-8"))["columns"]["kind"]["groups"]
+    assert [(row["group"], row["n"]) for row in kinds] == [("glyphs", 6), ("scene", 7)]
+
+
+def test_answers_of_a_report_give_the_same_page_of_errors_again(run, tmp_path):
+    again = ["report", str(run.folder / "answers.jsonl"), "--errors", "-o", str(tmp_path)]
     assert main([*again, "--image-folder", str(EXAMPLES.parent)]) == 0
-    pages = [(folder / "errors.html").read_text(encoding="utf-8") for folder in (tmp_path, tmp_path / "again")]
+    pages = [(folder / "errors.html").read_text(encoding="utf-8") for folder in (run.folder, tmp_path)]
     assert pages[0].split("<table>")[1] == pages[1].split("<table>")[1] and "left out" in pages[1]
-    assert main([*asked, "--seed", "1"]) == 2 and "seed=0, now it is 1" in capsys.readouterr().err
-    assert read_answers(tmp_path / "answers.jsonl") == before
+
+
+def test_a_report_with_another_seed_leaves_the_answers_alone(run, capsys):
+    before = read_answers(run.folder / "answers.jsonl")
+    assert main([*run.command, "--seed", "1"]) == 2 and "seed=0, now it is 1" in capsys.readouterr().err
+    assert read_answers(run.folder / "answers.jsonl") == before
 
 
 @pytest.mark.parametrize(
@@ -63,14 +86,14 @@ def test_report_asks_perturbs_attacks_and_shows(demo_questions, tmp_path, capsys
     [
         (["--model", "m"], "--model and --data go together"),
         (["--errors"], "there are no answers"),
-        (["--perturb", "blur", "--errors"], "--perturb asks a model"),
-        (["--epsilon", "8", "--errors"], "--epsilon is of the attack"),
-        (["results", "--epsilon", "8"], "--epsilon is of the attack"),
-        (["results", "--image-folder", "x"], "--image-folder is of the images of --data"),
+        (["--perturb", "blur", "--errors"], "--perturb evaluates a model"),
+        (["--epsilon", "8", "--errors"], "--epsilon belongs to the attack"),
+        (["results", "--epsilon", "8"], "--epsilon belongs to the attack"),
+        (["results", "--image-folder", "x"], "--image-folder holds the images of --data"),
         ([], "nothing to report"),
     ],
 )
-def test_flags_that_do_not_go_together(tmp_path, capsys, monkeypatch, flags, message):
+def test_flags_that_do_not_go_together_are_refused(tmp_path, capsys, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()
     results = {"results": {"pope": {"pope_accuracy,none": 0.5}}}
@@ -83,7 +106,7 @@ def test_flags_that_do_not_go_together(tmp_path, capsys, monkeypatch, flags, mes
     "flags, message",
     [
         (["--perturb", "blur", "pgd", "--epsilon", "-1"], "epsilon must lie in 0..255"),
-        (["--perturb", "blur", "--epsilon", "8"], "--epsilon is of the attack"),
+        (["--perturb", "blur", "--epsilon", "8"], "--epsilon belongs to the attack"),
         (["--groups", "absent.csv"], "absent.csv"),
         (["absent.jsonl", "--errors"], "absent.jsonl"),
         (["absent", "--errors"], "absent"),
@@ -91,7 +114,9 @@ def test_flags_that_do_not_go_together(tmp_path, capsys, monkeypatch, flags, mes
         (["--perturb", "blur", "--data", "none"], "none.json has no question about an image"),
     ],
 )
-def test_what_cannot_be_done_is_refused_before_a_model_is_loaded(tmp_path, capsys, monkeypatch, flags, message):
+def test_invalid_files_and_settings_are_refused_before_a_model_is_loaded(
+    tmp_path, capsys, monkeypatch, flags, message
+):
     tiny.image().save(tmp_path / "0.png")
     data = {"one": [sample(0)], "none": [sample(0, conversations=[turn("human", "Hello?"), turn("gpt", "Hi.")])]}
     del data["none"][0]["image"]
@@ -104,38 +129,38 @@ def test_what_cannot_be_done_is_refused_before_a_model_is_loaded(tmp_path, capsy
     assert message in capsys.readouterr().err
 
 
-def test_a_template_that_marks_no_answer_is_refused_before_anything_is_asked(tmp_path, capsys, monkeypatch):
+def test_a_template_that_marks_no_answer_is_refused_before_the_first_answer(tmp_path, capsys, monkeypatch):
     model, processor = load(TINY)
     processor.chat_template = re.sub(r"\{%-? (end)?generation -?%\}", "", processor.chat_template)
     monkeypatch.setattr(inspection, "load", lambda folder: (model, processor))
-    asked = ["--model", "m", "--data", str(conversations.write(tmp_path, [sample(0), sample(1)])), "--perturb", "pgd"]
-    assert main(["report", "-o", str(tmp_path / "out"), *asked]) == 2
+    given = ["--model", "m", "--data", str(conversations.write(tmp_path, [sample(0), sample(1)])), "--perturb", "pgd"]
+    assert main(["report", "-o", str(tmp_path / "out"), *given]) == 2
     assert "marks no answer" in capsys.readouterr().err and not (tmp_path / "out/answers.jsonl").exists()
 
 
-def test_a_replaced_model_is_not_served_the_answers_of_the_old_one(tmp_path, capsys):
+def test_a_replaced_model_does_not_continue_the_answers_of_the_old_one(tmp_path, capsys):
     folder, data = tmp_path / "model", conversations.write(tmp_path, [sample(0), sample(1)])
     shutil.copytree(TINY, folder)
-    asked = ["report", "--model", str(folder), "--data", str(data), "-o", str(tmp_path / "out")]
-    asked += ["--max-new-tokens", "2"]
-    assert main(asked) == 0
+    command = ["report", "--model", str(folder), "--data", str(data), "-o", str(tmp_path / "out")]
+    command += ["--max-new-tokens", "2"]
+    assert main(command) == 0
     before = read_answers(tmp_path / "out/answers.jsonl")
-    shutil.copytree(folder, tmp_path / "copy")  # control: copied anew it is the same model
+    shutil.copytree(folder, tmp_path / "copy")  # control: a new copy is the same model
     shutil.rmtree(folder)
     (tmp_path / "copy").rename(folder)
-    assert main(asked) == 0
+    assert main(command) == 0
     weights = load_file(folder / "model.safetensors")
     save_file({name: 0 * weight for name, weight in weights.items()}, folder / "model.safetensors", {"format": "pt"})
-    assert main(asked) == 2 and "holds answers with model_sha256=" in capsys.readouterr().err
+    assert main(command) == 2 and "holds answers with model_sha256=" in capsys.readouterr().err
     assert read_answers(tmp_path / "out/answers.jsonl") == before
 
 
-def test_questions_without_images_are_left_out_and_no_strength_is_no_plot(tmp_path):
+def test_questions_without_images_are_only_evaluated_clean_and_without_strengths_there_is_no_plot(tmp_path):
     text_only = sample(2, conversations=[turn("human", "Hello?"), turn("gpt", "Hi.")])
     del text_only["image"]
     data = conversations.write(tmp_path, [sample(0), sample(1), text_only])
-    asked = ["report", "--model", str(TINY), "--data", str(data), "-o", str(tmp_path / "out")]
-    assert main([*asked, "--max-new-tokens", "2", "--perturb", "swapped"]) == 0
+    command = ["report", "--model", str(TINY), "--data", str(data), "-o", str(tmp_path / "out")]
+    assert main([*command, "--max-new-tokens", "2", "--perturb", "swapped"]) == 0
     content = json.loads((tmp_path / "out/robustness.json").read_text(encoding="utf-8"))
     assert [row["n"] for row in content["rows"]] == [2, 2] and content["questions_without_images"] == 1
     assert len(read_answers(tmp_path / "out/answers.jsonl")) == 3 + 2
@@ -150,28 +175,36 @@ def test_answers_of_two_runs_are_not_mixed(tmp_path, capsys):
     assert "t, 0 was answered twice" in capsys.readouterr().err
 
 
-def test_errors_and_groups_of_what_lmms_eval_logged(tmp_path):
-    """The images are those that the plug-in kept (`log_images`)."""
-    images, run = tmp_path / "images/colours", tmp_path / "results"
-    images.mkdir(parents=True)
-    run.mkdir()
-    lines = []
-    for number, said in enumerate(["red", "blue", ""]):
-        tiny.image(number).save(images / f"{number}-0.png")
-        logged = {"doc_id": number, "input": f"Question {number}?", "target": "red", "filtered_resps": said}
-        lines.append(json.dumps(logged | {"exact_match": float(said == "red")}))
-    config = {"model_args": f"pretrained=mine,log_images={tmp_path / 'images'}"}
-    content = {"results": {"colours": {"exact_match,none": 1 / 3}}, "config": config, "model_name": "mine"}
-    content["higher_is_better"] = {"colours": {"exact_match": True}}
-    (run / "20260101_000000_results.json").write_text(json.dumps(content), encoding="utf-8")
-    (run / "20260101_000000_samples_colours.jsonl").write_text("\n".join(lines), encoding="utf-8")
+@pytest.fixture
+def logged(tmp_path) -> list[str]:
+    """The command for errors and groups of three samples that lmms-eval logged, with their images (`log_images`)."""
+    images = tmp_path / "images"
+    (images / "colours").mkdir(parents=True)
+    rows = []
+    for number, text in enumerate(["red", "blue", ""]):
+        tiny.image(number).save(images / f"colours/{number}-0.png")
+        row = {"input": f"Question {number}?", "target": "red", "filtered_resps": text}
+        rows.append(row | {"exact_match": float(text == "red")})
+    write_results(
+        tmp_path / "results", results={"colours": {"exact_match,none": 1 / 3}},
+        config={"model_args": f"pretrained=mine,log_images={images}"},
+        higher_is_better={"colours": {"exact_match": True}},
+    )  # fmt: skip
+    write_samples(tmp_path / "results", "colours", rows)
     (tmp_path / "groups.csv").write_text("image,group\n0-0.png,a\n1-0.png,b\n2-0.png,b\n", encoding="utf-8")
-    asked = ["report", str(run), "--errors", "--groups", str(tmp_path / "groups.csv"), "-o", str(tmp_path / "report")]
-    assert main([*asked, "--image-folder", str(tmp_path / "images")]) == 0
+    command = ["report", str(tmp_path / "results"), "--errors", "--groups", str(tmp_path / "groups.csv")]
+    return [*command, "-o", str(tmp_path / "report")]
+
+
+def test_errors_and_groups_of_samples_that_lmms_eval_logged(logged, tmp_path):
+    assert main([*logged, "--image-folder", str(tmp_path / "images")]) == 0
     page = (tmp_path / "report/errors.html").read_text(encoding="utf-8")
     assert page.count('src="data:image/jpeg') == 2 and "Question 1?" in page and "Question 0?" not in page
     a, b = json.loads((tmp_path / "report/groups.json").read_text())["columns"]["group"]["groups"]
     assert (a["accuracy"]["value"], b["accuracy"]["value"], b["answer_rate"]["value"]) == (1, 0, 0.5)
-    assert (tmp_path / "report/report.md").is_file()  # the scores' tables beside
-    assert main(asked) == 0  # what a run says of its folder is no permission
+    assert (tmp_path / "report/report.md").is_file()
+
+
+def test_the_folder_that_a_run_names_is_no_permission_to_show_its_images(logged, tmp_path):
+    assert main(logged) == 0
     assert 'src="data:image/jpeg' not in (tmp_path / "report/errors.html").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""evaluation/perturbations.py: pure functions that grow with their strength."""
+"""robustness/perturbations.py: pure functions whose effect grows with their strength."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,15 @@ def test_no_strength_is_no_change(name, image):
     assert distance(image, CHANGES[name].apply(image, WEAKEST[name], 1)) == 0
 
 
-def test_blur_is_counted_in_the_images_own_size():
+def test_corners_of_a_rotated_image_have_its_mean_colour(image):
+    """Black corners, Pillow's default, would be a change of their own."""
+    rotated = np.asarray(CHANGES["rotation"].apply(image, 45, 0))
+    mean = np.asarray(image, dtype=float).mean((0, 1))
+    for corner in (rotated[0, 0], rotated[0, -1], rotated[-1, 0], rotated[-1, -1]):
+        assert np.abs(corner - mean).max() <= 1 < mean.min()
+
+
+def test_the_unit_of_blur_is_the_images_own_size():
     """An image and its enlargement are blurred alike; the control is the same strength in pixels."""
     small = tiny.image(1, (60, 60))
     large = small.resize((240, 240))

@@ -1,4 +1,4 @@
-"""evaluation/robustness.py: what is asked under which change, and how it is summed up."""
+"""robustness/measure.py: the conditions, the changed questions and the summary; robustness/plots.py draws them."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from conversations import sample, turn
 
 from omnifusion_hf.evaluation.answers import Answer
 from omnifusion_hf.evaluation.questions import read_questions
-from omnifusion_hf.evaluation.robustness import plots as robustness_plots
+from omnifusion_hf.evaluation.robustness import plots
 from omnifusion_hf.evaluation.robustness.measure import (
     conditions_of,
     present_perturbed,
@@ -20,11 +20,15 @@ from omnifusion_hf.evaluation.robustness.measure import (
 from omnifusion_hf.evaluation.robustness.perturbations import PERTURBATIONS, PGD, RANDOM, REMOVED, SWAPPED
 
 
-def test_clean_and_image_blind_are_always_asked_and_chance_beside_pgd():
+@pytest.mark.parametrize("epsilons", [[3, 5], [5, 3, 3.0]])
+def test_conditions_always_include_clean_and_swapped_images_and_random_signs_beside_pgd(epsilons):
+    """Each epsilon once, weakest first."""
     assert conditions_of(["removed"]) == [(None, None), ("removed", None), (SWAPPED, None)]
-    attacked = conditions_of([PGD], [3, 5])
-    assert attacked == [(None, None), (PGD, 3.0), (PGD, 5.0), (RANDOM, 3.0), (RANDOM, 5.0), (SWAPPED, None)]
-    assert conditions_of([PGD], [5, 3, 3.0]) == attacked  # once each, weakest first
+    attacked = [(None, None), (PGD, 3.0), (PGD, 5.0), (RANDOM, 3.0), (RANDOM, 5.0), (SWAPPED, None)]
+    assert conditions_of([PGD], epsilons) == attacked
+
+
+def test_all_means_every_perturbation_and_an_unknown_one_is_refused():
     assert {name for name, _ in conditions_of(["all"])} == {None, *PERTURBATIONS}
     with pytest.raises(ValueError, match="--perturb bluur is unknown; use all or some of blur,"):
         conditions_of(["blur", "bluur"])
@@ -32,9 +36,9 @@ def test_clean_and_image_blind_are_always_asked_and_chance_beside_pgd():
 
 @pytest.mark.parametrize(
     "names, epsilon, message",
-    [(["blur", PGD], -1, "0..255"), ([RANDOM], float("nan"), "0..255"), (["blur"], 8, "--epsilon is of the attack")],
+    [(["blur", PGD], -1, "0..255"), ([RANDOM], float("nan"), "0..255"), (["blur"], 8, "--epsilon belongs to the")],
 )
-def test_epsilons_are_refused_before_anything_is_asked(names, epsilon, message):
+def test_epsilons_out_of_range_or_without_an_attack_are_refused(names, epsilon, message):
     with pytest.raises(ValueError, match=message):
         conditions_of(names, [epsilon])
 
@@ -49,17 +53,21 @@ def questions(tmp_path):
     return read_questions(conversations.write(tmp_path, samples))
 
 
-def test_swapped_images_are_others_of_the_task_with_their_regions(questions):
+def test_swapped_images_are_others_of_the_task(questions):
     swapped = swap_images(questions)
-    assert [question.name for question in swapped] == [question.name for question in questions]
-    for before, after in zip(questions, swapped):
-        assert len(before.images) == len(after.images) == len(after.regions)
+    for before, after in zip(questions, swapped, strict=True):
+        assert len(before.images) == len(after.images)
         assert all(old != new for old, new in zip(before.images, after.images))
-        assert (before.text, before.truth) == (after.text, after.truth)
+        assert (before.name, before.text, before.truth) == (after.name, after.text, after.truth)
     of_task = {image.name for question in questions[:4] for image in question.images}
     assert {image.name for question in swapped[:4] for image in question.images} <= of_task
-    moved = [(image.name, boxes) for question in swapped for image, boxes in zip(question.images, question.regions)]
-    assert [image for image, boxes in moved if boxes] == ["2.png"] * sum(name == "2.png" for name, _ in moved[:5])
+
+
+def test_regions_move_with_their_swapped_image(questions):
+    swapped = swap_images(questions)
+    moved = [pair for question in swapped for pair in zip(question.images, question.regions, strict=True)]
+    with_boxes = [image.name for image, boxes in moved if boxes]
+    assert with_boxes == ["2.png"] * sum(image.name == "2.png" for image, _ in moved[:5]) != []
 
 
 def test_a_task_of_one_image_cannot_be_swapped(questions):
@@ -72,7 +80,7 @@ def test_removed_images_leave_the_text(questions):
     assert bare.images == [] and bare.regions == [] and bare.text == questions[2].text
 
 
-def test_chance_is_each_images_own_and_the_same_in_every_batch(processor, questions):
+def test_noise_differs_between_questions_and_is_the_same_in_every_batch(processor, questions):
     same_image = questions[:2]
     together = present_perturbed(processor, ("noise", 32.0), 0, same_image)["pixel_values"]
     alone = present_perturbed(processor, ("noise", 32.0), 0, same_image[1:])["pixel_values"]
@@ -81,7 +89,7 @@ def test_chance_is_each_images_own_and_the_same_in_every_batch(processor, questi
     assert not np.array_equal(together[:1], alone) and not np.array_equal(other_seed, alone)
 
 
-def test_chance_is_the_same_at_every_strength(processor, questions, monkeypatch):
+def test_the_seed_of_an_image_is_the_same_at_every_strength(processor, questions, monkeypatch):
     seeds = []
     record = replace(PERTURBATIONS["noise"], apply=lambda image, strength, seed: seeds.append(seed) or image)
     monkeypatch.setitem(PERTURBATIONS, "noise", record)
@@ -92,7 +100,7 @@ def test_chance_is_the_same_at_every_strength(processor, questions, monkeypatch)
     assert others == [first, second] * (len(record.strengths) - 1)
 
 
-def test_summary_counts_by_condition_and_task():
+def test_the_summary_counts_by_condition_and_task():
     answers = [Answer(str(n), "ab"[n % 2], "?", [], ["x"], "x", float(n > 1)) for n in range(4)]
     answers += [Answer("0", "a", "?", [], ["x"], "x", 0.0, "blur", 1.0)]
     clean, blurred = summary(answers, [(None, None), ("blur", 1.0)])
@@ -101,19 +109,36 @@ def test_summary_counts_by_condition_and_task():
     assert (blurred["perturbation"], blurred["strength"], blurred["n"], blurred["accuracy"]) == ("blur", 1.0, 1, 0)
 
 
-@pytest.mark.parametrize("names", [["blur"], [PGD, "blur"], ["all"]], ids=["one panel", "two", "all"])
-def test_the_plot_shows_its_whole_legend_and_whole_points_at_0_and_1(names, tmp_path, monkeypatch):
+@pytest.fixture(params=[["blur"], [PGD, "blur"], ["all"]], ids=["one panel", "two", "all"])
+def drawn(request, tmp_path, monkeypatch):
+    """Names of perturbations, the figure and its rows."""
     figures = []
-    monkeypatch.setattr(robustness_plots, "save", lambda figure, path: figures.append(figure))
-    conditions = conditions_of([*names, REMOVED])
+    monkeypatch.setattr(plots, "save_figure", lambda figure, *_: figures.append(figure))
+    conditions = conditions_of([*request.param, REMOVED])
     answers = [Answer("0", "t", "?", [], ["x"], "x", float(n % 2), *pair) for n, pair in enumerate(conditions)]
-    robustness_plots.draw_robustness(tmp_path / "plot.png", summary(answers, conditions))
-    (figure,) = figures
-    figure.canvas.draw()
+    rows = summary(answers, conditions)
+    plots.draw_robustness(tmp_path / "plot.png", rows)
+    figures[0].canvas.draw()
+    return request.param, figures[0], rows
+
+
+def test_the_plot_shows_its_whole_legend(drawn):
+    names, figure, _ = drawn
     legend, (left, bottom, right, top) = figure.legends[0].get_window_extent(), figure.bbox.extents
     assert left <= legend.x0 and legend.x1 <= right and bottom <= legend.y0 and legend.y1 <= top
     assert len(figure.legends[0].get_texts()) == 4 + (names != ["blur"])
-    for axes in figure.axes[: len(robustness_plots.panels_of(summary(answers, conditions)))]:
+
+
+def test_points_of_the_plot_at_0_and_1_are_fully_visible(drawn):
+    _, figure, rows = drawn
+    for axes in figure.axes[: len(plots.panels_of(rows))]:
         low, high = (axes.transData.transform((0, value))[1] for value in (0, 1))
         radius = axes.lines[-1].get_markersize() / 2 * figure.dpi / 72
         assert axes.bbox.y0 < low - radius and high + radius < axes.bbox.y1
+
+
+def test_the_plot_draws_the_accuracies_of_its_rows(drawn):
+    _, figure, rows = drawn
+    for axes, name in zip(figure.axes, plots.panels_of(rows)):
+        wanted = [row["accuracy"] for row in rows if row["perturbation"] == name]
+        assert list(axes.lines[-1].get_ydata()) == wanted and axes.get_title() == name.replace("_", " ")

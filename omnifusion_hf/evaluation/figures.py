@@ -1,22 +1,15 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""The radar plot of benchmarks, after the paper's Figure 1: one line a model, rows of the paper beside."""
+"""Figures of reports, and the radar plot of benchmarks after the paper's Figure 1: a line per model and paper row."""
 
 import math
 from pathlib import Path
 
-from ...io import staged_file
-from ..paper_tables import BENCHMARKS, RADAR_COLUMNS, RADAR_ROWS
-
-
-def radar_columns(models: dict[str, dict[str, float]]) -> list[str]:
-    """The axes: the paper's, then every other one in percent that some model has."""
-    measured = {column for values in models.values() for column in values}
-    more = [b.column for b in BENCHMARKS if b.higher_is_better and b.column in measured]
-    return [*RADAR_COLUMNS, *(column for column in more if column not in RADAR_COLUMNS)]
+from ..io import staged_file
+from .paper_tables import BENCHMARKS, RADAR_COLUMNS, RADAR_ROWS
 
 
 def new_figure(width: float, height: float):
-    """A matplotlib figure of this size in inches. Raises `ValueError` where matplotlib is missing."""
+    """A matplotlib figure of this size in inches. Raises `ValueError` if matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -24,14 +17,21 @@ def new_figure(width: float, height: float):
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def draw_radar(path: Path, models: dict[str, dict[str, float]]):
-    """Writes the plot of each model's percent by column, as a PNG that is whole or absent."""
+def save_figure(figure, path: Path, dpi: int):
+    """Writes a PNG atomically."""
     with staged_file(path) as part:
-        radar(models).savefig(part, format="png", dpi=120)
+        figure.savefig(part, format="png", dpi=dpi)
+
+
+def radar_columns(models: dict[str, dict[str, float]]) -> list[str]:
+    """The axes: the paper's, then every other column in percent that a model has."""
+    measured = {column for values in models.values() for column in values}
+    more = [b.column for b in BENCHMARKS if b.higher_is_better and b.column in measured]
+    return [*RADAR_COLUMNS, *(column for column in more if column not in RADAR_COLUMNS)]
 
 
 def radar(models: dict[str, dict[str, float]]):
-    """The plot as a matplotlib figure; a line has a gap where nothing was measured."""
+    """A figure of each model's percent by column; a line has a gap at a column that was not measured."""
     columns = radar_columns(models)
     angles = [2 * math.pi * index / len(columns) for index in range(len(columns))]
     figure = new_figure(9, 7)
@@ -49,7 +49,7 @@ def radar(models: dict[str, dict[str, float]]):
         line = [values.get(column) for column in columns]
         label = f"{name} ({sum(value is not None for value in line)} of {len(columns)} measured)"
         lines[label] = _line(axes, angles, line, marker="o", linewidth=2)
-    # Given as texts: a line whose own label begins with "_" is left out.
+    # Labels are passed to the legend, because matplotlib leaves out lines whose own label begins with "_".
     legend = figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=2, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)

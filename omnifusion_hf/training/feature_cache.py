@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from tqdm import tqdm
 from transformers import TrainingArguments
 
+from ..hashing import weights_hash
 from ..io import staged_file
 from ..model.image_processing_omnifusion import OmniFusionImageProcessor
 from ..model.modeling_omnifusion_vision import OmniFusionVisionModel, OmniFusionVisionOutput
@@ -300,11 +301,3 @@ def as_metadata(settings: dict) -> dict[str, str]:
     """One text per setting, without those that may differ between two models with equal features."""
     kept = {name: value for name, value in leaves(settings) if name.split(".")[-1] not in NOT_OF_FEATURES}
     return {name: json.dumps(value) for name, value in kept.items()}
-
-
-def weights_hash(module: torch.nn.Module) -> str:
-    digest = blake2b(digest_size=16)
-    for name, weight in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.cpu().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -112,7 +112,7 @@ def fill(
     for batch in _batches(dataset, sorted(set(mine.values())), _pixels_by_name, "encoding views", args):
         new = {view: pixels for view, pixels in batch.items() if mine.pop(view, None) is not None}
         if new:
-            encoded = join(encode(tower, torch.stack(list(new.values())), args)).cpu()  # (V, F)
+            encoded = join(compute_features(tower, torch.stack(list(new.values())), args)).cpu()  # (V, F)
             rows |= {view: row.clone() for view, row in zip(new, encoded)}
         if sum(row.nbytes for row in rows.values()) >= SHARD_BYTES:
             shards.write(rows)
@@ -161,7 +161,7 @@ class FeatureLayout:
     @classmethod
     def of(cls, tower: OmniFusionVisionModel, args: TrainingArguments) -> "FeatureLayout":
         size = tower.config.image_size
-        features = encode(tower, torch.zeros(1, 3, size, size), args)
+        features = compute_features(tower, torch.zeros(1, 3, size, size), args)
         layers = [config.num_hidden_layers if tower.every_layer else 1 for config in tower.config.encoder_configs]
         shapes = tuple(tuple(feature.shape[1:]) for feature in features)
         return cls(shapes, tuple(end - 1 for end in accumulate(layers)), join(features).nbytes)
@@ -177,7 +177,7 @@ def join(features: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([feature.flatten(1) for feature in features], dim=1)
 
 
-def encode(tower: OmniFusionVisionModel, views: torch.Tensor, args: TrainingArguments) -> list[torch.Tensor]:
+def compute_features(tower: OmniFusionVisionModel, views: torch.Tensor, args: TrainingArguments) -> list[torch.Tensor]:
     """Features of views (V, 3, S, S) in the precision in which Trainer would compute them."""
     half = half_precision(args)
     with torch.no_grad(), torch.autocast(args.device.type, half or torch.bfloat16, enabled=half is not None):

@@ -76,6 +76,5 @@ def _fold_rows(model: OmniFusionForConditionalGeneration, state_dict: dict, pref
 def _unfold_rows(table: nn.Embedding, state_dict: dict, prefix: str, *unused):
     """Takes the rows of a plain folder from its table."""
     weight = state_dict.get(f"{prefix}weight")
-    if weight is not None:
-        rows = weight[table.special_token_ids.to(weight.device)]
-        state_dict.setdefault(f"{prefix}special_token_rows", rows)
+    if weight is not None and f"{prefix}special_token_rows" not in state_dict:
+        state_dict[f"{prefix}special_token_rows"] = weight[table.special_token_ids.to(weight.device)]

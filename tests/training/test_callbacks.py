@@ -29,16 +29,7 @@ from omnifusion_hf.io import LOSS_PLOT
 from omnifusion_hf.training import callbacks
 from omnifusion_hf.training import train as train_module
 from omnifusion_hf.training.arguments import parse_recipe
-from omnifusion_hf.training.callbacks import (
-    IdentityCallback,
-    Progress,
-    SaveAndStop,
-    SpeedCallback,
-    checkpoint_to_resume,
-    is_whole,
-    peak_memory_gb,
-    plot_loss,
-)
+from omnifusion_hf.training.callbacks import IdentityCallback, SaveAndStop, SpeedCallback, checkpoint_to_resume
 from omnifusion_hf.training.collators import PackingCollator, PaddingCollator
 from omnifusion_hf.training.preprocessing import ConversationEncoder
 from omnifusion_hf.training.trainer import OmniFusionTrainer
@@ -49,13 +40,6 @@ PROCESSOR = tiny.processor(tiny.config())
 SAMPLES = [ConversationEncoder(PROCESSOR)(item) for item in (conversations.NONE, conversations.ONE, conversations.TWO)]
 ON_CPU = SimpleNamespace(device=torch.device("cpu"))
 TOKENS = sum(len(sample["input_ids"]) for sample in SAMPLES)
-
-
-def test_rates_are_those_between_two_times():
-    earlier = Progress(seconds=10, step=3, samples=8, tokens=100, visual_tokens=60)
-    later = Progress(seconds=14, step=5, samples=16, tokens=500, visual_tokens=160)
-    rates = {"samples_per_second": 2.0, "tokens_per_second": 100.0, "visual_token_share": 0.25}
-    assert later.rates_since(earlier) == rates
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -80,6 +64,7 @@ def test_a_log_line_is_of_what_was_done_since_the_one_before(monkeypatch):
         callback.counts += torch.tensor([20, 400, 100])
         lines.append(callback.figures(state))
     assert [line["samples_per_second"] for line in lines] == [2, 10]
+    assert [(line["tokens_per_second"], line["visual_token_share"]) for line in lines] == [(40, 0.25), (200, 0.25)]
     assert [line["minutes_left"] for line in lines] == [1.5, 0.8]  # 9 steps of 10 s, 8 of 6 s
 
 
@@ -133,14 +118,14 @@ def test_resumed_run_without_steps_left_has_no_speed():
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel's own figure is Linux's")
 def test_peak_memory_is_that_of_this_process():
     kilobytes = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]
-    assert peak_memory_gb(torch.device("cpu")) == pytest.approx(int(kilobytes) * 1024 / 1e9, rel=0.01)
+    assert callbacks.peak_memory_gb(torch.device("cpu")) == pytest.approx(int(kilobytes) * 1024 / 1e9, rel=0.01)
 
 
 def test_plot_is_an_image_of_the_losses(tmp_path):
     history = [{"step": step, "loss": 1 / step} for step in range(1, 9)] + [{"step": 8, "train_runtime": 1}]
     drawn = []
     for entries in (history, history, history[:4]):
-        plot_loss(entries, tmp_path)
+        callbacks.plot_loss(entries, tmp_path)
         drawn.append(Image.open(tmp_path / LOSS_PLOT).convert("RGB").tobytes())
     assert drawn[0] == drawn[1] != drawn[2]
 
@@ -150,12 +135,12 @@ def test_without_matplotlib_or_with_a_full_disk_the_log_says_so(tmp_path, monkey
     logging.getLogger("transformers").propagate = True
     history = [{"step": 1, "loss": 1.0}]
     (tmp_path / "no_folder").touch()
-    plot_loss(history, tmp_path / "no_folder")
+    callbacks.plot_loss(history, tmp_path / "no_folder")
     assert "no plot of the loss" in caplog.text and "no_folder" in caplog.text
-    plot_loss([{"step": 1, "train_runtime": 1}], tmp_path)
+    callbacks.plot_loss([{"step": 1, "train_runtime": 1}], tmp_path)
     assert "none was logged" in caplog.text
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    plot_loss(history, tmp_path)
+    callbacks.plot_loss(history, tmp_path)
     assert "pip install 'omnifusion_hf[plot]'" in caplog.text and len(list(tmp_path.iterdir())) == 1
 
 
@@ -335,7 +320,7 @@ def test_checkpoint_without_one_of_its_shards_is_not_whole(tmp_path):
     (tmp_path / "trainer_state.json").write_text("{}")
     for number, whole in ((1, False), (2, True)):
         save_file({"a": torch.zeros(9)}, tmp_path / f"model-0000{number}-of-00002.safetensors")
-        assert is_whole(tmp_path) == whole
+        assert callbacks.is_whole(tmp_path) == whole
 
 
 def test_run_is_not_resumed_as_another_and_none_starts_among_its_checkpoints(tmp_path, base, capsys):

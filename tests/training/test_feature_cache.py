@@ -72,14 +72,14 @@ def stored(folder: Path) -> list[str]:
 @pytest.fixture
 def encoded(monkeypatch) -> list[int]:
     """How many views each call of the encoders got, but for the blank one that tells the features' sizes."""
-    counts, encode = [], feature_cache.encode
+    counts, compute = [], feature_cache.compute_features
 
     def counting(tower, views, args):
         if views.any():
             counts.append(len(views))
-        return encode(tower, views, args)
+        return compute(tower, views, args)
 
-    monkeypatch.setattr(feature_cache, "encode", counting)
+    monkeypatch.setattr(feature_cache, "compute_features", counting)
     return counts
 
 
@@ -147,18 +147,18 @@ def test_only_new_views_are_encoded(tmp_path, encoded):
 def test_killed_while_encoding_it_goes_on_with_what_is_missing(tmp_path, monkeypatch, encoded):
     model, processor = model_and_processor()
     monkeypatch.setattr(feature_cache, "SHARD_BYTES", 1)
-    counting = feature_cache.encode
+    counting = feature_cache.compute_features
 
     def dies(tower, views, args):
         if encoded:
             raise KeyboardInterrupt
         return counting(tower, views, args)
 
-    monkeypatch.setattr(feature_cache, "encode", dies)
+    monkeypatch.setattr(feature_cache, "compute_features", dies)
     with pytest.raises(KeyboardInterrupt):
         cached(tmp_path, model, processor)
     assert 0 < len(stored(tmp_path)) < 3
-    monkeypatch.setattr(feature_cache, "encode", counting)
+    monkeypatch.setattr(feature_cache, "compute_features", counting)
     cached(tmp_path, model_and_processor()[0], processor)
     assert sum(encoded) == len(stored(tmp_path)) == 3
 
@@ -217,7 +217,7 @@ def test_tower_that_serves_features_still_takes_pixels(tmp_path):
     pixels = torch.randn(3, 3, 32, 32)
     computed = tower(pixels, return_dict=True)
     layout = feature_cache.FeatureLayout.of(tower, args)
-    rows = feature_cache.join(feature_cache.encode(tower, pixels, args))
+    rows = feature_cache.join(feature_cache.compute_features(tower, pixels, args))
     served = feature_cache.FeatureVisionModel.of(tower, layout)
     assert served.state_dict().keys() == tower.state_dict().keys()
     for given in (rows, pixels):

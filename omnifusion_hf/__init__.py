@@ -3,11 +3,13 @@
 import transformers
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
+from ._compat import known_by_class_name
+from .build.tokenization import add_special_tokens
 from .model.configuration_omnifusion import OmniFusionConfig, OmniFusionVisionConfig
 from .model.image_processing_omnifusion import OmniFusionImageProcessor
 from .model.modeling_omnifusion import OmniFusionForConditionalGeneration, OmniFusionModel, OmniFusionPreTrainedModel
 from .model.modeling_omnifusion_vision import OmniFusionVisionModel
-from .model.processing_omnifusion import OmniFusionProcessor, add_special_tokens
+from .model.processing_omnifusion import OmniFusionProcessor
 
 
 __version__ = "0.1.0"
@@ -30,6 +32,8 @@ def _register():
         image_processor_classes={"pil": OmniFusionImageProcessor, "torchvision": OmniFusionImageProcessor},
     )
     AutoProcessor.register(OmniFusionConfig, OmniFusionProcessor)
+
+    known_by_class_name(OmniFusionForConditionalGeneration)
 
     OmniFusionConfig.register_for_auto_class()
     OmniFusionModel.register_for_auto_class("AutoModel")

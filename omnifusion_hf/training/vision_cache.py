@@ -172,12 +172,12 @@ def serve_rows(tower: OmniFusionVisionModel, layout: FeatureLayout):
     """Makes the tower take rows (V, F) in the place of pixels (V, 3, S, S), which it still takes as well."""
     compute = tower.forward
 
-    def forward(pixel_values: torch.Tensor, read=list, **kwargs) -> OmniFusionVisionOutput:
+    def forward(pixel_values: torch.Tensor, projector=list, **kwargs) -> OmniFusionVisionOutput:
         if pixel_values.dim() > 2:
-            return compute(pixel_values, read=read, **kwargs)
+            return compute(pixel_values, projector=projector, **kwargs)
         features = layout.divide(pixel_values)
         return OmniFusionVisionOutput(
-            features=read(iter(features)), last_features=[features[index] for index in layout.last]
+            features=projector(iter(features)), last_features=[features[index] for index in layout.last]
         )
 
     tower.forward = forward

@@ -115,7 +115,7 @@ def with_labels(processor, conversations: list[list[dict]], questions: list[Ques
     if not answered.any(-1).all():
         raise ValueError(
             "the chat template marks no answer; PGD needs {% generation %} … {% endgeneration %} around each: build "
-            "the model with --chat-template release, or leave pgd out."
+            "the model with --chat-template omnifusion, or leave pgd out."
         )
     return BatchFeature(batch | {"labels": batch["input_ids"].masked_fill(~answered, -100)})
 

@@ -63,12 +63,12 @@ def test_a_mix_with_a_grid_is_built_trains_by_the_recipe_and_answers(parts, tmp_
 
 def test_a_chat_tuned_llm_keeps_its_template_and_stops_at_its_own_mark(parts, tmp_path):
     assert build(parts, tmp_path / "own", "--chat-template", "own", text="chat") == 0
-    assert build(parts, tmp_path / "release", text="chat") == 0
-    templates = [(tmp_path / name / "chat_template.jinja").read_text() for name in ("own", "release")]
+    assert build(parts, tmp_path / "omnifusion", text="chat") == 0
+    templates = [(tmp_path / name / "chat_template.jinja").read_text() for name in ("own", "omnifusion")]
     assert "You help." in templates[0] and "You help." not in templates[1]
     ends = [
         json.loads((tmp_path / name / "generation_config.json").read_text())["eos_token_id"]
-        for name in ("own", "release")
+        for name in ("own", "omnifusion")
     ]
     assert ends == [[2, 0], [2]]  # <unk> is what the template ends turns with
 
@@ -83,7 +83,7 @@ def test_a_chat_tuned_llm_keeps_its_template_and_stops_at_its_own_mark(parts, tm
 def test_a_template_that_cannot_be_trained_is_refused(template, parts, tmp_path, capsys):
     text = llms.save(tmp_path / "chat", "llama", chat_template=template)
     assert build(parts, tmp_path / "out", "--chat-template", "own", text=text) == 2
-    assert "use --chat-template release" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "use --chat-template omnifusion" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_preset_sets_layer_size_and_fit_and_options_win(parts, tmp_path, monkeypatch):

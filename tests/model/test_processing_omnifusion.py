@@ -16,8 +16,9 @@ from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from omnifusion_hf import OmniFusionProcessor, add_special_tokens
 from omnifusion_hf.inference import TINY
+from omnifusion_hf.build.chat_template import chat_template_for
 from omnifusion_hf.model import processing_omnifusion
-from omnifusion_hf.model.chat_template_omnifusion import ESCAPE, chat_template_for
+from omnifusion_hf.model.processing_omnifusion import ESCAPE
 
 
 SPECIALS = ["<image>", "<img_start>", "<img_end>", "<user>", "<bot>", "</s>", "<s>"]

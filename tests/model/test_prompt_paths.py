@@ -41,12 +41,12 @@ def processors(parts, tmp_path_factory) -> dict[str, OmniFusionProcessor]:
     """Saved and loaded again, as users have them."""
     folder = tmp_path_factory.mktemp("processors")
     llm = llms.save(folder / "llm", "llama", chat_template=INST, add_bos=True)
-    for kind in ("release", "own"):
+    for kind in ("omnifusion", "own"):
         processor = OmniFusionProcessor.from_vision_text_pretrained([str(parts / "clip")], str(llm), kind)
         processor.save_pretrained(folder / kind)
     return {
         "release format": AutoProcessor.from_pretrained(TINY),
-        "release format, LLM with BOS": AutoProcessor.from_pretrained(folder / "release"),
+        "release format, LLM with BOS": AutoProcessor.from_pretrained(folder / "omnifusion"),
         "own format with BOS": AutoProcessor.from_pretrained(folder / "own"),
     }
 

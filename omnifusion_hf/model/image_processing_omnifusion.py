@@ -346,14 +346,15 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
             return [self.fetch_images(item, max_image_pixels, input_data_format) for item in image_url_or_urls]
         if isinstance(image_url_or_urls, Image.Image):
             return image_url_or_urls
-        return load_image(image_url_or_urls, max_image_pixels or self.max_image_pixels, input_data_format, False)
+        limit, layout = max_image_pixels or self.max_image_pixels, input_data_format or self.input_data_format
+        return load_image(image_url_or_urls, limit, layout, False)
 
-    def preprocess(self, images, *args, regions=None, **kwargs) -> BatchFeature:
+    def preprocess(self, images, *args, **kwargs) -> BatchFeature:
         """As transformers' own; `regions` are nested as the images are."""
         images = self.fetch_images(images, kwargs.get("max_image_pixels"), kwargs.get("input_data_format"))
-        if regions is not None:
-            regions = regions_per_image(regions, images_per_prompt(images))
-        return super().preprocess(flat(images), *args, regions=regions, **kwargs)
+        if (regions := kwargs.get("regions", self.regions)) is not None:
+            kwargs["regions"] = regions_per_image(regions, images_per_prompt(images))
+        return super().preprocess(flat(images), *args, **kwargs)
 
     def process_image(self, image: Image.Image, *, max_image_pixels: int, do_convert_rgb: bool = True, **kwargs):
         """A decoded image as a viewer shows it, still a PIL image."""

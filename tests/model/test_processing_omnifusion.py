@@ -294,7 +294,7 @@ def test_a_tokenizer_that_reads_the_escape_is_refused():
     image_processor = tiny.processor(tiny.config()).image_processor
     raw = tiny.llm_tokenizer()
     raw.add_special_tokens({"additional_special_tokens": SPECIALS[:5]})
-    with pytest.raises(ValueError, match=r"reads the character U\+E0F5.*add_special_tokens"):
+    with pytest.raises(ValueError, match=r"does not remove the character U\+E0F5.*add_special_tokens"):
         OmniFusionProcessor(image_processor, raw, 16)
     OmniFusionProcessor(image_processor, add_special_tokens(raw), 16)
 
@@ -348,7 +348,7 @@ def test_case_03_a_tokenizer_that_makes_special_tokens_of_text_is_refused():
     pieces = [("<s>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((character, -8.0) for character in "▁<>/sab")]
     backend = Tokenizer(models.Unigram(pieces, 2))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    with pytest.raises(ValueError, match=r"makes special tokens of text that somebody types: \['</s>', '<s>'\]"):
+    with pytest.raises(ValueError, match=r"makes special tokens of a user's text: \['</s>', '<s>'\]"):
         add_special_tokens(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", bos_token="<s>"))
     raw = tiny.llm_tokenizer()
     raw.add_special_tokens({"additional_special_tokens": ["|"]})

@@ -178,7 +178,7 @@ def test_another_number_of_regions_than_of_images_raises_and_boxes_alone_too(cou
 
 
 def test_regions_is_no_strategy(images):
-    with pytest.raises(ValueError, match="Regions go with both"):
+    with pytest.raises(ValueError, match="Both take regions"):
         processor(view_strategy="regions")(images)
     with pytest.raises(Exception, match="expected one of"):
         processor()(images, view_strategy="regions")

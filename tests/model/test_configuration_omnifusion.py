@@ -39,8 +39,8 @@ def vision(*families, sizes=None, **fields) -> OmniFusionVisionConfig:
             (lambda kind=kind: tiny.config(projector_type=kind, projector_num_attention_heads=5), "a divisor of 32")
             for kind in ("transformer", "concatenation", "attention")
         ),
-        (lambda: tiny.config(projector_type="summation", vision_feature_layer=-2), "read all layers.*leave"),
-        (lambda: tiny.config(vision_feature_layer="all"), "the others one of each encoder"),
+        (lambda: tiny.config(projector_type="summation", vision_feature_layer=-2), "read all layers.*omit"),
+        (lambda: tiny.config(vision_feature_layer="all"), "the others one layer of each encoder"),
         (lambda: tiny.config(("clip", "swin"), projector_type="attention"), "Swin encoder changes its grid.*use mlp"),
         (lambda: tiny.config(projector_type="attention", projector_num_queries=0), "num_queries must be 1 or more"),
         (lambda: tiny.config(projector_num_attention_heads=-4), "heads must be 1 or more, got -4"),

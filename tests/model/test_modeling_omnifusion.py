@@ -144,12 +144,12 @@ def test_ties_hold_after_reloading_wherever_they_are_set(top, nested, tmp_path):
 
 def implementations(model) -> dict[str, str]:
     """What each part really has, by the configuration object that its attention modules read."""
-    parts = {"model": model, "text": model.model.language_model}
+    parts = {"text": model.model.language_model}
     parts |= {f"encoder_{i}": encoder for i, encoder in enumerate(model.model.vision_tower.encoders)}
-    found = {}
+    found = {"model": model.config._attn_implementation}
     for name, part in parts.items():
         configs = [module.config for module in part.modules() if re.search("Attention", type(module).__name__)]
-        found[name] = part.config._attn_implementation if name == "model" else configs[-1]._attn_implementation
+        found[name] = configs[-1]._attn_implementation
     return found
 
 

@@ -55,7 +55,11 @@ def chat_template_for(tokenizer, kind: str = "omnifusion") -> str:
     values |= {"ESCAPE": ESCAPE, "ROLES": ROLES, "CONTENT": CONTENT, "NO_TOOLS": NO_TOOLS}
     read = re.sub(r"\b[A-Z_]+\b", lambda name: values[name[0]], template("read"))
     if kind == "omnifusion":
-        return ("{{- bos_token -}}" if adds_bos(tokenizer) else "") + read + template("omnifusion").replace("ROLES", ROLES)
+        return (
+            ("{{- bos_token -}}" if adds_bos(tokenizer) else "")
+            + read
+            + template("omnifusion").replace("ROLES", ROLES)
+        )
     if kind != "own":
         raise ValueError(f"chat template `{kind}` is unknown; use `omnifusion` or `own`.")
     own = tokenizer.chat_template

@@ -57,7 +57,9 @@ def merges_of(reference: SentencePieceProcessor, vocabulary: dict[str, int]) -> 
         for cut in range(1, len(piece))
         if piece[:cut] in vocabulary and piece[cut:] in vocabulary
     ]
-    return [pair for _, _, pair in sorted(merges, key=lambda merge: (merge[0], merge[1], len(merge[2][1])), reverse=True)]
+    return [
+        pair for _, _, pair in sorted(merges, key=lambda merge: (merge[0], merge[1], len(merge[2][1])), reverse=True)
+    ]
 
 
 def fast_tokenizer(model_file: str | Path, add_bos: bool = False) -> PreTrainedTokenizerFast:
@@ -68,7 +70,9 @@ def fast_tokenizer(model_file: str | Path, add_bos: bool = False) -> PreTrainedT
     reference = SentencePieceProcessor(model_file=str(model_file))
     pieces = [reference.id_to_piece(index) for index in range(reference.get_piece_size())]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    backend = Tokenizer(models.BPE(vocabulary, merges_of(reference, vocabulary), unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend = Tokenizer(
+        models.BPE(vocabulary, merges_of(reference, vocabulary), unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     backend.decoder = decoders.Sequence(steps)

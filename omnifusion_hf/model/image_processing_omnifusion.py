@@ -349,7 +349,7 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
         limit, layout = max_image_pixels or self.max_image_pixels, input_data_format or self.input_data_format
         return load_image(image_url_or_urls, limit, layout, False)
 
-    def preprocess(self, images, *args, **kwargs) -> BatchFeature:
+    def preprocess(self, images, *args, **kwargs) -> BatchFeature:  # trf-ignore: TRF057
         """As transformers' own; `regions` are nested as the images are."""
         images = self.fetch_images(images, kwargs.get("max_image_pixels"), kwargs.get("input_data_format"))
         if (regions := kwargs.get("regions", self.regions)) is not None:

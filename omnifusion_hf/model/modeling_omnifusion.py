@@ -153,7 +153,13 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
 
 
 # Matched from the beginning of a name: of the whole model, then of the model without its head.
-NOT_QUANTISED = ["model.vision_tower", "model.multi_modal_projector", "lm_head", "vision_tower", "multi_modal_projector"]
+NOT_QUANTISED = [
+    "model.vision_tower",
+    "model.multi_modal_projector",
+    "lm_head",
+    "vision_tower",
+    "multi_modal_projector",
+]
 
 
 def quantise_only_the_llm(quantization_config):
@@ -231,7 +237,9 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         if torch.compiler.is_compiling():
             num_views = [len(pixel_values)]
         else:
-            num_views = [1] * len(pixel_values) if image_view_index is None else views_per_image(image_view_index.cpu())
+            num_views = (
+                [1] * len(pixel_values) if image_view_index is None else views_per_image(image_view_index.cpu())
+            )
         visual_tokens = outputs.features.flatten(0, 1)  # (ΣV·P, D)
         return BaseModelOutputWithPooling(
             last_hidden_state=side_by_side(outputs.last_features),

@@ -196,8 +196,6 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
         self,
         pixel_values: torch.Tensor,
         projector: Callable[[Iterable[torch.Tensor]], Any] = list,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> OmniFusionVisionOutput:
         """Features of the views.
@@ -207,12 +205,11 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
             projector: gets the features (ΣV, P_e, d_e) one after another: one per encoder, or all layers of the first
                 encoder, then of the next. It runs inside this `forward`, because layers are computed while it reads
                 them and FSDP and ZeRO hold the encoders' weights only here. By default features are listed.
-            output_hidden_states, output_attentions: as in transformers; attentions need eager attention.
+            kwargs: `output_hidden_states` and `output_attentions` as in transformers.
         """
-        recorded = {
-            "output_hidden_states": self.config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            "output_attentions": self.config.output_attentions if output_attentions is None else output_attentions,
-        }  # fmt: skip
+        recorded = {}
+        for name in ("output_hidden_states", "output_attentions"):
+            recorded[name] = getattr(self.config, name) if kwargs.get(name) is None else kwargs[name]
         hidden_states, attentions, last_features = [], [], {}
 
         def features() -> Iterator[torch.Tensor]:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from itertools import zip_longest
 
+
 # First: configuration refuses other versions of transformers; 4 copies only the files that are imported here.
 from .configuration_omnifusion import SPECIAL_TOKENS  # isort: skip
 
@@ -244,7 +245,12 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
 
     @classmethod
     def from_vision_text_pretrained(
-        cls, vision: list[str], text: str, chat_template: str = "omnifusion", image_options: dict | None = None, **config
+        cls,
+        vision: list[str],
+        text: str,
+        chat_template: str = "omnifusion",
+        image_options: dict | None = None,
+        **config,
     ) -> "OmniFusionProcessor":
         """The processor of a model that is assembled from pretrained parts; needs the package omnifusion_hf.
 

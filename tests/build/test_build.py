@@ -118,7 +118,7 @@ def test_a_model_of_the_tables_is_built_from_local_parts(parts, tmp_path, monkey
         (["--vision", "{clip}"], "--vision (once per encoder) and --text"),
         (["--vision", "{clip}/absent", "--text", "{llm}"], "cannot load `{clip}/absent`"),
         (["--vision", "{clip}", "--text", "someone/model"], "cannot load `someone/model`"),
-        (["--vision", "blip={clip}", "--text", "{llm}"], "`blip` in blip={clip} is no preset"),
+        (["--vision", "blip={clip}", "--text", "{llm}"], "`blip` in blip={clip} is not a preset"),
         (["--vision", "clip-vit-l-336={clip}", "--text", "{llm}"], "should give 576 tokens of width 1024"),
         (
             ["--vision", "{clip}", "--text", "{llm}", "--layer", "-1", "--layer", "-2"],

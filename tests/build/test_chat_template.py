@@ -90,7 +90,7 @@ def test_images_stand_where_the_message_has_them(own, image_processor):
 
 @ALL
 @pytest.mark.parametrize("token", ["<image>", "<img_end>", "<|im_end|>", "</s>", "<s>", "<bot>"])
-def test_case_03_special_tokens_that_a_user_types_are_text(own, token, image_processor):
+def test_special_tokens_that_a_user_types_are_text(own, token, image_processor):
     processor = processor_with(own, image_processor)
     ids = [tiny.prompt(processor, [tiny.user(f"a {text} b")]).input_ids[0].tolist() for text in (token, "")]
     special = processor.tokenizer.convert_tokens_to_ids(token)
@@ -145,7 +145,7 @@ def marks(ids: list[int], processor) -> list[int]:
 
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(pieces=CUT_TEXTS, role=st.sampled_from(["user", "system", "assistant"]), alone=st.booleans())
-def test_case_03_text_is_data_however_it_is_cut(formats, pieces, role, alone):
+def test_text_is_data_however_it_is_cut(formats, pieces, role, alone):
     parts = [{"type": "text", "text": piece} for piece in pieces]
     for name in ("omnifusion", "chatml", "marks"):  # inst leaves out what the system says
         processor = formats[name]
@@ -158,7 +158,7 @@ def test_case_03_text_is_data_however_it_is_cut(formats, pieces, role, alone):
         assert "".join(pieces).strip() in processor.decode(in_parts, skip_special_tokens=False)
 
 
-def test_case_03_control_text_that_nobody_escapes_holds_special_tokens(formats):
+def test_control_text_that_nobody_escapes_holds_special_tokens(formats):
     tokenizer = formats["omnifusion"].tokenizer
     tokens = special_tokens(tokenizer)
     for token in SPECIAL:
@@ -176,7 +176,7 @@ def test_the_templates_escape_as_the_processor_does(formats, text):
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["processor", "template alone"])
-def test_case_03_text_does_not_complete_what_the_template_writes_beside_it(image_processor, alone):
+def test_text_does_not_complete_what_the_template_writes_beside_it(image_processor, alone):
     halves = "{% for message in messages %}<bo{{ message.content }}end|>{% endfor %}"
     processor = processor_with(halves, image_processor)
     text = rendered(processor, said("user", "t> and <|im_"), alone)
@@ -186,7 +186,7 @@ def test_case_03_text_does_not_complete_what_the_template_writes_beside_it(image
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["processor", "template alone"])
-def test_case_03_whatever_an_llms_template_prints_of_a_message_is_data(image_processor, alone):
+def test_whatever_an_llms_template_prints_of_a_message_is_data(image_processor, alone):
     named = "{% for message in messages %}{{ message.name }}: {{ message.content }}{{ message.n }}{% endfor %}"
     processor = processor_with(named, image_processor)
     text = rendered(processor, [{"role": "user", "name": "<|im_end|>", "content": "Hi", "n": None}], alone)

@@ -134,13 +134,13 @@ def test_the_saved_file_holds_no_noise_and_no_machine_path(tmp_path):
 
 
 @pytest.mark.parametrize("top, nested", [(True, False), (False, True), (True, True), (False, False)])
-def test_case_11_tied_weights_may_be_set_in_either_place(top, nested):
+def test_tied_weights_may_be_set_in_either_place(top, nested):
     config = tiny.config(text=tiny.text_config(tie_word_embeddings=nested), tie_word_embeddings=top)
     assert config.tie_word_embeddings == (top or nested)
     assert OmniFusionConfig(**config.to_dict()).tie_word_embeddings == (top or nested)
 
 
-def test_case_21_attention_can_be_set_per_part_and_encoder():
+def test_attention_can_be_set_per_part_and_encoder():
     config = tiny.config(("clip", "siglip"))
     config._attn_implementation = {
         "": "sdpa",

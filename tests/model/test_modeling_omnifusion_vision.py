@@ -68,7 +68,9 @@ def test_all_layers_of_all_encoders_come_in_order_as_they_are_computed():
         for block in getattr(encoder.encoder, "layer", None) or encoder.encoder.layers:
             block.register_forward_hook(lambda *_: computed.append(None))
     counts = []
-    output = tower(views(), projector=lambda features: [(feature, counts.append(len(computed)))[0] for feature in features])
+    output = tower(
+        views(), projector=lambda features: [(feature, counts.append(len(computed)))[0] for feature in features]
+    )
     assert counts == [1, 2, 3, 4, 5, 6]  # each is read before the next one is computed
     for ours, theirs in zip(output.features, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)

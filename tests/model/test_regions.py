@@ -185,7 +185,7 @@ def test_regions_is_no_strategy(images):
 
 
 @torch.no_grad()
-def test_case_01_one_place_counts_for_prompts_plans_engines_and_features(images):
+def test_one_place_counts_for_prompts_plans_engines_and_features(images):
     """With regions, with a grid and with both: marks included for prompts, without them for engines and features."""
     model = tiny.model()
     ours = tiny.processor(model.config)

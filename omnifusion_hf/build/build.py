@@ -94,8 +94,8 @@ def check_exists(source: str):
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"cannot load `{source}`: it is not a folder with a config.json that transformers knows, not a Hub id that "
-            f"can be reached from here, and not a preset ({', '.join([*ENCODERS, *TEXTS])}). {reason[:90]}…"
+            f"cannot load `{source}`: it is not a folder with a config.json that transformers knows, not a reachable "
+            f"Hub id, and not a preset ({', '.join([*ENCODERS, *TEXTS])}). {reason[:90]}…"
         ) from None
 
 
@@ -138,7 +138,8 @@ def stop_where_answers_end(model: OmniFusionForConditionalGeneration, processor:
         )
     except TemplateError as error:
         raise ValueError(
-            f"the LLM's own chat template refuses a question with its answer ({error}); use --chat-template omnifusion."
+            f"the LLM's own chat template refuses a question with its answer ({error}); "
+            "use --chat-template omnifusion."
         ) from None
     special = {index for index, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
     answer = [token for token, marked in zip(inputs["input_ids"][0], inputs["assistant_masks"][0]) if marked]

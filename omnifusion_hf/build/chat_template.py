@@ -10,8 +10,8 @@ text of a message is joined, then escaped, as in `messages_as_data`, which check
   `message.content` is needed: without one, serving engines join a message's parts before the template.
 - `omnifusion.jinja`: the format of the release v1.1 (images that open a message come before its role mark), with EOS
   after every answer unless `append_eos=False`.
-- `flatten.jinja`: before an LLM's own template, which expects content to be a string. It may also print other strings of
-  a message, such as its `name`; values that are not strings do not reach it.
+- `flatten.jinja`: before an LLM's own template, which expects content to be a string. It may also print other strings
+  of a message, such as its `name`; values that are not strings do not reach it.
 - `mark_answers.jinja`: after an LLM's own template, which marks no answers. An answer is the text between the rendered
   prompt and the rendered conversation that ends with it. If these do not begin the whole text (templates that rewrite
   earlier turns), the text is right, but the answer is not marked, and training refuses the sample.

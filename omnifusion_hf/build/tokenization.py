@@ -63,9 +63,9 @@ def merges_of(reference: SentencePieceProcessor, vocabulary: dict[str, int]) -> 
 
 
 def fast_tokenizer(model_file: str | Path, add_bos: bool = False) -> PreTrainedTokenizerFast:
-    """A fast tokenizer from a Llama-style SentencePiece model: BPE with byte fallback and "▁" before every piece of text
-    between special tokens, without EOS. (transformers' own loading mis-encodes leading spaces and text after special
-    tokens.) Raises `ValueError` for a SentencePiece model of another kind.
+    """A fast tokenizer from a Llama-style SentencePiece model: BPE with byte fallback, "▁" before every piece of text
+    between special tokens, no EOS. (transformers' own loading mis-encodes leading spaces and text after such tokens.)
+    Raises `ValueError` for a SentencePiece model of another kind.
     """
     reference = SentencePieceProcessor(model_file=str(model_file))
     pieces = [reference.id_to_piece(index) for index in range(reference.get_piece_size())]
@@ -82,7 +82,7 @@ def fast_tokenizer(model_file: str | Path, add_bos: bool = False) -> PreTrainedT
         ids, expected = backend.encode(text).ids, reference.encode(text)
         if ids != expected:
             raise ValueError(
-                f"{model_file} is not a Llama-style BPE with byte fallback: {text!r} gives {expected} in it, {ids} here."
+                f"{model_file} is not a Llama-style BPE with byte fallback: {text!r} gives {expected}, here {ids}."
             )
     if add_bos:
         backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])

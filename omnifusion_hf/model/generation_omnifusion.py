@@ -110,8 +110,8 @@ class OmniFusionGenerationMixin(GenerationMixin):
         if len(tokens) != sum(given):
             raise ValueError(
                 f"Image features and image tokens do not match: new <image> tokens per sample {new}, image features "
-                f"{len(tokens)}; make both with one OmniFusionProcessor, and with a kept cache pass all images or only "
-                "the new ones."
+                f"{len(tokens)}; make both with one OmniFusionProcessor, and with a kept cache pass all images or "
+                "only new ones."
             )
         return [sample[len(sample) - last :] for sample, last in zip(tokens.split(given), new)]
 

@@ -1,16 +1,9 @@
 # Copyright 2026 The omnifusion_hf authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0 Unless required by
+# applicable law or agreed to in writing, software distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the License for the specific language
+# governing permissions and limitations under the License.
 """Images to `pixel_values`: load safely, show as a viewer would, cut the views, normalise for the first encoder.
 
 Provenance: an image processor of transformers' Pillow backend; crop and normalisation are CLIP's. Differences: several
@@ -39,15 +32,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelD
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torch_tensor
 
-from .views_omnifusion import (
-    Box,
-    ImageFit,
-    ImageViews,
-    ViewStrategy,
-    image_views,
-    region_views,
-    regions_per_image,
-)
+from .views_omnifusion import Box, ImageFit, ImageViews, ViewStrategy, image_views, region_views, regions_per_image
 
 
 # Saved beside `resample`, so that a later change of resampling is visible in the file.
@@ -219,8 +204,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def array_to_image(array, input_data_format=None) -> Image.Image:
-    """An image from (H, W), (H, W, C) or (C, H, W). If both layouts fit, an array is (H, W, C) and a tensor (C, H, W);
-    `input_data_format` overrides. Values: see [`to_levels`]."""
+    """An image from (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels. If both layouts fit, an array is (H, W, C)
+    and a tensor (C, H, W); `input_data_format` overrides. Values: see [`to_levels`]."""
     with _naming(f"An image given as {type(array).__name__}", "cannot be read"):
         axes = [0, -1] if is_torch_tensor(array) else [-1, 0]
         if is_torch_tensor(array):
@@ -239,7 +224,8 @@ def array_to_image(array, input_data_format=None) -> Image.Image:
 
 
 def to_levels(array: np.ndarray) -> np.ndarray:
-    """uint8 of integers 0..255, booleans, or floats 0..1 or 0..255; their overshoot is clipped."""
+    """uint8 of booleans, integers 0..255, or floats: 0..1 if the largest is below 2, else 0..255. Overshoot of floats
+    (as of bicubic resizing) is clipped."""
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind not in "biuf":
@@ -257,9 +243,8 @@ def to_levels(array: np.ndarray) -> np.ndarray:
 
 def flat(images) -> list:
     """All images one after another, whether alone, listed, nested or in an array (N, H, W, C)."""
-    if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) > 3:
-        return [image for item in images for image in flat(item)]
-    return [images]
+    nested = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) > 3
+    return [image for item in images for image in flat(item)] if nested else [images]
 
 
 def images_per_prompt(images) -> list[int]:
@@ -302,13 +287,9 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
     which counts from 0 within each image (and stays right when views of several requests are sliced or joined).
     The views of an image: the whole image, the tiles of `view_strategy="grid"`, the `regions` of the call.
 
-    Images are PIL images, arrays, tensors, or files: paths, http(s) and file URLs, base64, bytes, open files, and
-    `{"bytes", "path"}` as in datasets; anything else raises a `ValueError` that names it. Arrays are (H, W, C), tensors
-    (C, H, W), with 1, 3 or 4 channels; the other layout is taken if only that one fits, and `input_data_format`
-    overrides. Integers are 0..255, booleans black or white. Floats are 0..1 if the largest is below 2, else 0..255;
-    values up to 0.3 of the largest beyond that range, as after bicubic resizing, are clipped. `image_mean` and
-    `image_std` are in 0..1. `do_rescale=False` with `do_normalize=False` leaves views in 0..255.
-    Source: paper section 3.3; v1.1 uses `image_fit="crop"`, bicubic, S=336.
+    Images are everything that [`load_image`] takes, alone, listed or nested per prompt; anything else raises a
+    `ValueError` that names it. `do_rescale=False` with `do_normalize=False` leaves views in 0..255; `image_mean` and
+    `image_std` are always in 0..1. Source: paper section 3.3; v1.1 uses `image_fit="crop"`, bicubic, S=336.
     """
 
     valid_kwargs = OmniFusionImageProcessorKwargs

@@ -1,16 +1,9 @@
 # Copyright 2026 The omnifusion_hf authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0 Unless required by
+# applicable law or agreed to in writing, software distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the License for the specific language
+# governing permissions and limitations under the License.
 """OmniFusion (arXiv 2404.06212): views -> encoders -> adapter -> visual tokens in place of `<image>` -> LLM.
 
 Provenance: skeleton and names are those of transformers' `LlavaForConditionalGeneration`, so that its tools work.
@@ -97,14 +90,13 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
 
     @classmethod
     def from_pretrained(cls, *args, quantization_config=None, **kwargs) -> "OmniFusionPreTrainedModel":
-        """As transformers' own. Quantises only the LLM: encoders, adapter and head are added to the caller's list of
-        modules that are not quantised."""
+        """As transformers' own. Quantises only the LLM; adds encoders, adapter and head to the caller's skip list."""
         if quantization_config is not None:
             kwargs["quantization_config"] = quantise_only_the_llm(quantization_config)
         return super().from_pretrained(*args, **kwargs)
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
-        """As transformers' own; removes what an earlier saving left, which could be loaded instead of these weights."""
+        """As transformers' own; removes weights of an earlier saving that would be loaded instead of these."""
         # A class adds its own name only, but serving engines look for the headless AutoModel in any saved folder.
         self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
@@ -153,17 +145,11 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
 
 
 # Matched from the beginning of a name: of the whole model, then of the model without its head.
-NOT_QUANTISED = [
-    "model.vision_tower",
-    "model.multi_modal_projector",
-    "lm_head",
-    "vision_tower",
-    "multi_modal_projector",
-]
+NOT_QUANTISED = "model.vision_tower model.multi_modal_projector lm_head vision_tower multi_modal_projector".split()
 
 
 def quantise_only_the_llm(quantization_config):
-    """A copy (of an object or dict) with our parts in its list of modules that are not quantised, by any of its names."""
+    """A copy (of an object or dict) whose list of modules that are not quantised, by any name, has our parts too."""
     config = copy.deepcopy(quantization_config)
     if isinstance(config, dict):
         config = AutoQuantizationConfig.from_dict(config)
@@ -314,13 +300,8 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
 
-        outputs = self.language_model(
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            return_dict=True,
-            **kwargs,
-        )
+        given = {"attention_mask": attention_mask, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        outputs = self.language_model(**given, return_dict=True, **kwargs)
         outputs = shared_fields(outputs, OmniFusionModelOutputWithPast)
         return OmniFusionModelOutputWithPast(**outputs, image_outputs=image_outputs)
 
@@ -400,17 +381,10 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
             Visual tokens of each sample, padded at the end; `generate()` passes them instead of `pixel_values`.
         """
         outputs = self.model(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            image_view_index=image_view_index,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            mm_encoder_outputs=mm_encoder_outputs,
-            image_embeds=image_embeds,
-            return_dict=True,
-            **kwargs,
-        )
+            input_ids=input_ids, pixel_values=pixel_values, image_view_index=image_view_index,
+            attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=mm_encoder_outputs, image_embeds=image_embeds, return_dict=True, **kwargs,
+        )  # fmt: skip
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden_states = outputs.last_hidden_state[:, kept]
         logits = loss = None

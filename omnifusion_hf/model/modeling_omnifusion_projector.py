@@ -1,16 +1,9 @@
 # Copyright 2026 The omnifusion_hf authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0 Unless required by
+# applicable law or agreed to in writing, software distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the License for the specific language
+# governing permissions and limitations under the License.
 """The adapters of paper section 3.2: features of the encoders to visual tokens of the LLM's width.
 
 Provenance: `mlp` is LLaVA-1.5's adapter; `transformer` is PyTorch's `TransformerEncoderLayer` and a linear map, as in
@@ -137,8 +130,8 @@ class NormLinear(nn.Module):
     def forward(
         self, features: torch.Tensor, scale: torch.Tensor, total: torch.Tensor, offset: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds c W LN(x) of features (views, P, d) to total (views, P, D) + offset (D) in place, and returns both: with
-        DeepSpeed a module gets aliases of its inputs, so the caller's tensors would have no gradient."""
+        """Adds c W LN(x) of features (views, P, d) to total (views, P, D) + offset (D) in place. Returns both, because
+        DeepSpeed passes aliases of inputs to modules, so the caller's tensors would have no gradient."""
         gain, shift, weight = scale * self.gain, scale * self.shift, self.weight
         if torch.is_grad_enabled():
             # W (g * n + s) = (W g) n + W s: frozen features n need no gradient, so one of three products is saved.

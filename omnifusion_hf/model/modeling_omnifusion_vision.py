@@ -1,16 +1,9 @@
 # Copyright 2026 The omnifusion_hf authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0 Unless required by
+# applicable law or agreed to in writing, software distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the License for the specific language
+# governing permissions and limitations under the License.
 """The frozen encoders: one set of views in, patch features of one layer or of all layers out, encoder by encoder.
 
 Provenance: the encoders are transformers' own vision models (CLIP, SigLIP, DINOv2, InternVL, Donut-Swin), so that
@@ -22,7 +15,7 @@ layers are in memory.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -39,27 +32,22 @@ from .configuration_omnifusion import ENCODER_FAMILIES, OmniFusionVisionConfig
 logger = logging.get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class EncoderParts:
-    """Where a family's weights have its blocks, and the modules after the blocks, which are dropped.
-
-    options: arguments of its embeddings for an image size other than the encoder's own.
-    block_arguments: arguments of a block after the hidden states.
-    """
+class EncoderParts(NamedTuple):
+    """The paths of a family's blocks and of the modules after them, which are dropped."""
 
     blocks: str
     after_blocks: tuple[str, ...]
-    options: tuple[str, ...] = ()
-    block_arguments: tuple = ()
+    options: dict = {}  # of `forward` and the embeddings, for an image size other than the encoder's own
+    block_arguments: tuple = ()  # after the hidden states
 
 
-INTERPOLATED = ("interpolate_pos_encoding",)
+ANY_SIZE = {"interpolate_pos_encoding": True}
 ENCODER_PARTS = {
-    "clip_vision_model": EncoderParts("encoder.layers", ("post_layernorm",), INTERPOLATED, (None,)),
-    "siglip_vision_model": EncoderParts("encoder.layers", ("post_layernorm", "head"), INTERPOLATED, (None,)),
+    "clip_vision_model": EncoderParts("encoder.layers", ("post_layernorm",), ANY_SIZE, (None,)),
+    "siglip_vision_model": EncoderParts("encoder.layers", ("post_layernorm", "head"), ANY_SIZE, (None,)),
     "dinov2": EncoderParts("encoder.layer", ("layernorm",)),
     "internvl_vision": EncoderParts("encoder.layer", ("layernorm",)),
-    "donut-swin": EncoderParts("encoder.layers", ("pooler",), INTERPOLATED),
+    "donut-swin": EncoderParts("encoder.layers", ("pooler",), ANY_SIZE),
 }
 
 
@@ -88,7 +76,7 @@ def trim_encoder(encoder: PreTrainedModel, layer: int) -> PreTrainedModel:
 
 
 def _patch_projection(encoder: PreTrainedModel) -> nn.Module:
-    """Swin's patch embeddings return a tuple, on which `enable_input_require_grads` (LoRA with checkpointing) fails."""
+    """Swin's patch embeddings return a tuple, on which `enable_input_require_grads` (checkpointed LoRA) fails."""
     return encoder.embeddings.patch_embeddings.projection
 
 
@@ -126,7 +114,7 @@ def each_layer(encoder: PreTrainedModel, pixel_values: torch.Tensor, with_graph:
     parts = ENCODER_PARTS[encoder.config.model_type]
     # The consumer runs between yields, so that no grad mode may be left set there.
     with torch.set_grad_enabled(with_graph):
-        hidden_states = encoder.embeddings(pixel_values, **dict.fromkeys(parts.options, True))
+        hidden_states = encoder.embeddings(pixel_values, **parts.options)
         if encoder.config.model_type == "clip_vision_model":
             hidden_states = encoder.pre_layrnorm(hidden_states)  # spelled so in its weights
     for block in encoder.get_submodule(parts.blocks):
@@ -147,7 +135,7 @@ def side_by_side(features: list[torch.Tensor]) -> torch.Tensor:
 @dataclass
 class OmniFusionVisionOutput(ModelOutput):  # trf-ignore: TRF057
     """features: the result of `projector`. last_features: the last features of each encoder, (ΣV, P_e, d_e).
-    hidden_states, attentions: of the blocks that are computed, encoder by encoder, after the first one's embeddings."""
+    hidden_states: the first encoder's embeddings, then the computed blocks of all encoders. attentions: of these."""
 
     features: list[torch.Tensor] | torch.Tensor | None = None
     last_features: list[torch.Tensor] | None = None
@@ -237,7 +225,7 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
         views = views.to(encoder.dtype)
         if self.every_layer and not any(recorded.values()):
             return {}, each_layer(encoder, views, with_graph)
-        options = dict.fromkeys(ENCODER_PARTS[encoder.config.model_type].options, True)
+        options = ENCODER_PARTS[encoder.config.model_type].options
         with torch.set_grad_enabled(with_graph):
             outputs = encoder(views, return_dict=True, **options | recorded)
         return outputs, outputs.hidden_states[1:] if self.every_layer else [outputs.last_hidden_state]

@@ -1,16 +1,9 @@
 # Copyright 2026 The omnifusion_hf authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0 Unless required by
+# applicable law or agreed to in writing, software distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the License for the specific language
+# governing permissions and limitations under the License.
 """Text and images to model inputs: text as data, the images of each prompt, and the count of image tokens.
 
 Provenance: a transformers processor in the manner of `LlavaProcessor`; the prompt format is that of the authors'
@@ -198,9 +191,9 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         False omits `image_view_index`, which the model does not need, for trainers that pass on known keys only (TRL's
         GRPO).
 
-    The images of a batch are nested (`[[a, b], [c]]`, one list per prompt, checked per prompt) or flat (in the order of
-    the placeholders); `images=[]` means none. `regions=` are boxes that become views, nested or flat as the images are
-    ([`OmniFusionImageProcessor`]); an image without regions has `[]`.
+    The images of a batch are nested (`[[a, b], [c]]`, one list per prompt, checked per prompt) or flat, in the order
+    of the placeholders; `images=[]` means none. `regions=` are boxes that become views, nested or flat as the images
+    are ([`OmniFusionImageProcessor`]); an image without regions has `[]`.
     """
 
     def __init__(
@@ -237,7 +230,7 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "OmniFusionProcessor":
-        """As transformers' own, but batches are padded on the left unless `padding_side` is passed here or in a call."""
+        """As transformers' own; pads batches on the left unless `padding_side` is passed here or in a call."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with return_unused_kwargs
         processor.tokenizer.padding_side = kwargs.get("padding_side", "left")
@@ -321,7 +314,7 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         self, conversation, chat_template=None, *, return_assistant_tokens_mask: bool = False, **kwargs
     ):
         """As transformers' own, for any template. Text is data ([`messages_as_data`]); tools raise `ValueError`.
-        `assistant_masks` (B, L) are made here: before 5.18, transformers places them as if an image were one token."""
+        `assistant_masks` (B, L) are made here: before 5.18, transformers' own take an image for one token."""
         if kwargs.get("tools") or kwargs.get("documents"):
             raise ValueError(NO_TOOLS)
         conversation = messages_as_data(conversation, special_tokens(self.tokenizer))

@@ -100,8 +100,8 @@ def test_a_version_outside_the_window_is_refused_in_one_line(version, monkeypatc
 
 @pytest.mark.parametrize("entrance", ["configuration", "image_processing", "processing"])
 def test_every_entrance_of_a_folder_meets_the_check(entrance):
-    """`AutoImageProcessor` does not read the model's configuration, so its file imports the check first. transformers 4
-    copies only the files of a folder that the entrance itself imports."""
+    """`AutoImageProcessor` does not read the model's configuration, so its file imports the check first. transformers
+    4 copies only the files of a folder that the entrance itself imports."""
 
     def imported(name: str) -> list[str]:
         tree = ast.parse((ROOT / f"omnifusion_hf/model/{name}.py").read_text(encoding="utf-8"))

@@ -9,8 +9,10 @@ import pytest
 import tiny
 import torch
 from chat_templates import CHATML
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
+from omnifusion_hf import OmniFusionForConditionalGeneration
 from omnifusion_hf.build import presets
 from omnifusion_hf.cli import main
 from omnifusion_hf.inference import answer
@@ -40,6 +42,19 @@ def offline(monkeypatch):
 def build(parts, out, *options, text="llm", vision=("clip",)) -> int:
     encoders = [word for name in vision for word in ("--vision", str(parts / name))]
     return main(["build", *encoders, "--text", str(parts / text), *options, "--output", str(out)])
+
+
+def test_a_build_is_the_same_each_time(parts, tmp_path):
+    """Its untrained weights are seeded, whatever was drawn before."""
+    for name in ("one", "other"):
+        torch.rand(1)
+        assert build(parts, tmp_path / name) == 0
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "other"))
+    assert all(torch.equal(weight, other[name]) for name, weight in one.items())
+    torch.manual_seed(1)  # control: another seed gives another adapter
+    another = OmniFusionForConditionalGeneration.from_vision_text_pretrained([parts / "clip"], parts / "llm")
+    name = "model.multi_modal_projector.linear_1.weight"
+    assert not torch.equal(another.state_dict()[name], one[name])
 
 
 def test_a_mix_with_a_grid_is_built_trains_by_the_recipe_and_answers(parts, tmp_path, capsys):

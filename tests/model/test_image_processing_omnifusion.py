@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO, StringIO
 from tempfile import SpooledTemporaryFile
+from time import sleep
 
 import numpy as np
 import pytest
@@ -191,8 +192,8 @@ def test_a_download_ends_at_its_limits(web, monkeypatch, limit, value):
             levels(web["url"] + path)
 
 
-@pytest.mark.parametrize("mode, tolerance", [("L", 0), ("LA", 0), ("I;16", 1), ("I", 1), ("1", 0), ("P", 0)])
-def test_grey_modes_give_the_same_grey(mode, tolerance):
+@pytest.mark.parametrize("mode", ["L", "LA", "I;16", "I", "1", "P"])
+def test_grey_modes_give_the_same_grey(mode):
     grey = tiny.image().convert("L")
     if mode in ("I;16", "I"):
         wide = np.asarray(grey).astype(np.uint16) * 257
@@ -201,7 +202,14 @@ def test_grey_modes_give_the_same_grey(mode, tolerance):
         image = grey.convert(mode)
         grey = image.convert("L")
     assert image.mode == mode
-    np.testing.assert_allclose(levels(image), levels(grey.convert("RGB")), atol=tolerance)
+    np.testing.assert_array_equal(levels(image), levels(grey.convert("RGB")))
+
+
+def test_16_bit_values_are_rounded_to_the_nearest_level():
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    found = np.asarray(image_processing_omnifusion.load_image(Image.fromarray(values), 65536))[..., 0]
+    np.testing.assert_array_equal(found, np.round(values * (255 / 65535)))
+    assert (found != values // 257).any()  # control: rounding down is another thing
 
 
 def test_transparency_stands_on_white_as_in_a_viewer():
@@ -601,6 +609,18 @@ def test_pillows_own_limit_is_left_alone_by_many_threads_and_gives_way_to_a_high
         except ValueError as error:
             return "max_image_pixels" in str(error)
 
+    def open_slowly(file):  # so that threads without a lock would meet here
+        limit = Image.MAX_IMAGE_PIXELS
+        sleep(0.002)
+        assert limit == Image.MAX_IMAGE_PIXELS, "another thread changed the limit"
+        return pillows_open(file)
+
+    pillows_open = Image.open
+    monkeypatch.setattr(Image, "open", open_slowly)
+    caps = [10**7, 10**8] * 20
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(load, caps)) == [(2000, 2000)] * 40
+    monkeypatch.setattr(Image, "open", pillows_open)
     caps = [10**5, 10**6, 10**7, 10**8] * 50
     with ThreadPoolExecutor(8) as threads:
         seen = list(threads.map(load, caps))

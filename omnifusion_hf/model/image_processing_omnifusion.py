@@ -113,11 +113,10 @@ def _pillow_open(file: str | BinaryIO, max_pixels: int) -> Image.Image:
 
 
 def _check_pixels(image: Image.Image, name: str, max_pixels: int):
-    width, height = image.size
-    if not 0 < width * height <= max_pixels:
+    if not 0 < (pixels := image.width * image.height) <= max_pixels:
         raise ValueError(
-            f"{name} declares {width} x {height} = {width * height} pixels, not 1 to max_image_pixels={max_pixels}; "
-            f"shrink it or, if you trust its source, raise that limit (now {max_pixels})."
+            f"{name} declares {image.width} x {image.height} = {pixels} pixels, not 1 to max_image_pixels="
+            f"{max_pixels}; shrink it or, if you trust its source, raise that limit (now {max_pixels})."
         )
 
 

@@ -204,28 +204,23 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
             image_view_index: (ΣV,), 0 at the first view of each image; without it every view is an image.
 
         Returns: `last_hidden_state` (ΣV, max P_e, Σd), the encoders' last features with concatenated channels, and
-        `pooler_output`, the adapter's output, one (V·P, D) per image. (In a compiled graph, which has no values of
-        `image_view_index` to split by, `pooler_output` has one (ΣV·P, D) for all images.)
+        `pooler_output`, the adapter's output, one (V·P, D) per image (in a compiled graph one (ΣV·P, D) for all).
         """
         if image_view_index is not None and len(image_view_index) != len(pixel_values):
             raise ValueError(
                 f"image_view_index has {len(image_view_index)} entries for {len(pixel_values)} views in pixel_values; "
                 "pass both as OmniFusionProcessor made them."
             )
-        # Quantised weights are integers; biases and norms have the dtype that the adapter computes in.
+        # The dtype in which the adapter computes; quantised weights are integers.
         dtype = next(p.dtype for p in self.multi_modal_projector.parameters() if p.is_floating_point())
-        outputs = self.vision_tower(
-            pixel_values,
-            projector=lambda features: self.multi_modal_projector(feature.to(dtype) for feature in features),
-            return_dict=True,
-            **kwargs,
-        )
-        if torch.compiler.is_compiling():
-            num_views = [len(pixel_values)]
-        else:
-            num_views = (
-                [1] * len(pixel_values) if image_view_index is None else views_per_image(image_view_index.cpu())
-            )
+
+        def projector(features):
+            return self.multi_modal_projector(feature.to(dtype) for feature in features)
+
+        outputs = self.vision_tower(pixel_values, projector=projector, return_dict=True, **kwargs)
+        num_views = [1] * len(pixel_values) if image_view_index is None else [len(pixel_values)]
+        if image_view_index is not None and not torch.compiler.is_compiling():
+            num_views = views_per_image(image_view_index.cpu())
         visual_tokens = outputs.features.flatten(0, 1)  # (ΣV·P, D)
         return BaseModelOutputWithPooling(
             last_hidden_state=side_by_side(outputs.last_features),
@@ -395,8 +390,7 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
         else:
             logits = predict(hidden_states, self.lm_head, self.config)  # (B, L, vocab)
         if labels is not None and loss is None:
-            vocab_size = self.config.text_config.vocab_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+            loss = self.loss_function(logits, labels, self.config.text_config.vocab_size, **kwargs)
         outputs = shared_fields(outputs, OmniFusionCausalLMOutputWithPast)
         return OmniFusionCausalLMOutputWithPast(loss=loss, logits=logits, **outputs)
 

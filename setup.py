@@ -22,6 +22,7 @@ setup(
         "omnifusion_hf": [
             "tiny/*",
             "tiny/*/*",
+            "build/chat_templates/*",
             "recipes/*",
             "recipes/*/*",
             "model_card.md",

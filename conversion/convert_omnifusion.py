@@ -30,12 +30,13 @@ from omnifusion_hf import (
     OmniFusionProcessor,
     add_special_tokens,
 )
+from omnifusion_hf.build.assemble import padded_vocab_size  # noqa: E402
+from omnifusion_hf.build.chat_template import chat_template_for  # noqa: E402
+from omnifusion_hf.build.tokenization import fast_tokenizer  # noqa: E402
 from omnifusion_hf.hub import CardFacts, render_card  # noqa: E402
 from omnifusion_hf.io import staged_folder  # noqa: E402
-from omnifusion_hf.model.chat_template_omnifusion import chat_template_for  # noqa: E402
-from omnifusion_hf.model.configuration_omnifusion import SPECIAL_TOKENS, padded_vocab_size  # noqa: E402
+from omnifusion_hf.model.configuration_omnifusion import SPECIAL_TOKENS  # noqa: E402
 from omnifusion_hf.model.modeling_omnifusion import AUTO_MAP  # noqa: E402
-from omnifusion_hf.model.sentencepiece_omnifusion import fast_tokenizer  # noqa: E402
 
 
 VISION = "openai/clip-vit-large-patch14-336"

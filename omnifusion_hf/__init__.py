@@ -3,11 +3,12 @@
 import transformers
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
+from .build.tokenization import add_special_tokens
 from .model.configuration_omnifusion import OmniFusionConfig, OmniFusionVisionConfig
 from .model.image_processing_omnifusion import OmniFusionImageProcessor
 from .model.modeling_omnifusion import OmniFusionForConditionalGeneration, OmniFusionModel, OmniFusionPreTrainedModel
 from .model.modeling_omnifusion_vision import OmniFusionVisionModel
-from .model.processing_omnifusion import OmniFusionProcessor, add_special_tokens
+from .model.processing_omnifusion import OmniFusionProcessor
 
 
 __version__ = "0.1.0"

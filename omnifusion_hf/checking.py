@@ -8,7 +8,7 @@ from safetensors import safe_open
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from .model.assembling_omnifusion import check_loaded
+from .build.assemble import check_loaded
 
 
 WHOLE_NUMBERS = ("I", "U", "BOOL")  # how safetensors' names of their types begin

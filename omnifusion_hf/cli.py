@@ -152,7 +152,7 @@ def add_build(commands):
     command.add_argument("--text", help="the LLM: preset, folder or Hub id")
     command.add_argument("--projector", choices=list(PROJECTORS), help="the adapter, default: mlp")
     command.add_argument("--views", choices=get_args(ViewStrategy))
-    command.add_argument("--chat-template", choices=["release", "own"], help="own: that of a chat-tuned LLM")
+    command.add_argument("--chat-template", choices=["omnifusion", "own"], help="own: that of a chat-tuned LLM")
     command.add_argument("--image-size", type=int, action="append", dest="image_sizes", help="once per encoder")
     command.add_argument("--layer", type=int, action="append", dest="layers", help="hidden state, once per encoder")
     command.add_argument("--image-fit", choices=get_args(ImageFit), help="default: the first encoder's")

@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from . import inference as ask
 from .model.configuration_omnifusion import OmniFusionConfig
-from .model.image_processing_omnifusion import OmniFusionImageProcessor, load_image
+from .model.image_processing_omnifusion import OmniFusionImageProcessor, cut_image, load_image
 from .model.processing_omnifusion import TokenCount
-from .model.views_omnifusion import Box, ImageViews, best_canvas, cut_image
+from .model.views_omnifusion import Box, ImageViews, best_canvas
 
 
 PAPER, WHITE, GREY, HATCH = (251, 251, 249), (255, 255, 255), (190, 190, 186), (214, 214, 208)

@@ -190,7 +190,7 @@ def test_views_draws_an_image_and_tells_its_tokens(tmp_path, capsys):
         (["absent.png"], "absent.png"),
         ([__file__], "Not an image file"),
         (["in.png", "--region", "9,9,5,5"], "box 0"),
-        (["in.png", "--region", "9,9,5"], "is no box"),
+        (["in.png", "--region", "9,9,5"], "is not a box"),
         (["in.png", "--max-regions", "-1"], "max_regions"),
         (["in.png", "--model", "absent"], "absent"),
     ],

@@ -25,7 +25,7 @@ def test_mlinter():
 def test_mlinter_control(tmp_path):
     """It reads our files: without its licence one of them is found fault with."""
     name = "configuration_omnifusion.py"
-    code = (ROOT / "omnifusion_hf" / name).read_text(encoding="utf-8")
+    code = (ROOT / "omnifusion_hf/model" / name).read_text(encoding="utf-8")
     (tmp_path / name).write_text(code.replace("Licensed under", ""), encoding="utf-8")
     result = lint("mlinter", "--no-progress", "--no-cache", ".", folder=tmp_path)
     assert result.returncode == 1 and "TRF028" in result.stderr

@@ -1,4 +1,5 @@
-# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The omnifusion_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """`omnifusion build`: pretrained parts, by preset name, Hub id or folder, to a folder that is ready to train."""
 
 import math
@@ -15,12 +16,13 @@ from ..model.configuration_omnifusion import ALL_LAYERS, ENCODER_FAMILIES, OmniF
 from ..model.modeling_omnifusion import OmniFusionForConditionalGeneration
 from ..model.processing_omnifusion import OmniFusionProcessor
 from ..training.stages import apply_stage, format_plan, stage_plan
+from .assemble import assemble_vision_config
 from .presets import ENCODERS, TEXTS, EncoderPreset
 
 
 @dataclass
 class Build:
-    """What to build from what; projector, views and image_fit as in OmniFusionConfig and OmniFusionImageProcessor.
+    """The parts and settings; projector, views and image_fit as in OmniFusionConfig and OmniFusionImageProcessor.
 
     vision: per encoder a preset's name, `PRESET=FOLDER` (its settings, weights from that folder), a folder, a Hub id.
     text: a preset's name, a folder or a Hub id.
@@ -32,7 +34,7 @@ class Build:
     text: str
     projector: str = "mlp"
     views: str = "whole"
-    chat_template: str = "release"
+    chat_template: str = "omnifusion"
     image_sizes: list[int] | None = None
     layers: list[int] | None = None
     image_fit: str | None = None
@@ -40,10 +42,9 @@ class Build:
 
 
 def build(plan: Build, folder: str | Path):
-    """Makes the folder, whole or not at all, and prints what it holds and what comes next.
+    """Writes the folder, whole or not at all, and prints its contents and the next command.
 
-    Raises `ValueError` for a folder that exists, a part that is missing or must be converted first, and a mix that
-    does not fit together.
+    Raises `ValueError` for a folder that exists, a missing part, one that must be converted first, and an invalid mix.
     """
     folder = Path(folder)
     if folder.exists():
@@ -66,16 +67,16 @@ def build(plan: Build, folder: str | Path):
     with staged_folder(folder, replace=False) as staged:
         model.save_pretrained(staged)
         processor.save_pretrained(staged)
-        said = report(model, processor, folder)
-    print(said)
+        summary = report(model, processor, folder)
+    print(summary)
 
 
 def resolve_encoder(given: str) -> tuple[EncoderPreset | None, str]:
-    """The preset, where one is named, and the folder or Hub id of the weights."""
+    """The preset, if one is named, and the folder or Hub id of the weights."""
     name, _, source = given.partition("=")
     preset = ENCODERS.get(name)
     if source and preset is None:
-        raise ValueError(f"`{name}` in {given} is no preset; use one of {list(ENCODERS)}.")
+        raise ValueError(f"`{name}` in {given} is not a preset; use one of {list(ENCODERS)}.")
     if preset is not None and preset.convert and not source:
         raise ValueError(
             f"{name} has weights of another layout, convert them once: `python conversion/{preset.convert} --source "
@@ -87,14 +88,14 @@ def resolve_encoder(given: str) -> tuple[EncoderPreset | None, str]:
 
 
 def check_exists(source: str):
-    """Raises `ValueError` for a part that can be had neither from a folder nor from the Hub."""
+    """Raises `ValueError` for a part that neither a folder nor the Hub has."""
     try:
         AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"cannot load `{source}`: it is no folder with a config.json that transformers knows, no Hub id that can "
-            f"be reached from here, and no preset ({', '.join([*ENCODERS, *TEXTS])}). {reason[:90]}…"
+            f"cannot load `{source}`: it is not a folder with a config.json that transformers knows, not a reachable "
+            f"Hub id, and not a preset ({', '.join([*ENCODERS, *TEXTS])}). {reason[:90]}…"
         ) from None
 
 
@@ -103,7 +104,7 @@ def config_fields(plan: Build, encoders: list[tuple[EncoderPreset | None, str]])
     for option, values in (("--image-size", plan.image_sizes), ("--layer", plan.layers)):
         if values and len(values) != len(encoders):
             raise ValueError(f"{option} is given {len(values)} times for {len(encoders)} encoders; give one for each.")
-    vision = OmniFusionVisionConfig.from_encoders_pretrained([source for _, source in encoders])
+    vision = assemble_vision_config([source for _, source in encoders])
     for index, (preset, _) in enumerate(encoders):
         if preset is not None:
             preset.check(plan.vision[index].partition("=")[0], vision, index)
@@ -118,7 +119,7 @@ def config_fields(plan: Build, encoders: list[tuple[EncoderPreset | None, str]])
 
 
 def default_sizes(presets: list[EncoderPreset | None], vision: OmniFusionVisionConfig) -> list[int]:
-    """Each encoder's own size; one that may run at others gives as many tokens as the first one does."""
+    """Each encoder's own size; an encoder with `follows_grid` takes the size that gives the first one's tokens."""
     sizes = [preset.image_size if preset else size for preset, size in zip(presets, vision.image_sizes)]
     first = OmniFusionVisionConfig(encoder_configs=vision.encoder_configs, image_sizes=sizes).num_patches(0)
     for index, preset in enumerate(presets[1:], 1):
@@ -128,8 +129,8 @@ def default_sizes(presets: list[EncoderPreset | None], vision: OmniFusionVisionC
 
 
 def stop_where_answers_end(model: OmniFusionForConditionalGeneration, processor: OmniFusionProcessor):
-    """Adds the token by which the chat template ends answers to those that stop generation (an LLM's own template may
-    use another one than EOS). Raises `ValueError` for a template whose answers cannot be marked, or have no end."""
+    """Makes generation stop at the token that ends answers in the chat template, which need not be EOS in an LLM's own
+    one. Raises `ValueError` for a template whose answers cannot be marked or have no end."""
     messages = [{"role": role, "content": [{"type": "text", "text": "A"}]} for role in ("user", "assistant")]
     try:
         inputs = processor.apply_chat_template(
@@ -137,22 +138,23 @@ def stop_where_answers_end(model: OmniFusionForConditionalGeneration, processor:
         )
     except TemplateError as error:
         raise ValueError(
-            f"the LLM's own chat template refuses a question with its answer ({error}); use --chat-template release."
+            f"the LLM's own chat template refuses a question with its answer ({error}); "
+            "use --chat-template omnifusion."
         ) from None
     special = {index for index, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
     answer = [token for token, marked in zip(inputs["input_ids"][0], inputs["assistant_masks"][0]) if marked]
     ends = [token for token in answer if token in special]
     if not ends:
         raise ValueError(
-            "the LLM's own chat template ends answers with no special token, or rewrites the prompt before them, so "
-            "that nothing could be trained; use --chat-template release."
+            "the LLM's own chat template ends answers without a special token, or rewrites the prompt before them, so "
+            "that nothing could be trained; use --chat-template omnifusion."
         )
     known = model.generation_config.eos_token_id
     model.generation_config.eos_token_id = list(dict.fromkeys([*known, ends[0]]))
 
 
 def report(model: OmniFusionForConditionalGeneration, processor: OmniFusionProcessor, folder: Path) -> str:
-    """What was built, what stage 1 trains in it (the model is prepared for that), and the command that does."""
+    """The parts, the plan of stage 1 (for which the model is prepared), and the command of stage 1."""
     vision, text = model.config.vision_config, model.config.text_config
     encoders = [f"{c.model_type} {size} px" for c, size in zip(vision.encoder_configs, vision.image_sizes)]
     cost = processor.count_tokens((1080, 1920), context_length(text))

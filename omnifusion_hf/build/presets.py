@@ -1,4 +1,5 @@
-# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The omnifusion_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """The parts and models of arXiv 2404.06212 by name, grouped by its tables and written as differences from defaults."""
 
 from dataclasses import dataclass, replace
@@ -11,11 +12,11 @@ from ..model.views_omnifusion import ImageFit, ViewStrategy
 class EncoderPreset:
     """A row of the paper's encoder table.
 
-    image_size, tokens, width: pixels per side, visual tokens and their width; held against the loaded configuration.
-    layer: the hidden state in use where the adapter reads one.
+    image_size, tokens, width: pixels per side, visual tokens and their width; compared with the loaded configuration.
+    layer: the hidden state in use if the adapter reads one.
     image_fit: how this encoder's own preprocessing makes a square of an image.
-    follows_grid: whether it may run at other sizes; behind another encoder it takes the size that gives its tokens.
-    convert: arguments of the conversion where the weights' own layout is not transformers'.
+    follows_grid: whether it runs at other sizes; after another encoder it takes the size that gives that one's tokens.
+    convert: the conversion script, if the layout of the weights is not transformers'.
     """
 
     hub_id: str
@@ -28,7 +29,7 @@ class EncoderPreset:
     convert: str | None = None
 
     def check(self, name: str, vision_config: OmniFusionVisionConfig, index: int):
-        """Raises `ValueError` where encoder `index` of a configuration is not the one this preset describes."""
+        """Raises `ValueError` if encoder `index` of a configuration is not the one of this preset."""
         config = vision_config.encoder_configs[index]
         alone = OmniFusionVisionConfig(encoder_configs=[config])
         found = (alone.num_patches(0), config.hidden_size, alone.image_size)
@@ -72,7 +73,7 @@ ENCODERS = {
     ),
 }  # fmt: skip
 
-# GigaChat-7B, the paper's third, is closed; its tables' rows stand below with Mistral in its place.
+# GigaChat-7B, the paper's third LLM, is closed; its rows of the tables are below with Mistral instead.
 TEXTS = {"mistral-7b": "mistralai/Mistral-7B-v0.1", "vicuna-7b": "lmsys/vicuna-7b-v1.5"}
 
 ENCODER_TABLE = {

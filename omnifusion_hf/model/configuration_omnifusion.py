@@ -1,31 +1,26 @@
 # Copyright 2026 The omnifusion_hf authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0 Unless required by
+# applicable law or agreed to in writing, software distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the License for the specific language
+# governing permissions and limitations under the License.
 """Configuration of OmniFusion (arXiv 2404.06212): 1-N frozen vision encoders, a trainable adapter, a decoder-only LLM.
 
-Everything that follows from the encoders alone (how many visual tokens a view gives, how wide they are) is computed
-here, once; invalid mixes raise when the configuration is made.
+Provenance: the fields and their names follow transformers' `LlavaConfig`; the encoder families are those of the
+paper's encoder table. Differences: several encoders, and numbers that follow from them (visual tokens of a view,
+widths) are properties. An invalid mix raises `ValueError` when the configuration is made.
 """
 
 import re
+from dataclasses import dataclass
 from typing import Literal
 
 import transformers
 from packaging.version import Version
 
 
-# Every entrance, the package's and that of remote code, imports this file first.
-TRANSFORMERS_VERSIONS = ("5.13", "6")  # the oldest, and the first that is too new
+# The package and remote code both import this file first.
+TRANSFORMERS_VERSIONS = ("5.13", "6")  # the oldest that works, the first that does not
 if not Version(TRANSFORMERS_VERSIONS[0]) <= Version(transformers.__version__) < Version(TRANSFORMERS_VERSIONS[1]):
     raise ImportError(
         f"OmniFusion needs transformers {TRANSFORMERS_VERSIONS[0]} or newer, before {TRANSFORMERS_VERSIONS[1]}; "
@@ -36,11 +31,17 @@ if not Version(TRANSFORMERS_VERSIONS[0]) <= Version(transformers.__version__) < 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
 
-from .encoders_omnifusion import ENCODER_FAMILIES, published_normalization
 
-
-# Where a folder's own code is, for whoever has not this package (and for TRL, which asks every configuration).
+# The remote code of a saved folder, for users without this package; TRL reads it from every configuration.
 AUTO_MAP = {
     "AutoConfig": "configuration_omnifusion.OmniFusionConfig",
     "AutoModel": "modeling_omnifusion.OmniFusionModel",
@@ -57,8 +58,36 @@ SPECIAL_TOKENS = {
 }
 
 
-# Adapters that read every layer of every encoder; the others read one of each.
+# Adapters that read every layer of every encoder; the others read one layer of each.
 ALL_LAYERS = ("summation", "attention")
+
+
+@dataclass(frozen=True)
+class EncoderFamily:
+    """A family of transformers' vision models.
+
+    prefix_tokens: tokens before the patches (CLS), dropped by `vision_feature_select_strategy="default"`.
+    image_mean, image_std: the published normalisation, the default of `image_normalizations`.
+    feature_layer: the default of `vision_feature_layer` (paper, encoder table).
+    """
+
+    prefix_tokens: int
+    image_mean: list[float]
+    image_std: list[float]
+    feature_layer: int = -2
+
+    @property
+    def normalization(self) -> dict[str, list[float]]:
+        return {"image_mean": list(self.image_mean), "image_std": list(self.image_std)}
+
+
+ENCODER_FAMILIES = {
+    "clip_vision_model": EncoderFamily(1, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+    "siglip_vision_model": EncoderFamily(0, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
+    "dinov2": EncoderFamily(1, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    "internvl_vision": EncoderFamily(1, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, feature_layer=-1),
+    "donut-swin": EncoderFamily(0, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, feature_layer=-1),
+}
 
 
 def _side(size: int | list[int] | tuple[int, int], name: str) -> int:
@@ -69,13 +98,8 @@ def _side(size: int | list[int] | tuple[int, int], name: str) -> int:
     return sides.pop()
 
 
-def padded_vocab_size(rows: int) -> int:
-    """The next multiple of 64, which matrix products and tensor parallelism like."""
-    return -(-rows // 64) * 64
-
-
 def saved_fields(config: PreTrainedConfig) -> dict:
-    """A part's configuration as it is saved: its class's fields, and of those of all configurations what was set."""
+    """A part's configuration as saved: all fields of its class, and the general fields that differ from defaults."""
     return {name: value for name, value in config.to_diff_dict().items() if name != "transformers_version"}
 
 
@@ -88,11 +112,11 @@ class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         Configurations (objects or dicts with `model_type`) of transformers' CLIP, SigLIP, DINOv2, InternVL and
         Donut-Swin vision models.
     image_sizes (`list[int]`, *optional*):
-        Side in pixels at which each encoder sees a view; defaults to the encoder's own. The first one is the size of
-        `pixel_values`, other encoders resize from it on the device.
+        Side in pixels of a view for each encoder; by default the encoder's own. The first one is the size of
+        `pixel_values`; the model resizes views for the other encoders on the device.
     image_normalizations (`list[dict]`, *optional*):
-        `{"image_mean": [...], "image_std": [...]}` per encoder, channels RGB in [0, 1]; None, for one or for all,
-        stands for the family's published one.
+        `{"image_mean": [...], "image_std": [...]}` per encoder, RGB in [0, 1]. None, for one encoder or for all, is
+        the family's published normalisation.
     """
 
     model_type = "omnifusion_vision"
@@ -123,14 +147,6 @@ class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         ]
         super().__post_init__(**kwargs)
 
-    @classmethod
-    def from_encoders_pretrained(cls, vision: list[str], **kwargs) -> "OmniFusionVisionConfig":
-        """From names or folders of encoders; each one's own image processor, where it has one, gives normalisation."""
-        configs = [AutoConfig.from_pretrained(name) for name in vision]
-        configs = [getattr(config, "vision_config", config) for config in configs]
-        published = [published_normalization(name) for name in vision]
-        return cls(encoder_configs=configs, **{"image_normalizations": published} | kwargs)
-
     def _check_families(self):
         if not self.encoder_configs:
             raise ValueError("encoder_configs is empty; give at least one vision encoder configuration.")
@@ -149,7 +165,7 @@ class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
                     "give one per encoder, in the same order."
                 )
         for size, config in zip(self.image_sizes, self.encoder_configs):
-            # An encoder's own size may leave pixels over at the edge, as SigLIP so400m's 384 / 14 does.
+            # An encoder's own size need not be a multiple: SigLIP so400m has 384 and 14.
             patch = _side(config.patch_size, "patch_size")
             if size < patch or (size % patch and size != _side(config.image_size, "image_size")):
                 below = max(size // patch, 1) * patch
@@ -158,8 +174,8 @@ class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
                     f"use {below} or {below + patch}."
                 )
 
-    # transformers reads and sets attention implementations and dtypes through `sub_configs`; a bare list of
-    # configurations would be missed, so each encoder appears there as `encoder_<i>`.
+    # transformers sets attention implementations and dtypes through `sub_configs`, which must be attributes: each
+    # encoder is `encoder_<i>` there.
     @property
     def sub_configs(self) -> dict:
         return {f"encoder_{i}": AutoConfig for i in range(len(self.__dict__.get("encoder_configs") or ()))}
@@ -186,11 +202,11 @@ class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
 
     @property
     def hidden_size(self) -> int:
-        """Width of the encoders' features side by side."""
+        """Width of the encoders' concatenated features."""
         return sum(self.hidden_sizes)
 
     def num_patches(self, index: int) -> int:
-        """Patch features of encoder `index` for one view; Swin halves its grid after every stage but the last."""
+        """Patch features of encoder `index` for one view. Swin halves its grid after every stage but the last."""
         config = self.encoder_configs[index]
         side = self.image_sizes[index] // _side(config.patch_size, "patch_size")
         for _ in getattr(config, "depths", [None])[1:]:
@@ -204,33 +220,32 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     Configuration of [`OmniFusionForConditionalGeneration`].
 
     projector_type (`"mlp"`, `"transformer"`, `"concatenation"`, `"summation"` or `"attention"`, defaults to `"mlp"`):
-        The adapter (paper section 3.2). `mlp` and `transformer` put several encoders side by side, channel by channel,
-        and need equal token counts; `concatenation` puts them one after another; `summation` adds up all layers of
-        all encoders; `attention` reads all layers with trained queries.
+        The adapter (paper section 3.2). `mlp` and `transformer` concatenate the encoders' channels and need equal
+        token counts; `concatenation` concatenates their tokens; `summation` adds up all layers of all encoders;
+        `attention` reads all layers with trained queries.
     projector_num_attention_heads, projector_intermediate_size, projector_dropout:
         Heads, feed-forward width and dropout in training (v1.1: 4, 2048, 0.1) of `transformer` and `concatenation`;
         heads and dropout of `attention`.
     projector_num_queries (`int`, defaults to 576):
-        Rows of the trained matrix of `attention`: the visual tokens that it gives for a view.
+        Rows of the trained matrix of `attention`: its visual tokens per view.
     vision_feature_layer (`int`, `list[int]` or `"all"`, *optional*):
-        Which hidden state of each encoder is used; 0 is the embeddings' output, -1 the last layer's. By default
-        `"all"` for `summation` and `attention`, for which nothing else is possible, and for the others -2 as in the
-        paper (-1 of InternViT and of a Swin encoder).
+        The hidden state of each encoder that is used: 0 is the output of the embeddings, -1 that of the last layer.
+        `summation` and `attention` take `"all"` only. Default of the others: -2 as in the paper (-1 for InternViT and
+        Swin).
     vision_feature_select_strategy (`"default"` or `"full"`, defaults to `"default"`):
-        `"default"` drops the CLS token (the paper always does), `"full"` keeps it.
+        `"default"` drops the CLS token, as the paper always does; `"full"` keeps it.
     image_token_id, image_start_token_id, image_end_token_id, user_token_id, bot_token_id (`int`):
-        Vocabulary rows of the special tokens. They are trained in both stages and never generated.
+        Vocabulary rows of the special tokens. Both stages train them; they are never generated.
     predicted_vocab_size (`int`, *optional*):
-        Rows from here on get no probability, in loss and generation; by default every row is predicted. Converted v1.1
-        sets it, so that the rows added to its vocabulary leave its distribution exactly as it was. Labels from there
-        on are refused; `resize_token_embeddings` unsets it. Unset it to teach tokens that were added to free rows.
+        Rows from this one on get no probability in loss and generation; by default every row is predicted. Converted
+        v1.1 sets it, so that its added rows do not change its distribution. Labels of such rows raise `ValueError`.
+        `resize_token_embeddings` unsets it; unset it to train tokens that were added to free rows.
     """
 
     model_type = "omnifusion"
-    # `sub_configs_defaults`, its successor in transformers 5.20, would save parts without the values that are defaults
-    # of the version at hand, and another version may have others.
+    # Not `sub_configs_defaults` (transformers 5.20+): it omits default values, which differ between versions.
     sub_configs = {"vision_config": OmniFusionVisionConfig, "text_config": AutoConfig}
-    # what is left of the outputs is what Trainer's evaluation collects: the logits
+    # Trainer's evaluation collects the other outputs: the logits.
     keys_to_ignore_at_inference = ["past_key_values", "cache", "image_outputs"]
 
     vision_config: dict | PreTrainedConfig | None = None
@@ -258,34 +273,11 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
             self.text_config = AutoConfig.for_model(**{"model_type": "mistral"} | text_config)
         super().__post_init__(**{"auto_map": dict(AUTO_MAP)} | kwargs)
         self._resolve_feature_layers()
-        # Text configurations carry the flag for their own class; the head is ours.
+        # Text configurations have the flag for their own head; ours needs it here.
         self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
         self._check_feature_layers()
         self._check_projector()
         self._check_vocabulary()
-
-    @classmethod
-    def from_vision_text_pretrained(cls, vision: list[str], text: str, tokenizer, **kwargs) -> "OmniFusionConfig":
-        """The configuration of a model assembled from pretrained parts.
-
-        Args:
-            vision: names or folders of vision encoders (or of two-tower models that contain one).
-            text: name or folder of a causal language model.
-            tokenizer: the LLM's, with the special tokens added; the vocabulary is padded to a multiple of 64.
-            kwargs: fields of this class; `image_sizes` and `image_normalizations` go to the vision part.
-        """
-        vision_fields = {name: kwargs.pop(name) for name in ("image_sizes", "image_normalizations") if name in kwargs}
-        text_config = AutoConfig.from_pretrained(text)
-        if text_config.get_text_config() is not text_config:
-            raise ValueError(f"{text} is a `{text_config.model_type}`, which has encoders itself; give a text LLM.")
-        text_config.vocab_size = padded_vocab_size(max(text_config.vocab_size, len(tokenizer)))
-        ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(getattr(tokenizer, name)) for name in SPECIAL_TOKENS}
-        return cls(
-            vision_config=OmniFusionVisionConfig.from_encoders_pretrained(vision, **vision_fields),
-            text_config=text_config,
-            **ids,
-            **kwargs,
-        )
 
     def to_diff_dict(self) -> dict:
         return super().to_diff_dict() | {name: saved_fields(getattr(self, name)) for name in self.sub_configs}
@@ -302,8 +294,8 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         if (self.vision_feature_layer == "all") != (self.projector_type in ALL_LAYERS):
             raise ValueError(
                 f"vision_feature_layer {self.vision_feature_layer} with projector_type `{self.projector_type}`: the "
-                f"adapters {' and '.join(ALL_LAYERS)} read all layers, the others one of each encoder; leave "
-                "vision_feature_layer out, or choose another adapter."
+                f"adapters {' and '.join(ALL_LAYERS)} read all layers, the others one layer of each encoder; omit "
+                "vision_feature_layer, or choose another adapter."
             )
         if self.vision_feature_layer == "all":
             return
@@ -322,7 +314,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
                 )
             if config.model_type == "donut-swin" and layer not in (-1, depth):
                 raise ValueError(
-                    f"vision_feature_layer {layer}: a Swin encoder changes its grid from stage to stage, only the "
+                    f"vision_feature_layer {layer}: a Swin encoder changes its grid from stage to stage, so only its "
                     "last hidden state has a defined token count; use -1."
                 )
 
@@ -330,7 +322,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         counts = self.num_encoder_tokens
         if self.projector_type in ("mlp", "transformer") and len(set(counts)) > 1:
             raise ValueError(
-                f"projector_type `{self.projector_type}` puts the encoders' features side by side and needs one token "
+                f"projector_type `{self.projector_type}` concatenates the encoders' channels and needs one token "
                 f"count, but the encoders give {counts} tokens per view; change image_sizes (now "
                 f"{self.vision_config.image_sizes}) so that image size / patch size is equal, or use concatenation, "
                 "summation or attention."
@@ -358,7 +350,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         if len(set(ids)) < len(ids) or min(ids) < 0 or max(ids) >= rows:
             raise ValueError(
                 f"Special token ids {ids} must be {len(ids)} different rows of the vocabulary of {rows}; "
-                "resize the vocabulary (from_vision_text_pretrained does) or set the ids of the tokenizer in use."
+                "resize the vocabulary (from_vision_text_pretrained does) or set the ids of your tokenizer."
             )
         if self.predicted_vocab_size is not None and not 0 < self.predicted_vocab_size <= rows:
             raise ValueError(
@@ -374,7 +366,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
 
     @property
     def num_encoder_tokens(self) -> list[int]:
-        """Tokens per view of each encoder after the CLS choice."""
+        """Tokens per view of each encoder, with CLS if it is kept."""
         vision = self.vision_config
         keep_prefix = self.vision_feature_select_strategy == "full"
         prefixes = [ENCODER_FAMILIES[config.model_type].prefix_tokens for config in vision.encoder_configs]
@@ -382,7 +374,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
 
     @property
     def projector_attention_width(self) -> int | None:
-        """Width in which the adapter attends: that of the features it gets, of the first encoder, or of the LLM."""
+        """Width of the adapter's attention; None for adapters without one."""
         return {
             "transformer": self.vision_config.hidden_size,
             "concatenation": self.vision_config.hidden_sizes[0],
@@ -391,7 +383,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
 
     @property
     def image_seq_length(self) -> int:
-        """P, visual tokens per view that enter the LLM."""
+        """P, the visual tokens of one view in the LLM."""
         if self.projector_type == "attention":
             return self.projector_num_queries
         return sum(self.num_encoder_tokens) if self.projector_type == "concatenation" else max(self.num_encoder_tokens)

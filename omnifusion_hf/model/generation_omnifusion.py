@@ -1,17 +1,9 @@
-# Copyright 2026 The omnifusion_hf authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
-"""Changes to `generate()`: suppressed tokens, n-gram ban without the prompt, images encoded once for each sample."""
+# Copyright 2026 The omnifusion_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Changes to `generate()`: suppressed tokens, n-gram ban without the prompt, images encoded once for each sample.
+
+Provenance: transformers' `GenerationMixin`; the n-gram ban over the answer only is that of the authors' release v1.1.
+"""
 
 import copy
 from functools import wraps
@@ -35,11 +27,11 @@ from transformers.models.auto.modeling_auto import (
 
 
 class SuppressSpecialTokens(SuppressTokensLogitsProcessor):
-    """A class of its own: transformers drops its processor of a class for one that is passed."""
+    """A class of its own, because a processor that is passed replaces transformers' own one of the same class."""
 
 
 class NoRepeatNGramInAnswer(LogitsProcessor):
-    """The n-gram ban over generated tokens alone."""
+    """The n-gram ban over generated tokens only."""
 
     def __init__(self, ngram_size: int, prompt_length: int):
         self.ban, self.prompt_length = NoRepeatNGramLogitsProcessor(ngram_size), prompt_length
@@ -49,13 +41,12 @@ class NoRepeatNGramInAnswer(LogitsProcessor):
 
 
 class OmniFusionGenerationMixin(GenerationMixin):
-    """transformers' own `generate()`, with what OmniFusion needs around it."""
+    """`generate()` of a model with `get_image_features`."""
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        # transformers knows causal LMs by their class's name: for no other does Trainer shift the labels that
-        # `label_smoothing_factor` smooths, and its server looks here whether a model takes images. FSDP2 makes classes
-        # of its own, as users do.
+        # Tables by class name: Trainer shifts smoothed labels of causal LMs only, and the server of transformers gives
+        # images to multimodal models only. FSDP2 makes subclasses, as users do.
         for names in (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES):
             names[cls.__name__] = cls.__name__
 
@@ -66,11 +57,11 @@ class OmniFusionGenerationMixin(GenerationMixin):
         logits_processor: LogitsProcessorList | None = None,
         **kwargs,
     ):
-        """As transformers' `generate()`; `pixel_values` and `image_view_index` are those of the processor. With a kept
-        cache, images may be those of the whole conversation or the new ones alone.
+        """As transformers' own, with `pixel_values` and `image_view_index` of the processor. With a kept cache, images
+        are those of the whole conversation or only the new ones.
 
-        Special tokens are places and marks: they are never generated. `no_repeat_ngram_in_prompt=False` in the
-        generation configuration (converted v1.1 has it) keeps the n-gram ban from looking into the prompt.
+        Special tokens are never generated. `no_repeat_ngram_in_prompt=False` in the generation configuration
+        (converted v1.1 has it) limits the n-gram ban to the answer.
         """
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
         processors = [SuppressSpecialTokens(self.config.special_token_ids, device=self.device)]
@@ -88,12 +79,12 @@ class OmniFusionGenerationMixin(GenerationMixin):
         return super().generate(inputs, generation_config, processors, **kwargs)
 
     def _setting(self, name: str, generation_config: GenerationConfig | None, kwargs: dict):
-        """What holds for this call: an argument, else the configuration that was passed, else the model's own."""
+        """The value for this call: of an argument, else of the configuration that was passed, else of the model's."""
         given = (kwargs.get(name), getattr(generation_config, name, None), getattr(self.generation_config, name, None))
         return next((value for value in given if value is not None), None)
 
     def _images_for_generation(self, input_ids: torch.LongTensor, kwargs: dict) -> dict:
-        """The images in `kwargs` in a form that is repeated with its sample: one row of visual tokens for each."""
+        """The images in `kwargs` as one row of visual tokens per sample, which `generate()` can repeat."""
         given = {name: kwargs.pop(name, None) for name in ("pixel_values", "image_view_index", "mm_encoder_outputs")}
         cache = _cache_of(kwargs)
         tokens = self._new_visual_tokens(input_ids, 0 if cache is None else cache.get_seq_length(), **given)
@@ -101,7 +92,7 @@ class OmniFusionGenerationMixin(GenerationMixin):
             return {}
         if kwargs.get("assistant_model") is None:
             return {"image_embeds": pad_sequence(tokens, batch_first=True)}  # (B, N, D)
-        # A draft model gets all arguments but this one. It drafts for one sample, so that nothing is repeated.
+        # A draft model does not get this argument; it drafts for one sample, so that nothing is repeated.
         return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=tokens)}}
 
     @torch.no_grad()
@@ -113,16 +104,13 @@ class OmniFusionGenerationMixin(GenerationMixin):
         image_view_index: torch.LongTensor | None,
         mm_encoder_outputs: dict | None,
     ) -> list[torch.Tensor]:
-        """Visual tokens for the places that a kept cache does not hold, one (N, D) per sample.
-
-        Raises `ValueError` where places and tokens differ in number.
-        """
+        """Visual tokens for the places after a kept cache, one (N, D) per sample; `ValueError` for a wrong number."""
         is_image = input_ids == self.config.image_token_id
         all_, new = (places.sum(-1).tolist() for places in (is_image, is_image[:, cached_length:]))
         outputs = (mm_encoder_outputs or {}).get("image")
         if pixel_values is not None:
             views, unseen = ([count // self.config.image_seq_length for count in counts] for counts in (all_, new))
-            if len(pixel_values) == sum(views):  # the whole conversation: what the cache holds is not encoded again
+            if len(pixel_values) == sum(views):  # the whole conversation: cached images are not encoded again
                 keep = torch.cat([torch.arange(total) >= total - last for total, last in zip(views, unseen)])
                 pixel_values = pixel_values[keep]
                 image_view_index = None if image_view_index is None else image_view_index[keep]
@@ -133,8 +121,8 @@ class OmniFusionGenerationMixin(GenerationMixin):
         if len(tokens) != sum(given):
             raise ValueError(
                 f"Image features and image tokens do not match: new <image> tokens per sample {new}, image features "
-                f"{len(tokens)}; make both with one OmniFusionProcessor, and with a kept cache pass all images or the "
-                "new ones alone."
+                f"{len(tokens)}; make both with one OmniFusionProcessor, and with a kept cache pass all images or "
+                "only new ones."
             )
         return [sample[len(sample) - last :] for sample, last in zip(tokens.split(given), new)]
 
@@ -142,7 +130,7 @@ class OmniFusionGenerationMixin(GenerationMixin):
     def prepare_inputs_for_generation(self, *args, is_first_iteration: bool = False, **kwargs) -> dict:
         inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
         cache = _cache_of(kwargs)
-        if not is_first_iteration and cache is not None and cache.get_seq_length():  # it holds the images
+        if not is_first_iteration and cache is not None and cache.get_seq_length():  # images are in the cache
             for name in ("image_embeds", "mm_encoder_outputs"):
                 inputs.pop(name, None)
         return inputs

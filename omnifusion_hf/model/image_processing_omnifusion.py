@@ -1,20 +1,14 @@
 # Copyright 2026 The omnifusion_hf authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0 Unless required by
+# applicable law or agreed to in writing, software distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the License for the specific language
+# governing permissions and limitations under the License.
 """Images to `pixel_values`: load safely, show as a viewer would, cut the views, normalise for the first encoder.
 
-One backend, Pillow, on every machine: its resampling (antialiased) is what the published checkpoints were measured
-with, so an image gives the same pixels wherever the model runs. [`load_image`] alone says what an image is.
+Provenance: an image processor of transformers' Pillow backend; crop and normalisation are CLIP's. Differences: several
+views per image (paper section 3.3) from [`views_omnifusion`], any image that Pillow reads, and Pillow's antialiased
+resampling on every machine, with which the published figures were measured.
 """
 
 import base64
@@ -27,81 +21,52 @@ from typing import Any, BinaryIO
 from urllib.request import url2pathname
 
 
-# First: configuration refuses other versions of transformers; 4 copies no file of a folder that is not imported here.
+# First: configuration refuses other versions of transformers.
 from .configuration_omnifusion import OmniFusionConfig  # noqa: F401  # isort: skip
-from .encoders_omnifusion import ENCODER_FAMILIES  # noqa: F401  # isort: skip
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from transformers.image_processing_backends import PilBackend
-from transformers.image_processing_utils import BatchFeature
+from transformers.image_processing_utils import BatchFeature, get_size_dict
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelDimension, PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torch_tensor
 
-from .views_omnifusion import (
-    ImageFit,
-    ImageViews,
-    ViewStrategy,
-    cut_image,
-    flat,
-    image_views,
-    images_per_prompt,
-    region_views,
-    regions_per_image,
-)
+from .views_omnifusion import Box, ImageFit, ImageViews, ViewStrategy, image_views, region_views, regions_per_image
 
 
-# Written into the saved file beside `resample`: changes between versions can be seen.
+# Saved beside `resample`, so that a later change of resampling is visible in the file.
 RECORDED = {"backend": "pil", "antialias": True}
 
 
 class OmniFusionImageProcessorKwargs(ImagesKwargs, total=False):
-    r"""
-    view_strategy (`"whole"` or `"grid"`):
-        `"whole"`: one view. `"grid"`: the whole image, then the tiles of the best canvas.
-    image_fit (`"crop"`, `"pad"` or `"squash"`):
-        How the whole image becomes a square.
-    grid_canvases (`list[list[int]]`):
-        Canvases of the grid strategy as [rows, columns] of tiles.
-    max_image_pixels (`int`):
-        Images that declare more pixels are refused before they are decoded.
-    regions (`list`, per call):
-        Boxes that become views: one list per image, nested as the images are, of `[left, top, right, bottom]` or a
-        detection pipeline's entries, in pixels of the image as a viewer shows it.
-    region_context (`float`):
-        What a region shows around its box, both sides together, as a share of the box's longer side.
-    max_regions (`int`):
-        The most regions of an image: the best scored ones, else the first in reading order.
-    crop_to_patches (`bool`, per call):
-        True also gives `num_patches`, views per image, as InternVL's processor does; TRL's GRPO asks so.
-    """
+    """Options of the processor and of a call; `regions` and `crop_to_patches` are given per call."""
 
-    view_strategy: ViewStrategy
-    image_fit: ImageFit
-    grid_canvases: list[list[int]]
-    max_image_pixels: int
-    regions: Any
-    region_context: float | int
-    max_regions: int
-    crop_to_patches: bool
+    view_strategy: ViewStrategy  # "whole": one view. "grid": the whole image, then the tiles of the best canvas
+    image_fit: ImageFit  # how the whole image becomes a square
+    grid_canvases: list[list[int]]  # canvases of the grid strategy as [rows, columns] of tiles
+    max_image_pixels: int  # an image that declares more raises `ValueError` before it is decoded
+    regions: Any  # boxes that become views ([`region_views`]): one list per image, nested as the images are
+    region_context: float | int  # the margin of a region, both sides together, in parts of the box's longer side
+    max_regions: int  # the most regions per image: those with the best scores, or the first in reading order
+    crop_to_patches: bool  # True also returns `num_patches`, the views of each image; TRL's GRPO sets it
 
 
 MAX_DOWNLOAD_BYTES, MAX_DOWNLOAD_SECONDS = 2**27, 120
+MAX_RESIZED_PIXELS = 2**24  # a resized image is never larger: 4096 x 4096 pixels, 48 MB
 CHANNELS = (1, 3, 4)
-# How far floats may lie beyond their range, in parts of the brightest: Pillow's bicubic overshoots by 0.28 at most.
-OVERSHOOT = 0.3
+OVERSHOOT = 0.3  # of floats beyond their range, in parts of the maximum; Pillow's bicubic has up to 0.28
 TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
-UPRIGHT = {number: Image.Transpose[name] for number, name in enumerate(TURNS.split(), start=2)}  # by EXIF's number
+UPRIGHT = {number: Image.Transpose[name] for number, name in enumerate(TURNS.split(), start=2)}  # by EXIF orientation
 PILLOW_TAKES = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 _pillow_limit = Lock()
 
 
 def load_image(source, max_pixels: int, input_data_format=None, do_convert_rgb: bool = True) -> Image.Image:
-    """The image that `source` stands for, as a viewer shows it: decoded, upright, on white where transparent, RGB.
+    """The image as a viewer shows it: decoded, upright, on white where transparent, RGB.
 
-    `source` is a PIL image, an array or tensor ([`array_to_image`]) or what [`open_image`] opens. For anything else,
-    and whatever is wrong with it, this raises a `ValueError` that names it. Without `do_convert_rgb`, decoded alone.
+    `source` is a PIL image, an array or tensor ([`array_to_image`]) or anything that [`open_image`] opens. Other input
+    and broken images raise a `ValueError` that names them. `do_convert_rgb=False` only decodes.
     """
     if isinstance(source, np.ndarray) or is_torch_tensor(source):
         source = array_to_image(source, input_data_format)
@@ -124,7 +89,7 @@ def open_image(source, max_pixels: int) -> Image.Image:
 
 @contextmanager
 def _naming(name: str, what: str = "is broken"):
-    """One `ValueError` for all that Pillow's decoders raise, which is nearly everything."""
+    """One `ValueError` for the many classes of errors that Pillow's decoders raise."""
     try:
         yield
     except UnidentifiedImageError as error:
@@ -136,7 +101,7 @@ def _naming(name: str, what: str = "is broken"):
 
 
 def _pillow_open(file: str | BinaryIO, max_pixels: int) -> Image.Image:
-    """Pillow's own limit is the whole process's: one thread at a time changes it, and only for a cap above it."""
+    """Pillow's limit is global: it changes only for a cap above it, in one thread at a time."""
     if max_pixels <= PILLOW_TAKES:
         return Image.open(file)
     with _pillow_limit:
@@ -148,16 +113,15 @@ def _pillow_open(file: str | BinaryIO, max_pixels: int) -> Image.Image:
 
 
 def _check_pixels(image: Image.Image, name: str, max_pixels: int):
-    width, height = image.size
-    if not 0 < width * height <= max_pixels:
+    if not 0 < (pixels := image.width * image.height) <= max_pixels:
         raise ValueError(
-            f"{name} declares {width} x {height} = {width * height} pixels, not 1 to max_image_pixels={max_pixels}; "
-            f"shrink it or, if you trust its source, raise that limit (now {max_pixels})."
+            f"{name} declares {image.width} x {image.height} = {pixels} pixels, not 1 to max_image_pixels="
+            f"{max_pixels}; shrink it or, if you trust its source, raise that limit (now {max_pixels})."
         )
 
 
 def _file_and_name(source) -> tuple[str | BinaryIO, str]:
-    """What Pillow opens, and what it is called in messages."""
+    """The argument of Pillow's `open`, and a name for messages."""
     name = None
     if isinstance(source, dict):
         name, source = source.get("path"), source.get("path") if source.get("bytes") is None else source["bytes"]
@@ -208,21 +172,18 @@ def _decoded(image: Image.Image, max_pixels: int, do_convert_rgb: bool) -> Image
     _check_pixels(image, name, max_pixels)
     with _naming(name):
         image.load()
-    _check_pixels(image, name, max_pixels)  # an icon's file may hold another size than its header declares
+    _check_pixels(image, name, max_pixels)  # the header of an icon may declare another size
     if not do_convert_rgb:
         return image
+    turn = None
+    with suppress(Exception):  # malformed EXIF turns nothing, as in viewers
+        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
     with _naming(name, "cannot be shown"):
-        turn, image = _turn(image), _to_rgb(image)
+        image = _to_rgb(image)
         if turn is not None:
             image = image.transpose(turn)
             image.info = {}  # its EXIF would turn it again
         return image
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What EXIF asks for; malformed EXIF asks for nothing, as in viewers."""
-    with suppress(Exception):
-        return UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -242,8 +203,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def array_to_image(array, input_data_format=None) -> Image.Image:
-    """An image from (H, W), (H, W, C) or (C, H, W). Where both layouts fit, the channels are an array's last axis and
-    a tensor's first; `input_data_format` overrules. Values are as in [`to_levels`]."""
+    """An image from (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels. If both layouts fit, an array is (H, W, C)
+    and a tensor (C, H, W); `input_data_format` overrides. Values: see [`to_levels`]."""
     with _naming(f"An image given as {type(array).__name__}", "cannot be read"):
         axes = [0, -1] if is_torch_tensor(array) else [-1, 0]
         if is_torch_tensor(array):
@@ -262,7 +223,8 @@ def array_to_image(array, input_data_format=None) -> Image.Image:
 
 
 def to_levels(array: np.ndarray) -> np.ndarray:
-    """uint8 of integers 0..255, booleans, or floats 0..1 or 0..255 with their overshoot, which is clipped."""
+    """uint8 of booleans, integers 0..255, or floats: 0..1 if the largest is below 2, else 0..255. Overshoot of floats
+    (as of bicubic resizing) is clipped."""
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind not in "biuf":
@@ -275,24 +237,58 @@ def to_levels(array: np.ndarray) -> np.ndarray:
             f"it holds {array.dtype} of {low:g} to {high:g}; integers are 0..255, floats 0..255 or 0..1. Give raw "
             "pixels, which are normalised here, and divide 16-bit ones by 257"
         )
-    if array.dtype.kind in "iu":
-        return array.astype(np.uint8)
     return np.round(array * (255 // top)).clip(0, 255).astype(np.uint8)
+
+
+def flat(images) -> list:
+    """All images one after another, whether alone, listed, nested or in an array (N, H, W, C)."""
+    nested = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) > 3
+    return [image for item in images for image in flat(item)] if nested else [images]
+
+
+def images_per_prompt(images) -> list[int]:
+    """[3, 1] for [[a, b, c], [d]]; images that are not nested count as one prompt."""
+    if isinstance(images, (list, tuple)) and any(isinstance(sample, (list, tuple)) for sample in images):
+        return [len(flat(sample)) for sample in images]
+    return [len(flat(images))]
+
+
+def cut_image(image: Image.Image, views: ImageViews, side: int, resample: int, background: tuple) -> list[Image.Image]:
+    """The views of an image, resampled to `side` x `side`; outside the image they have the background colour.
+
+    Whole image and tiles are cut from the image resized to whole pixels, because Pillow reads a box in float32 and
+    would be off by one level here and there. Regions, and views of strips whose resized image would have more than
+    `MAX_RESIZED_PIXELS`, are resampled directly.
+    """
+    resized = {image.size: image}
+
+    def cut(box: Box, directly: bool) -> Image.Image:
+        left, top, right, bottom = box
+        x, y = side / (right - left), side / (bottom - top)
+        size = (round(image.width * x), round(image.height * y))
+        if directly or size[0] * size[1] > MAX_RESIZED_PIXELS:
+            inside = (max(left, 0.0), max(top, 0.0), min(right, image.width), min(bottom, image.height))
+            size = (max(round((inside[2] - inside[0]) * x), 1), max(round((inside[3] - inside[1]) * y), 1))
+            part, corner = image.resize(size, resample, box=inside), ((inside[0] - left) * x, (inside[1] - top) * y)
+        else:
+            part, corner = resized.get(size) or image.resize(size, resample), (-left * x, -top * y)
+            resized[size] = part
+        view = Image.new(image.mode, (side, side), background)
+        view.paste(part, (round(corner[0]), round(corner[1])))
+        return view
+
+    return [cut(box, False) for box in (views.whole, *views.tiles)] + [cut(box, True) for box in views.regions]
 
 
 class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
     r"""
     Turns images into views: `pixel_values` (ΣV, 3, S, S) float32, flat over the batch, and `image_view_index` (ΣV,),
     which counts from 0 within each image (and stays right when views of several requests are sliced or joined).
-    An image's views are the whole image, then the tiles of `view_strategy="grid"`, then the `regions` of the call.
+    The views of an image: the whole image, the tiles of `view_strategy="grid"`, the `regions` of the call.
 
-    Images are PIL images, arrays, tensors, or files: paths, http(s) and file URLs, base64, bytes, open files, and
-    `{"bytes", "path"}` as in datasets. What a viewer shows counts; anything else is a `ValueError` that names it.
-    Arrays are (H, W, C), tensors (C, H, W), with 1, 3 or 4 channels; the other layout is taken where only that fits,
-    and `input_data_format` overrules. Integers are 0..255 and booleans black or white. Floats are 0..1 if the largest
-    is below 2, else 0..255; what lies beyond by 0.3 of the largest at most, as after bicubic resizing, is clipped.
-    `do_rescale=False` leaves views in 0..255 that are not normalised, and makes no difference to those that are:
-    `image_mean` and `image_std` are of 0..1. Source: paper section 3.3; v1.1 uses `image_fit="crop"`, bicubic, S=336.
+    Images are everything that [`load_image`] takes, alone, listed or nested per prompt; anything else raises a
+    `ValueError` that names it. `do_rescale=False` with `do_normalize=False` leaves views in 0..255; `image_mean` and
+    `image_std` are always in 0..1. Source: paper section 3.3; v1.1 uses `image_fit="crop"`, bicubic, S=336.
     """
 
     valid_kwargs = OmniFusionImageProcessorKwargs
@@ -324,31 +320,25 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
     def to_dict(self) -> dict:
         return super().to_dict() | RECORDED
 
-    def _validate_preprocess_kwargs(self, size=None, do_resize=None, **kwargs):
-        super()._validate_preprocess_kwargs(size=size, do_resize=do_resize, **kwargs)
-        if not size.height or size.height != size.width:
-            raise ValueError(f"size must be square, {{'height': S, 'width': S}}, got {dict(size)}.")
-        if not do_resize:
-            raise ValueError("Views are always resized to S x S; do_resize must stay True.")
-        for name in ("region_context", "max_regions"):
-            if not 0 <= kwargs[name] < float("inf"):
-                raise ValueError(f"{name} must be 0 or more, got {kwargs[name]}.")
-
     def fetch_images(self, image_url_or_urls, max_image_pixels: int | None = None, input_data_format=None):
-        """Decodes whatever is no PIL image yet; nesting is kept."""
+        """Decodes everything that is not a PIL image yet; nesting is kept."""
         if isinstance(image_url_or_urls, (list, tuple)) or getattr(image_url_or_urls, "ndim", 0) > 3:
             return [self.fetch_images(item, max_image_pixels, input_data_format) for item in image_url_or_urls]
         if isinstance(image_url_or_urls, Image.Image):
             return image_url_or_urls
-        return load_image(image_url_or_urls, max_image_pixels or self.max_image_pixels, input_data_format, False)
+        limit, layout = max_image_pixels or self.max_image_pixels, input_data_format or self.input_data_format
+        return load_image(image_url_or_urls, limit, layout, False)
 
-    def _preprocess_image_like_inputs(
-        self, images, *, max_image_pixels, input_data_format=None, do_convert_rgb=True, regions=None, **kwargs
-    ) -> BatchFeature:
-        if regions is not None:
-            regions = regions_per_image(regions, images_per_prompt(images))
-        load = (max_image_pixels, input_data_format, do_convert_rgb)
-        return self._preprocess([load_image(image, *load) for image in flat(images)], regions=regions, **kwargs)
+    def preprocess(self, images, *args, **kwargs) -> BatchFeature:  # trf-ignore: TRF057
+        """As transformers' own; `regions` are nested as the images are."""
+        images = self.fetch_images(images, kwargs.get("max_image_pixels"), kwargs.get("input_data_format"))
+        if (regions := kwargs.get("regions", self.regions)) is not None:
+            kwargs["regions"] = regions_per_image(regions, images_per_prompt(images))
+        return super().preprocess(flat(images), *args, **kwargs)
+
+    def process_image(self, image: Image.Image, *, max_image_pixels: int, do_convert_rgb: bool = True, **kwargs):
+        """A decoded image as a viewer shows it, still a PIL image."""
+        return load_image(image, max_image_pixels, None, do_convert_rgb)
 
     def _preprocess(
         self, images: list[Image.Image], size, resample, do_rescale, rescale_factor, do_normalize, image_mean,
@@ -358,12 +348,12 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
         plan = self.plan_views([(image.height, image.width) for image in images], size=size, **kwargs)
         views, image_view_index = [], []
         for image, boxes in zip(images, plan):
-            if len(image.getbands()) != len(image_mean):  # with do_convert_rgb=False alone
+            if len(image.getbands()) != len(image_mean):  # only with do_convert_rgb=False
                 raise ValueError(f"image_mean must be one value for each of an image's channels {image.getbands()}.")
             views += cut_image(image, boxes, size.height, resample, background)
             image_view_index += range(len(boxes))
         pixels = np.stack([np.asarray(view) for view in views]).astype(np.float32)  # (ΣV, S, S, 3)
-        if do_rescale or do_normalize:  # mean and std are those of 0..1
+        if do_rescale or do_normalize:  # mean and std are in 0..1
             pixels *= rescale_factor
         if do_normalize:
             pixels = (pixels - np.float32(image_mean)) / np.float32(image_std)
@@ -374,10 +364,9 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def plan_views(self, image_sizes: list[tuple[int, int]], **options) -> list[ImageViews]:
-        """The views of images known by (height, width) alone; `options` are those of a call, `regions` included."""
-        options = {name: getattr(self, name) for name in self._valid_kwargs_names} | options
-        options = self._standardize_kwargs(**options)
-        self._validate_preprocess_kwargs(**options)
+        """The views of images of known (height, width); `options` are those of a call, `regions` included."""
+        options = {name: getattr(self, name) for name in self.valid_kwargs.__annotations__} | options
+        side = self._checked_side(**options)
         regions = [[] for _ in image_sizes]
         if options["regions"] is not None:
             regions = regions_per_image(options["regions"], [len(image_sizes)])
@@ -388,8 +377,20 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
                 boxes = region_views(size, boxes, options["region_context"], options["max_regions"])
             except ValueError as error:
                 raise ValueError(f"Regions of image {index}, {error}") from None
-            plan.append(image_views(size, *chosen, options["size"].height, boxes))
+            plan.append(image_views(size, *chosen, side, boxes))
         return plan
+
+    def _checked_side(self, size, do_resize: bool, **options) -> int:
+        """S; raises `ValueError` for options that no view can have."""
+        size = get_size_dict(size if isinstance(size, (int, list, tuple)) else dict(size))
+        if not size.get("height") or size["height"] != size.get("width"):
+            raise ValueError(f"size must be square, {{'height': S, 'width': S}}, got {size}.")
+        if not do_resize:
+            raise ValueError("Views are always resized to S x S; do_resize must stay True.")
+        for name in ("region_context", "max_regions"):
+            if not 0 <= options[name] < float("inf"):
+                raise ValueError(f"{name} must be 0 or more, got {options[name]}.")
+        return size["height"]
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> int:
         """V, the number of views of an image of this size (transformers' name for it); needs no pixels."""

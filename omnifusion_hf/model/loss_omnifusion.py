@@ -1,17 +1,9 @@
-# Copyright 2026 The omnifusion_hf authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
-"""Behind the LLM's last hidden states: logits, or, in training, the loss without ever holding all logits."""
+# Copyright 2026 The omnifusion_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""From the LLM's last hidden states to logits or, in training, to the loss without the logits of the whole batch.
+
+Provenance: the loss equals transformers' `ForCausalLMLoss`; torch's chunked `linear_cross_entropy` computes it.
+"""
 
 import torch
 from torch import nn
@@ -23,7 +15,7 @@ from .configuration_omnifusion import OmniFusionConfig
 
 
 def scale_logits(logits: torch.Tensor, text_config: PreTrainedConfig) -> torch.Tensor:
-    """What some LLMs do behind their head: Cohere multiplies, Granite divides, Gemma 2 caps softly; (…, vocab)."""
+    """Logit scaling after lm_head (Cohere, Granite, Gemma 2) of logits (…, vocab)."""
     if getattr(text_config, "logit_scale", None) is not None:
         logits = logits * text_config.logit_scale
     if getattr(text_config, "logits_scaling", None) is not None:
@@ -35,14 +27,14 @@ def scale_logits(logits: torch.Tensor, text_config: PreTrainedConfig) -> torch.T
 def predict(hidden_states: torch.Tensor, head: nn.Module, config: OmniFusionConfig) -> torch.Tensor:
     """Logits (…, vocab) of hidden states (…, D)."""
     logits = scale_logits(head(hidden_states), config.text_config)
-    # CODEPATH: set in conversions of the authors' v1.1, whose vocabulary had no special tokens; else None
+    # CODEPATH: set in conversions of the authors' v1.1, whose vocabulary had no special tokens
     if config.predicted_vocab_size is not None:
         logits[..., config.predicted_vocab_size :] = torch.finfo(logits.dtype).min
     return logits
 
 
 def check_labels(labels: torch.LongTensor | None, config: OmniFusionConfig):
-    """Raises `ValueError` for a label whose row is never predicted: its loss would be infinite, or no row at all."""
+    """Raises `ValueError` for a label whose row is never predicted: its loss would be infinite."""
     rows = config.predicted_vocab_size
     if rows is not None and labels is not None:
         torch_compilable_check(
@@ -64,17 +56,17 @@ def loss_of_answers(
     ignore_index: int = -100,
     **kwargs,
 ) -> torch.Tensor:
-    """The loss that `ForCausalLMLoss` takes of all logits, from the positions alone that are to predict a label.
+    """`ForCausalLMLoss` of the labelled positions only.
 
-    There torch's chunked `linear_cross_entropy` never holds more than the logits of some hundred positions. It is used
-    where the head is a plain matrix; where it is more (a soft cap, trained special-token rows, LoRA, a quantised or
-    sharded head) and before torch 2.13 these positions' logits are computed at once.
+    torch's chunked `linear_cross_entropy` holds the logits of some hundred positions at a time. Before torch 2.13, and
+    for a head that is more than a matrix (a soft cap, trained special-token rows, LoRA, a quantised or sharded head),
+    the logits of all labelled positions are computed at once.
 
     Args:
         hidden_states: (B, L, D).
-        labels: (B, L), `ignore_index` where nothing is to be predicted; shifted inside.
-        num_items_in_batch: labels in all batches of a step, by which the sum is divided; by default this batch's own.
-        shift_labels: (B, L), shifted before, in the place of `labels`: where a sequence is cut over several devices.
+        labels: (B, L), `ignore_index` without a target; shifted inside.
+        num_items_in_batch: labels in all batches of a step, the divisor of the sum; by default this batch's own.
+        shift_labels: (B, L), shifted already, instead of `labels`: for a sequence that is split over devices.
     """
     if shift_labels is None:
         shift_labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]  # (B, L)
@@ -92,7 +84,7 @@ def loss_of_answers(
 
 
 def is_plain(head: nn.Module, text_config: PreTrainedConfig) -> bool:
-    """Whether logits are `head.weight` times the hidden state and a factor: no subclass, no hook, no soft cap."""
+    """Whether logits are `head.weight` times hidden state times a factor: no subclass, no hook, no soft cap."""
     soft_cap = getattr(text_config, "final_logit_softcapping", None)
     hooked = head._forward_hooks or head._forward_pre_hooks
     return hasattr(nn, "LinearCrossEntropyOptions") and type(head) is nn.Linear and not hooked and soft_cap is None
@@ -103,7 +95,7 @@ def chunked_cross_entropy(
 ) -> torch.Tensor:
     """Cross-entropy of each position, (N,), from states (N, D), the head's weight (vocab, D) and targets (N,)."""
     device = states.device.type
-    if torch.is_autocast_enabled(device):  # autocast does not know this function
+    if torch.is_autocast_enabled(device):  # autocast ignores this function
         dtype = torch.get_autocast_dtype(device)
         states, weight = states.to(dtype), weight.to(dtype)
     states = scale_logits(states, text_config)  # factors of the logits are factors of the states

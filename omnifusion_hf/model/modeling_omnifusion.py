@@ -1,25 +1,20 @@
 # Copyright 2026 The omnifusion_hf authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
-"""OmniFusion (arXiv 2404.06212): views -> encoders -> adapter -> visual tokens in the place of `<image>` -> LLM.
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0 Unless required by
+# applicable law or agreed to in writing, software distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the License for the specific language
+# governing permissions and limitations under the License.
+"""OmniFusion (arXiv 2404.06212): views -> encoders -> adapter -> visual tokens in place of `<image>` -> LLM.
 
-The skeleton and its names are those of transformers' LLaVA, so that tools which know it know this.
+Provenance: skeleton and names are those of transformers' `LlavaForConditionalGeneration`, so that its tools work.
+Differences: several encoders and views, trained special tokens, a loss of the labelled positions only, and the
+adapters of paper section 3.2.
 """
 
-from contextlib import nullcontext
+import copy
 from dataclasses import dataclass
 from importlib import import_module
-from inspect import signature
+from pathlib import Path
 
 import torch
 import transformers
@@ -31,9 +26,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast as ModelOutput
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast, ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
+from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import TransformersKwargs, can_return_tuple, logging, torch_compilable_check
 
-from .assembling_omnifusion import assemble, keep_whole, superseded_weights_removed
 from .configuration_omnifusion import AUTO_MAP, OmniFusionConfig
 from .generation_omnifusion import OmniFusionGenerationMixin
 from .loss_omnifusion import check_labels, loss_of_answers, predict
@@ -45,23 +40,23 @@ from .views_omnifusion import views_per_image
 logger = logging.get_logger(__name__)
 
 
-# transformers 5.24 renamed the cache. It is never named here: `**kwargs` hands it on, inherited fields hand it back.
+# transformers 5.24 renamed the cache. It is not named here: `**kwargs` and inherited fields pass it on.
 @dataclass
 class OmniFusionModelOutputWithPast(ModelOutputWithPast):  # trf-ignore: TRF057
-    """As `BaseModelOutputWithPast`; image_outputs: what `get_image_features` gave for the batch's images."""
+    """As `BaseModelOutputWithPast`; image_outputs: the result of `get_image_features`."""
 
     image_outputs: BaseModelOutputWithPooling | None = None
 
 
 @dataclass
 class OmniFusionCausalLMOutputWithPast(CausalLMOutputWithPast):  # trf-ignore: TRF057
-    """As `CausalLMOutputWithPast`; image_outputs: what `get_image_features` gave for the batch's images."""
+    """As `CausalLMOutputWithPast`; image_outputs: the result of `get_image_features`."""
 
     image_outputs: BaseModelOutputWithPooling | None = None
 
 
 def shared_fields(outputs: ModelOutput, output_class: type[ModelOutput]) -> dict:
-    """What of `outputs` the other class has a field for: some LLMs return more, such as router logits."""
+    """The outputs for which the other class has a field; some LLMs return more, such as router logits."""
     return {name: value for name, value in outputs.items() if name in output_class.__dataclass_fields__}
 
 
@@ -70,10 +65,10 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    # Attention and residuals of a view must stay on one device.
+    # The attention and residuals of a view must be on one device.
     _no_split_modules = ["ProjectorLayer", "SummationProjector", "AttentionProjector"]
     _skip_keys_device_placement = ["past_key_values", "cache"]
-    # Activations of large encoders leave float16's range (InternViT-6B does); bfloat16 is not touched by this.
+    # Activations of InternViT-6B exceed float16's range. This does not affect bfloat16.
     _keep_in_fp32_modules = ["vision_tower", "multi_modal_projector"]
 
     _supports_flash_attn = True
@@ -84,34 +79,33 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
 
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        # Adapters fill what they hold beside layers and norms (by name: remote code loads a class twice).
+        # Adapters fill their own parameters (by name, not class: remote code loads a class twice).
         if hasattr(module, "init_parameters"):
             module.init_parameters()
 
     def post_init(self):
         super().post_init()
-        # Families name the blocks of all their models, and FSDP refuses a name that a model has not.
+        # Families name the blocks of all their models; FSDP refuses a name that a model does not have.
         self._no_split_modules &= {type(module).__name__ for module in self.modules()}
 
     @classmethod
     def from_pretrained(cls, *args, quantization_config=None, **kwargs) -> "OmniFusionPreTrainedModel":
-        """As usual; quantisation takes the LLM alone and leaves encoders, adapter and head whole, beside what the
-        caller's own list names."""
+        """As transformers' own. Quantises only the LLM; adds encoders, adapter and head to the caller's skip list."""
         if quantization_config is not None:
-            kwargs["quantization_config"] = keep_whole(quantization_config)
+            kwargs["quantization_config"] = quantise_only_the_llm(quantization_config)
         return super().from_pretrained(*args, **kwargs)
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        # A class adds its own name alone, but serving engines look for the headless AutoModel in any saved folder.
+    def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
+        """As transformers' own; removes weights of an earlier saving that would be loaded instead of these."""
+        # A class adds its own name only, but serving engines look for the headless AutoModel in any saved folder.
         self.config.auto_map = dict(AUTO_MAP)
-        given = signature(super().save_pretrained).bind(save_directory, *args, **kwargs).arguments
-        only_here = superseded_weights_removed(save_directory, given.get("variant"))
-        with only_here if given.get("is_main_process", True) else nullcontext():
-            super().save_pretrained(save_directory, *args, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process:
+            remove_earlier_weights(Path(save_directory), kwargs.get("variant"))
 
     def load_adapter(self, peft_model_id: str | None = None, adapter_name: str | None = None, **kwargs):
-        """As usual. transformers before 5.18 loads LoRA's factors alone and leaves out what PEFT saves beside them,
-        the adapter and the special tokens' rows; there PEFT loads the file once more."""
+        """As transformers' own. Before 5.18, transformers loads LoRA's factors only, without the adapter and the
+        special tokens' rows that PEFT saves in the same file; PEFT loads them here."""
         info = super().load_adapter(peft_model_id, adapter_name, **kwargs)
         if peft_model_id is None or Version(transformers.__version__) >= Version("5.18"):
             return info
@@ -121,8 +115,7 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         return peft.set_peft_model_state_dict(self, weights, adapter_name or "default")
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
-        """As usual. Where some rows are never predicted (`predicted_vocab_size`), all are from now on, so that the
-        model can learn to answer with the tokens that are added."""
+        """As transformers' own; unsets `predicted_vocab_size`, so that the added tokens can be learned."""
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         # CODEPATH: set in conversions of v1.1 and in the bundled model, else None
         if self.config.predicted_vocab_size is not None and new_num_tokens is not None:
@@ -132,14 +125,14 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
 
     @property
     def dtype(self) -> torch.dtype:
-        """The LLM's: encoders and adapter may be kept in float32."""
+        """The LLM's dtype; encoders and adapter may be in float32."""
         return self.get_input_embeddings().weight.dtype
 
     def half(self):
         return self.to(torch.float16)
 
     def to(self, *args, **kwargs) -> "OmniFusionPreTrainedModel":
-        """As usual, but with float16 encoders and adapter become float32, as in `from_pretrained(dtype=float16)`."""
+        """As torch's own, but float16 makes encoders and adapter float32, as `from_pretrained(dtype=float16)` does."""
         if torch.float16 not in (*args, *kwargs.values()):
             return super().to(*args, **kwargs)
         for name, module in self.named_children():
@@ -149,6 +142,36 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
                 **{key: dtype if value is torch.float16 else value for key, value in kwargs.items()},
             )
         return self
+
+
+# Matched from the beginning of a name: of the whole model, then of the model without its head.
+NOT_QUANTISED = "model.vision_tower model.multi_modal_projector lm_head vision_tower multi_modal_projector".split()
+
+
+def quantise_only_the_llm(quantization_config):
+    """A copy (of an object or dict) whose list of modules that are not quantised, by any name, has our parts too."""
+    config = copy.deepcopy(quantization_config)
+    if isinstance(config, dict):
+        config = AutoQuantizationConfig.from_dict(config)
+    for name in ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules"):
+        if hasattr(config, name):
+            given = getattr(config, name) or []
+            # torchao matches names of parameters: `q_proj` would match nothing.
+            weights = [f"{module}.weight" for module in given if not module.endswith("weight")]
+            setattr(config, name, list(dict.fromkeys([*NOT_QUANTISED, *given, *weights])))
+    return config
+
+
+def remove_earlier_weights(folder: Path, variant: str | None):
+    """Of one file and of shards, only the newer weights stay: transformers loads the one file first."""
+    end = f".{variant}" if variant else ""
+    weights = [folder / f"model{end}.safetensors", folder / f"model.safetensors.index{end}.json"]
+    weights = sorted(filter(Path.is_file, weights), key=lambda path: path.stat().st_mtime_ns)
+    for earlier in weights[:-1]:
+        earlier.unlink()
+    lora = folder / "adapter_config.json"
+    if weights and lora.is_file() and lora.stat().st_mtime_ns < weights[-1].stat().st_mtime_ns:
+        logger.warning(f"{folder} has LoRA weights too, which from_pretrained loads; remove adapter_*.")
 
 
 def trains_on_many_ranks() -> bool:
@@ -167,31 +190,6 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
-    def encode_views(
-        self, pixel_values: torch.Tensor, image_view_index: torch.LongTensor | None = None, **kwargs
-    ) -> BaseModelOutputWithPooling:
-        """As `get_image_features`, with the visual tokens of all views as one tensor, `pooler_output` [(ΣV·P, D)]: a
-        compiled graph has no values of `image_view_index` to split them by."""
-        if image_view_index is not None and len(image_view_index) != len(pixel_values):
-            raise ValueError(
-                f"image_view_index has {len(image_view_index)} entries for {len(pixel_values)} views in pixel_values; "
-                "pass both as OmniFusionProcessor made them."
-            )
-        # Quantised weights are integers; biases and norms keep the dtype that the adapter computes in.
-        dtype = next(p.dtype for p in self.multi_modal_projector.parameters() if p.is_floating_point())
-        outputs = self.vision_tower(
-            pixel_values,
-            read=lambda features: self.multi_modal_projector(feature.to(dtype) for feature in features),
-            return_dict=True,
-            **kwargs,
-        )
-        return BaseModelOutputWithPooling(
-            last_hidden_state=side_by_side(outputs.last_features),
-            pooler_output=[outputs.features.flatten(0, 1)],  # (ΣV·P, D)
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-
     @can_return_tuple
     def get_image_features(  # trf-ignore: TRF057
         self,
@@ -199,31 +197,47 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         image_view_index: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
-        """Visual tokens of the images.
+        """Visual tokens of the images; the only way to encode them.
 
         Args:
             pixel_values: (ΣV, 3, S, S).
             image_view_index: (ΣV,), 0 at the first view of each image; without it every view is an image.
 
-        Returns: `last_hidden_state` (ΣV, max P_e, Σd), the encoders' last features side by side, and `pooler_output`,
-        the adapter's output, one (V·P, D) per image.
+        Returns: `last_hidden_state` (ΣV, max P_e, Σd), the encoders' last features with concatenated channels, and
+        `pooler_output`, the adapter's output, one (V·P, D) per image (in a compiled graph one (ΣV·P, D) for all).
         """
-        outputs = self.encode_views(pixel_values, image_view_index, **kwargs)
-        num_views = [1] * len(pixel_values) if image_view_index is None else views_per_image(image_view_index.cpu())
-        num_tokens = [count * self.config.image_seq_length for count in num_views]
-        outputs.pooler_output = list(outputs.pooler_output[0].split(num_tokens))  # (V·P, D) each
-        return outputs
+        if image_view_index is not None and len(image_view_index) != len(pixel_values):
+            raise ValueError(
+                f"image_view_index has {len(image_view_index)} entries for {len(pixel_values)} views in pixel_values; "
+                "pass both as OmniFusionProcessor made them."
+            )
+        # The dtype in which the adapter computes; quantised weights are integers.
+        dtype = next(p.dtype for p in self.multi_modal_projector.parameters() if p.is_floating_point())
+
+        def projector(features):
+            return self.multi_modal_projector(feature.to(dtype) for feature in features)
+
+        outputs = self.vision_tower(pixel_values, projector=projector, return_dict=True, **kwargs)
+        num_views = [1] * len(pixel_values) if image_view_index is None else [len(pixel_values)]
+        if image_view_index is not None and not torch.compiler.is_compiling():
+            num_views = views_per_image(image_view_index.cpu())
+        visual_tokens = outputs.features.flatten(0, 1)  # (ΣV·P, D)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=side_by_side(outputs.last_features),
+            pooler_output=list(visual_tokens.split([count * self.config.image_seq_length for count in num_views])),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
     def _tokens_of_no_image(self, device: torch.device) -> torch.Tensor:
-        """None of the tokens of a blank view, (0, D). Ranks wait for one another's weights and gradients, so
-        encoders and adapter take part on a rank whose batch has no image as well; its gradients there are zero."""
+        """Runs a blank view and returns (0, D): all ranks must run the same modules; gradients are zero."""
         size = self.config.vision_config.image_size
-        return self.encode_views(torch.zeros(1, 3, size, size, device=device)).pooler_output[0][:0]
+        return self.get_image_features(torch.zeros(1, 3, size, size, device=device)).pooler_output[0][:0]
 
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
     ) -> torch.Tensor:
-        """Where the visual tokens go, (B, L, 1); raises `ValueError` when places and features differ in number."""
+        """The places of the visual tokens, (B, L, 1); raises `ValueError` if there are more or fewer features."""
         if input_ids is None:
             image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
             mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
@@ -267,8 +281,7 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
 
         image_outputs, image_features = (mm_encoder_outputs or {}).get("image"), None
         if pixel_values is not None:
-            encode = self.encode_views if torch.compiler.is_compiling() else self.get_image_features
-            image_outputs = encode(pixel_values, image_view_index, return_dict=True, **kwargs)
+            image_outputs = self.get_image_features(pixel_values, image_view_index, return_dict=True, **kwargs)
         if image_outputs is not None:
             image_features = torch.cat(image_outputs.pooler_output)  # (ΣV·P, D)
         elif image_embeds is not None:
@@ -282,13 +295,8 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
 
-        outputs = self.language_model(
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            return_dict=True,
-            **kwargs,
-        )
+        given = {"attention_mask": attention_mask, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        outputs = self.language_model(**given, return_dict=True, **kwargs)
         outputs = shared_fields(outputs, OmniFusionModelOutputWithPast)
         return OmniFusionModelOutputWithPast(**outputs, image_outputs=image_outputs)
 
@@ -297,9 +305,9 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
     """The whole model with the language modelling head."""
 
     _tp_plan = {"lm_head": "colwise_gather_output"}
-    # Checkpoints of training hold these a second time, in the precision in which they train.
+    # Training checkpoints have these rows twice, also in the precision in which they train.
     _keys_to_ignore_on_load_unexpected = [r"special_token_rows$"]
-    # Set by training: it needs the loss alone, and the logits of a batch are the largest tensor there is.
+    # Set by training, which needs only the loss: the logits of a batch are its largest tensor.
     skip_logits = False
 
     def __init__(self, config: OmniFusionConfig):
@@ -315,7 +323,7 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
     def from_vision_text_pretrained(
         cls, vision: list[str], text: str, dtype: torch.dtype | str = "auto", **config
     ) -> "OmniFusionForConditionalGeneration":
-        """Assembles a model from pretrained encoders and a pretrained LLM; adapter and new rows start untrained.
+        """Assembles a model from pretrained encoders and a pretrained LLM; needs the package omnifusion_hf.
 
         Args:
             vision: names or folders of the vision encoders, in the adapter's order.
@@ -323,11 +331,11 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
             dtype: dtype to load the parts in, as in `from_pretrained`.
             config: fields of [`OmniFusionConfig`]: `projector_type`, `vision_feature_layer`, `image_sizes`, …
 
-        Weights of the parts stay bit-identical; special tokens get new vocabulary rows (padded to a multiple of 64).
-        Raises `ValueError` for an LLM whose answers to text would change.
+        Weights of the parts stay bit-identical; the adapter is untrained, and special tokens get new vocabulary rows
+        (padded to a multiple of 64). Raises `ValueError` for an LLM whose answers to text would change.
         Its processor: [`OmniFusionProcessor.from_vision_text_pretrained`] with the same arguments.
         """
-        return assemble(cls, vision, text, dtype, **config)
+        return import_module("omnifusion_hf.build.assemble").assemble(cls, vision, text, dtype, **config)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
@@ -368,17 +376,10 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
             Visual tokens of each sample, padded at the end; `generate()` passes them instead of `pixel_values`.
         """
         outputs = self.model(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            image_view_index=image_view_index,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            mm_encoder_outputs=mm_encoder_outputs,
-            image_embeds=image_embeds,
-            return_dict=True,
-            **kwargs,
-        )
+            input_ids=input_ids, pixel_values=pixel_values, image_view_index=image_view_index,
+            attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=mm_encoder_outputs, image_embeds=image_embeds, return_dict=True, **kwargs,
+        )  # fmt: skip
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden_states = outputs.last_hidden_state[:, kept]
         logits = loss = None
@@ -389,8 +390,7 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
         else:
             logits = predict(hidden_states, self.lm_head, self.config)  # (B, L, vocab)
         if labels is not None and loss is None:
-            vocab_size = self.config.text_config.vocab_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+            loss = self.loss_function(logits, labels, self.config.text_config.vocab_size, **kwargs)
         outputs = shared_fields(outputs, OmniFusionCausalLMOutputWithPast)
         return OmniFusionCausalLMOutputWithPast(loss=loss, logits=logits, **outputs)
 

@@ -1,21 +1,17 @@
 # Copyright 2026 The omnifusion_hf authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0 Unless required by
+# applicable law or agreed to in writing, software distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the License for the specific language
+# governing permissions and limitations under the License.
 """The adapters of paper section 3.2: features of the encoders to visual tokens of the LLM's width.
 
-Every adapter is built from a configuration and reads features (views, P_e, d_e) in the order in which the encoders
-yield them: one per encoder, or (summation, attention) every layer of the first encoder, then of the next. It gives
-(views, P, D).
+Provenance: `mlp` is LLaVA-1.5's adapter; `transformer` is PyTorch's `TransformerEncoderLayer` and a linear map, as in
+the authors' release v1.1; the merge of layers in `summation` and `attention` follows COMM (arXiv 2310.08825).
+Differences: the attention is made of Linear layers, and layers are merged as they come instead of being stacked.
+
+An adapter reads features (views, P_e, d_e) in the order in which the encoders yield them: one per encoder, or
+(summation, attention) every layer of the first encoder, then of the next. It returns (views, P, D).
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,10 +20,8 @@ from functools import reduce
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_omnifusion import OmniFusionConfig
-from .modeling_omnifusion_vision import usable_attention
 
 
 class MlpProjector(nn.Module):
@@ -45,23 +39,13 @@ class MlpProjector(nn.Module):
         return self.linear_2(self.act(self.linear_1(hidden_states)))  # (views, P, D)
 
 
-def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Reference attention; `attention_mask` is part of the backends' signature, the adapter sees whole views."""
-    weights = torch.matmul(query, key.transpose(-1, -2)) * scaling  # (views, heads, P, P)
-    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
-
-
 class ProjectorAttention(nn.Module):
-    """Multi-head attention from Linear layers: serving engines replace those, not nn.MultiheadAttention."""
+    """Multi-head attention without a mask, of Linear layers: serving engines replace those, not
+    nn.MultiheadAttention. PyTorch chooses the kernel, whatever attention encoders and LLM use."""
 
     def __init__(self, config: OmniFusionConfig, width: int):
         super().__init__()
-        self.config = config
-        self.is_causal = False
         self.head_dim = width // config.projector_num_attention_heads
-        self.scaling = self.head_dim**-0.5
         self.dropout = config.projector_dropout
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, width)
@@ -69,16 +53,14 @@ class ProjectorAttention(nn.Module):
         self.o_proj = nn.Linear(width, width)
 
     def forward(self, queries: torch.Tensor, sequence: torch.Tensor) -> torch.Tensor:
-        """queries (views, Q, d) attend to a sequence (views, P, d); gives (views, Q, d)."""
+        """queries (views, Q, d) attend to a sequence (views, P, d); returns (views, Q, d)."""
         query, key, value = (
             projection(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (views, heads, Q or P, head_dim)
             for projection, states in ((self.q_proj, queries), (self.k_proj, sequence), (self.v_proj, sequence))
         )
-        implementation = usable_attention(self.config, query)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         dropout = self.dropout if self.training else 0.0
-        output, _ = attend(self, query, key, value, None, scaling=self.scaling, dropout=dropout, is_causal=False)
-        return self.o_proj(output.flatten(-2))  # (views, Q, d)
+        output = nn.functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        return self.o_proj(output.transpose(1, 2).flatten(-2))  # (views, Q, d)
 
 
 class ProjectorLayer(nn.Module):
@@ -100,7 +82,7 @@ class ProjectorLayer(nn.Module):
 
 
 class TransformerProjector(nn.Module):
-    """`W layer([x_1; …; x_N]) + b`: a transformer layer over the visual tokens, then a linear map. Used by v1.1."""
+    """`W layer([x_1; …; x_N]) + b`: a transformer layer over the visual tokens, then a linear map, as in v1.1."""
 
     def __init__(self, config: OmniFusionConfig):
         super().__init__()
@@ -113,8 +95,8 @@ class TransformerProjector(nn.Module):
 
 
 class ConcatenationProjector(nn.Module):
-    """`W layer([A_1 x_1 | … | A_N x_N]) + b`: each encoder's features through a linear map of their own, the sequences
-    one after another, then as in the transformer adapter, at the first encoder's width. P = ΣP_e."""
+    """`W layer([A_1 x_1 | … | A_N x_N]) + b`: a linear map for each encoder to the first one's width, the sequences
+    concatenated, then as in the transformer adapter. P = ΣP_e."""
 
     def __init__(self, config: OmniFusionConfig):
         super().__init__()
@@ -130,8 +112,8 @@ class ConcatenationProjector(nn.Module):
 
 
 class NormLinear(nn.Module):
-    """`c W LN(x)`, added to what is there. W and LN's gain g and shift s are parameters of its own, because serving
-    engines pack those of nn.Linear and nn.LayerNorm, and these are read."""
+    """Adds `c W LN(x)` to a sum. W and LN's gain g and shift s are parameters of this module, because serving engines
+    pack the weights of nn.Linear and nn.LayerNorm, which could not be read then."""
 
     def __init__(self, width: int, output_width: int):
         super().__init__()
@@ -148,16 +130,16 @@ class NormLinear(nn.Module):
     def forward(
         self, features: torch.Tensor, scale: torch.Tensor, total: torch.Tensor, offset: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds c W LN(x) of features (views, P, d) to total (views, P, D) + offset (D), in place, and gives both back:
-        DeepSpeed hands a module aliases of its inputs, so the caller's own tensors know nothing of the gradient."""
+        """Adds c W LN(x) of features (views, P, d) to total (views, P, D) + offset (D) in place. Returns both, because
+        DeepSpeed passes aliases of inputs to modules, so the caller's tensors would have no gradient."""
         gain, shift, weight = scale * self.gain, scale * self.shift, self.weight
         if torch.is_grad_enabled():
-            # W (g * n + s) = (W g) n + W s: frozen features n need no gradient, which saves a product of three.
+            # W (g * n + s) = (W g) n + W s: frozen features n need no gradient, so one of three products is saved.
             weight, gain = weight * gain, None
             offset += nn.functional.linear(shift, self.weight)
             shift = None
         normed = nn.functional.layer_norm(features, features.shape[-1:], gain, shift)
-        if torch.is_autocast_enabled(total.device.type):  # which lets addmm_ compute in float32
+        if torch.is_autocast_enabled(total.device.type):  # autocast would compute addmm_ in float32
             total += nn.functional.linear(normed, weight)
         else:
             total.flatten(0, 1).addmm_(normed.flatten(0, 1), weight.t())
@@ -167,8 +149,8 @@ class NormLinear(nn.Module):
 class LayerMerge(nn.Module):
     """`Σ_l c_l W_l LN_l(x_l)` over the layers of one encoder; `c` is trained (COMM, arXiv 2310.08825).
 
-    The coefficients start equal. The maps have no bias, so that a token that is not there adds nothing. Layers go into
-    one accumulator as they come: neither the features of the layers nor a projected copy of each is kept.
+    The coefficients start equal. The maps have no bias, so that a missing token adds nothing. Layers are added to one
+    accumulator as they come: neither their features nor their projections are kept.
     """
 
     def __init__(self, num_layers: int, width: int, output_width: int):
@@ -182,7 +164,7 @@ class LayerMerge(nn.Module):
         init.constant_(self.coefficients, 1 / len(self.coefficients))
 
     def forward(self, features: Iterator[torch.Tensor]) -> torch.Tensor:
-        """Takes this encoder's layers (views, P_e, d_e) off the iterator; gives (views, P_e, D)."""
+        """Takes this encoder's layers (views, P_e, d_e) from the iterator; returns (views, P_e, D)."""
         merged, offset = None, self.coefficients.new_zeros(self.output_width)  # (D)
         for coefficient, add_map in zip(self.coefficients, self.maps):
             states = next(features).to(offset.device)
@@ -193,7 +175,7 @@ class LayerMerge(nn.Module):
 
 
 def add_sequences(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """(views, P_1, D) + (views, P_2, D), the shorter one continued with zero vectors; the longer one is changed."""
+    """(views, P_1, D) + (views, P_2, D) with the shorter one padded with zeros; the longer one is changed in place."""
     longer, shorter = (first, second) if first.shape[1] >= second.shape[1] else (second, first)
     longer[:, : shorter.shape[1]] += shorter
     return longer
@@ -206,8 +188,8 @@ def layer_merges(config: OmniFusionConfig) -> nn.ModuleList:
 
 
 class SummationProjector(nn.Module):
-    """`W gelu(Σ_e Σ_l c_el W_el LN_el(x_el)) + b` over all layers l of all encoders e; a shorter sequence is continued
-    with zero vectors. The paper's best mix. P = max P_e."""
+    """`W gelu(Σ_e Σ_l c_el W_el LN_el(x_el)) + b` over all layers l of all encoders e; shorter sequences are padded
+    with zeros. The paper's best mix. P = max P_e."""
 
     def __init__(self, config: OmniFusionConfig):
         super().__init__()
@@ -224,7 +206,7 @@ class SummationProjector(nn.Module):
 class AttentionProjector(nn.Module):
     """`W gelu(attention(query=Q, key=value=[gelu(m_1) | … | gelu(m_N)])) + b` with `m_e = Σ_l c_el W_el LN_el(x_el)`.
 
-    Q is a trained matrix and its rows are the visual tokens: the reading of the paper that gives its 576 tokens. (The
+    Q is a trained matrix whose rows become the visual tokens: the reading of the paper that gives its 576 tokens. (The
     text also calls Q key and value, which would give as many tokens as the encoders have.)
     """
 

@@ -1,28 +1,21 @@
 # Copyright 2026 The omnifusion_hf authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
+# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0 Unless required by
+# applicable law or agreed to in writing, software distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the License for the specific language
+# governing permissions and limitations under the License.
 """The frozen encoders: one set of views in, patch features of one layer or of all layers out, encoder by encoder.
 
-Encoders are transformers' own vision models under their own names, so their weights load unchanged. Their blocks are
-called directly: layers above the one asked for, final norms and pooling heads are neither built nor computed, and the
-adapter reads each layer as it is computed, so that no two need be in memory.
+Provenance: the encoders are transformers' own vision models (CLIP, SigLIP, DINOv2, InternVL, Donut-Swin), so that
+published weights load unchanged. Differences: layers above the one in use, final norms and pooling heads are neither
+built nor computed, and an adapter of all layers (paper section 3.2) gets each layer as it is computed, so that no two
+layers are in memory.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -31,59 +24,51 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, logging
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .configuration_omnifusion import ENCODER_FAMILIES, OmniFusionVisionConfig
 
 
 logger = logging.get_logger(__name__)
 
-# Attention implementation -> the attribute by which a model says that it has it.
-ATTENTION_FLAGS = {
-    "sdpa": "_supports_sdpa",
-    "flash_attention_2": "_supports_flash_attn",
-    "flash_attention_3": "_supports_flash_attn",
-    "flex_attention": "_supports_flex_attn",
-}
 
-
-@dataclass(frozen=True)
-class EncoderParts:
-    """Where a family keeps its blocks, and what lies behind them that patch features never pass."""
+class EncoderParts(NamedTuple):
+    """The paths of a family's blocks and of the modules after them, which are dropped."""
 
     blocks: str
-    behind_blocks: tuple[str, ...]
-    interpolates_on_request: bool
+    after_blocks: tuple[str, ...]
+    options: dict = {}  # of `forward` and the embeddings, for an image size other than the encoder's own
+    block_arguments: tuple = ()  # after the hidden states
 
 
+ANY_SIZE = {"interpolate_pos_encoding": True}
 ENCODER_PARTS = {
-    "clip_vision_model": EncoderParts("encoder.layers", ("post_layernorm",), True),
-    "siglip_vision_model": EncoderParts("encoder.layers", ("post_layernorm", "head"), True),
-    "dinov2": EncoderParts("encoder.layer", ("layernorm",), False),
-    "internvl_vision": EncoderParts("encoder.layer", ("layernorm",), False),
-    "donut-swin": EncoderParts("encoder.layers", ("pooler",), True),
+    "clip_vision_model": EncoderParts("encoder.layers", ("post_layernorm",), ANY_SIZE, (None,)),
+    "siglip_vision_model": EncoderParts("encoder.layers", ("post_layernorm", "head"), ANY_SIZE, (None,)),
+    "dinov2": EncoderParts("encoder.layer", ("layernorm",)),
+    "internvl_vision": EncoderParts("encoder.layer", ("layernorm",)),
+    "donut-swin": EncoderParts("encoder.layers", ("pooler",), ANY_SIZE),
 }
 
 
 def needed_blocks(layer: int, num_layers: int) -> int:
-    """How many blocks hidden state `layer` needs (0: the embeddings alone; negative counts from the end)."""
+    """The number of blocks below hidden state `layer` (0: the embeddings; negative counts from the end)."""
     return layer if layer >= 0 else num_layers + 1 + layer
 
 
 def last_layers(config: OmniFusionVisionConfig, feature_layers: list[int] | Literal["all"]) -> list[int]:
-    """The topmost hidden state that is needed of each encoder."""
+    """The topmost hidden state in use of each encoder."""
     return [-1] * len(config.encoder_configs) if feature_layers == "all" else feature_layers
 
 
 def trim_encoder(encoder: PreTrainedModel, layer: int) -> PreTrainedModel:
-    """Removes, in place, what hidden state `layer` does not need."""
+    """Removes, in place, everything that hidden state `layer` does not need."""
     parts = ENCODER_PARTS[encoder.config.model_type]
     del encoder.get_submodule(parts.blocks)[needed_blocks(layer, encoder.config.num_hidden_layers) :]
-    for name in parts.behind_blocks:
+    for name in parts.after_blocks:
         if getattr(encoder, name, None) is not None:
             setattr(encoder, name, nn.Identity())
-    encoder.embeddings.mask_token = None  # masks patches while an encoder is pretrained
+    encoder.embeddings.mask_token = None  # used in the pretraining of encoders only
     if encoder.config.model_type == "donut-swin":
         # Not a bound method: pickle would look for it by its name in the encoder's class.
         encoder.get_input_embeddings = partial(_patch_projection, encoder)
@@ -91,79 +76,55 @@ def trim_encoder(encoder: PreTrainedModel, layer: int) -> PreTrainedModel:
 
 
 def _patch_projection(encoder: PreTrainedModel) -> nn.Module:
-    """Swin's patch embeddings give a tuple, on which `enable_input_require_grads` (LoRA with checkpointing) fails."""
+    """Swin's patch embeddings return a tuple, on which `enable_input_require_grads` (checkpointed LoRA) fails."""
     return encoder.embeddings.patch_embeddings.projection
 
 
 def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
-    """The family's model; with eager attention, and a notice, where it has not the implementation asked for (Swin)."""
-    flag = ATTENTION_FLAGS.get(config._attn_implementation)
-    if flag is not None and not getattr(AutoModel._model_mapping[type(config)], flag):
-        logger.warning_once(f"`{config.model_type}` has no {config._attn_implementation} attention; it uses eager.")
-        config._attn_implementation = "eager"
-    return AutoModel.from_config(config)
+    """The family's model; with eager attention, and a notice, if it does not have the chosen one (Swin)."""
+    try:
+        return AutoModel.from_config(config)
+    except ValueError as error:
+        encoder = AutoModel.from_config(config, attn_implementation="eager")
+        logger.warning_once(f"`{config.model_type}` uses eager attention: {error}")
+        return encoder
 
 
-def usable_attention(config: PreTrainedConfig, states: torch.Tensor) -> str | None:
-    """The implementation asked for, or sdpa, with a notice, where that is flash attention, which takes no float32:
-    encoders and adapter keep it in a float16 model. (Autocast makes half precision of what it gets.)"""
-    asked = config._attn_implementation
-    if states.dtype != torch.float32 or "flash" not in str(asked) or torch.is_autocast_enabled(states.device.type):
-        return asked
-    logger.warning_once(
-        f"{config.model_type}: encoders and adapter are in float32, which {asked} does not take; there they use sdpa."
-        " In bfloat16 the whole model uses what was asked for."
-    )
-    return "sdpa"
+def use_attention_that_takes_float32(encoder: PreTrainedModel):
+    """Flash attention takes half precision only, but a float16 model keeps its encoders in float32: they use sdpa.
+    (Autocast makes half precision of the inputs of attention.)"""
+    chosen = str(encoder.config._attn_implementation)
+    if encoder.dtype == torch.float32 and "flash" in chosen and not torch.is_autocast_enabled(encoder.device.type):
+        encoder.set_attn_implementation("sdpa")
+        logger.warning_once(
+            f"{encoder.config.model_type} is in float32, which {chosen} does not take; it uses sdpa. In bfloat16 the "
+            "whole model uses the chosen attention."
+        )
 
 
 def needs_graph(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> bool:
-    """False for a frozen encoder. Activation checkpointing makes the output of every embedding require gradients, and
-    the encoder would keep its whole graph for nothing."""
-    return pixel_values.requires_grad or any(parameter.requires_grad for parameter in encoder.parameters())
+    """False for a frozen encoder. With activation checkpointing the output of every embedding requires gradients, so
+    the encoder would keep its whole graph in vain."""
+    trained = pixel_values.requires_grad or any(parameter.requires_grad for parameter in encoder.parameters())
+    return torch.is_grad_enabled() and trained
 
 
-def hidden_states_of(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The embeddings' output, then that of each block that a trimmed encoder has: (ΣV, prefix + P_e, d_e)."""
-    blocks = encoder.get_submodule(ENCODER_PARTS[encoder.config.model_type].blocks)
-    with_graph = torch.is_grad_enabled() and needs_graph(encoder, pixel_values)
-    # The reader runs while this generator waits at a `yield`: no grad mode may be left set there.
+def each_layer(encoder: PreTrainedModel, pixel_values: torch.Tensor, with_graph: bool) -> Iterator[torch.Tensor]:
+    """The output of each block (ΣV, prefix + P_e, d_e) as it is computed; the encoder's `forward` would keep all."""
+    parts = ENCODER_PARTS[encoder.config.model_type]
+    # The consumer runs between yields, so that no grad mode may be left set there.
     with torch.set_grad_enabled(with_graph):
-        hidden_states, grid = _embed(encoder, pixel_values)
-    encoder.config._attn_implementation = usable_attention(encoder.config, hidden_states)
-    yield hidden_states
-    for block in blocks:
+        hidden_states = encoder.embeddings(pixel_values, **parts.options)
+        if encoder.config.model_type == "clip_vision_model":
+            hidden_states = encoder.pre_layrnorm(hidden_states)  # spelled so in its weights
+    for block in encoder.get_submodule(parts.blocks):
         with torch.set_grad_enabled(with_graph):
-            hidden_states, grid = _run_block(encoder.config.model_type, block, hidden_states, grid)
+            hidden_states = block(hidden_states, *parts.block_arguments)
         yield hidden_states
 
 
-def _embed(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int] | None]:
-    """Patch embeddings, and of Swin their grid."""
-    family = encoder.config.model_type
-    options = {"interpolate_pos_encoding": True} if ENCODER_PARTS[family].interpolates_on_request else {}
-    hidden_states = encoder.embeddings(pixel_values.to(encoder.dtype), **options)
-    if family == "donut-swin":
-        return hidden_states
-    if family == "clip_vision_model":
-        hidden_states = encoder.pre_layrnorm(hidden_states)  # spelled so in its weights
-    return hidden_states, None
-
-
-def _run_block(
-    family: str, block: nn.Module, hidden_states: torch.Tensor, grid: tuple[int, int] | None
-) -> tuple[torch.Tensor, tuple[int, int] | None]:
-    """One block, or one stage of Swin, which hands on its grid, halved."""
-    if family == "donut-swin":
-        hidden_states, _, sizes = block(hidden_states, grid)[:3]
-        return hidden_states, sizes[-2:]
-    mask = (None,) if family in ("clip_vision_model", "siglip_vision_model") else ()  # these require the argument
-    hidden_states = block(hidden_states, *mask)
-    return hidden_states, None
-
-
 def side_by_side(features: list[torch.Tensor]) -> torch.Tensor:
-    """(ΣV, max P_e, Σd): channel by channel, shorter sequences continued with zero vectors."""
+    """(ΣV, max P_e, Σd): concatenated channels; shorter sequences are padded with zeros."""
     if len(features) == 1:
         return features[0]
     longest = max(feature.shape[1] for feature in features)
@@ -173,9 +134,8 @@ def side_by_side(features: list[torch.Tensor]) -> torch.Tensor:
 
 @dataclass
 class OmniFusionVisionOutput(ModelOutput):  # trf-ignore: TRF057
-    """features: what `read` made of the features. last_features: the last of each encoder, (ΣV, P_e, d_e) each.
-    hidden_states, attentions: of the blocks that are computed, encoder by encoder, behind the first encoder's
-    embeddings; where asked for."""
+    """features: the result of `projector`. last_features: the last features of each encoder, (ΣV, P_e, d_e).
+    hidden_states: the first encoder's embeddings, then the computed blocks of all encoders. attentions: of these."""
 
     features: list[torch.Tensor] | torch.Tensor | None = None
     last_features: list[torch.Tensor] | None = None
@@ -189,8 +149,8 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
 
     Args:
         config: the encoders, their sizes and normalisations.
-        feature_layers: the hidden state wanted of each encoder, or "all".
-        keep_prefix: whether CLS tokens stay in front of the patches (`vision_feature_select_strategy="full"`).
+        feature_layers: the hidden state in use of each encoder, or "all".
+        keep_prefix: whether CLS tokens stay before the patches (`vision_feature_select_strategy="full"`).
     """
 
     config: OmniFusionVisionConfig
@@ -201,8 +161,6 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # Nothing of its own; each encoder says which of its modules give these.
-    _can_record_outputs = {"hidden_states": [], "attentions": []}
 
     def __init__(
         self, config: OmniFusionVisionConfig, feature_layers: list[int] | Literal["all"], keep_prefix: bool = False
@@ -214,44 +172,66 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
             trim_encoder(build_encoder(encoder_config), layer)
             for encoder_config, layer in zip(config.encoder_configs, last_layers(config, feature_layers))
         )
-        # device_map must not split a block; post_init gathers this from direct children, not through a ModuleList.
+        # device_map must not split a block; post_init collects this from direct children, not through a ModuleList.
         self._no_split_modules = set().union(*(encoder._no_split_modules for encoder in self.encoders))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoders[0].get_input_embeddings()
 
-    # trf-ignore: TRF057
-    @capture_outputs(tie_last_hidden_states=False)
-    def forward(
+    @can_return_tuple
+    def forward(  # trf-ignore: TRF057
         self,
         pixel_values: torch.Tensor,
-        read: Callable[[Iterable[torch.Tensor]], Any] = list,
+        projector: Callable[[Iterable[torch.Tensor]], Any] = list,
         **kwargs: Unpack[TransformersKwargs],
     ) -> OmniFusionVisionOutput:
         """Features of the views.
 
         Args:
             pixel_values: (ΣV, 3, S, S), normalised for the first encoder; any float dtype.
-            read: gets the features (ΣV, P_e, d_e) one after another, each as soon as it is computed: one per encoder,
-                or all layers of the first encoder, then of the next. By default they are listed.
+            projector: gets the features (ΣV, P_e, d_e) one after another: one per encoder, or all layers of the first
+                encoder, then of the next. It runs inside this `forward`, because layers are computed while it reads
+                them and FSDP and ZeRO hold the encoders' weights only here. By default features are listed.
+            kwargs: `output_hidden_states` and `output_attentions` as in transformers.
         """
-        last_features = [None] * len(self.encoders)
-        features = read(self._features(pixel_values, last_features))
-        return OmniFusionVisionOutput(features=features, last_features=last_features)
+        recorded = {}
+        for name in ("output_hidden_states", "output_attentions"):
+            recorded[name] = getattr(self.config, name) if kwargs.get(name) is None else kwargs[name]
+        hidden_states, attentions, last_features = [], [], {}
 
-    def _features(self, pixel_values: torch.Tensor, last_features: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """What `forward` hands to its reader; notes the last features of each encoder in `last_features`."""
-        for index, encoder in enumerate(self.encoders):
-            num_blocks = len(encoder.get_submodule(ENCODER_PARTS[encoder.config.model_type].blocks))
-            prefix = 0 if self.keep_prefix else ENCODER_FAMILIES[encoder.config.model_type].prefix_tokens
-            states = hidden_states_of(encoder, self._views_for(index, pixel_values))
-            for hidden_states in islice(states, 1 if self.every_layer else num_blocks, None):
-                last_features[index] = hidden_states[:, prefix:]  # (ΣV, P_e, d_e)
-                yield last_features[index]
+        def features() -> Iterator[torch.Tensor]:
+            for index, encoder in enumerate(self.encoders):
+                outputs, layers = self._encode(index, pixel_values, recorded)
+                hidden_states.extend((outputs.get("hidden_states") or ())[min(index, 1) :])
+                attentions.extend(outputs.get("attentions") or ())
+                prefix = 0 if self.keep_prefix else ENCODER_FAMILIES[encoder.config.model_type].prefix_tokens
+                for states in layers:
+                    last_features[index] = states[:, prefix:]  # (ΣV, P_e, d_e)
+                    yield last_features[index]
+
+        return OmniFusionVisionOutput(
+            features=projector(features()),
+            last_features=list(last_features.values()),
+            hidden_states=tuple(hidden_states) or None,
+            attentions=tuple(attentions) or None,
+        )
+
+    def _encode(self, index: int, pixel_values: torch.Tensor, recorded: dict) -> tuple[dict, Iterable[torch.Tensor]]:
+        """Outputs of encoder `index`, empty if its layers are computed one by one, and its hidden states in use."""
+        encoder, views = self.encoders[index], self._views_for(index, pixel_values)
+        with_graph = needs_graph(encoder, views)
+        use_attention_that_takes_float32(encoder)
+        views = views.to(encoder.dtype)
+        if self.every_layer and not any(recorded.values()):
+            return {}, each_layer(encoder, views, with_graph)
+        options = ENCODER_PARTS[encoder.config.model_type].options
+        with torch.set_grad_enabled(with_graph):
+            outputs = encoder(views, return_dict=True, **options | recorded)
+        return outputs, outputs.hidden_states[1:] if self.every_layer else [outputs.last_hidden_state]
 
     def _views_for(self, index: int, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The views at encoder `index`'s size and normalisation; float32 where these differ from the first's."""
+        """The views at encoder `index`'s size and normalisation; float32 if these differ from the first one's."""
         config, size = self.config, self.config.image_sizes[index]
         ours, given = config.image_normalizations[index], config.image_normalizations[0]
         if ours == given and size == pixel_values.shape[-1]:

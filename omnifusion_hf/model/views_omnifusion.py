@@ -1,23 +1,14 @@
-# Copyright 2026 The omnifusion_hf authors. All rights reserved.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
-"""Views of an image: from its size to boxes, as pure functions (paper section 3.3, image strategies).
+# Copyright 2026 The omnifusion_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Views of an image: pure functions from its size to boxes (paper section 3.3, image strategies).
 
-A view is what an encoder sees at once, always a square of S pixels: the whole image, a tile of its grid, or a region
-that the caller or a detector asked for. A box is `(left, top, right, bottom)` in pixels of the *original* image, as
-floats; what lies outside the image is padding. The boxes of whole and tiles are those of "resize to whole pixels,
-then crop", whose whole-pixel sizes can be read back from them exactly; a region's box is whole pixels itself. Below
-them, the boxes are cut out of the pixels.
+Provenance: own code. `whole_view` gives the boxes of CLIP's and LLaVA's preprocessing (crop, pad); the grid follows
+LLaVA-NeXT's choice of canvas, with the whole image as the first view.
+
+A view is the square of S pixels that an encoder sees at once: the whole image, a tile of its grid, or a region. A box
+is `(left, top, right, bottom)` as floats, in pixels of the *original* image; pixels outside the image are padding.
+Boxes of the whole image and of tiles come from "resize to whole pixels, then crop", and give those whole-pixel sizes
+back exactly. The box of a region is whole pixels itself.
 """
 
 import math
@@ -26,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 
 Box = tuple[float, float, float, float]
@@ -36,7 +26,7 @@ ViewStrategy = Literal["whole", "grid"]
 
 @dataclass(frozen=True)
 class ImageViews:
-    """The views of one image; iterates over all boxes in the model's order: whole, tiles, regions. `len` is V."""
+    """The boxes of one image. Iterates in the model's order: whole, tiles, regions. `len` is V."""
 
     whole: Box
     tiles: list[Box] = field(default_factory=list)
@@ -59,7 +49,7 @@ def _window(size: tuple[int, int], resized: tuple[int, int], corner: tuple[int, 
 def whole_view(size: tuple[int, int], fit: ImageFit, side: int) -> Box:
     """The box of the view that shows the whole image.
 
-    `crop`: shortest edge to `side`, centre crop (CLIP). `pad`: longest edge to `side`, centred. `squash`: no aspect.
+    `crop`: shortest edge to `side`, centre crop (CLIP). `pad`: longest edge to `side`, centred. `squash`: both edges.
 
     Args: size: (height, width) of the image. side: S, the view's side in pixels.
 
@@ -80,13 +70,13 @@ def whole_view(size: tuple[int, int], fit: ImageFit, side: int) -> Box:
         resized = fit_inside(size, (side, side))
     else:
         raise ValueError(f"image_fit `{fit}` is unknown; use 'crop', 'pad' or 'squash'.")
-    # Rounds towards zero: an odd margin is cut (crop) as CLIP does and padded (pad) as the grid's canvas is.
+    # Rounds towards zero: crops an odd margin as CLIP does, and pads it as on the grid's canvas.
     corner = (int((resized[0] - side) / 2), int((resized[1] - side) / 2))
     return _window(size, resized, corner, side)
 
 
 def fit_inside(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of the image scaled, aspect kept, to the largest whole pixels inside the canvas.
+    """The largest (height, width) in whole pixels, aspect kept, of an image inside a canvas.
 
     >>> fit_inside((100, 300), (672, 672))
     (224, 672)
@@ -97,7 +87,7 @@ def fit_inside(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int
 
 
 def best_canvas(size: tuple[int, int], canvases: list[list[int]], side: int) -> tuple[int, int]:
-    """The canvas, as (rows, columns) of tiles, that shows most of the image's own pixels; of equals the smallest.
+    """The canvas, as (rows, columns) of tiles, that shows the most pixels of the image; the smallest of equals.
 
     >>> best_canvas((400, 1300), [[1, 2], [2, 1], [2, 2], [1, 3], [3, 1]], side=336)
     (1, 3)
@@ -131,8 +121,6 @@ def grid_views(size: tuple[int, int], canvases: list[list[int]], side: int) -> l
 def read_region(region) -> tuple[Box, float | None]:
     """Box and score of a region: `[left, top, right, bottom]`, or an entry of transformers' detection pipelines.
 
-    >>> read_region([10, 20, 30, 40])
-    ((10.0, 20.0, 30.0, 40.0), None)
     >>> read_region({"score": 0.9, "label": "cat", "box": {"xmin": 10, "ymin": 20, "xmax": 30, "ymax": 40}})
     ((10.0, 20.0, 30.0, 40.0), 0.9)
     """
@@ -144,7 +132,7 @@ def read_region(region) -> tuple[Box, float | None]:
         score = None if score is None else float(score)
     except (KeyError, TypeError, ValueError):
         raise ValueError(
-            f"{region} is no box; give [left, top, right, bottom] in pixels or a detection pipeline's "
+            f"{region} is not a box; give [left, top, right, bottom] in pixels or a detection pipeline's "
             '{"score", "label", "box": {"xmin", "ymin", "xmax", "ymax"}}.'
         ) from None
     if not all(map(math.isfinite, (left, top, right, bottom, score or 0.0))):
@@ -153,7 +141,7 @@ def read_region(region) -> tuple[Box, float | None]:
 
 
 def clip_region(size: tuple[int, int], box: Box) -> Box:
-    """The whole pixels of the image that a box touches. Raises `ValueError` where there is none.
+    """The whole pixels of the image that a box touches. Raises `ValueError` if there are none.
 
     >>> clip_region((100, 200), (-3.5, 10.2, 20.0, 30.0))
     (0, 10, 20, 30)
@@ -166,22 +154,22 @@ def clip_region(size: tuple[int, int], box: Box) -> Box:
         )
     if 0 <= min(box) and max(box) <= 1 and max(size) > 1:
         raise ValueError(
-            f"{list(box)} lies within one pixel, as fractions of an image would; give pixels: left and right times "
-            f"{width}, top and bottom times {height}."
+            f"{list(box)} lies within one pixel and looks like fractions of an image; give pixels: left and right "
+            f"times {width}, top and bottom times {height}."
         )
     if left >= width or top >= height or right <= 0 or bottom <= 0:
         raise ValueError(
-            f"{list(box)} lies outside the image of {width} x {height} pixels (width x height); boxes are in pixels "
-            "of the image as a viewer shows it."
+            f"{list(box)} is outside the image of {width} x {height} pixels (width x height); boxes are in pixels "
+            "of the upright image."
         )
     right, bottom = min(width, math.ceil(right)), min(height, math.ceil(bottom))
     return (max(0, math.floor(left)), max(0, math.floor(top)), right, bottom)
 
 
 def square_region(size: tuple[int, int], box: Box, context: float) -> Box:
-    """The square of whole pixels that shows a box of the image, with half of `context` x its longer side around it.
+    """The square of whole pixels around a box, with a margin of `context` / 2 x its longer side.
 
-    The square is moved into the image where it fits there; else it is centred on the image, and padded.
+    The square is moved into the image if it fits; otherwise it is centred on the image and padded.
 
     >>> square_region((100, 200), (50, 40, 70, 50), context=0.2)
     (48.0, 33.0, 72.0, 57.0)
@@ -205,8 +193,8 @@ def square_region(size: tuple[int, int], box: Box, context: float) -> Box:
 def region_views(size: tuple[int, int], regions: list, context: float, max_regions: int) -> list[Box]:
     """Views of the regions of one image: clipped, sorted, capped, squared.
 
-    Sorted by falling score where the regions have one, else in reading order: upper edge, then left edge. Of more than
-    `max_regions` the first are kept. Raises `ValueError` that names the first box which shows nothing of the image.
+    Sorted by falling score or, without scores, in reading order (top edge, then left edge); the first `max_regions`
+    are kept. Raises `ValueError` that names the first box which is not one or is outside the image.
 
     >>> region_views((100, 200), [[80, 50, 90, 60], [10, 10, 30, 30]], context=0.0, max_regions=4)
     [(10.0, 10.0, 30.0, 30.0), (80.0, 50.0, 90.0, 60.0)]
@@ -219,7 +207,7 @@ def region_views(size: tuple[int, int], regions: list, context: float, max_regio
         except ValueError as error:
             raise ValueError(f"box {index}: {error}") from None
     if len({score is None for _, score in found}) > 1:
-        raise ValueError("some boxes have a score and some have none; their order would be a guess.")
+        raise ValueError("some boxes have a score and some have none; give a score to all of them, or to none.")
     found.sort(key=lambda region: (region[0][1], region[0][0]) if region[1] is None else -region[1])
     return [square_region(size, box, context) for box, _ in found[:max_regions]]
 
@@ -232,16 +220,14 @@ def image_views(
     side: int,
     regions: list[Box] | None = None,
 ) -> ImageViews:
-    """All views of an image; `regions` are views already ([`region_views`]) and go with either strategy.
-
-    Raises `ValueError` for an image without pixels or an unknown strategy.
+    """All views of an image; `regions` come from [`region_views`]. Raises `ValueError` for an image without pixels or
+    an unknown strategy.
     """
     if min(size) < 1:
         raise ValueError(f"An image of {size[0]} x {size[1]} pixels has no content; remove it from the input.")
     if strategy not in ("whole", "grid"):
         raise ValueError(
-            f"view_strategy `{strategy}` is unknown; use 'whole' or 'grid'. Regions go with both: pass regions=[...] "
-            "beside the images."
+            f"view_strategy `{strategy}` is unknown; use 'whole' or 'grid'. Both take regions=[...] of a call."
         )
     tiles = grid_views(size, canvases, side) if strategy == "grid" else []
     return ImageViews(whole_view(size, fit, side), tiles, regions or [])
@@ -250,13 +236,11 @@ def image_views(
 def regions_per_image(regions, images_per_prompt: list[int]) -> list[list]:
     """One list of boxes per image of a batch.
 
-    `regions` are the boxes of its only image, one list of boxes per image, or such lists nested per prompt; arrays
-    and tensors stand for lists. Raises `ValueError` where their number is not that of the images.
+    `regions` are the boxes of the only image, one list of boxes per image, or such lists nested per prompt, as lists,
+    arrays or tensors. Raises `ValueError` if their number is not that of the images.
 
     >>> regions_per_image([[0, 0, 9, 9]], [1])
     [[[0, 0, 9, 9]]]
-    >>> regions_per_image([[[0, 0, 9, 9]], []], [1, 1])
-    [[[0, 0, 9, 9]], []]
     >>> regions_per_image([[[[0, 0, 9, 9]], []], []], [2, 0])
     [[[0, 0, 9, 9]], []]
     """
@@ -277,23 +261,7 @@ def regions_per_image(regions, images_per_prompt: list[int]) -> list[list]:
             f"There are {given} lists of regions for {expected} images; nest regions as the images are, with one "
             "list of boxes per image, [] for none."
         )
-    if levels == 3:
-        return [boxes for prompt in regions for boxes in prompt]
-    return [regions] if levels == 1 else regions
-
-
-def images_per_prompt(images) -> list[int]:
-    """[3, 1] for [[a, b, c], [d]]; what is not nested counts as one prompt."""
-    if isinstance(images, (list, tuple)) and any(isinstance(sample, (list, tuple)) for sample in images):
-        return [len(flat(sample)) for sample in images]
-    return [len(flat(images))]
-
-
-def flat(images) -> list:
-    """All images one after another, whether alone, listed, nested or in an array (N, H, W, C)."""
-    if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) > 3:
-        return [image for item in images for image in flat(item)]
-    return [images]
+    return {1: [regions], 2: regions, 3: [boxes for prompt in regions for boxes in prompt]}[levels]
 
 
 def _as_lists(regions):
@@ -304,14 +272,14 @@ def _as_lists(regions):
 
 
 def _levels(regions) -> float:
-    """How many lists enclose a box: 0 for a box itself, -inf where there is none."""
+    """The number of lists around a box: 0 for a box itself, -inf without any box."""
     if not isinstance(regions, list) or not all(isinstance(item, (list, dict)) for item in regions):
         return 0
     return 1 + max(map(_levels, regions), default=-math.inf)
 
 
 def views_per_image(image_view_index) -> list[int]:
-    """How many views each image has, from `image_view_index` (ΣV,): 0 for an image's first view, then counting up.
+    """The number of views of each image, from `image_view_index` (ΣV,), which counts from 0 within each image.
 
     >>> views_per_image([0, 1, 2, 0, 0, 1])
     [3, 1, 2]
@@ -319,53 +287,3 @@ def views_per_image(image_view_index) -> list[int]:
     image_view_index = np.asarray(image_view_index)
     starts = np.flatnonzero(image_view_index == 0)
     return np.diff(starts, append=len(image_view_index)).tolist()
-
-
-MAX_RESIZED_PIXELS = 2**24  # a larger resized image is never made: 4096 x 4096 pixels, 48 MB
-
-
-def cut_views(
-    image: Image.Image, boxes: list[Box], largest: int, side: int, resample: int, background: tuple
-) -> list[Image.Image]:
-    """The boxes resampled to `side` x `side`; what a box has outside the image becomes background.
-
-    "Resize to whole pixels, then crop" is done literally, since Pillow reads a box in float32 and would be off by one
-    level here and there. Only where the resized image had more than `largest` pixels (a long strip), the box is
-    resampled directly.
-    """
-    resized = {image.size: image}
-    views = []
-    for box in boxes:
-        x_scale, y_scale = side / (box[2] - box[0]), side / (box[3] - box[1])
-        size = (round(image.width * x_scale), round(image.height * y_scale))
-        if size[0] * size[1] > largest:
-            views.append(cut_directly(image, box, side, resample, background))
-            continue
-        if size not in resized:
-            resized[size] = image.resize(size, resample)
-        view = Image.new(image.mode, (side, side), background)
-        view.paste(resized[size], (round(-box[0] * x_scale), round(-box[1] * y_scale)))
-        views.append(view)
-    return views
-
-
-def cut_directly(image: Image.Image, box: Box, side: int, resample: int, background: tuple) -> Image.Image:
-    """One box resampled to `side` x `side` at the cost of that view alone, however large the image is."""
-    left, top, right, bottom = box
-    x_scale, y_scale = side / (right - left), side / (bottom - top)
-    inside = (max(left, 0.0), max(top, 0.0), min(right, image.width), min(bottom, image.height))
-    size = (round((inside[2] - inside[0]) * x_scale), round((inside[3] - inside[1]) * y_scale))
-    size = (max(size[0], 1), max(size[1], 1))
-    view = Image.new(image.mode, (side, side), background)
-    view.paste(
-        image.resize(size, resample, box=inside),
-        (round((inside[0] - left) * x_scale), round((inside[1] - top) * y_scale)),
-    )
-    return view
-
-
-def cut_image(image: Image.Image, boxes: ImageViews, side: int, resample: int, background: tuple) -> list:
-    """All views of an image in their order. Regions are small parts of it, so that each is cut by itself."""
-    cut = {"side": side, "resample": resample, "background": background}
-    whole_and_tiles = cut_views(image, [boxes.whole, *boxes.tiles], MAX_RESIZED_PIXELS, **cut)
-    return whole_and_tiles + [cut_directly(image, box, **cut) for box in boxes.regions]

@@ -196,12 +196,12 @@ class FeatureVisionModel(OmniFusionVisionModel):
         model.layout = layout
         return model
 
-    def forward(self, pixel_values: torch.Tensor, read=list, **kwargs) -> OmniFusionVisionOutput:
+    def forward(self, pixel_values: torch.Tensor, projector=list, **kwargs) -> OmniFusionVisionOutput:
         if pixel_values.dim() > 2:
-            return super().forward(pixel_values, read=read, **kwargs)
+            return super().forward(pixel_values, projector=projector, **kwargs)
         features = self.layout.divide(pixel_values)
         return OmniFusionVisionOutput(
-            features=read(iter(features)), last_features=[features[index] for index in self.layout.last]
+            features=projector(iter(features)), last_features=[features[index] for index in self.layout.last]
         )
 
 

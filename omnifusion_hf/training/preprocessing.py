@@ -41,7 +41,7 @@ class ConversationEncoder:
         if not knows_it and not self.append_eos:
             raise ValueError(
                 "append_eos=False (conversation_format v1.1): the model's chat template ends answers in its own way; "
-                "use the format llava, or build the model with --chat-template release."
+                "use the format llava, or build the model with --chat-template omnifusion."
             )
         # transformers passes options that the template does not know on to the processor, with a warning
         self._template_options = {"append_eos": self.append_eos} if knows_it else {}
@@ -84,7 +84,7 @@ class ConversationEncoder:
             raise BrokenSampleError(
                 f"{name} has {len(answers)} answers, but the chat template marks {marked}: it must put each between "
                 "{% generation %} and {% endgeneration %}. An LLM's own template that rewrites earlier turns cannot: "
-                "train on single turns, or build the model with --chat-template release."
+                "train on single turns, or build the model with --chat-template omnifusion."
             )
 
 

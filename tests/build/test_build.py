@@ -9,8 +9,10 @@ import pytest
 import tiny
 import torch
 from chat_templates import CHATML
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
+from omnifusion_hf import OmniFusionForConditionalGeneration
 from omnifusion_hf.build import presets
 from omnifusion_hf.cli import main
 from omnifusion_hf.inference import answer
@@ -42,6 +44,19 @@ def build(parts, out, *options, text="llm", vision=("clip",)) -> int:
     return main(["build", *encoders, "--text", str(parts / text), *options, "--output", str(out)])
 
 
+def test_a_build_is_the_same_each_time(parts, tmp_path):
+    """Its untrained weights are seeded, whatever was drawn before."""
+    for name in ("one", "other"):
+        torch.rand(1)
+        assert build(parts, tmp_path / name) == 0
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "other"))
+    assert all(torch.equal(weight, other[name]) for name, weight in one.items())
+    torch.manual_seed(1)  # control: another seed gives another adapter
+    another = OmniFusionForConditionalGeneration.from_vision_text_pretrained([parts / "clip"], parts / "llm")
+    name = "model.multi_modal_projector.linear_1.weight"
+    assert not torch.equal(another.state_dict()[name], one[name])
+
+
 def test_a_mix_with_a_grid_is_built_trains_by_the_recipe_and_answers(parts, tmp_path, capsys):
     out = tmp_path / "made" / "model"
     assert build(parts, out, "--projector", "summation", "--views", "grid", vision=("clip", "dinov2")) == 0
@@ -63,12 +78,12 @@ def test_a_mix_with_a_grid_is_built_trains_by_the_recipe_and_answers(parts, tmp_
 
 def test_a_chat_tuned_llm_keeps_its_template_and_stops_at_its_own_mark(parts, tmp_path):
     assert build(parts, tmp_path / "own", "--chat-template", "own", text="chat") == 0
-    assert build(parts, tmp_path / "release", text="chat") == 0
-    templates = [(tmp_path / name / "chat_template.jinja").read_text() for name in ("own", "release")]
+    assert build(parts, tmp_path / "omnifusion", text="chat") == 0
+    templates = [(tmp_path / name / "chat_template.jinja").read_text() for name in ("own", "omnifusion")]
     assert "You help." in templates[0] and "You help." not in templates[1]
     ends = [
         json.loads((tmp_path / name / "generation_config.json").read_text())["eos_token_id"]
-        for name in ("own", "release")
+        for name in ("own", "omnifusion")
     ]
     assert ends == [[2, 0], [2]]  # <unk> is what the template ends turns with
 
@@ -83,7 +98,7 @@ def test_a_chat_tuned_llm_keeps_its_template_and_stops_at_its_own_mark(parts, tm
 def test_a_template_that_cannot_be_trained_is_refused(template, parts, tmp_path, capsys):
     text = llms.save(tmp_path / "chat", "llama", chat_template=template)
     assert build(parts, tmp_path / "out", "--chat-template", "own", text=text) == 2
-    assert "use --chat-template release" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "use --chat-template omnifusion" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_preset_sets_layer_size_and_fit_and_options_win(parts, tmp_path, monkeypatch):
@@ -118,7 +133,7 @@ def test_a_model_of_the_tables_is_built_from_local_parts(parts, tmp_path, monkey
         (["--vision", "{clip}"], "--vision (once per encoder) and --text"),
         (["--vision", "{clip}/absent", "--text", "{llm}"], "cannot load `{clip}/absent`"),
         (["--vision", "{clip}", "--text", "someone/model"], "cannot load `someone/model`"),
-        (["--vision", "blip={clip}", "--text", "{llm}"], "`blip` in blip={clip} is no preset"),
+        (["--vision", "blip={clip}", "--text", "{llm}"], "`blip` in blip={clip} is not a preset"),
         (["--vision", "clip-vit-l-336={clip}", "--text", "{llm}"], "should give 576 tokens of width 1024"),
         (
             ["--vision", "{clip}", "--text", "{llm}", "--layer", "-1", "--layer", "-2"],

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModel
 from conversion.convert_intern_vit import KEYS, convert, main, vision_config
 from conversion.weights import Ledger
 from omnifusion_hf import OmniFusionVisionModel
-from omnifusion_hf.model.configuration_omnifusion import OmniFusionVisionConfig
+from omnifusion_hf.build.assemble import assemble_vision_config
 
 
 WIDTH, HEADS, FEED_FORWARD, LAYERS, PATCH, SIZE = 32, 4, 48, 3, 8, 32
@@ -189,7 +189,7 @@ def test_shards_and_pickles_give_the_same_encoder(tmp_path):
 def test_the_folder_is_an_encoder_here(tmp_path):
     tensors = random_tensors(CONFIG)
     folder = convert(str(write_folder(tmp_path / "source", CONFIG, tensors)), str(tmp_path / "out"))
-    config = OmniFusionVisionConfig.from_encoders_pretrained([str(folder)])
+    config = assemble_vision_config([str(folder)])
     assert config.image_normalizations == [{key: PREPROCESSING[key] for key in ("image_mean", "image_std")}]
     tower = OmniFusionVisionModel(config, [-1]).eval()
     assert tower.encoders[0].load_state_dict(AutoModel.from_pretrained(folder).state_dict()).missing_keys == []

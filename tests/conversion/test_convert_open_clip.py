@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoModel
 from conversion.convert_open_clip import KEYS, PLAIN, activation, convert, image_processor, main, vision_config
 from conversion.weights import Ledger
 from omnifusion_hf import OmniFusionVisionModel
-from omnifusion_hf.model.configuration_omnifusion import OmniFusionVisionConfig
+from omnifusion_hf.build.assemble import assemble_vision_config
 
 
 VISION = {"layers": 3, "width": 32, "head_width": 8, "mlp_ratio": 2.0, "patch_size": 8, "image_size": 32}
@@ -126,7 +126,7 @@ def test_pickles_and_training_checkpoints_give_the_same_encoder(tmp_path):
 def test_the_folder_is_an_encoder_here(tmp_path):
     model = tiny_model()
     folder = convert(str(write_folder(tmp_path / "source", model.state_dict())), str(tmp_path / "out"))
-    config = OmniFusionVisionConfig.from_encoders_pretrained([str(folder)])
+    config = assemble_vision_config([str(folder)])
     assert config.image_normalizations == [{"image_mean": PREPROCESS["mean"], "image_std": PREPROCESS["std"]}]
     tower = OmniFusionVisionModel(config, [-2]).eval()
     missing = tower.encoders[0].load_state_dict(AutoModel.from_pretrained(folder).state_dict(), strict=False)

@@ -18,6 +18,7 @@ from transformers import (
 
 from conversion.convert_texify import convert, main, vision_config
 from omnifusion_hf import OmniFusionVisionModel
+from omnifusion_hf.build.assemble import assemble_vision_config
 from omnifusion_hf.model.configuration_omnifusion import OmniFusionVisionConfig
 
 
@@ -97,7 +98,7 @@ def test_case_28_comparison_sees_a_wrong_conversion(mistake, tmp_path):
 def test_the_folder_is_an_encoder_here(tmp_path):
     model = write_folder(tmp_path / "source")
     folder = convert(str(tmp_path / "source"), str(tmp_path / "out"))
-    config = OmniFusionVisionConfig.from_encoders_pretrained([str(folder)])
+    config = assemble_vision_config([str(folder)])
     assert config.image_normalizations == [{key: PREPROCESSING[key] for key in ("image_mean", "image_std")}]
     assert config.image_sizes == [SIZE] and config.num_patches(0) == 64
     tower = OmniFusionVisionModel(config, [-1]).eval()
@@ -125,8 +126,8 @@ def test_an_encoder_of_oblong_images_needs_a_side_of_its_own(tmp_path):
     folder = convert(str(tmp_path / "source"), str(tmp_path / "out"))
     assert difference(model, folder) <= 1e-5
     with pytest.raises(ValueError, match="image_size must be square"):
-        OmniFusionVisionConfig.from_encoders_pretrained([str(folder)])
-    assert OmniFusionVisionConfig.from_encoders_pretrained([str(folder)], image_sizes=[SIZE]).num_patches(0) == 64
+        assemble_vision_config([str(folder)])
+    assert assemble_vision_config([str(folder)], image_sizes=[SIZE]).num_patches(0) == 64
 
 
 @pytest.mark.parametrize("setting", ["use_absolute_embeddings", "use_2d_embeddings"])

@@ -25,7 +25,7 @@ from omnifusion_hf import (
     OmniFusionProcessor,
     add_special_tokens,
 )
-from omnifusion_hf.model.chat_template_omnifusion import chat_template_for
+from omnifusion_hf.build.chat_template import chat_template_for
 
 
 VIT = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3, "patch_size": 8}

@@ -7,6 +7,8 @@ from torch import _dynamo as dynamo
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import CompileConfig
 
+from omnifusion_hf.model.views_omnifusion import views_per_image
+
 
 # Every adapter but the mlp (which the other tests use), over what it may read: the last features of one encoder, all
 # layers of two, sequences of encoders of two sizes.
@@ -41,7 +43,7 @@ def inputs_of(model, num_images: int, view_strategy: str = "grid"):
 
 @torch.no_grad()
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_case_19_a_cold_model_is_one_graph_with_the_same_logits(adapter):
+def test_a_cold_model_is_one_graph_with_the_same_logits(adapter):
     model = cold_model(projector_type=adapter, **ADAPTERS[adapter])
     inputs = inputs_of(model, 2)
     compiled = torch.compile(model, fullgraph=True, backend="eager")(**inputs).logits
@@ -50,13 +52,15 @@ def test_case_19_a_cold_model_is_one_graph_with_the_same_logits(adapter):
 
 
 @torch.no_grad()
-def test_case_19_control_what_depends_on_values_is_no_graph():
-    """The split into images is outside the compiled part: `fullgraph` would notice it inside."""
+def test_compiled_image_features_are_the_tokens_of_all_images():
+    """Their split into images depends on values, which a graph does not have."""
     model = cold_model()
     inputs = inputs_of(model, 2)
-    features = torch.compile(model.get_image_features, fullgraph=True, backend="eager")
-    with pytest.raises((dynamo.exc.TorchDynamoException, RuntimeError)):
-        features(inputs.pixel_values, inputs.image_view_index)
+    arguments = (inputs.pixel_values, inputs.image_view_index)
+    [tokens] = torch.compile(model.get_image_features, fullgraph=True, backend="eager")(*arguments).pooler_output
+    torch.testing.assert_close(tokens, torch.cat(model.get_image_features(*arguments).pooler_output))
+    with pytest.raises((dynamo.exc.TorchDynamoException, RuntimeError)):  # control
+        torch.compile(views_per_image, fullgraph=True, backend="eager")(inputs.image_view_index)
 
 
 @torch.no_grad()
@@ -65,7 +69,7 @@ def test_case_19_control_what_depends_on_values_is_no_graph():
     [("whole", None, 4, 2), ("grid", None, 4, 2), ("whole", False, 3, 3)],
     ids=["one view", "several views", "control: static shapes"],
 )
-def test_case_19_one_to_four_images_compile_twice_at_most(view_strategy, dynamic, most_images, frames):
+def test_one_to_four_images_compile_twice_at_most(view_strategy, dynamic, most_images, frames):
     model, counter = cold_model(), CompileCounterWithBackend("eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter, dynamic=dynamic)
     for num_images in range(1, most_images + 1):
@@ -75,7 +79,7 @@ def test_case_19_one_to_four_images_compile_twice_at_most(view_strategy, dynamic
 
 
 @torch.no_grad()
-def test_case_19_a_compiled_model_still_refuses_a_wrong_number_of_features():
+def test_a_compiled_model_still_refuses_a_wrong_number_of_features():
     model = cold_model()
     inputs = inputs_of(model, 2)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
@@ -85,7 +89,7 @@ def test_case_19_a_compiled_model_still_refuses_a_wrong_number_of_features():
         compiled(**inputs)
 
 
-def test_case_19_training_compiles_with_the_same_gradients():
+def test_training_compiles_with_the_same_gradients():
     model = cold_model().train()
     inputs = inputs_of(model, 2)
     inputs["labels"] = inputs.input_ids.where(inputs.input_ids < 400, -100)
@@ -99,7 +103,7 @@ def test_case_19_training_compiles_with_the_same_gradients():
 
 
 @torch.no_grad()
-def test_case_19_the_default_backend_gives_the_same_logits():
+def test_the_default_backend_gives_the_same_logits():
     model = cold_model(vision_feature_layer=1)
     inputs = inputs_of(model, 1)
     compiled = torch.compile(model, fullgraph=True)(**inputs).logits
@@ -111,7 +115,7 @@ def answer(model, inputs, **options) -> list[int]:
     return model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-def test_case_19_static_cache_gives_the_tokens_of_the_dynamic_one_compiled_or_not():
+def test_static_cache_gives_the_tokens_of_the_dynamic_one_compiled_or_not():
     """transformers compiles the steps of a static cache by itself, but on accelerators only."""
     model, graphs = cold_model(), []
 

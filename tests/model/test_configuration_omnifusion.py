@@ -39,8 +39,8 @@ def vision(*families, sizes=None, **fields) -> OmniFusionVisionConfig:
             (lambda kind=kind: tiny.config(projector_type=kind, projector_num_attention_heads=5), "a divisor of 32")
             for kind in ("transformer", "concatenation", "attention")
         ),
-        (lambda: tiny.config(projector_type="summation", vision_feature_layer=-2), "read all layers.*leave"),
-        (lambda: tiny.config(vision_feature_layer="all"), "the others one of each encoder"),
+        (lambda: tiny.config(projector_type="summation", vision_feature_layer=-2), "read all layers.*omit"),
+        (lambda: tiny.config(vision_feature_layer="all"), "the others one layer of each encoder"),
         (lambda: tiny.config(("clip", "swin"), projector_type="attention"), "Swin encoder changes its grid.*use mlp"),
         (lambda: tiny.config(projector_type="attention", projector_num_queries=0), "num_queries must be 1 or more"),
         (lambda: tiny.config(projector_num_attention_heads=-4), "heads must be 1 or more, got -4"),
@@ -134,13 +134,13 @@ def test_the_saved_file_holds_no_noise_and_no_machine_path(tmp_path):
 
 
 @pytest.mark.parametrize("top, nested", [(True, False), (False, True), (True, True), (False, False)])
-def test_case_11_tied_weights_may_be_set_in_either_place(top, nested):
+def test_tied_weights_may_be_set_in_either_place(top, nested):
     config = tiny.config(text=tiny.text_config(tie_word_embeddings=nested), tie_word_embeddings=top)
     assert config.tie_word_embeddings == (top or nested)
     assert OmniFusionConfig(**config.to_dict()).tie_word_embeddings == (top or nested)
 
 
-def test_case_21_attention_can_be_set_per_part_and_encoder():
+def test_attention_can_be_set_per_part_and_encoder():
     config = tiny.config(("clip", "siglip"))
     config._attn_implementation = {
         "": "sdpa",

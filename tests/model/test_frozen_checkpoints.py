@@ -48,7 +48,7 @@ def test_this_version_has_a_checkpoint_and_all_are_small():
     assert sum(path.stat().st_size for path in CHECKPOINTS.glob("**/*") if path.is_file()) < 300_000 * len(VERSIONS)
 
 
-def test_case_26_full_checkpoint_loads_whole_and_answers_as_then(checkpoint):
+def test_full_checkpoint_loads_whole_and_answers_as_then(checkpoint):
     model, unfit = load(checkpoint / "full")
     assert not unfit
     expected = load_file("expected.safetensors")
@@ -56,7 +56,7 @@ def test_case_26_full_checkpoint_loads_whole_and_answers_as_then(checkpoint):
     torch.testing.assert_close(next_logits(model, checkpoint), expected["full"], rtol=1e-4, atol=1e-5)
 
 
-def test_case_26_lora_checkpoint_loads_whole_and_answers_as_then(checkpoint):
+def test_lora_checkpoint_loads_whole_and_answers_as_then(checkpoint):
     model, _ = load(checkpoint / "full")
     info = model.load_adapter("lora")
     assert not info.unexpected_keys and not getattr(info, "mismatched_keys", None)
@@ -70,7 +70,7 @@ def test_case_26_lora_checkpoint_loads_whole_and_answers_as_then(checkpoint):
 
 
 @pytest.mark.parametrize("name", ["full/model.safetensors", "lora/adapter_model.safetensors"])
-def test_case_26_names_are_still_saved_as_they_were_loaded(name, checkpoint):
+def test_names_are_still_saved_as_they_were_loaded(name, checkpoint):
     folder = name.split("/")[0]
     if folder == "lora" and Version(peft.__version__) < Version(MIN_PEFT_VERSION):
         pytest.skip(f"this transformers saves a loaded adapter with PEFT {MIN_PEFT_VERSION} or newer only")
@@ -79,7 +79,7 @@ def test_case_26_names_are_still_saved_as_they_were_loaded(name, checkpoint):
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_case_26_lora_checkpoint_still_merges(checkpoint):
+def test_lora_checkpoint_still_merges(checkpoint):
     merge("lora", "merged")
     model, unfit = load(checkpoint / "merged")
     expected = load_file("expected.safetensors")["lora"]

@@ -50,13 +50,13 @@ def test_greedy_equals_recomputing_every_step(model, grid_processor, conversatio
     assert inputs["input_ids"][0, -NEW_TOKENS:].tolist() == singles[0].tolist()
 
 
-def test_case_04_a_left_padded_batch_equals_singles(model, grid_processor, conversations, singles):
+def test_a_left_padded_batch_equals_singles(model, grid_processor, conversations, singles):
     assert grid_processor.tokenizer.padding_side == "left"
     inputs = tiny.prompt(grid_processor, *conversations)
     assert answers(model, inputs).tolist() == singles.tolist()
 
 
-def test_case_04_right_padding_is_seen_to_differ(model, grid_processor, conversations, singles):
+def test_right_padding_is_seen_to_differ(model, grid_processor, conversations, singles):
     """Control: the comparison above would notice padding on the wrong side."""
     right = tiny.processor(model.config, view_strategy="grid")
     right.tokenizer.padding_side = "right"
@@ -64,7 +64,7 @@ def test_case_04_right_padding_is_seen_to_differ(model, grid_processor, conversa
     assert answers(model, inputs).tolist() != singles.tolist()
 
 
-def test_case_04_a_padding_side_that_was_saved_does_not_matter(model, conversations, singles, tmp_path):
+def test_a_padding_side_that_was_saved_does_not_matter(model, conversations, singles, tmp_path):
     saved = tiny.processor(model.config, view_strategy="grid")
     saved.tokenizer.padding_side = "right"
     saved.save_pretrained(tmp_path)
@@ -73,7 +73,7 @@ def test_case_04_a_padding_side_that_was_saved_does_not_matter(model, conversati
     assert answers(model, inputs).tolist() == singles.tolist()
 
 
-def test_case_17_answers_follow_their_images(model, grid_processor):
+def test_answers_follow_their_images(model, grid_processor):
     a, b = tiny.image(0), tiny.image(1)
     ask = lambda *images: answers(model, tiny.prompt(grid_processor, [tiny.user(*images, "Which?")])).tolist()  # noqa: E731
     assert ask(a, b) != ask(b, a)
@@ -84,7 +84,7 @@ def test_case_17_answers_follow_their_images(model, grid_processor):
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}])
-def test_case_20_beams_keep_images_with_their_samples(options, model, grid_processor, conversations, singles):
+def test_beams_keep_images_with_their_samples(options, model, grid_processor, conversations, singles):
     inputs = tiny.prompt(grid_processor, *conversations)
     batch = answers(model, inputs, **options)
     alone = [answers(model, tiny.prompt(grid_processor, conversation), **options) for conversation in conversations]
@@ -92,12 +92,12 @@ def test_case_20_beams_keep_images_with_their_samples(options, model, grid_proce
     assert batch.tolist() != singles.repeat_interleave(options.get("num_return_sequences", 1), 0).tolist()
 
 
-def test_case_20_one_beam_is_greedy(model, grid_processor, conversations, singles):
+def test_one_beam_is_greedy(model, grid_processor, conversations, singles):
     assert answers(model, tiny.prompt(grid_processor, *conversations), num_beams=1).tolist() == singles.tolist()
 
 
 @pytest.mark.parametrize("draft", ["text-only model", "prompt lookup", "the model itself"])
-def test_case_20_assisted_decoding_equals_greedy(draft, model, grid_processor, conversations, singles):
+def test_assisted_decoding_equals_greedy(draft, model, grid_processor, conversations, singles):
     torch.manual_seed(0)
     options = {
         "text-only model": {"assistant_model": MistralForCausalLM(model.config.text_config).eval()},
@@ -202,7 +202,7 @@ def second_turn(model, processor, first_inputs, question: list, kept_images: lis
 
 @pytest.mark.parametrize("question", [["And now?"], [tiny.image(5, (30, 80)), "And this?"]], ids=["text", "new image"])
 @pytest.mark.parametrize("resend", [False, True], ids=["new images only", "all images again"])
-def test_case_18_a_kept_cache_is_not_encoded_again(question, resend, model, grid_processor, tower_calls):
+def test_a_kept_cache_is_not_encoded_again(question, resend, model, grid_processor, tower_calls):
     image = tiny.image(4, (90, 30))
     first_inputs = tiny.prompt(grid_processor, [tiny.user(image, "What?")])
     cache, inputs = second_turn(model, grid_processor, first_inputs, question, [image] if resend else [])
@@ -216,7 +216,7 @@ def test_case_18_a_kept_cache_is_not_encoded_again(question, resend, model, grid
     assert tower_calls.views == views_of_all - len(first_inputs.pixel_values)
 
 
-def test_case_18_the_comparison_can_fail(model, grid_processor):
+def test_the_comparison_can_fail(model, grid_processor):
     """Control: a cache of another image gives another answer."""
     answers_of = []
     for seed in (4, 6):
@@ -226,7 +226,7 @@ def test_case_18_the_comparison_can_fail(model, grid_processor):
     assert answers_of[0] != answers_of[1]
 
 
-def test_case_18_batches_drop_the_right_images(model, grid_processor):
+def test_batches_drop_the_right_images(model, grid_processor):
     """Two samples with one and two images in turn 1; all are passed again with one new image for each."""
     a, b, c, d, e = (tiny.image(seed, (30 + 20 * seed, 60)) for seed in range(5))
     text = ["<image><user>What?<bot>", "<image><image><user>What?<bot>"]
@@ -253,7 +253,7 @@ HOT = {"do_sample": True, "temperature": 100.0, "top_k": 0, "num_return_sequence
     [HOT, {"generation_config": GenerationConfig(**HOT, max_new_tokens=NEW_TOKENS)}, HOT | {"suppress_tokens": [7]}],
     ids=["arguments", "own GenerationConfig", "own suppress_tokens"],
 )
-def test_case_03_special_tokens_are_never_generated(options, model, processor, monkeypatch):
+def test_special_tokens_are_never_generated(options, model, processor, monkeypatch):
     inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
 
     def generated() -> set[int]:

@@ -84,7 +84,7 @@ def test_two_encoders_of_different_size_are_assembled_at_equal_token_counts(part
 
 
 @torch.no_grad()
-def test_case_11_resizing_keeps_sizes_ties_and_values_together(parts, tmp_path):
+def test_resizing_keeps_sizes_ties_and_values_together(parts, tmp_path):
     for text, tied in (("llm", False), ("llm_bos_tied", True)):
         model = assembled(parts, text=text)
         before = model.lm_head.weight[:448].clone()
@@ -101,7 +101,7 @@ def test_case_11_resizing_keeps_sizes_ties_and_values_together(parts, tmp_path):
 
 
 @pytest.mark.parametrize("skip_logits", [False, True], ids=["logits", "loss alone"])
-def test_case_11_tokens_added_to_a_model_that_does_not_predict_every_row_can_be_learnt(skip_logits, tmp_path, caplog):
+def test_tokens_added_to_a_model_that_does_not_predict_every_row_can_be_learnt(skip_logits, tmp_path, caplog):
     """On the bundled model, whose special tokens are never predicted: what is added stands behind them."""
     model, processor = load(TINY)
     model.float().train().skip_logits = skip_logits
@@ -121,7 +121,7 @@ def test_case_11_tokens_added_to_a_model_that_does_not_predict_every_row_can_be_
     assert OmniFusionForConditionalGeneration.from_pretrained(tmp_path).config.predicted_vocab_size is None
 
 
-def test_case_11_a_vocabulary_that_is_looked_at_predicts_the_rows_that_it_predicted():
+def test_a_vocabulary_that_is_looked_at_predicts_the_rows_that_it_predicted():
     model = tiny.model(tiny.config(predicted_vocab_size=400))
     model.resize_token_embeddings()
     assert model.config.predicted_vocab_size == 400
@@ -132,7 +132,7 @@ def test_case_11_a_vocabulary_that_is_looked_at_predicts_the_rows_that_it_predic
 
 
 @pytest.mark.parametrize("top, nested", [(True, False), (False, True), (False, False)])
-def test_case_11_ties_hold_after_reloading_wherever_they_are_set(top, nested, tmp_path):
+def test_ties_hold_after_reloading_wherever_they_are_set(top, nested, tmp_path):
     text = tiny.text_config(tie_word_embeddings=nested)
     model = tiny.model(tiny.config(text=text, tie_word_embeddings=top))
     model.save_pretrained(tmp_path)
@@ -144,25 +144,25 @@ def test_case_11_ties_hold_after_reloading_wherever_they_are_set(top, nested, tm
 
 def implementations(model) -> dict[str, str]:
     """What each part really has, by the configuration object that its attention modules read."""
-    parts = {"model": model, "text": model.model.language_model, "adapter": model.model.multi_modal_projector}
+    parts = {"text": model.model.language_model}
     parts |= {f"encoder_{i}": encoder for i, encoder in enumerate(model.model.vision_tower.encoders)}
-    found = {}
+    found = {"model": model.config._attn_implementation}
     for name, part in parts.items():
         configs = [module.config for module in part.modules() if re.search("Attention", type(module).__name__)]
-        found[name] = part.config._attn_implementation if name == "model" else configs[-1]._attn_implementation
+        found[name] = configs[-1]._attn_implementation
     return found
 
 
 ATTENTION = [
-    ("eager", {"model": "eager", "text": "eager", "adapter": "eager", "encoder_0": "eager", "encoder_1": "eager"}),
-    ("sdpa", {"model": "sdpa", "text": "sdpa", "adapter": "sdpa", "encoder_0": "sdpa", "encoder_1": "sdpa"}),
+    ("eager", {"model": "eager", "text": "eager", "encoder_0": "eager", "encoder_1": "eager"}),
+    ("sdpa", {"model": "sdpa", "text": "sdpa", "encoder_0": "sdpa", "encoder_1": "sdpa"}),
     (
         {"text_config": "eager", "vision_config": "sdpa"},
-        {"model": "sdpa", "text": "eager", "adapter": "sdpa", "encoder_0": "sdpa", "encoder_1": "sdpa"},
+        {"model": "sdpa", "text": "eager", "encoder_0": "sdpa", "encoder_1": "sdpa"},
     ),
     (
         {"": "eager", "text_config": "sdpa", "vision_config": {"encoder_0": "sdpa", "encoder_1": "eager"}},
-        {"model": "eager", "text": "sdpa", "adapter": "eager", "encoder_0": "sdpa", "encoder_1": "eager"},
+        {"model": "eager", "text": "sdpa", "encoder_0": "sdpa", "encoder_1": "eager"},
     ),
 ]
 
@@ -176,7 +176,7 @@ def two_encoder_folder(tmp_path_factory):
 
 @torch.no_grad()
 @pytest.mark.parametrize("asked, expected", ATTENTION)
-def test_case_21_every_part_gets_the_attention_that_was_asked_for(asked, expected, two_encoder_folder):
+def test_every_part_gets_the_attention_that_was_asked_for(asked, expected, two_encoder_folder):
     per_encoder = isinstance(asked, dict) and isinstance(asked.get("vision_config"), dict)
     if per_encoder and Version(transformers.__version__) < Version("5.20"):
         pytest.skip("transformers before 5.20 reads attention per part, but not per part of a part")
@@ -190,7 +190,7 @@ def test_case_21_every_part_gets_the_attention_that_was_asked_for(asked, expecte
     torch.testing.assert_close(loaded(**inputs).logits, reference(**inputs).logits, rtol=0, atol=1e-5)
 
 
-def test_case_21_an_unknown_attention_is_refused(two_encoder_folder):
+def test_an_unknown_attention_is_refused(two_encoder_folder):
     with pytest.raises((ValueError, ImportError), match="no_such_attention"):
         OmniFusionForConditionalGeneration.from_pretrained(two_encoder_folder, attn_implementation="no_such_attention")
 
@@ -206,7 +206,7 @@ def planned(model, budget: int, no_split: list[str]) -> dict:
 
 
 @pytest.mark.parametrize("encoders", [("clip", "siglip"), ("dinov2", "internvl"), ("swin",)])
-def test_case_23_no_budget_splits_a_residual_block(encoders, monkeypatch):
+def test_no_budget_splits_a_residual_block(encoders, monkeypatch):
     monkeypatch.setattr(accelerate.utils.modeling, "get_max_memory", lambda budgets: budgets)  # devices we do not have
     model = tiny.model(tiny.config(encoders, projector_type="transformer"))
     budgets = range(20_000, 500_000, 20_000)
@@ -217,7 +217,7 @@ def test_case_23_no_budget_splits_a_residual_block(encoders, monkeypatch):
 
 
 @torch.no_grad()
-def test_case_23_a_model_spread_over_places_gives_the_same_logits(model, processor, tmp_path):
+def test_a_model_spread_over_places_gives_the_same_logits(model, processor, tmp_path):
     """Encoders and head in memory, the rest is on disk and read block by block: every hand-over goes through hooks."""
     inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
     spread = tiny.model(model.config)
@@ -230,13 +230,13 @@ def test_case_23_a_model_spread_over_places_gives_the_same_logits(model, process
     torch.testing.assert_close(spread(**inputs).logits, model(**inputs).logits, rtol=0, atol=1e-6)
 
 
-def test_case_23_device_map_is_accepted_when_loading(model, model_folder):
+def test_device_map_is_accepted_when_loading(model, model_folder):
     loaded = OmniFusionForConditionalGeneration.from_pretrained(model_folder, device_map={"": "cpu"})
     assert {parameter.device.type for parameter in loaded.parameters()} == {"cpu"}
     assert_same_weights(loaded, model)
 
 
-def test_case_24_construction_needs_no_values_and_loads_nothing(monkeypatch):
+def test_construction_needs_no_values_and_loads_nothing(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a constructor read values or loaded weights")
 

@@ -11,9 +11,8 @@ from omnifusion_hf import OmniFusionForConditionalGeneration
 from omnifusion_hf.model.modeling_omnifusion_projector import PROJECTORS
 
 
-def adapter(projector_type: str, encoders=("clip",), attention: str = "eager", **fields) -> nn.Module:
+def adapter(projector_type: str, encoders=("clip",), **fields) -> nn.Module:
     config = tiny.config(encoders, projector_type=projector_type, **fields)
-    config._attn_implementation = attention
     torch.manual_seed(0)
     return PROJECTORS[projector_type](config).eval()
 
@@ -44,9 +43,8 @@ def randomise_norms(layer: nn.Module):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_the_transformer_adapter_equals_pytorchs_encoder_layer(attention):
-    projector = adapter("transformer", attention=attention)
+def test_the_transformer_adapter_equals_pytorchs_encoder_layer():
+    projector = adapter("transformer")
     randomise_norms(projector.transformer_layer)
     [hidden_states] = features()
     expected = projector.linear(pytorch_layer(projector.transformer_layer)(hidden_states))
@@ -56,13 +54,11 @@ def test_the_transformer_adapter_equals_pytorchs_encoder_layer(attention):
 
 
 @torch.no_grad()
-def test_case_21_the_transformer_adapter_gives_the_same_with_eager_and_sdpa():
-    eager, sdpa = adapter("transformer", attention="eager"), adapter("transformer", attention="sdpa")
-    torch.testing.assert_close(eager(features()), sdpa(features()), rtol=0, atol=1e-6)
-    [hidden_states] = features()
-    permuted = eager([hidden_states.flip(1)]).flip(1)  # control: attention is over all tokens, in no order
-    torch.testing.assert_close(permuted, eager([hidden_states]), rtol=0, atol=1e-5)
-    assert not torch.allclose(eager([hidden_states[:, :8]]), eager([hidden_states])[:, :8], atol=1e-3)
+def test_attention_is_over_all_tokens_in_no_order():
+    projector, [hidden_states] = adapter("transformer"), features()
+    permuted = projector([hidden_states.flip(1)]).flip(1)
+    torch.testing.assert_close(permuted, projector([hidden_states]), rtol=0, atol=1e-5)
+    assert not torch.allclose(projector([hidden_states[:, :8]]), projector([hidden_states])[:, :8], atol=1e-3)
 
 
 @torch.no_grad()
@@ -150,9 +146,8 @@ def test_the_summation_adapter_has_the_gradients_of_the_formula(frozen, autocast
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_the_attention_adapter_reads_both_sequences_with_trained_queries(attention):
-    fields = {"encoder_sizes": [32, 48], "projector_num_queries": 7, "attention": attention}
+def test_the_attention_adapter_reads_both_sequences_with_trained_queries():
+    fields = {"encoder_sizes": [32, 48], "projector_num_queries": 7}
     projector = randomised(adapter("attention", ("clip", "dinov2"), **fields))
     layers = features(3, 16), features(3, 36, seed=2)
     merges = [nn.functional.gelu(merged_literally(*pair)) for pair in zip(projector.merges, layers)]
@@ -209,11 +204,21 @@ def test_adapters_are_made_of_layers_that_serving_engines_can_replace(projector_
     assert not any(isinstance(module, nn.MultiheadAttention) for module in adapter(projector_type).modules())
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_dropout_acts_in_training_only(attention):
-    projector = adapter("transformer", attention=attention, projector_dropout=0.5)
-    torch.testing.assert_close(projector(features()), projector(features()), rtol=0, atol=0)
-    projector.train()
+def test_dropout_acts_in_the_four_places_of_pytorchs_layer_and_in_training_only(monkeypatch):
+    dropped = []
+
+    def attend(query, key, value, dropout_p):
+        dropped.append(("attention", dropout_p))
+        return query
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", attend)
+    projector = adapter("transformer", projector_dropout=0.25)
+    layer = projector.transformer_layer
+    layer.dropout.register_forward_hook(lambda module, args, output: dropped.append((args[0].shape[-1], module.p)))
+    projector(features())
+    assert dropped.pop(0) == ("attention", 0.0) and dropped == [(32, 0.25), (2048, 0.25), (32, 0.25)]
+    torch.testing.assert_close(projector(features()), projector(features()), rtol=0, atol=0)  # modules know eval mode
+    dropped.clear()
+    projector.train()(features())
+    assert dropped == [("attention", 0.25), (32, 0.25), (2048, 0.25), (32, 0.25)]
     assert not torch.equal(projector(features()), projector(features()))
-    without = adapter("transformer", attention=attention, projector_dropout=0.0).train()
-    torch.testing.assert_close(without(features()), without(features()), rtol=0, atol=0)

@@ -12,7 +12,7 @@ from transformers import AutoModel
 
 from omnifusion_hf import OmniFusionVisionModel
 from omnifusion_hf.model.configuration_omnifusion import ENCODER_FAMILIES, OmniFusionVisionConfig
-from omnifusion_hf.model.modeling_omnifusion_vision import logger, usable_attention
+from omnifusion_hf.model.modeling_omnifusion_vision import each_layer, logger, use_attention_that_takes_float32
 
 
 FAMILIES = ["clip", "siglip", "dinov2", "internvl", "swin"]
@@ -68,7 +68,9 @@ def test_all_layers_of_all_encoders_come_in_order_as_they_are_computed():
         for block in getattr(encoder.encoder, "layer", None) or encoder.encoder.layers:
             block.register_forward_hook(lambda *_: computed.append(None))
     counts = []
-    output = tower(views(), read=lambda features: [(feature, counts.append(len(computed)))[0] for feature in features])
+    output = tower(
+        views(), projector=lambda features: [(feature, counts.append(len(computed)))[0] for feature in features]
+    )
     assert counts == [1, 2, 3, 4, 5, 6]  # each is read before the next one is computed
     for ours, theirs in zip(output.features, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
@@ -76,7 +78,7 @@ def test_all_layers_of_all_encoders_come_in_order_as_they_are_computed():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_case_07_inputs_of_every_family_can_be_made_to_require_gradients(family):
+def test_inputs_of_every_family_can_be_made_to_require_gradients(family):
     """What transformers does for LoRA with activation checkpointing."""
     model = tiny.model(tiny.config((family,)))
     tower = copy.deepcopy(model.model.vision_tower)
@@ -104,7 +106,7 @@ def test_a_model_goes_through_pickle_and_to_a_spawned_process(family):
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_a_reader_has_gradients_whether_or_not_the_encoder_has(frozen):
+def test_the_projector_has_gradients_whether_or_not_the_encoder_has(frozen):
     model = tiny.model(tiny.config(projector_type="summation"))
     tower, projector = model.model.vision_tower.requires_grad_(not frozen), model.model.multi_modal_projector
     model.get_image_features(views()).pooler_output[0].square().sum().backward()
@@ -187,7 +189,7 @@ def quantise(module: nn.Module) -> nn.Module:
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_case_13_float32_pixels_work_in_any_model_dtype(family, dtype):
+def test_float32_pixels_work_in_any_model_dtype(family, dtype):
     model = tiny.model(tiny.config((family,), projector_type="transformer"))
     expected = model.get_image_features(views()).pooler_output[0]
     model = model.to(dtype)
@@ -200,7 +202,7 @@ def test_case_13_float32_pixels_work_in_any_model_dtype(family, dtype):
 
 @torch.no_grad()
 @pytest.mark.parametrize("tower, adapter", [("bfloat16", "float32"), ("float32", "bfloat16")])
-def test_case_13_tower_and_adapter_may_differ_in_dtype(tower, adapter):
+def test_tower_and_adapter_may_differ_in_dtype(tower, adapter):
     model = tiny.model()
     expected = torch.cat(model.get_image_features(views()).pooler_output)
     model.model.vision_tower.to(getattr(torch, tower))
@@ -212,7 +214,7 @@ def test_case_13_tower_and_adapter_may_differ_in_dtype(tower, adapter):
 
 @torch.no_grad()
 @pytest.mark.parametrize("projector_type", ["mlp", "transformer"])
-def test_case_13_quantised_weights_do_not_turn_pixels_into_integers(projector_type):
+def test_quantised_weights_do_not_turn_pixels_into_integers(projector_type):
     model = tiny.model(tiny.config(projector_type=projector_type))
     expected = torch.cat(model.get_image_features(views()).pooler_output)
     quantise(model.model.vision_tower)
@@ -231,7 +233,7 @@ def overflowing(model) -> nn.Module:
 
 
 @torch.no_grad()
-def test_case_12_activations_beyond_float16_stay_finite():
+def test_activations_beyond_float16_stay_finite():
     model = overflowing(tiny.model(tiny.config(projector_type="transformer"))).half()
     assert model.model.language_model.dtype is torch.float16 and model.lm_head.weight.dtype is torch.float16
     inputs = tiny.prompt(tiny.processor(model.config), [tiny.user(tiny.image(), "What?")])
@@ -242,7 +244,7 @@ def test_case_12_activations_beyond_float16_stay_finite():
 
 
 @pytest.mark.parametrize("cast", [lambda model: model.half(), lambda model: model.to("cpu", dtype=torch.float16)])
-def test_case_12_casting_to_float16_leaves_encoders_and_adapter_in_float32(cast):
+def test_casting_to_float16_leaves_encoders_and_adapter_in_float32(cast):
     weights = tiny.model().state_dict()
     model = cast(tiny.model())
     for name, tensor in model.state_dict().items():
@@ -252,7 +254,7 @@ def test_case_12_casting_to_float16_leaves_encoders_and_adapter_in_float32(cast)
     assert {tensor.dtype for tensor in tiny.model().to(torch.bfloat16).state_dict().values()} == {torch.bfloat16}
 
 
-def test_case_21_encoder_without_the_attention_asked_for_uses_eager(caplog):
+def test_encoder_without_the_attention_asked_for_uses_eager(caplog):
     """Donut-Swin has eager attention alone; the other encoder and the LLM get what was asked for."""
     config = tiny.config(("clip", "swin"), image_sizes=[32, 32])
     config._attn_implementation = "sdpa"
@@ -262,8 +264,8 @@ def test_case_21_encoder_without_the_attention_asked_for_uses_eager(caplog):
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_float16_with_flash_attention_computes_encoders_and_adapter_by_sdpa(half, caplog, monkeypatch):
-    """Without a GPU the LLM cannot run, but all that lies before it: there nothing may ask for flash attention."""
+def test_float16_with_flash_attention_computes_encoders_by_sdpa(half, caplog, monkeypatch):
+    """Without a GPU the LLM cannot run, but the modules before it can: none of them may use flash attention."""
     model = tiny.model(tiny.config(("clip", "dinov2"), projector_type="transformer")).model
     views, implementation = torch.rand(2, 3, 32, 32), "flash_attention_2"
     expected = model.get_image_features(views).pooler_output
@@ -274,18 +276,34 @@ def test_float16_with_flash_attention_computes_encoders_and_adapter_by_sdpa(half
     monkeypatch.setattr(logger, "warning_once", logger.warning)
     found = model.get_image_features(views).pooler_output
     assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, expected))
-    assert "are in float32, which flash_attention_2 does not take; there they use sdpa" in caplog.text
+    assert "is in float32, which flash_attention_2 does not take; it uses sdpa" in caplog.text
 
 
 def test_flash_attention_is_used_where_it_can_be():
-    config = tiny.config()
-    states = {dtype: torch.zeros(1, dtype=dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)}
-    for asked in ("flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2"):
-        config._attn_implementation = asked
-        used = {dtype: usable_attention(config, each) for dtype, each in states.items()}
-        assert used == {torch.float32: "sdpa", torch.float16: asked, torch.bfloat16: asked}
+    [encoder] = tower_of([full_encoder("clip")], [-1]).encoders
+
+    def used(dtype: torch.dtype, chosen: str) -> str:
+        encoder.to(dtype).config._attn_implementation = chosen
+        use_attention_that_takes_float32(encoder)
+        return encoder.config._attn_implementation
+
+    for chosen in ("flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2"):
+        found = {dtype: used(dtype, chosen) for dtype in (torch.float32, torch.float16, torch.bfloat16)}
+        assert found == {torch.float32: "sdpa", torch.float16: chosen, torch.bfloat16: chosen}
         with torch.autocast("cpu", torch.bfloat16):
-            assert usable_attention(config, states[torch.float32]) == asked
-    for asked in ("eager", "flex_attention"):
-        config._attn_implementation = asked
-        assert usable_attention(config, states[torch.float32]) == asked
+            assert used(torch.float32, chosen) == chosen
+    assert [used(torch.float32, chosen) for chosen in ("eager", "flex_attention")] == ["eager", "flex_attention"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES[:-1])
+def test_layers_one_by_one_equal_those_of_the_encoders_own_forward(family):
+    """The former are used unless hidden states or attentions are requested."""
+    tower = tower_of([full_encoder(family)], "all")
+    tower.set_attn_implementation("eager")
+    one_by_one, whole = tower(views()), tower(views(), output_hidden_states=True, output_attentions=True)
+    for ours, theirs in zip(one_by_one.features, whole.features, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert one_by_one.hidden_states is None and len(whole.hidden_states) == 4 and len(whole.attentions) == 3
+    other = next(each_layer(tower.encoders[0], views(seed=1), False))
+    assert not torch.allclose(whole.hidden_states[1], other, atol=1e-3)  # control

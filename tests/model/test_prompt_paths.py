@@ -20,20 +20,14 @@ INST = (
     "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}[INST] {{ message.content }} [/INST]"
     "{% else %} {{ message.content }}{{ eos_token }}{% endif %}{% endfor %}"
 )
-# kind -> ids of CHAT and the prompt for its answer: before the image's tokens, how many these are, behind them
+# kind -> CHAT and the prompt for its answer: text before the image, the image's tokens, text after it
 GOLDEN = {
-    "release format": ([432, 443], 36, [444, 445, 433, 411, 330, 270, 280, 77, 91, 33, 446]),
+    "release format": ("This is a dialog with AI assistant.\n<img_start>", 36, f"<img_end><user>{QUESTION}<bot>"),
     "release format, LLM with BOS": (
-        [1, 395, 308, 305, 373, 392, 377, 275, 369, 383, 381, 351, 13, 401],
-        16,
-        [402, 403, 371, 323, 397, 355, 308, 309, 318, 262, 404],
+        "<s>This is a dialog with AI assistant.\n<img_start>", 16, f"<img_end><user>{QUESTION}<bot>"
     ),
-    "own format with BOS": (
-        [1, 301, 94, 265, 81, 86, 266, 96, 301, 401],
-        16,
-        [402, 371, 323, 397, 355, 308, 309, 318, 262, 301, 94, 50, 265, 81, 86, 266, 96],
-    ),
-}
+    "own format with BOS": ("<s>[INST] <img_start>", 16, f"<img_end>{QUESTION} [/INST]"),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +35,12 @@ def processors(parts, tmp_path_factory) -> dict[str, OmniFusionProcessor]:
     """Saved and loaded again, as users have them."""
     folder = tmp_path_factory.mktemp("processors")
     llm = llms.save(folder / "llm", "llama", chat_template=INST, add_bos=True)
-    for kind in ("release", "own"):
+    for kind in ("omnifusion", "own"):
         processor = OmniFusionProcessor.from_vision_text_pretrained([str(parts / "clip")], str(llm), kind)
         processor.save_pretrained(folder / kind)
     return {
         "release format": AutoProcessor.from_pretrained(TINY),
-        "release format, LLM with BOS": AutoProcessor.from_pretrained(folder / "release"),
+        "release format, LLM with BOS": AutoProcessor.from_pretrained(folder / "omnifusion"),
         "own format with BOS": AutoProcessor.from_pretrained(folder / "own"),
     }
 
@@ -117,11 +111,11 @@ def our_training(processor) -> list[int]:
     [one_shot, two_steps, vllm_chat, our_server, trl_messages, trl_prompt_and_completion, our_training],
     ids=lambda path: path.__name__,
 )
-def test_case_29_every_path_gives_the_same_ids_with_one_bos_policy(path, kind, processors):
-    """Trainers go on with the answer behind the prompt."""
+def test_every_path_gives_the_same_ids_with_one_bos_policy(path, kind, processors):
+    """Trainers continue with the answer."""
     processor = processors[kind]
-    before, num_tokens, behind = GOLDEN[kind]
-    golden = before + [processor.image_token_id] * num_tokens + behind
+    before, num_tokens, after = GOLDEN[kind]
+    golden = processor.tokenizer(before + "<image>" * num_tokens + after, add_special_tokens=False).input_ids
     ids = path(processor)
     assert ids[: len(golden)] == golden
     assert (len(ids) > len(golden)) == (path in (trl_messages, trl_prompt_and_completion, our_training))
@@ -138,7 +132,7 @@ def trained_text(processor, messages: list[dict]) -> list[int]:
 
 @pytest.mark.parametrize("kind", GOLDEN)
 @pytest.mark.parametrize("path", [served, trl_text, trained_text], ids=lambda path: path.__name__)
-def test_case_03_special_tokens_cut_into_parts_are_text_on_every_path(path, kind, processors):
+def test_special_tokens_cut_into_parts_are_text_on_every_path(path, kind, processors):
     processor = processors[kind]
     tokens = ["<image>", "<img_start>", "<user>", "<bot>", "<s>", "</s>"]
 
@@ -152,7 +146,7 @@ def test_case_03_special_tokens_cut_into_parts_are_text_on_every_path(path, kind
     assert all(control.count(token) for token in processor.tokenizer.convert_tokens_to_ids(tokens))
 
 
-def test_case_29_control_a_tokenizer_that_adds_bos_would_give_two(parts, processors):
+def test_control_a_tokenizer_that_adds_bos_would_give_two(parts, processors):
     """An LLM's own tokenizer does; that of a processor does not any more, and neither when it is loaded."""
     processor = OmniFusionProcessor.from_vision_text_pretrained([str(parts / "clip")], str(parts / "llm_bos_tied"))
     expected = one_shot(processor)

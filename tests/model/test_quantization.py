@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForImageTextToText, BitsAndBytesConfig, MistralConfig, TorchAoConfig
 
-from omnifusion_hf.model.modeling_omnifusion import keep_whole
+from omnifusion_hf.model.modeling_omnifusion import quantise_only_the_llm
 
 
 pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes; nothing of quantisation was tested")
@@ -59,7 +59,7 @@ def quantised(model: nn.Module) -> set[str]:
 @pytest.mark.parametrize("skip", [None, ["q_proj"]])
 @pytest.mark.parametrize("as_dict", [False, True])
 @pytest.mark.parametrize("method", METHODS)
-def test_case_22_the_llm_alone_is_quantised_and_a_list_of_ones_own_is_added(method, skip, as_dict, folder, tmp_path):
+def test_the_llm_alone_is_quantised_and_a_list_of_ones_own_is_added(method, skip, as_dict, folder, tmp_path):
     wanted = METHODS[method](skip)
     given = wanted.to_dict() if as_dict else wanted
     before = wanted.to_dict()
@@ -79,7 +79,7 @@ def test_case_22_the_llm_alone_is_quantised_and_a_list_of_ones_own_is_added(meth
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_case_22_the_model_without_its_head_too(method, folder):
+def test_the_model_without_its_head_too(method, folder):
     model = AutoModel.from_pretrained(folder, quantization_config=METHODS[method](["q_proj"]), device_map="cpu")
     assert quantised(model) == {
         name for name in linears(model) if name.startswith("language_model") and "q_proj" not in name
@@ -87,8 +87,8 @@ def test_case_22_the_model_without_its_head_too(method, folder):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_case_22_control_transformers_own_defaults_reach_adapter_and_head(method, folder, monkeypatch):
-    monkeypatch.setattr("omnifusion_hf.model.modeling_omnifusion.keep_whole", lambda config: config)
+def test_control_transformers_own_defaults_reach_adapter_and_head(method, folder, monkeypatch):
+    monkeypatch.setattr("omnifusion_hf.model.modeling_omnifusion.quantise_only_the_llm", lambda config: config)
     monkeypatch.setattr(
         "omnifusion_hf.model.modeling_omnifusion.OmniFusionPreTrainedModel._keep_in_fp32_modules", None
     )
@@ -102,4 +102,4 @@ def test_case_22_control_transformers_own_defaults_reach_adapter_and_head(method
 def test_a_method_without_such_a_list_is_left_as_it_is():
     wanted = BitsAndBytesConfig(load_in_4bit=True)
     del wanted.llm_int8_skip_modules
-    assert keep_whole(wanted).to_dict() == wanted.to_dict()
+    assert quantise_only_the_llm(wanted).to_dict() == wanted.to_dict()

@@ -178,14 +178,14 @@ def test_another_number_of_regions_than_of_images_raises_and_boxes_alone_too(cou
 
 
 def test_regions_is_no_strategy(images):
-    with pytest.raises(ValueError, match="Regions go with both"):
+    with pytest.raises(ValueError, match="Both take regions"):
         processor(view_strategy="regions")(images)
     with pytest.raises(Exception, match="expected one of"):
         processor()(images, view_strategy="regions")
 
 
 @torch.no_grad()
-def test_case_01_one_place_counts_for_prompts_plans_engines_and_features(images):
+def test_one_place_counts_for_prompts_plans_engines_and_features(images):
     """With regions, with a grid and with both: marks included for prompts, without them for engines and features."""
     model = tiny.model()
     ours = tiny.processor(model.config)

@@ -75,7 +75,7 @@ def report(model, processor, tmp_path_factory) -> dict:
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def test_case_25_the_package_is_absent_and_remote_code_is_used(report):
+def test_the_package_is_absent_and_remote_code_is_used(report):
     assert not report["installed"]
     assert report["classes"] == {
         "AutoConfig": ["transformers_modules", "OmniFusionConfig"],
@@ -85,7 +85,7 @@ def test_case_25_the_package_is_absent_and_remote_code_is_used(report):
     }
 
 
-def test_case_25_remote_code_gives_the_same_ids_as_the_package(report, model, processor):
+def test_remote_code_gives_the_same_ids_as_the_package(report, model, processor):
     inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
     assert report["ids"] == model.generate(**inputs, max_new_tokens=6, do_sample=False)[0].tolist()
     other = tiny.prompt(processor, [tiny.user(tiny.image(1), "What?")])

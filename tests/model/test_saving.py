@@ -93,7 +93,7 @@ def test_earlier_weights_stay_where_saving_fails(model, tmp_path, monkeypatch):
 def test_saving_beside_lora_weights_says_that_these_are_loaded_first(model, tmp_path, caplog):
     (tmp_path / "adapter_config.json").write_text("{}")
     model.save_pretrained(tmp_path)
-    assert "holds LoRA weights too, which from_pretrained takes first" in caplog.text
+    assert "has LoRA weights too, which from_pretrained loads" in caplog.text
 
 
 def test_the_folder_holds_no_layer_that_is_not_used(model_folder):
@@ -103,7 +103,7 @@ def test_the_folder_holds_no_layer_that_is_not_used(model_folder):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_case_12_loading_in_float16_leaves_encoders_and_adapter_in_float32(dtype, model_folder):
+def test_loading_in_float16_leaves_encoders_and_adapter_in_float32(dtype, model_folder):
     loaded = OmniFusionForConditionalGeneration.from_pretrained(model_folder, dtype=dtype)
     asked = getattr(torch, dtype)
     for name, parameter in loaded.named_parameters():
@@ -114,8 +114,9 @@ def test_case_12_loading_in_float16_leaves_encoders_and_adapter_in_float32(dtype
     assert torch.isfinite(loaded(**inputs).logits).all()
 
 
-def test_the_map_of_remote_code_names_every_auto_class(model, model_folder, tmp_path):
+def test_the_map_of_remote_code_names_every_auto_class(model, processor, model_folder, tmp_path):
     model.model.save_pretrained(tmp_path)  # a headless folder as well
+    processor.save_pretrained(tmp_path)
     for folder in (model_folder, tmp_path):
         auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
         assert auto_map == {
@@ -150,7 +151,7 @@ class Planted(OmniFusionForConditionalGeneration):
         self.register_buffer("planted", torch.arange(4096.0), persistent=False)
 
 
-def test_case_24_buffers_are_right_after_loading(tmp_path):
+def test_buffers_are_right_after_loading(tmp_path):
     model = Planted(
         tiny.config(("clip", "dinov2", "internvl"), image_sizes=[32, 32, 32], projector_type="transformer")
     )
@@ -193,7 +194,7 @@ print(json.dumps(model.generate(**inputs, max_new_tokens=6, do_sample=False)[0].
 """
 
 
-def test_case_25_the_folder_alone_answers_without_a_network(model, processor, model_folder, tmp_path):
+def test_the_folder_alone_answers_without_a_network(model, processor, model_folder, tmp_path):
     image = tmp_path / "image.png"
     tiny.image().save(image)
     moved = shutil.copytree(model_folder, tmp_path / "moved")
@@ -210,7 +211,7 @@ def test_case_25_the_folder_alone_answers_without_a_network(model, processor, mo
     assert json.loads(run.stdout.splitlines()[-1]) == expected
 
 
-def test_case_25_a_folder_that_lacks_a_file_is_refused(model_folder, tmp_path):
+def test_a_folder_that_lacks_a_file_is_refused(model_folder, tmp_path):
     """Control: the test above does depend on what lies in the folder."""
     folder = shutil.copytree(model_folder, tmp_path / "broken")
     (folder / "model.safetensors").unlink()

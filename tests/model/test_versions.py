@@ -84,7 +84,7 @@ def test_two_steps_of_the_stock_trainer_have_the_recorded_losses_and_reload(tmp_
 
 
 @pytest.mark.parametrize("version", ["4.57.6", "5.12.1", "6.0.0"])
-def test_a_version_outside_the_window_is_told_in_one_line(version, monkeypatch):
+def test_a_version_outside_the_window_is_refused_in_one_line(version, monkeypatch):
     """By the file that the package and remote code import first."""
     file = spec_from_file_location("omnifusion_hf.again", configuration_omnifusion.__file__)
     file.loader.exec_module(module_from_spec(file))  # control: this version is taken
@@ -100,11 +100,11 @@ def test_a_version_outside_the_window_is_told_in_one_line(version, monkeypatch):
 
 @pytest.mark.parametrize("entrance", ["configuration", "image_processing", "processing"])
 def test_every_entrance_of_a_folder_meets_the_check(entrance):
-    """`AutoImageProcessor` reads no configuration of the model, so that its file imports the check, and first. And
-    transformers 4 copies no file of a folder but those that the entrance itself imports."""
+    """`AutoImageProcessor` does not read the model's configuration, so its file imports the check first. transformers
+    4 copies only the files of a folder that the entrance itself imports."""
 
     def imported(name: str) -> list[str]:
-        tree = ast.parse((ROOT / f"omnifusion_hf/{name}.py").read_text(encoding="utf-8"))
+        tree = ast.parse((ROOT / f"omnifusion_hf/model/{name}.py").read_text(encoding="utf-8"))
         return [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
 
     ours = [name for name in imported(f"{entrance}_omnifusion") if name.endswith("_omnifusion")]

@@ -31,7 +31,7 @@ def random_sizes(count: int, seed: int = 0) -> list[tuple[int, int]]:
 
 def test_examples_in_docstrings_hold():
     failed, attempted = doctest.testmod(views_omnifusion)
-    assert failed == 0 and attempted >= 17
+    assert failed == 0 and attempted >= 16
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
@@ -80,7 +80,7 @@ def test_the_whole_image_is_the_first_view_of_a_grid():
     assert image_views((50, 70), "grid", "pad", CANVASES, SIDE).whole == whole.whole
 
 
-def test_case_15_views_of_huge_and_thin_images_are_bounded():
+def test_views_of_huge_and_thin_images_are_bounded():
     largest = 1 + max(rows * columns for rows, columns in CANVASES)
     for size in [(4, 20_000), (20_000, 4), (1, 1), (10**6, 10**6), (1, 10**9)]:
         assert len(image_views(size, "grid", "crop", CANVASES, SIDE)) <= largest
@@ -159,9 +159,9 @@ def test_regions_are_sorted_by_score_or_else_in_reading_order_and_capped():
         ([0.1, 0.2, 0.5, 1.0], "left and right times 100, top and bottom times 50"),
         ([0, 0, float("nan"), 10], "not finite"),
         ([0, 0, float("inf"), 10], "not finite"),
-        ([0, 0, 10], "is no box"),
-        (["a", 0, 10, 10], "is no box"),
-        ({"xmin": 0, "ymin": 0, "xmax": 5, "ymax": 5}, "is no box"),
+        ([0, 0, 10], "is not a box"),
+        (["a", 0, 10, 10], "is not a box"),
+        ({"xmin": 0, "ymin": 0, "xmax": 5, "ymax": 5}, "is not a box"),
         ({"score": float("nan"), "box": {"xmin": 0, "ymin": 0, "xmax": 5, "ymax": 5}}, "not finite"),
         ({"score": 0.5, "box": {"xmin": 0, "ymin": 0, "xmax": 5, "ymax": 5}}, "some boxes have a score"),
     ],

@@ -81,7 +81,7 @@ BROKEN = {
     "part of the assistant turn is neither text nor a user's image": chat([{"type": "image"}]),
     "part of the assistant turn is neither text nor a user's image: {'type': 'video'}": chat([{"type": "video"}]),
     "the assistant turn's content must be text, got None": chat(None),
-    "is no box": {"regions": [[[0, 0, 9]]]},
+    "is not a box": {"regions": [[[0, 0, 9]]]},
     "int too large": {"regions": [[[0, 0, 10**400, 9]]]},
     "the sample has system, videos, which nothing reads; remove it": {"system": "Be brief.", "videos": ["a.mp4"]},
     "the sample has image and images, which mean the same": {"images": ["0.png"]},

@@ -11,7 +11,7 @@ from transformers import processing_utils
 from transformers.testing_utils import CaptureLogger
 
 from omnifusion_hf import OmniFusionProcessor
-from omnifusion_hf.model.chat_template_omnifusion import chat_template_for
+from omnifusion_hf.build.chat_template import chat_template_for
 from omnifusion_hf.training.conversations import BadSamples, BrokenSampleError
 from omnifusion_hf.training.mixture import Mixture
 from omnifusion_hf.training.preprocessing import ConversationEncoder, EncodedDataset, encode, pixel_size_of

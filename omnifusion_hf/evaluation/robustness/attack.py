@@ -112,8 +112,8 @@ def with_labels(processor, conversations: list[list[dict]], questions: list[Ques
     answered = last_run(torch.as_tensor(batch.pop("assistant_masks")))
     if not answered.any(-1).all():
         raise ValueError(
-            "the chat template marks no answer; PGD needs {% generation %} … {% endgeneration %} around answers: "
-            "build the model with its default chat template, or leave pgd out."
+            "the chat template marks no answer; PGD needs {% generation %} … {% endgeneration %} around each: build "
+            "the model with --chat-template omnifusion, or leave pgd out."
         )
     return BatchFeature(batch | {"labels": batch["input_ids"].masked_fill(~answered, -100)})
 

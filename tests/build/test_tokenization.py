@@ -10,9 +10,8 @@ from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer
 
 from omnifusion_hf import add_special_tokens
-from omnifusion_hf.model.chat_template_omnifusion import adds_bos
-from omnifusion_hf.model.processing_omnifusion import load_tokenizer
-from omnifusion_hf.model.sentencepiece_omnifusion import fast_tokenizer
+from omnifusion_hf.build.chat_template import adds_bos
+from omnifusion_hf.build.tokenization import fast_tokenizer, load_tokenizer
 
 
 RELEASE = Path(__file__).parents[3] / "shared/airi/release_files/tokenizer/tokenizer.model"
@@ -125,5 +124,5 @@ def test_another_kind_of_model_is_refused(tmp_path):
     sentencepiece.SentencePieceTrainer.train(
         input=str(tmp_path / "corpus.txt"), model_prefix=str(tmp_path / "m"), vocab_size=22, model_type="unigram"
     )
-    with pytest.raises(ValueError, match="no Llama-style BPE"):
+    with pytest.raises(ValueError, match="not a Llama-style BPE"):
         fast_tokenizer(tmp_path / "m.model")

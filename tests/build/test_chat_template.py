@@ -14,13 +14,8 @@ from jinja2 import TemplateError
 from tokenizers import AddedToken
 
 from omnifusion_hf import OmniFusionProcessor, add_special_tokens
-from omnifusion_hf.model.chat_template_omnifusion import (
-    ESCAPE,
-    chat_template_for,
-    escape,
-    messages_as_data,
-    special_tokens,
-)
+from omnifusion_hf.build.chat_template import chat_template_for
+from omnifusion_hf.model.processing_omnifusion import ESCAPE, escape, messages_as_data, special_tokens
 
 
 # Stand-ins for the kinds of templates that LLMs bring. All but the last print whatever `content` is.
@@ -60,7 +55,7 @@ def image_processor():
 def processor_with(own: str | None, image_processor) -> OmniFusionProcessor:
     """Of an LLM with a template of its own, or in the format of the release."""
     tokenizer = llm_tokenizer(own)
-    template = chat_template_for(tokenizer, "own" if own else "release")
+    template = chat_template_for(tokenizer, "own" if own else "omnifusion")
     return OmniFusionProcessor(image_processor, add_special_tokens(tokenizer), 16, chat_template=template)
 
 
@@ -95,7 +90,7 @@ def test_images_stand_where_the_message_has_them(own, image_processor):
 
 @ALL
 @pytest.mark.parametrize("token", ["<image>", "<img_end>", "<|im_end|>", "</s>", "<s>", "<bot>"])
-def test_case_03_special_tokens_that_a_user_types_are_text(own, token, image_processor):
+def test_special_tokens_that_a_user_types_are_text(own, token, image_processor):
     processor = processor_with(own, image_processor)
     ids = [tiny.prompt(processor, [tiny.user(f"a {text} b")]).input_ids[0].tolist() for text in (token, "")]
     special = processor.tokenizer.convert_tokens_to_ids(token)
@@ -121,7 +116,7 @@ def cut(text: str, places: list[int]) -> list[str]:
 
 
 CUT_TEXTS = TEXTS.flatmap(lambda text: st.lists(st.integers(0, len(text)), max_size=5).map(partial(cut, text)))
-FORMATS = {"release": None, "chatml": CHATML, "inst": INST, "marks": MARKS}
+FORMATS = {"omnifusion": None, "chatml": CHATML, "inst": INST, "marks": MARKS}
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +145,9 @@ def marks(ids: list[int], processor) -> list[int]:
 
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(pieces=CUT_TEXTS, role=st.sampled_from(["user", "system", "assistant"]), alone=st.booleans())
-def test_case_03_text_is_data_however_it_is_cut(formats, pieces, role, alone):
+def test_text_is_data_however_it_is_cut(formats, pieces, role, alone):
     parts = [{"type": "text", "text": piece} for piece in pieces]
-    for name in ("release", "chatml", "marks"):  # inst leaves out what the system says
+    for name in ("omnifusion", "chatml", "marks"):  # inst leaves out what the system says
         processor = formats[name]
         nothing, whole, in_parts = (
             processor.tokenizer.encode(rendered(processor, said(role, content), alone))
@@ -163,8 +158,8 @@ def test_case_03_text_is_data_however_it_is_cut(formats, pieces, role, alone):
         assert "".join(pieces).strip() in processor.decode(in_parts, skip_special_tokens=False)
 
 
-def test_case_03_control_text_that_nobody_escapes_holds_special_tokens(formats):
-    tokenizer = formats["release"].tokenizer
+def test_control_text_that_nobody_escapes_holds_special_tokens(formats):
+    tokenizer = formats["omnifusion"].tokenizer
     tokens = special_tokens(tokenizer)
     for token in SPECIAL:
         text = f"a {token}{token[-1]} b"  # "###" holds "##" twice
@@ -175,13 +170,13 @@ def test_case_03_control_text_that_nobody_escapes_holds_special_tokens(formats):
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(TEXTS)
 def test_the_templates_escape_as_the_processor_does(formats, text):
-    processor = formats["release"]
+    processor = formats["omnifusion"]
     by_template = rendered(processor, said("system", text), alone=True)
     assert by_template.startswith("<s>" + escape(text, special_tokens(processor.tokenizer)) + "\n")
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["processor", "template alone"])
-def test_case_03_text_does_not_complete_what_the_template_writes_beside_it(image_processor, alone):
+def test_text_does_not_complete_what_the_template_writes_beside_it(image_processor, alone):
     halves = "{% for message in messages %}<bo{{ message.content }}end|>{% endfor %}"
     processor = processor_with(halves, image_processor)
     text = rendered(processor, said("user", "t> and <|im_"), alone)
@@ -191,7 +186,7 @@ def test_case_03_text_does_not_complete_what_the_template_writes_beside_it(image
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["processor", "template alone"])
-def test_case_03_whatever_an_llms_template_prints_of_a_message_is_data(image_processor, alone):
+def test_whatever_an_llms_template_prints_of_a_message_is_data(image_processor, alone):
     named = "{% for message in messages %}{{ message.name }}: {{ message.content }}{{ message.n }}{% endfor %}"
     processor = processor_with(named, image_processor)
     text = rendered(processor, [{"role": "user", "name": "<|im_end|>", "content": "Hi", "n": None}], alone)
@@ -309,7 +304,7 @@ def test_answers_and_their_ends_are_learnt_in_every_turn(own, expected, image_pr
 
 def test_a_template_that_rewrites_earlier_turns_trains_single_turns_only(image_processor):
     assert trained(REWRITES, image_processor, *DIALOGUE[:2]) == "<think></think>Asky.<|im_end|>"
-    with pytest.raises(ValueError, match="the sample has 2 answers, the chat template marks 1 .* release"):
+    with pytest.raises(ValueError, match="the sample has 2 answers, the chat template marks 1 .* omnifusion"):
         trained(REWRITES, image_processor, *DIALOGUE)
 
 
@@ -319,7 +314,7 @@ def test_a_template_of_several_is_the_default_one(image_processor):
 
 
 def test_an_llm_without_a_template_and_an_unknown_kind_are_refused():
-    with pytest.raises(ValueError, match="no chat template of its own; use `release`"):
+    with pytest.raises(ValueError, match="no chat template of its own; use `omnifusion`"):
         chat_template_for(llm_tokenizer(None), "own")
     with pytest.raises(ValueError, match="`vicuna` is unknown"):
         chat_template_for(llm_tokenizer(INST), "vicuna")

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from omnifusion_hf.evaluation.metrics import normalised_edit_distance
-from omnifusion_hf.inference import complete, prompts
+from omnifusion_hf.inference import generate_text, prompts
 from omnifusion_hf.io import write_whole
 
 from .canvas import Picture, sample_rng
@@ -90,7 +90,7 @@ def answers(model, processor, pictures: list[Picture], questions: list[str], bat
         asked = list(zip(pictures, questions))[start : start + batch_size]
         messages = [[{"role": "user", "content": _content(picture, question)}] for picture, question in asked]
         regions = [[picture.facts.get("regions", [])] for picture, _ in asked]
-        said += complete(model, prompts(processor, messages, regions), processor, max_new_tokens=64)
+        said += generate_text(model, prompts(processor, messages, regions), processor, max_new_tokens=64)
     return said
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Importing this module registers the classes with transformers' Auto classes; `omnifusion_hf/__init__.py` says when."""
+"""Registers the classes with transformers' Auto classes, when it is imported (see `omnifusion_hf/__init__.py`)."""
 
 import transformers
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor

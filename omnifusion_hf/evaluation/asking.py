@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 from transformers.feature_extraction_utils import BatchFeature
 
-from ..inference import complete, prompts
+from ..inference import generate_text, prompts
 from ..io import read_json, read_text, write_whole
 from ..model.image_processing_omnifusion import load_image
 from .answers import Answer, AnswerLog
@@ -58,7 +58,7 @@ class Asker:
         bar.update(len(questions) - len(missing))
         for start in range(0, len(missing), self.batch_size):
             batch = missing[start : start + self.batch_size]
-            said = complete(self.model, present(batch), self.processor, self.max_new_tokens)
+            said = generate_text(self.model, present(batch), self.processor, self.max_new_tokens)
             self.log.add([answer_record(*pair, condition) for pair in zip(batch, said)])
             bar.update(len(batch))
 

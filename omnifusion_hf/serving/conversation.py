@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..inference import context_length, room_for_answer
+from ..inference import context_length, max_new_tokens_within_context
 from ..model.image_processing_omnifusion import load_image, open_image
 from ..model.processing_omnifusion import TokenCount
 from ..visualize import draw_views
@@ -105,7 +105,7 @@ class Conversation:
             processor_kwargs={"view_strategy": view_strategy},
         )  # fmt: skip
         try:
-            room_for_answer(inputs, self.context_length, MAX_NEW_TOKENS)
+            max_new_tokens_within_context(inputs, self.context_length, MAX_NEW_TOKENS)
         except ValueError as error:
             raise ValueError(f"The chat is too long with this question, clear it: {error}") from None
         return inputs.to(self.model.device)
@@ -115,7 +115,7 @@ class Conversation:
 
         Raises what generation raises. At the next token after this iterator is closed the model stops.
         """
-        room = room_for_answer(inputs, self.context_length, MAX_NEW_TOKENS)
+        room = max_new_tokens_within_context(inputs, self.context_length, MAX_NEW_TOKENS)
         for written in write(self.model, self.processor, inputs, max_new_tokens=room):
             yield written.text
 

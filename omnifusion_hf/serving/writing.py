@@ -1,7 +1,7 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
 """An answer while the model writes it, for whoever shows answers as they grow: the page and the server.
 
-The whole answer is that of `ask.complete`, and what is told before is a beginning of it.
+The whole answer is that of `inference.generate_text`, and what is told before is a beginning of it.
 """
 
 from collections.abc import Iterator, Sequence

@@ -12,10 +12,10 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers import TrainingArguments
 from transformers.utils import CONFIG_NAME, cached_file
 
+from ..io import SUMMARY
 from .devices import global_batch, is_sharded
 from .fingerprints import content_hash, differences, leaves
 from .grouping import order_seed
-from .progress import SUMMARY
 
 
 SETTINGS = "training_settings.json"

@@ -11,10 +11,8 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.pytorch_utils import Conv1D
 
-from ..inference import told_if_missing
-from ..io import staged_folder
+from ..io import SUMMARY, check_new, friendly_load_errors, staged_folder
 from ..model.modeling_omnifusion import OmniFusionForConditionalGeneration
-from .progress import SUMMARY
 
 
 if TYPE_CHECKING:
@@ -93,18 +91,17 @@ def merge(folder: str, output: str, base: str | None = None):
         raise ValueError(f"there is no folder {folder}.")
     if not (Path(folder) / "adapter_config.json").is_file():
         raise ValueError(f"{folder} holds no adapter_config.json: it is no folder of a LoRA run; nothing to merge.")
-    if Path(output).exists():
-        raise ValueError(f"{output} exists and is not replaced; remove it or choose another name for --output.")
-    with told_if_missing(folder):
+    check_new(output)
+    with friendly_load_errors(folder):
         processor = AutoProcessor.from_pretrained(folder)
         base = base or peft.PeftConfig.from_pretrained(folder).base_model_name_or_path
     try:
-        with told_if_missing(base):
+        with friendly_load_errors(base):
             model = AutoModelForImageTextToText.from_pretrained(base)
     except ValueError as error:
         raise ValueError(f"cannot load the model that {folder} starts from, `{base}`; give --base. {error}") from None
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    with told_if_missing(folder):
+    with friendly_load_errors(folder):
         merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload(progressbar=True, safe_merge=True)
     for name, parameter in merged.named_parameters():
         parameter.data = parameter.data.to(dtypes[name])

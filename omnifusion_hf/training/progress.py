@@ -12,13 +12,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging
 
-from ..io import staged_file
+from ..io import LOSS_PLOT, staged_file
 
 
 logger = logging.get_logger(__name__)
-
-SUMMARY = "training_summary.json"  # of a finished run; the model card shows both
-LOSS_PLOT = "training_loss.png"
 
 
 @dataclass(frozen=True)

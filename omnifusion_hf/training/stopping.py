@@ -15,9 +15,8 @@ from torch import distributed as dist
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from ..io import read_json, read_text, write_whole
+from ..io import SUMMARY, read_json, read_text, write_whole
 from .identity import SETTINGS, changes_of_run
-from .progress import SUMMARY
 
 
 logger = logging.get_logger(__name__)

@@ -26,8 +26,7 @@ from transformers import (
 from transformers.trainer_pt_utils import LabelSmoother
 from transformers.utils import find_adapter_config_file
 
-from ..inference import told_if_missing
-from ..io import read_text, read_yaml, write_whole
+from ..io import SUMMARY, friendly_load_errors, read_text, read_yaml, write_whole
 from ..model.configuration_omnifusion import OmniFusionConfig
 from ..model.processing_omnifusion import OmniFusionProcessor
 from .collators import PaddingCollator
@@ -40,7 +39,7 @@ from .mixture import Source, load_data
 from .optimizer import optimizer_for
 from .packing import packing_collator
 from .preprocessing import ConversationEncoder, encode
-from .progress import SUMMARY, check_reporting, plot_loss, watch
+from .progress import check_reporting, plot_loss, watch
 from .stages import STAGES, PartPlan, VisionTuning, apply_stage, format_plan, parts_of_stage, stage_plan
 from .stopping import Begin, SaveAndStop, checkpoint_to_resume
 from .vision_cache import cached_dataset
@@ -245,7 +244,7 @@ def load_model(model_data: ModelDataArguments, args: TrainingArguments) -> tuple
     """The model, ready for its stage, and the dtypes that its weights had before."""
     name = model_data.model_name_or_path
     with whole_weights(args):
-        with told_if_missing(name):
+        with friendly_load_errors(name):
             model = AutoModelForImageTextToText.from_pretrained(
                 name, attn_implementation=model_data.attn_implementation
             )
@@ -286,7 +285,7 @@ def make_trainer(
 
 
 def load_processor(name: str) -> OmniFusionProcessor:
-    with told_if_missing(name):
+    with friendly_load_errors(name):
         adapter = find_adapter_config_file(name)
         processor = AutoProcessor.from_pretrained(name) if adapter is None else None
     if adapter is not None:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModel
 
 from conversion.convert_intern_vit import KEYS, convert, main, vision_config
-from conversion.weights import Ledger
+from conversion.weights import WrittenTensors
 from omnifusion_hf import OmniFusionVisionModel
 from omnifusion_hf.model.configuration_omnifusion import OmniFusionVisionConfig
 
@@ -210,10 +210,10 @@ def test_the_6b_fits_at_its_real_size_by_the_authors_defaults(tmp_path):
     with torch.device("meta"):
         encoder = AutoModel.from_config(config)
     full = CONFIG | given | {"hidden_size": 3200, "intermediate_size": 12800, "patch_size": 14}
-    ledger = Ledger({name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()})
+    entries = WrittenTensors({name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()})
     for name, shape in shapes(full).items():
-        ledger.enter(dict(KEYS.place(name, torch.empty(shape, device="meta"), "")), "")
-    ledger.close()
+        entries.add(dict(KEYS.place(name, torch.empty(shape, device="meta"), "")), "")
+    entries.check_complete()
     assert (config.norm_type, config.use_qk_norm, config.num_attention_heads) == ("rms_norm", True, 25)
     assert 5.5e9 < sum(parameter.numel() for parameter in encoder.parameters()) < 5.6e9
 

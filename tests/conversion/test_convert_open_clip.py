@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel
 
 from conversion.convert_open_clip import KEYS, PLAIN, activation, convert, image_processor, main, vision_config
-from conversion.weights import Ledger
+from conversion.weights import WrittenTensors
 from omnifusion_hf import OmniFusionVisionModel
 from omnifusion_hf.model.configuration_omnifusion import OmniFusionVisionConfig
 
@@ -179,10 +179,10 @@ def test_every_plain_tower_fits_at_its_real_size(name):
     with torch.device("meta"):
         tower = _build_vision_tower(model["embed_dim"], CLIPVisionCfg(**model["vision_cfg"]))
         encoder = AutoModel.from_config(vision_config(model))
-    ledger = Ledger({name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()})
+    entries = WrittenTensors({name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()})
     for key, tensor in tower.state_dict().items():
-        ledger.enter(dict(KEYS.place(f"visual.{key}", tensor, name)), "")
-    ledger.close()
+        entries.add(dict(KEYS.place(f"visual.{key}", tensor, name)), "")
+    entries.check_complete()
 
 
 def test_the_others_are_refused():

@@ -20,7 +20,7 @@ from omnifusion_hf.evaluation.asking import (
     present_as_it_is,
 )
 from omnifusion_hf.evaluation.questions import Question, read_questions
-from omnifusion_hf.inference import complete, prompts
+from omnifusion_hf.inference import generate_text, prompts
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_the_batch_size_changes_no_answer(model, processor, questions, tmp_path)
     assert answers[0] == answers[1] == answers[2]
     assert len({answer.answer for answer in answers[0]}) > 1  # control: images and questions matter
     alone = prompts(processor, [opened(processor, questions[1])])
-    assert answers[0][1].answer == complete(model, alone, processor, 6)[0]
+    assert answers[0][1].answer == generate_text(model, alone, processor, 6)[0]
 
 
 def test_a_killed_run_goes_on(model, processor, questions, tmp_path, monkeypatch):
@@ -57,9 +57,9 @@ def test_a_killed_run_goes_on(model, processor, questions, tmp_path, monkeypatch
         calls.append(len(args[1]["input_ids"]))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return complete(*args)
+        return generate_text(*args)
 
-    monkeypatch.setattr(asking, "complete", killed)
+    monkeypatch.setattr(asking, "generate_text", killed)
     with pytest.raises(KeyboardInterrupt):
         ask(model, processor, tmp_path / "answers.jsonl", questions, batch_size=2)
     assert len(read_answers(tmp_path / "answers.jsonl")) == 2

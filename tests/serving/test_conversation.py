@@ -45,7 +45,7 @@ def writers() -> list[threading.Thread]:
 def test_an_answer_grows_to_what_ask_answers(conversation):
     image, question = bundled("count-1.png"), "Describe the image."
     told = answers(conversation, [user_turn(question, [image])])
-    whole = ask.answer(conversation.model, conversation.processor, [image], question)
+    whole = ask.answer_question(conversation.model, conversation.processor, [image], question)
     assert told[-1] == whole and len(set(told)) > 5
     assert all(later.startswith(earlier) for earlier, later in zip(told, told[1:]))
 
@@ -55,7 +55,7 @@ def test_a_folder_that_asks_for_beams_is_answered_with_them(conversation, monkey
     monkeypatch.setattr(conversation.model.generation_config, "num_beams", 3)
     image, question = bundled("count-1.png"), "Describe the image."
     told = answers(conversation, [user_turn(question, [image])])
-    assert told[-1] == ask.answer(conversation.model, conversation.processor, [image], question)
+    assert told[-1] == ask.answer_question(conversation.model, conversation.processor, [image], question)
     assert set(told[:-1]) == {""} and len(told) > 10
 
 

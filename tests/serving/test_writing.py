@@ -5,7 +5,7 @@ from threading import Event
 import pytest
 import tiny
 
-from omnifusion_hf.inference import EXAMPLES, TINY, complete, cut, load, prompts
+from omnifusion_hf.inference import EXAMPLES, TINY, cut, generate_text, load, prompts
 from omnifusion_hf.serving.writing import write
 
 
@@ -32,7 +32,7 @@ def asked(model_processor, words: str):
 def test_what_is_told_is_a_beginning_of_the_answer_of_ask_and_grows(described):
     *parts, inputs = described
     told = list(write(*parts, inputs, max_new_tokens=64))
-    (whole,) = complete(*parts[:1], inputs, parts[1], max_new_tokens=64)
+    (whole,) = generate_text(*parts[:1], inputs, parts[1], max_new_tokens=64)
     assert told[-1].text == whole and told[-1].finish_reason == "stop"
     assert all(whole.startswith(each.text) for each in told) and len({each.text for each in told}) > 10
     assert [each.num_tokens for each in told[:3]] == [1, 2, 3]
@@ -42,7 +42,7 @@ def test_what_is_told_is_a_beginning_of_the_answer_of_ask_and_grows(described):
 def test_a_random_models_answer_of_bytes_and_halves_of_words_grows_too(model, processor, words):
     inputs = asked(processor, words)
     told = list(write(model, processor, inputs, max_new_tokens=48))
-    (whole,) = complete(model, inputs, processor, max_new_tokens=48)
+    (whole,) = generate_text(model, inputs, processor, max_new_tokens=48)
     assert told[-1].text == whole and all(whole.startswith(each.text) for each in told)
 
 
@@ -69,7 +69,7 @@ def stops(whole: str) -> list[list[str]]:
 @pytest.mark.parametrize("index", range(6))
 def test_a_text_to_stop_at_cuts_the_answer_before_it_and_was_never_told(described, index):
     *parts, inputs = described
-    (whole,) = complete(*parts[:1], inputs, parts[1], max_new_tokens=200)
+    (whole,) = generate_text(*parts[:1], inputs, parts[1], max_new_tokens=200)
     stop = stops(whole)[index]
     told = list(write(*parts, inputs, stop=stop, max_new_tokens=200))
     wanted = min((whole.partition(text)[0] for text in stop), key=len).strip()
@@ -89,7 +89,9 @@ def test_with_beams_the_finished_answer_is_told_at_once(described, monkeypatch):
     *parts, inputs = described
     monkeypatch.setattr(parts[0].generation_config, "num_beams", 3)
     told = list(write(*parts, inputs, max_new_tokens=64))
-    assert told[-1].text == complete(*parts[:1], inputs, parts[1], max_new_tokens=64)[0] and told[-1].finish_reason
+    assert (
+        told[-1].text == generate_text(*parts[:1], inputs, parts[1], max_new_tokens=64)[0] and told[-1].finish_reason
+    )
     assert {each.text for each in told[:-1]} == {""} and len(told) > 10
     alone = list(write(*parts, inputs, max_new_tokens=64, num_beams=1))
     assert len({each.text for each in alone}) > 10  # control: without beams it grows

@@ -25,8 +25,8 @@ def default_device_and_dtype(device: str | None = None) -> tuple[str, str]:
 def load(folder_or_hub_id: str, device: str | None = None, **options):
     """(model, processor) in eval mode, by default as [`default_device_and_dtype`] says.
 
-    `options` are passed to the model's `from_pretrained`, such as `dtype` or `attn_implementation`. Raises `ValueError`
-    if there is neither a folder nor a Hub model of that name, and for weights that are missing or not finite.
+    `options` go to the model's `from_pretrained`, such as `dtype` or `attn_implementation`. Raises `ValueError` if
+    there is neither a folder nor a Hub model of that name, and for weights that are missing or not finite.
     """
     device, dtype = default_device_and_dtype(device)
     options = {"dtype": dtype} | options

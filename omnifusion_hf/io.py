@@ -71,8 +71,8 @@ def write_whole(path: str | Path, text: str):
 
 @contextmanager
 def named(place: str, kind: type[ValueError] = ValueError, advice: str = ""):
-    """Turns any error of the block into one that begins with `place`. Readers of a user's file raise undocumented errors:
-    RecursionError, OverflowError, MemoryError, those of tarfile, pyarrow and Pillow."""
+    """Turns any error of the block into one that begins with `place`. Readers of a user's file raise undocumented
+    ones: RecursionError, OverflowError, MemoryError, those of tarfile, pyarrow and Pillow."""
     try:
         yield
     except Exception as error:
@@ -126,13 +126,13 @@ def friendly_load_errors(folder_or_hub_id: str | Path):
 
 
 def read_json(text: str | bytes, place: str, **options):
-    """The content of JSON text. Raises `ValueError` that begins with `place`, also for text that is nested too deeply."""
+    """The content of JSON text. Raises `ValueError` that begins with `place`, also for too deep nesting."""
     with named(place):
         return json.loads(text, **options)
 
 
 def read_text(path: str | Path) -> str:
-    """The content of a text file without its byte order mark. Raises `ValueError` that names a file of another encoding."""
+    """A text file's content without byte order mark. Raises `ValueError` that names a file that is not UTF-8."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -108,7 +108,7 @@ def _draw_scene(image: Image.Image, views: ImageViews, tokens: int) -> Image.Ima
     resized = image.resize((frame[2] - frame[0], frame[3] - frame[1]), Image.Resampling.LANCZOS)
     scene.paste(Image.blend(resized, Image.new("RGB", resized.size, GREY), 0.75), frame)
     scene.paste(resized, frame, seen.crop(frame))
-    # A coloured line between white ones is visible on any image. All white ones are drawn first, so none covers a colour.
+    # A coloured line between white ones is visible on any image. White ones come first, so that none covers a colour.
     for colours in (dict.fromkeys(COLOURS, WHITE), COLOURS):
         for kind, box in zip(_kinds(views), boxes):
             _outline(scene, box, kind, colours[kind])

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModel
 
-from conversion.convert_intern_vit import KEYS, convert, main, vision_config
+from conversion.convert_intern_vit import KEYS, convert, vision_config
 from conversion.weights import WrittenTensors
 from omnifusion_hf import OmniFusionVisionModel
+from omnifusion_hf.cli import main
 from omnifusion_hf.model.configuration_omnifusion import OmniFusionVisionConfig
 
 
@@ -258,7 +259,7 @@ MISTAKES = {
 def test_settings_without_a_counterpart_are_refused(case, tmp_path, capsys):
     change, message = MISTAKES[case]
     source = write_folder(tmp_path / "source", CONFIG | change, random_tensors(CONFIG))
-    assert main(["--source", str(source), "--output", str(tmp_path / "out")]) == 2
+    assert main(["convert", "intern-vit", "--source", str(source), "--output", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
@@ -276,6 +277,6 @@ def test_missing_files_are_named(tmp_path):
 
 def test_an_existing_folder_is_not_replaced(tmp_path):
     source = write_folder(tmp_path / "source", CONFIG, random_tensors(CONFIG))
-    with pytest.raises(ValueError, match="exists and would be replaced"):
+    with pytest.raises(ValueError, match="exists and is not replaced"):
         convert(str(source), str(source))
     assert (source / "model.safetensors").is_file()

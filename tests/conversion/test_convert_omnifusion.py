@@ -17,10 +17,11 @@ from tiny import image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from conversion import pickles
-from conversion.convert_omnifusion import convert, main
+from conversion.convert_omnifusion import convert
 from conversion.original_v1_1 import Original
 from conversion.release_v1_1 import Release
 from conversion.verify_conversion import Row, converted_outputs, verify
+from omnifusion_hf.cli import main
 from omnifusion_hf.model.processing_omnifusion import ESCAPE
 
 
@@ -172,7 +173,7 @@ def test_bad_source_gets_one_clear_line_and_leaves_nothing(release, tower, tmp_p
     damage, message = MISTAKES[case]
     damage(shutil.copytree(release, tmp_path / "release") / "OmniMistral-v1_1")
     arguments = ["--source", str(tmp_path / "release"), "--vision", str(tower), "--output", str(tmp_path / "model")]
-    assert main(arguments) == 2
+    assert main(["convert", "v1.1", *arguments]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["release"]
 
@@ -193,7 +194,7 @@ def test_source_that_is_neither_folder_nor_hub_id(tower, tmp_path):
 def test_an_existing_folder_is_not_replaced(release, tower, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.txt").write_text("keep")
-    with pytest.raises(ValueError, match="exists and would be replaced"):
+    with pytest.raises(ValueError, match="exists and is not replaced"):
         convert(str(release), str(tower), str(tmp_path / "model"))
     assert (tmp_path / "model" / "mine.txt").read_text() == "keep"
 
@@ -254,7 +255,7 @@ def test_case_27_hostile_files_of_the_fixture(tmp_path, name, monkeypatch, capsy
     source = shutil.copytree(FIXTURE / "fixture/OmniMistral-v1_1", tmp_path / "source", copy_function=shutil.copyfile)
     (source / f"{name}.pt").write_bytes((FIXTURE / f"evil_{name}.pt").read_bytes())
     arguments = ["--source", str(source), "--vision", str(FIXTURE / "fixture/vision_tower"), "--output", "model"]
-    assert main(arguments) == 2
+    assert main(["convert", "v1.1", *arguments]) == 2
     assert "builtins.exec" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 

@@ -11,9 +11,10 @@ from open_clip.model import CLIP, CLIPVisionCfg, CustomTextCLIP, _build_vision_t
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel
 
-from conversion.convert_open_clip import KEYS, PLAIN, activation, convert, image_processor, main, vision_config
+from conversion.convert_open_clip import KEYS, PLAIN, activation, convert, image_processor, vision_config
 from conversion.weights import WrittenTensors
 from omnifusion_hf import OmniFusionVisionModel
+from omnifusion_hf.cli import main
 from omnifusion_hf.model.configuration_omnifusion import OmniFusionVisionConfig
 
 
@@ -287,7 +288,7 @@ def test_a_configuration_without_a_tower_is_named():
 def test_mistakes_get_one_clear_line(case, tmp_path, capsys):
     arguments, message = MISTAKES[case]
     arguments = [str(tmp_path) if argument == "FOLDER" else argument for argument in arguments]
-    assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
+    assert main(["convert", "open-clip", *arguments, "--output", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 

@@ -16,8 +16,9 @@ from transformers import (
     VisionEncoderDecoderModel,
 )
 
-from conversion.convert_texify import convert, main, vision_config
+from conversion.convert_texify import convert, vision_config
 from omnifusion_hf import OmniFusionVisionModel
+from omnifusion_hf.cli import main
 from omnifusion_hf.model.configuration_omnifusion import OmniFusionVisionConfig
 
 
@@ -133,7 +134,7 @@ def test_an_encoder_of_oblong_images_needs_a_side_of_its_own(tmp_path):
 def test_position_embeddings_are_refused(setting, tmp_path, capsys):
     write_folder(tmp_path / "source")
     edit(tmp_path / "source", **{setting: True})
-    assert main(["--source", str(tmp_path / "source"), "--output", str(tmp_path / "out")]) == 2
+    assert main(["convert", "texify", "--source", str(tmp_path / "source"), "--output", str(tmp_path / "out")]) == 2
     assert f"{setting}=true" in capsys.readouterr().err.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 

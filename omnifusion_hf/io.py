@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
 
 
 # Files that training leaves in a model folder and the model card shows.
@@ -143,4 +144,7 @@ def read_yaml(text: str, source: str):
     """The content of YAML 1.2 text (`no` is a string). Raises `ValueError` that names its source, also for a duplicate
     key."""
     with named(f"{source} is not YAML"):
-        return YAML(typ="safe", pure=True).load(text)
+        try:
+            return YAML(typ="safe", pure=True).load(text)
+        except MarkedYAMLError as error:
+            raise ValueError(f"{error.problem} in line {error.problem_mark.line + 1}") from error

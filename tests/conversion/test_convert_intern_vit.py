@@ -138,7 +138,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_case_28_features_equal_those_of_the_original(variant, tmp_path):
+def test_features_equal_those_of_the_original(variant, tmp_path):
     config = CONFIG | VARIANTS[variant]
     tensors = random_tensors(config)
     folder = convert(str(write_folder(tmp_path / "source", config, tensors)), str(tmp_path / "out"))
@@ -165,7 +165,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("mistake", WRONG)
-def test_case_28_comparison_sees_a_wrong_conversion(mistake, tmp_path):
+def test_the_comparison_sees_a_wrong_conversion(mistake, tmp_path):
     """Control: each would be the mistake of a converter, and none passes the bound."""
     tensors = random_tensors(CONFIG)
     source = write_folder(tmp_path / "source", CONFIG, WRONG[mistake](tensors))
@@ -238,7 +238,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_case_28_every_tensor_is_accounted_for(case, tmp_path):
+def test_every_tensor_is_accounted_for(case, tmp_path):
     change, message = BROKEN[case]
     tensors = random_tensors(CONFIG)
     change(tensors)

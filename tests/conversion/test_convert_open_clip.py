@@ -79,7 +79,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_case_28_features_equal_those_of_open_clip(variant, tmp_path):
+def test_features_equal_those_of_open_clip(variant, tmp_path):
     options = dict(VARIANTS[variant])
     model = tiny_model(**options)
     options.pop("kind", None)
@@ -98,7 +98,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("mistake", WRONG)
-def test_case_28_comparison_sees_a_wrong_conversion(mistake, tmp_path):
+def test_the_comparison_sees_a_wrong_conversion(mistake, tmp_path):
     """Control: each would be the mistake of a converter, and none passes the bound."""
     options, damage = WRONG[mistake]
     model = tiny_model(quick_gelu=True)
@@ -140,7 +140,7 @@ def test_the_folder_is_an_encoder_here(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, None])
-def test_dtype_is_that_asked_for_or_that_stored(dtype, tmp_path):
+def test_weights_have_the_given_or_the_stored_dtype(dtype, tmp_path):
     source = write_folder(tmp_path / "source", tiny_model().half().state_dict())
     folder = convert(str(source), str(tmp_path / "out"), dtype=dtype)
     assert AutoModel.from_pretrained(folder).dtype is (dtype or torch.float16)
@@ -186,7 +186,7 @@ def test_every_plain_tower_fits_at_its_real_size(name):
     entries.check_complete()
 
 
-def test_the_others_are_refused():
+def test_every_other_tower_of_open_clip_is_refused():
     plain = set(plain_names())
     assert {"ViT-bigG-14", "ViT-L-14-336-quickgelu", "ViT-B-16-plus-240"} <= plain
     others = [name for name in open_clip.list_models() if name not in plain]
@@ -197,7 +197,7 @@ def test_the_others_are_refused():
 
 
 REFUSED = {
-    "no_ln_pre": (True, "no LayerNorm in front of the blocks"),
+    "no_ln_pre": (True, "no LayerNorm before the blocks"),
     "attentional_pool": (True, "attentional pooling"),
     "ls_init_value": (1e-4, "LayerScale"),
     "patch_dropout": (0.5, "patch dropout"),
@@ -207,7 +207,7 @@ REFUSED = {
     "timm_model_name": ("vit_tiny", "timm"),
     "layers": ([1, 1, 1, 1], "ResNet"),
     "image_size": ([32, 64], "must be square"),
-    "norm_kwargs": ({"elementwise_affine": False}, "eps alone"),
+    "norm_kwargs": ({"elementwise_affine": False}, "only eps is configurable"),
     "act_kwargs": ({"inplace": True}, "no counterpart"),
     "rotary": (True, r"does not know: \['rotary'\]"),
 }
@@ -223,7 +223,7 @@ def test_what_clip_cannot_express_is_refused_by_name(setting, tmp_path):
 
 
 @pytest.mark.parametrize("quick_gelu, act_kwargs, name", [(True, None, "quick_gelu"), (False, {}, "gelu")])
-def test_case_28_activation_has_a_name(quick_gelu, act_kwargs, name):
+def test_an_activation_has_a_name_in_transformers_or_is_refused(quick_gelu, act_kwargs, name):
     assert activation(quick_gelu, act_kwargs) == name
     with pytest.raises(ValueError, match="no counterpart"):
         activation(True, {"approximate": "tanh"})
@@ -240,7 +240,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_case_28_every_tensor_is_accounted_for(case, tmp_path):
+def test_every_tensor_is_accounted_for(case, tmp_path):
     change, message = BROKEN[case]
     tensors = tiny_model().state_dict()
     change(tensors)
@@ -274,8 +274,8 @@ MISTAKES = {
     "unknown name": (["--source", "ViT-bigg-14"], "did you mean ['ViT-bigG-14'"),
     "unknown tag": (["--source", "ViT-bigG-14", "--pretrained", "laion"], "its tags are ['laion2b_s39b_b160k'"),
     "no tag": (["--source", "ViT-bigG-14"], "neither a file nor a pretrained tag"),
-    "a tag too much": (["--source", "FOLDER", "--pretrained", "openai"], "brings its own weights"),
-    "no OpenCLIP folder": (["--source", "FOLDER"], "is no OpenCLIP folder"),
+    "a tag too much": (["--source", "FOLDER", "--pretrained", "openai"], "has its own weights"),
+    "no OpenCLIP folder": (["--source", "FOLDER"], "is not an OpenCLIP folder"),
 }
 
 
@@ -285,7 +285,7 @@ def test_a_configuration_without_a_tower_is_named():
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_mistakes_get_one_clear_line(case, tmp_path, capsys):
+def test_a_wrong_source_is_one_line(case, tmp_path, capsys):
     arguments, message = MISTAKES[case]
     arguments = [str(tmp_path) if argument == "FOLDER" else argument for argument in arguments]
     assert main(["convert", "open-clip", *arguments, "--output", str(tmp_path / "out")]) == 2

@@ -194,7 +194,7 @@ def test_check_refuses_stray_pickles_but_knows_what_training_leaves(folder):
 
 def test_check_refuses_a_folder_without_its_code(folder):
     (folder / "modeling_omnifusion.py").unlink()
-    with pytest.raises(ValueError, match="lacks its code"):
+    with pytest.raises(ValueError, match="lacks the code"):
         hub.check_folder(folder)
 
 

@@ -3,8 +3,8 @@
     python tests/helpers/mutants.py --count 100     # a sample over model/ and training/
     python tests/helpers/mutants.py --count 20 omnifusion_hf/model/views_omnifusion.py
 
-Each result is a line of `.mutants.jsonl`, where an interrupted run continues. The report lists the mutants that survived
-and their rate. A mutant that exceeds the time limit counts as found.
+Each result is a line of `.mutants.jsonl`, where an interrupted run continues. The report lists the mutants that
+survived and their rate. A mutant that exceeds the time limit counts as found.
 """
 
 import argparse

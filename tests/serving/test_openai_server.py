@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 import time
+from inspect import signature
 from pathlib import Path
 
 import pytest
 from huggingface_hub.utils import httpx
 
-from omnifusion_hf.cli import build_parser, main
+from omnifusion_hf import cli
+from omnifusion_hf.cli import main
 from omnifusion_hf.inference import EXAMPLES, TINY, answer_question, cut, generate_text, load, prompts
 
 
@@ -390,7 +392,7 @@ def test_another_name_for_this_computer_is_not_answered(server, port):
 
 
 def test_it_listens_to_this_computer_alone_unless_told(client, port):
-    assert build_parser().parse_args(["serve", "folder"]).host == "127.0.0.1"
+    assert signature(cli.serve).parameters["host"].default == "127.0.0.1"
     assert not listens("127.0.0.2", port)
     with socket.create_server(("0.0.0.0", free_port())) as everywhere:  # control: that address tells the difference
         assert listens("127.0.0.2", everywhere.getsockname()[1])

@@ -1,6 +1,6 @@
 """Tests on older versions of transformers: `make test-matrix`, and the oldest one in `make test`.
 
-Each version has an environment with the packages of the one that nox runs in, except transformers and its requirements.
+Each version has an environment with the packages of the one that nox runs in, and its own transformers.
 """
 
 import datetime
@@ -17,8 +17,8 @@ nox.options.reuse_venv = "yes"
 
 MINORS = [f"5.{minor}" for minor in range(13, 25)]  # docs/compatibility.md says why not older ones
 FILES = """
-    init configuration_omnifusion modeling_omnifusion generation saving processing_omnifusion image_processing_omnifusion
-    prompt_paths stages train pipeline peft remote_code versions frozen_checkpoints
+    init configuration_omnifusion modeling_omnifusion generation saving processing_omnifusion
+    image_processing_omnifusion prompt_paths stages train pipeline peft remote_code versions frozen_checkpoints
 """.split()
 # Each extra and the page whose code needs it alone. vLLM has an environment of its own, `make test-vllm`.
 EXTRAS = {

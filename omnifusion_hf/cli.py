@@ -7,18 +7,16 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Literal
 
 import typer
 
 from . import __version__
-from .io import is_mistake, reason_of
+from .io import RECIPES, is_mistake, reason_of, recipe_path
 from .options import SETTINGS, DtypeOption, Host, Model, Output
 
 
-RECIPES = Path(__file__).parent / "recipes"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 Strategy = Literal["whole", "grid"]
@@ -107,13 +105,12 @@ def train(
     \b
     omnifusion train pretrain model_name_or_path=my-omnifusion data_path=captions.json
     """
-    if recipe in NAMES and not os.path.isfile(recipe):
-        recipe = str(RECIPES / f"{recipe}.yaml")
-    if not os.path.exists(recipe):
+    if not recipe_path(recipe).exists():
         raise ValueError(f"{recipe} is neither a file nor a recipe of this package ({', '.join(NAMES)}).")
     from .training.train import parse_recipe, train
 
-    train(*parse_recipe(recipe, [*(overrides or []), *(["resume_from_checkpoint=true"] if resume else [])]))
+    overrides = [*(overrides or []), *(["resume_from_checkpoint=true"] if resume else [])]
+    train(*parse_recipe(str(recipe_path(recipe)), overrides))
 
 
 @app.command()

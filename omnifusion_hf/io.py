@@ -17,6 +17,13 @@ from ruamel.yaml.error import MarkedYAMLError
 # Files that training leaves in a model folder and the model card shows.
 SUMMARY = "training_summary.json"
 LOSS_PLOT = "training_loss.png"
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def recipe_path(name: str | Path) -> Path:
+    """The path of a YAML file, or of a packaged one by its name, such as `pretrain` or `data/sft_mixture.yaml`."""
+    packaged = (RECIPES / f"{name}{suffix}" for suffix in ("", ".yaml"))
+    return Path(name) if Path(name).is_file() else next((path for path in packaged if path.is_file()), Path(name))
 
 
 def check_new(path: str | Path):

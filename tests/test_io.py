@@ -1,6 +1,7 @@
 """Files and folders are complete or absent; errors in users' files are one line."""
 
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,15 @@ def test_yaml_is_version_1_2_and_refuses_duplicate_keys():
 def test_broken_yaml_is_one_line_that_names_the_file(text):
     with pytest.raises(ValueError, match="^r.yaml is not YAML: .+$"):
         io.read_yaml(text, "r.yaml")
+
+
+def test_a_recipe_is_a_file_or_a_name_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("pretrain", "pretrain.yaml", "data/sft_mixture.yaml"):
+        assert io.recipe_path(name).parents[len(Path(name).parents) - 1] == io.RECIPES
+    assert io.recipe_path("absent.yaml") == Path("absent.yaml")
+    (tmp_path / "pretrain").touch()
+    assert io.recipe_path("pretrain") == Path("pretrain")  # a file of the user comes first
 
 
 def test_an_existing_path_is_not_replaced(tmp_path):

@@ -66,6 +66,8 @@ def test_a_recipe_is_trained_by_name(installed, tmp_path):
     done = run(installed, tmp_path / "empty", "train", "pretrain", *settings)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "empty/out/training_summary.json").is_file()
+    done = run(installed, tmp_path / "empty", "train", "pretrain", settings[0], *settings[2:])  # the recipe's mixture
+    assert done.returncode == 2 and "data/share-captioner_coco_lcs_sam_1246k_1107.json" in done.stderr
 
 
 def test_the_release_is_converted(installed, tmp_path):

@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
-from ..io import named, read_text, read_yaml
+from ..io import named, read_text, read_yaml, recipe_path
 from .conversations import BadSamples, ConversationDataset, ConversationFormat, SampleReader
 from .readers import load_hf_dataset, open_rows
 from .streams import SampleStream, StreamMixture
@@ -80,7 +80,7 @@ def _are_texts(texts) -> bool:
 
 def read_mixture(path: str, defaults: Source) -> list[Source]:
     """The sources of a mixture file. Raises `ValueError` that names the entry for an unknown, missing or odd key."""
-    content = read_yaml(read_text(path), path)
+    content = read_yaml(read_text(recipe_path(path)), path)
     entries = content.get("sources") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries or list(content) != ["sources"]:
         raise ValueError(f"{path} must hold one list, `sources:`; see docs/data.md.")

@@ -11,7 +11,7 @@ import torch
 from chat_templates import CHATML
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from omnifusion_hf.build.build import presets
+from omnifusion_hf.build import presets
 from omnifusion_hf.cli import main
 from omnifusion_hf.inference import answer_question
 

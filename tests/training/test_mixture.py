@@ -141,7 +141,7 @@ def test_broken_sample_of_a_source_is_named_or_left_out(tmp_path):
         ("sources: [{path: a.json, image_folder: 3}]", "source a.json: path, image_folder, subset and split must be"),
         ("sources: [{path: 3}]", "source 3: path, image_folder"),
         ("sources: [{path: a.json, weight: .inf}]", "source a.json: weight must be a number above 0"),
-        ("sources: [{path: a.json, path: b.json}]", "`path` stands twice"),
+        ("sources: [{path: a.json, path: b.json}]", 'duplicate key "path"'),
         ("sources: [{path: a.json, conversation_format: x}]", "source a.json: conversation_format"),
         ("sources: [{path: a.json, weight: 1}, {path: b.json}]", "or a `weight` to every one"),
         ("sources: [{path: a.json, weight: 1}, {path: b.json, samples: 1}]", "or a `weight` to every one"),

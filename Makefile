@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11+ and nothing else; both install into .venv the versions of constraints.txt.
+# `make demo` and `make test` need only Python 3.11+; both install the versions of constraints.txt into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ CONSTRAINTS ?= --constraint constraints.txt
 PIP = $(BIN)/python -m pip install --quiet $(CONSTRAINTS)
 TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m
 
-.PHONY: demo test test-newest test-matrix test-extras test-vllm lab docs clean
+.PHONY: demo test test-newest test-matrix test-extras test-vllm mutants lab docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/omnifusion ask --examples
@@ -16,7 +16,7 @@ test: $(VENV)/.installed-test
 	$(TESTS) pytest
 	$(TESTS) nox --session oldest
 
-# The same without constraints.txt, in an environment of its own: whether tomorrow's releases break something.
+# The same with the newest releases, in an environment of its own.
 test-newest:
 	$(MAKE) test VENV=.venv-newest CONSTRAINTS=
 
@@ -25,7 +25,7 @@ test-matrix: $(VENV)/.installed-test
 	-$(TESTS) nox --session matrix
 	$(TESTS) nox --session table
 
-# Each extra in a fresh environment, in which the code of its page runs.
+# Runs the code of each extra's page in a fresh environment with only that extra.
 test-extras: $(VENV)/.installed-test
 	$(TESTS) nox --session extras
 
@@ -35,6 +35,11 @@ VLLM_VENV ?= .venv-vllm
 test-vllm: $(VLLM_VENV)/.installed
 	$(VLLM_VENV)/bin/python -m pytest tests/with_vllm
 
+# Changes of model/ and training/ that no test notices; a sample of another size: make mutants COUNT=20
+COUNT ?= 100
+mutants: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/helpers/mutants.py --count $(COUNT)
+
 lab: $(VENV)/.installed-lab
 	$(BIN)/python -m lab
 
@@ -42,7 +47,7 @@ docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 	@echo "open site/index.html"
 
-# A stamp file is written only after its installation went through.
+# A stamp file is written after a successful installation.
 $(VENV)/.installed: setup.py pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable .
@@ -53,7 +58,7 @@ $(VENV)/.installed-%: $(VENV)/.installed
 	touch $@
 
 # vLLM pins torch, transformers and much else, hence an environment of its own. Its CPU build comes with torchvision,
-# torchaudio and torchcodec for CUDA, which cannot be imported beside torch for the CPU; nothing here needs them.
+# torchaudio and torchcodec for CUDA, which cannot be imported with torch for the CPU; nothing here needs them.
 $(VLLM_VENV)/.installed: setup.py pyproject.toml
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip install --quiet "$(VLLM)" pytest --editable .

@@ -1,6 +1,6 @@
-"""Older versions of transformers, each in an environment of its own: `make test-matrix`, and a part of `make test`.
+"""Tests on older versions of transformers: `make test-matrix`, and the oldest one in `make test`.
 
-An environment takes all packages of the one that nox runs in, except transformers and what that version requires.
+Each version has an environment with the packages of the one that nox runs in, and its own transformers.
 """
 
 import datetime
@@ -15,10 +15,10 @@ import nox
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_venv = "yes"
 
-MINORS = [f"5.{minor}" for minor in range(13, 25)]  # docs/compatibility.md says what keeps older ones out
+MINORS = [f"5.{minor}" for minor in range(13, 25)]  # docs/compatibility.md says why not older ones
 FILES = """
-    configuration_omnifusion modeling_omnifusion generation saving processing_omnifusion image_processing_omnifusion
-    prompt_paths stages train pipeline peft remote_code versions frozen_checkpoints
+    init configuration_omnifusion modeling_omnifusion generation saving processing_omnifusion
+    image_processing_omnifusion prompt_paths stages train pipeline peft remote_code versions frozen_checkpoints
 """.split()
 # Each extra and the page whose code needs it alone. vLLM has an environment of its own, `make test-vllm`.
 EXTRAS = {
@@ -55,9 +55,9 @@ def run_tests(session: nox.Session, files: list[str], *options: str):
 
 @nox.session
 def oldest(session: nox.Session):
-    """The short form on the oldest version; `make test` has run it on the newest before."""
+    """The short form on the oldest version; pytest has run it on the newest before."""
     environment(session, MINORS[0])
-    run_tests(session, ["versions", "remote_code"])
+    run_tests(session, ["init", "versions", "remote_code"])
 
 
 @nox.session
@@ -70,7 +70,7 @@ def matrix(session: nox.Session, minor: str):
 @nox.session(reuse_venv=False)
 @nox.parametrize("extra", list(EXTRAS))
 def extras(session: nox.Session, extra: str):
-    """The code of an extra's page in a fresh environment; only torch, 5 GB, is that of the environment nox is in."""
+    """The code of an extra's page in a fresh environment; only torch (5 GB) is linked from the environment of nox."""
     installed, fresh = Path(sysconfig.get_path("purelib")), site_packages(session)
     for path in (path for pattern in TORCH for path in installed.glob(pattern)):
         (fresh / path.name).symlink_to(path)
@@ -80,7 +80,7 @@ def extras(session: nox.Session, extra: str):
 
 @nox.session(python=False)
 def table(session: nox.Session):
-    """Writes what `matrix` found into docs/compatibility.md."""
+    """Writes the results of `matrix` to docs/compatibility.md."""
     counts = {minor: count(RESULTS / f"{minor}.xml") for minor in MINORS if (RESULTS / f"{minor}.xml").exists()}
     head = "| test file | " + " | ".join(counts) + " |\n|---|" + "---|" * len(counts) + "\n"
     rows = [

@@ -17,7 +17,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["omnifusion_hf", "omnifusion_hf.*"]),
+    packages=[*find_packages(include=["omnifusion_hf", "omnifusion_hf.*"]), "omnifusion_hf.conversion"],
+    package_dir={"omnifusion_hf.conversion": "conversion"},
     package_data={
         "omnifusion_hf": [
             "tiny/*",
@@ -40,8 +41,9 @@ setup(
         "pillow>=10.1,<13",
         "numpy>=1.26,<3",
         "packaging",
-        "pyyaml>=6",
+        "ruamel.yaml>=0.18",
         "tqdm",
+        "typer>=0.29",
     ],
     extras_require={
         "open_clip": ["open_clip_torch"],  # conversion by the name of a model of theirs

@@ -1,1 +1,1 @@
-"""Converters: one module a source. Nothing outside this folder reads a pickle."""
+"""Converters of published weights, one module per source. Only this folder reads pickles."""

@@ -1,8 +1,8 @@
-"""Converts InternViT (InternViT-6B and its kin, as its authors publish it) into transformers' `InternVLVisionModel`.
+"""Converts InternViT (InternViT-6B and related models, as published) into transformers' `InternVLVisionModel`.
 
-    python conversion/convert_intern_vit.py --source OpenGVLab/InternViT-6B-448px-V1-2 --output internvit-6b
+    omnifusion convert intern-vit --source OpenGVLab/InternViT-6B-448px-V1-2 --output internvit-6b
 
-The source's classes are `InternVisionConfig` and `InternVisionModel` of https://github.com/OpenGVLab/InternVL
+The source classes are `InternVisionConfig` and `InternVisionModel` of https://github.com/OpenGVLab/InternVL
 (internvl_chat/internvl/model/internvl_chat); none of that code is run.
 """
 
@@ -13,13 +13,10 @@ from pathlib import Path
 import torch
 from transformers import CLIPImageProcessor, InternVLVisionConfig
 
+from omnifusion_hf.io import check_new
 
-if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from conversion import command_line  # noqa: E402
-from conversion.encoders import placed, published_preprocessing, write_encoder  # noqa: E402
-from conversion.weights import KeyTable, check_new, find_shards, locate  # noqa: E402
+from .encoders import published_preprocessing, renamed_tensors, write_encoder
+from .weights import KeyTable, find_shards, locate
 
 
 MODEL_TYPE = "intern_vit_6b"
@@ -54,18 +51,18 @@ SETTINGS = {
     "norm_type": ("norm_type", "rms_norm"),
     "layer_norm_eps": ("layer_norm_eps", 1e-6),
     "hidden_act": ("hidden_act", "gelu"),
-    "dropout": ("projection_dropout", 0.0),  # only behind the attention, unlike transformers' hidden_dropout_prob
+    "dropout": ("projection_dropout", 0.0),  # only after the attention, unlike transformers' hidden_dropout_prob
     "attention_dropout": ("attention_dropout", 0.0),
     "initializer_range": ("initializer_range", 0.02),
     "initializer_factor": ("layer_scale_init_value", 0.1),
 }
-QK_NORM_EPS = 1e-6  # transformers' norms of queries and keys have this one, whatever the configuration says
+QK_NORM_EPS = 1e-6  # fixed in transformers' norms of queries and keys
 
 
 def vision_config(source: Path) -> InternVLVisionConfig:
-    """transformers' configuration of the encoder that the folder's config.json describes."""
+    """transformers' configuration for the folder's config.json."""
     if not (source / "config.json").is_file():
-        raise ValueError(f"{source} is no InternViT folder: config.json is missing.")
+        raise ValueError(f"{source} is not an InternViT folder: config.json is missing.")
     given = json.loads((source / "config.json").read_text(encoding="utf-8"))
     if given.get("model_type") != MODEL_TYPE:
         raise ValueError(
@@ -79,7 +76,7 @@ def vision_config(source: Path) -> InternVLVisionConfig:
             f"layer_norm_eps is {settings['layer_norm_eps']}, but transformers normalises queries and keys "
             f"with {QK_NORM_EPS}; such an encoder cannot be converted exactly."
         )
-    # mean pooling stands for: no LayerNorm behind the last block, as in the source
+    # in transformers, mean pooling means no LayerNorm after the last block, as in the source
     return InternVLVisionConfig(**settings, use_mean_pooling=True)
 
 
@@ -97,13 +94,10 @@ def convert(source: str, output: str, dtype: torch.dtype | None = None) -> Path:
     config = vision_config(folder)
     published_preprocessing(folder)
     processor = CLIPImageProcessor.from_pretrained(folder)
-    return write_encoder(output, config, placed(find_shards(folder), KEYS), processor, dtype)
-
-
-def main(argv=None) -> int:
-    parser = command_line.parser("convert_intern_vit", __doc__.split("\n")[0], "the authors' folder, or a Hub id")
-    return command_line.run(parser, convert, argv)
+    return write_encoder(output, config, renamed_tensors(find_shards(folder), KEYS), processor, dtype)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from omnifusion_hf.cli import main
+
+    sys.exit(main(["convert", "intern-vit", *sys.argv[1:]]))

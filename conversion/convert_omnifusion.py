@@ -1,28 +1,19 @@
 """Converts the authors' release v1.1 into one folder that `AutoModelForImageTextToText.from_pretrained` loads.
 
-    python conversion/convert_omnifusion.py --source AIRI-Institute/OmniFusion --output omnifusion-v1_1
+    omnifusion convert v1.1 --source AIRI-Institute/OmniFusion --output omnifusion-v1_1
 
-Weights stream piece by piece; every tensor of the source is mapped, split or dropped by a table (release_v1_1.py),
-every tensor of the model is written exactly once; the output appears under its name only when it is complete.
+Weights stream in pieces. Every tensor of the source is mapped, split or dropped by a table (release_v1_1.py), every
+tensor of the model is written exactly once. The output folder gets its name when it is complete.
 """
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import copyfile
 
 import torch
 from transformers import AutoConfig, GenerationConfig
-from transformers.dynamic_module_utils import custom_object_save
-from transformers.models.auto.image_processing_auto import get_image_processor_config
 
-
-if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from conversion import command_line  # noqa: E402
-from conversion import release_v1_1 as release_keys  # noqa: E402
-from conversion.release_v1_1 import Release  # noqa: E402
-from conversion.weights import check_new, find_shards, in_pieces, locate, shard_tensors, write_weights  # noqa: E402
 from omnifusion_hf import (
     OmniFusionConfig,
     OmniFusionForConditionalGeneration,
@@ -30,13 +21,19 @@ from omnifusion_hf import (
     OmniFusionProcessor,
     add_special_tokens,
 )
-from omnifusion_hf.build.assemble import padded_vocab_size  # noqa: E402
-from omnifusion_hf.build.chat_template import chat_template_for  # noqa: E402
-from omnifusion_hf.build.tokenization import fast_tokenizer  # noqa: E402
-from omnifusion_hf.hub import CardFacts, render_card  # noqa: E402
-from omnifusion_hf.io import staged_folder  # noqa: E402
-from omnifusion_hf.model.configuration_omnifusion import SPECIAL_TOKENS  # noqa: E402
-from omnifusion_hf.model.modeling_omnifusion import AUTO_MAP  # noqa: E402
+from omnifusion_hf import model as code
+from omnifusion_hf.build.assemble import padded_vocab_size
+from omnifusion_hf.build.chat_template import chat_template_for
+from omnifusion_hf.build.tokenization import fast_tokenizer
+from omnifusion_hf.hub import CardFacts, render_card
+from omnifusion_hf.io import check_new, staged_folder
+from omnifusion_hf.model.configuration_omnifusion import SPECIAL_TOKENS
+from omnifusion_hf.model.modeling_omnifusion import AUTO_MAP
+
+from . import release_v1_1 as release_keys
+from .encoders import preprocessing_of
+from .release_v1_1 import Release
+from .weights import find_shards, in_pieces, locate, shard_tensors, write_weights
 
 
 VISION = "openai/clip-vit-large-patch14-336"
@@ -50,8 +47,8 @@ FACTS = CardFacts(
         "Answers are those of the authors' code in evaluation mode; their README leaves dropout on.",
         "The first token of an answer is kept, and prompts without an image work; both fail in the original code.",
         "Several images per prompt are accepted, but the model was trained with one.",
-        "EXIF orientation is applied and transparency lies on white, as a viewer shows it; the original ignores both.",
-        "Training taught no end of answer: answers end after 50 tokens or at an EOS that the LLM gives of itself.",
+        "EXIF orientation is applied and transparent pixels are white, as in a viewer; the original ignores both.",
+        "Training had no end-of-answer token: answers end after 50 tokens or at an EOS of the LLM's own.",
     ],
 )
 
@@ -67,15 +64,15 @@ class VisionTower:
     @classmethod
     def find(cls, folder: Path) -> "VisionTower":
         if not (folder / "config.json").is_file():
-            raise ValueError(f"{folder} is no vision tower: config.json is missing; expected a CLIP model folder.")
+            raise ValueError(f"{folder} is not a vision tower: config.json is missing; expected a CLIP model folder.")
         config = AutoConfig.from_pretrained(folder)
         config = getattr(config, "vision_config", config)
         if config.model_type != "clip_vision_model":
             raise ValueError(f"{folder} holds a `{config.model_type}`; v1.1 was trained with a CLIP vision tower.")
-        return cls(config, find_shards(folder), get_image_processor_config(folder))
+        return cls(config, find_shards(folder), preprocessing_of(folder))
 
     def tensors(self, num_layers: int):
-        """Tensors of the first `num_layers` layers under their names here."""
+        """Tensors of the first `num_layers` layers, with their names in the model."""
         for shard in self.shards:
             for name, tensor in shard_tensors(shard):
                 for target, part in release_keys.VISION.place(name, tensor, shard):
@@ -85,7 +82,7 @@ class VisionTower:
 
 
 def model_config(release: Release, tower: VisionTower, tokenizer) -> OmniFusionConfig:
-    """The configuration that the files describe; `ValueError` where they do not fit each other."""
+    """The configuration that the files describe. Raises `ValueError` if they do not fit together."""
     adapter = release.read_projection()
     layer, linear = adapter.transformer_layer, adapter.tensors()["linear.weight"]
     text_config = AutoConfig.from_pretrained(release.llm_config.parent)
@@ -116,13 +113,13 @@ def model_config(release: Release, tower: VisionTower, tokenizer) -> OmniFusionC
 
 
 def crop_side(preprocessing: dict, default: int) -> int:
-    """Side of the centre crop, written as a number in older files and as height and width in newer ones."""
+    """Side of the centre crop: a number in older files, height and width in newer ones."""
     size = preprocessing.get("crop_size", default)
     return size["height"] if isinstance(size, dict) else size
 
 
 def with_special_rows(name: str, tensor: torch.Tensor, rows: int, vectors: dict[int, torch.Tensor]) -> torch.Tensor:
-    """Embedding or head of the original vocabulary, padded; the embedding's new rows hold the trained vectors."""
+    """Pads the embedding or head to `rows`; new rows of the embedding hold the trained vectors."""
     padded = torch.zeros(rows, tensor.shape[1], dtype=tensor.dtype)
     padded[: len(tensor)] = tensor
     if name.endswith("embed_tokens.weight"):
@@ -132,7 +129,7 @@ def with_special_rows(name: str, tensor: torch.Tensor, rows: int, vectors: dict[
 
 
 def llm_tensors(shard: Path, rows: int, vectors: dict[int, torch.Tensor]):
-    """The LLM's tensors of one shard under their names here."""
+    """The LLM's tensors of one shard, with their names in the model."""
     for name, tensor in shard_tensors(shard):
         for target, part in release_keys.LLM.place(name, tensor, shard):
             padded = target in ("lm_head.weight", "model.language_model.embed_tokens.weight")
@@ -140,7 +137,7 @@ def llm_tensors(shard: Path, rows: int, vectors: dict[int, torch.Tensor]):
 
 
 def all_tensors(release: Release, tower: VisionTower, config: OmniFusionConfig):
-    """(name here, tensor) of the whole model, one by one: adapter, vision tower, LLM."""
+    """Yields (name in the model, tensor): adapter, vision tower, LLM."""
     for name, tensor in release.read_projection().tensors().items():
         yield from release_keys.PROJECTION.place(name, tensor, release.projection)
     yield from tower.tensors(config.vision_config.encoder_configs[0].num_hidden_layers - 1)  # for hidden state -2
@@ -173,7 +170,8 @@ def convert(source: str, vision: str, output: str, dtype: torch.dtype | None = N
         write_weights(folder, pieces, model, dtype)
         config.dtype = dtype or next(iter(release.read_special_vectors(config.text_config.hidden_size).values())).dtype
         config.architectures = [type(model).__name__]
-        custom_object_save(model, folder)
+        for file in Path(code.__file__).parent.glob("*_omnifusion*.py"):
+            copyfile(file, folder / file.name)
         config.auto_map = dict(AUTO_MAP)
         config.save_pretrained(folder)
         generation_config(tokenizer).save_pretrained(folder)
@@ -183,7 +181,7 @@ def convert(source: str, vision: str, output: str, dtype: torch.dtype | None = N
 
 
 def generation_config(tokenizer) -> GenerationConfig:
-    """The settings of the release's README. Its ban of EOS is left out: transformers ignores that one."""
+    """The settings of the release's README, without its ban of EOS, which transformers ignores."""
     eos = tokenizer.eos_token_id
     words = [tokenizer.encode(word, add_special_tokens=False) for word in ("\n", ":")]
     return GenerationConfig(
@@ -214,13 +212,7 @@ def processor_for(config: OmniFusionConfig, tokenizer) -> OmniFusionProcessor:
     )
 
 
-def main(argv=None) -> int:
-    parser = command_line.parser("convert_omnifusion", __doc__.split("\n")[0], "folder or Hub id of the release")
-    parser.add_argument(
-        "--vision", default=VISION, help=f"folder or Hub id of the CLIP vision tower (default {VISION})"
-    )
-    return command_line.run(parser, convert, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    from omnifusion_hf.cli import main
+
+    sys.exit(main(["convert", "v1.1", *sys.argv[1:]]))

@@ -1,11 +1,11 @@
 """Converts the vision tower of an OpenCLIP model into transformers' `CLIPVisionModel`.
 
-    python conversion/convert_open_clip.py --source laion/CLIP-ViT-bigG-14-laion2B-39B-b160k --output bigG-14
-    python conversion/convert_open_clip.py --source ViT-bigG-14 --pretrained laion2b_s39b_b160k --output bigG-14
+    omnifusion convert open-clip --source laion/CLIP-ViT-bigG-14-laion2B-39B-b160k --output bigG-14
+    omnifusion convert open-clip --source ViT-bigG-14 --pretrained laion2b_s39b_b160k --output bigG-14
 
 The source is a folder or Hub id with open_clip_config.json, or the name of an OpenCLIP model with a pretrained tag or
-a weights file; only names need the package open_clip_torch. Plain vision transformers convert exactly; what
-transformers' CLIP cannot express is refused by name.
+a weights file; only names need the package open_clip_torch. Plain vision transformers convert exactly; a
+setting that transformers' CLIP lacks is refused by name.
 """
 
 import difflib
@@ -18,19 +18,16 @@ import torch
 from transformers import CLIPImageProcessor, CLIPVisionConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 
+from omnifusion_hf.io import check_new
 
-if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from conversion import command_line  # noqa: E402
-from conversion.encoders import placed, write_encoder  # noqa: E402
-from conversion.weights import KeyTable, check_new, locate  # noqa: E402
+from .encoders import renamed_tensors, write_encoder
+from .weights import KeyTable, locate
 
 
 CONFIG = "open_clip_config.json"
 SAFE_WEIGHTS, PICKLED_WEIGHTS = "open_clip_model.safetensors", "open_clip_pytorch_model.bin"
 
-# Training checkpoints of several processes put `module.` in front of every name.
+# Checkpoints of distributed training prefix every name with `module.`.
 _VISUAL, _BLOCK = r"(?:module\.)?visual\.", r"(?:module\.)?visual\.transformer\.resblocks\.(\d+)\."
 KEYS = KeyTable(
     keys={
@@ -55,25 +52,25 @@ KEYS = KeyTable(
     ],
 )
 
-# Setting of a vision tower -> the values that transformers' CLIP computes, and what any other one means.
+# Setting of a vision tower -> the values that transformers' CLIP supports, and the meaning of any other one.
 PLAIN = {
     "timm_model_name": ([None], "the tower is a timm model"),
     "ls_init_value": ([None], "LayerScale"),
     "patch_dropout": ([0], "patch dropout"),
     "attentional_pool": ([False], "attentional pooling"),
     "pool_type": (["tok"], "pooling other than by the class token"),
-    "final_ln_after_pool": ([False], "the last LayerNorm behind the pooling"),
-    "no_ln_pre": ([False], "no LayerNorm in front of the blocks, where transformers' CLIP always has one"),
+    "final_ln_after_pool": ([False], "the last LayerNorm after the pooling"),
+    "no_ln_pre": ([False], "no LayerNorm before the blocks; transformers' CLIP always has one"),
     "block_type": ([None, "default"], "custom attention blocks"),
     "qk_norm": ([False], "norms of queries and keys"),
     "scaled_cosine_attn": ([False], "cosine attention"),
     "scale_heads": ([False], "a scale for each head"),
     "scale_attn_inner": ([False], "a LayerNorm inside the attention"),
-    "scale_attn": ([False], "a LayerNorm behind the attention"),
+    "scale_attn": ([False], "a LayerNorm after the attention"),
     "scale_fc": ([False], "a LayerNorm inside the feed-forward layers"),
 }
 MAPPED = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "act_kwargs", "norm_kwargs"}
-# Position embeddings are stored whatever their kind; the others concern outputs and settings that are not used.
+# Position embeddings are stored in any case; the others concern outputs and settings that are not used.
 WITHOUT_EFFECT = {"pos_embed_type", "output_tokens", "attn_pooler_queries", "attn_pooler_heads"}
 WITHOUT_EFFECT |= {f"timm_{name}" for name in ("model_pretrained", "pool", "proj", "proj_bias", "drop", "drop_path")}
 # OpenCLIP's own defaults
@@ -84,7 +81,7 @@ PREPROCESS_DEFAULTS |= {"interpolation": "bicubic", "resize_mode": "shortest"}
 
 @dataclass(frozen=True)
 class OpenClipModel:
-    """What OpenCLIP says of a model (`model_cfg`, `preprocess_cfg`), and the file of its weights."""
+    """OpenCLIP's configuration of a model (`model_cfg`, `preprocess_cfg`) and its weights file."""
 
     model: dict
     preprocess: dict
@@ -96,7 +93,7 @@ class OpenClipModel:
         weights = [folder / name for name in (SAFE_WEIGHTS, PICKLED_WEIGHTS) if (folder / name).is_file()]
         if not (folder / CONFIG).is_file() or not weights:
             raise ValueError(
-                f"{folder} is no OpenCLIP folder: expected {CONFIG} with {SAFE_WEIGHTS} or {PICKLED_WEIGHTS}."
+                f"{folder} is not an OpenCLIP folder: expected {CONFIG} with {SAFE_WEIGHTS} or {PICKLED_WEIGHTS}."
             )
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         return cls(config.get("model_cfg", config), config.get("preprocess_cfg", {}), weights[0])
@@ -118,20 +115,20 @@ class OpenClipModel:
         if not tag:
             known = open_clip.list_pretrained_tags_by_model(name)
             raise ValueError(f"`{pretrained}` is neither a file nor a pretrained tag of {name}; its tags are {known}.")
-        # OpenCLIP would run a model without quick_gelu on such a tag with the wrong activation, and warn.
+        # Without this, OpenCLIP itself would use the wrong activation for such a tag, and warn.
         model["quick_gelu"] = model.get("quick_gelu", False) or tag.get("quick_gelu", False)
         return cls(model, tag, Path(open_clip.download_pretrained(tag)))
 
 
 def vision_config(model: dict) -> CLIPVisionConfig:
-    """transformers' configuration of the tower; `ValueError` names the setting that it has no counterpart for."""
+    """transformers' configuration of the tower; `ValueError` names a setting without a counterpart."""
     if missing := {"embed_dim", "vision_cfg"} - set(model):
         raise ValueError(f"The model's configuration lacks {sorted(missing)}; expected OpenCLIP's model_cfg.")
     vision = VISION_DEFAULTS | model["vision_cfg"]
     _check_plain(vision)
     norm = vision.get("norm_kwargs") or {}
     if set(norm) - {"eps"}:
-        raise ValueError(f"norm_kwargs {norm} are not converted: transformers' CLIP has LayerNorms with eps alone.")
+        raise ValueError(f"norm_kwargs {norm} are not converted: only eps is configurable in transformers' CLIP.")
     return CLIPVisionConfig(
         hidden_size=vision["width"],
         intermediate_size=int(vision["width"] * vision["mlp_ratio"]),
@@ -151,8 +148,7 @@ def _check_plain(vision: dict):
     for name, (accepted, meaning) in PLAIN.items():
         if vision.get(name, accepted[0]) not in accepted:
             raise ValueError(
-                f"vision_cfg has {name}={vision[name]!r}: {meaning}; "
-                "only plain vision transformers are converted, transformers' CLIP has nothing of the kind."
+                f"vision_cfg has {name}={vision[name]!r}: {meaning}; only plain vision transformers are converted."
             )
     if unknown := sorted(set(vision) - set(PLAIN) - MAPPED - WITHOUT_EFFECT):
         raise ValueError(f"vision_cfg has settings that this converter does not know: {unknown}.")
@@ -177,7 +173,7 @@ def activation(quick_gelu: bool, act_kwargs: dict | None) -> str:
 
 
 def image_processor(preprocess: dict, size: int) -> CLIPImageProcessor:
-    """OpenCLIP's inference transform: shortest edge and centre crop, or both sides as they come."""
+    """OpenCLIP's inference transform: shortest edge and centre crop, or squash."""
     settings = PREPROCESS_DEFAULTS | {key: value for key, value in preprocess.items() if value is not None}
     mode, interpolation = settings["resize_mode"], settings["interpolation"]
     if mode not in ("shortest", "squash") or interpolation not in ("bicubic", "bilinear"):
@@ -200,7 +196,7 @@ def find(source: str, pretrained: str | None) -> OpenClipModel:
     if not Path(source).exists() and "/" not in source:
         return OpenClipModel.from_name(source, pretrained)
     if pretrained:
-        raise ValueError(f"{source} brings its own weights; leave --pretrained out, or give a model's name as source.")
+        raise ValueError(f"{source} has its own weights; omit --pretrained, or give the name of a model as source.")
     return OpenClipModel.from_folder(locate(source, [CONFIG, SAFE_WEIGHTS], [CONFIG, PICKLED_WEIGHTS]))
 
 
@@ -218,14 +214,10 @@ def convert(source: str, output: str, pretrained: str | None = None, dtype: torc
     found = find(source, pretrained)
     config = vision_config(found.model)
     processor = image_processor(found.preprocess, config.image_size)
-    return write_encoder(output, config, placed([found.weights], KEYS), processor, dtype)
-
-
-def main(argv=None) -> int:
-    parser = command_line.parser("convert_open_clip", __doc__.split("\n")[0], "folder, Hub id, or name in open_clip")
-    parser.add_argument("--pretrained", help="for a name: a pretrained tag of open_clip, or a file of weights")
-    return command_line.run(parser, convert, argv)
+    return write_encoder(output, config, renamed_tensors([found.weights], KEYS), processor, dtype)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from omnifusion_hf.cli import main
+
+    sys.exit(main(["convert", "open-clip", *sys.argv[1:]]))

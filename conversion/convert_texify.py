@@ -1,10 +1,10 @@
-"""Takes the vision encoder out of Texify (or another Donut model) as transformers' `DonutSwinModel`.
+"""Converts the vision encoder of Texify, or of another Donut model, into transformers' `DonutSwinModel`.
 
-    python conversion/convert_texify.py --source vikp/texify --output texify-encoder
+    omnifusion convert texify --source vikp/texify --output texify-encoder
 
 Texify is a VisionEncoderDecoder whose encoder class, `VariableDonutSwinModel` of the package texify, adds two kinds of
-position embedding to Donut-Swin, both off by default. Where they are on the encoder is refused: transformers'
-`DonutSwinModel` has no rows and columns, and cannot run with its absolute table, which has one row more than patches.
+position embedding to Donut-Swin, both off by default. An encoder with either is refused: transformers'
+`DonutSwinModel` has no row and column embeddings, and fails with absolute ones (one row more than patches).
 """
 
 import json
@@ -14,13 +14,10 @@ from pathlib import Path
 import torch
 from transformers import DonutImageProcessor, DonutSwinConfig
 
+from omnifusion_hf.io import check_new
 
-if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from conversion import command_line  # noqa: E402
-from conversion.encoders import placed, published_preprocessing, write_encoder  # noqa: E402
-from conversion.weights import KeyTable, check_new, find_shards, locate  # noqa: E402
+from .encoders import published_preprocessing, renamed_tensors, write_encoder
+from .weights import KeyTable, find_shards, locate
 
 
 KEYS = KeyTable(
@@ -38,9 +35,9 @@ REFUSED = ["use_absolute_embeddings", "use_2d_embeddings"]
 
 
 def vision_config(source: Path) -> DonutSwinConfig:
-    """transformers' configuration of the encoder; `ValueError` names what it has no counterpart for."""
+    """transformers' configuration of the encoder; `ValueError` names a setting without a counterpart."""
     if not (source / "config.json").is_file():
-        raise ValueError(f"{source} is no Texify or Donut folder: config.json is missing.")
+        raise ValueError(f"{source} is not a Texify or Donut folder: config.json is missing.")
     encoder = json.loads((source / "config.json").read_text(encoding="utf-8")).get("encoder", {})
     if encoder.get("model_type") != "donut-swin":
         raise ValueError(
@@ -50,13 +47,13 @@ def vision_config(source: Path) -> DonutSwinConfig:
         if encoder.get(name):
             raise ValueError(
                 f"The encoder of {source} has {name}=true, which transformers' DonutSwinModel cannot run; "
-                "expected a Donut-Swin without position embeddings behind its patches."
+                "expected a Donut-Swin without position embeddings after its patches."
             )
     return DonutSwinConfig(**{name: encoder[name] for name in SETTINGS if name in encoder})
 
 
 def image_processor(preprocessing: dict, config: DonutSwinConfig) -> DonutImageProcessor:
-    """Aspect kept, padded to the encoder's size, with the published normalisation."""
+    """Keeps the aspect ratio and pads to the encoder's size; uses the published normalisation."""
     size = config.image_size
     height, width = (size, size) if isinstance(size, int) else size
     return DonutImageProcessor(
@@ -79,13 +76,10 @@ def convert(source: str, output: str, dtype: torch.dtype | None = None) -> Path:
     folder = locate(source, ["*.json", "*.safetensors"], ["*.json", "*.bin"])
     config = vision_config(folder)
     processor = image_processor(published_preprocessing(folder), config)
-    return write_encoder(output, config, placed(find_shards(folder), KEYS), processor, dtype)
-
-
-def main(argv=None) -> int:
-    parser = command_line.parser("convert_texify", __doc__.split("\n")[0], "folder or Hub id of Texify or a Donut")
-    return command_line.run(parser, convert, argv)
+    return write_encoder(output, config, renamed_tensors(find_shards(folder), KEYS), processor, dtype)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from omnifusion_hf.cli import main
+
+    sys.exit(main(["convert", "texify", *sys.argv[1:]]))

@@ -1,7 +1,7 @@
-"""What the release computes, restated from its description with stock parts, independent of omnifusion_hf.
+"""The release's computation, reimplemented from its description with stock parts, independent of omnifusion_hf.
 
-SentencePiece, Pillow, transformers' CLIP and Mistral, torch's TransformerEncoderLayer: the oracle of
-verify_conversion.py and of the tests. Differences that are on purpose: eval mode, compared ids, text-only prompts
+It is the reference of verify_conversion.py and of the tests, made of SentencePiece, Pillow, transformers' CLIP and
+Mistral, and torch's TransformerEncoderLayer. Intended differences: eval mode, compared ids, text-only prompts
 (docs/conversion.md, "What differs, and why").
 """
 
@@ -14,8 +14,8 @@ from PIL import Image
 from sentencepiece import SentencePieceProcessor
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionModel
-from transformers.models.auto.image_processing_auto import get_image_processor_config
 
+from .encoders import preprocessing_of
 from .release_v1_1 import Release
 
 
@@ -61,7 +61,7 @@ class Original:
             projection.to(dtype).eval(),
             llm.eval(),
             {name: vector.to(dtype) for name, vector in vectors.items()},
-            get_image_processor_config(vision),
+            preprocessing_of(vision),
         )
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
@@ -98,7 +98,7 @@ class Original:
 
     @torch.no_grad()
     def outputs(self, image: Image.Image | None, question: str) -> dict[str, torch.Tensor]:
-        """Every stage that is compared, and the ids of greedy and beam search with the README's settings."""
+        """All compared stages, and the ids of greedy and beam search with the README's settings."""
         embeddings = self.embeddings(image, question)
         output = self.llm(inputs_embeds=embeddings, output_hidden_states=True)
         mask = torch.ones(embeddings.shape[:2], dtype=torch.long)

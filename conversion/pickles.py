@@ -1,8 +1,8 @@
-"""Reading pickles without running anything in them.
+"""Reads pickles without running code in them.
 
-State dicts name no class. The release's `projection.pt` is a whole pickled module: torch's weights-only loader reads
-it with an exact allow-list, and each class on the list becomes an inert stand-in that keeps the state and has no
-behaviour. Everything else is refused.
+State dicts need no class. The release's `projection.pt` is a pickled module: torch's weights-only loader reads it with
+an exact allow-list, and each class on the list becomes a [`PickleStub`], which keeps the state without the behaviour.
+Any other class is refused.
 """
 
 import zipfile
@@ -12,15 +12,15 @@ from pickle import UnpicklingError
 import torch
 
 
-class Inert:
-    """Stands in for a pickled class: holds what the file says of it."""
+class PickleStub:
+    """Replaces a pickled class: holds its attributes, without its methods."""
 
     def tensors(self, prefix: str = "") -> dict[str, torch.Tensor]:
         """Parameters and buffers below this module by their state-dict names."""
         own = {**self.__dict__.get("_parameters", {}), **self.__dict__.get("_buffers", {})}
         found = {prefix + name: tensor.detach() for name, tensor in own.items() if tensor is not None}
         for name, module in self.__dict__.get("_modules", {}).items():
-            if isinstance(module, Inert):
+            if isinstance(module, PickleStub):
                 found |= module.tensors(f"{prefix}{name}.")
         return found
 
@@ -44,12 +44,12 @@ RELEASE_CLASSES = [
 
 
 def read(path: Path, classes: list[str] = ()):
-    """The file's content, on the CPU, memory-mapped; `classes` become [`Inert`].
+    """The file's content, on the CPU, memory-mapped; `classes` become [`PickleStub`].
 
-    Raises `ValueError` for a file that names anything else, or that is no torch file.
+    Raises `ValueError` for a file that names another class, or that is not a torch file.
     """
     try:
-        with torch.serialization.safe_globals([(Inert, name) for name in classes]):
+        with torch.serialization.safe_globals([(PickleStub, name) for name in classes]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (UnpicklingError, RuntimeError, TypeError, AttributeError, EOFError) as error:
         reason = str(error).split("\n")[0] if not isinstance(error, UnpicklingError) else _refused(path, classes)
@@ -62,4 +62,4 @@ def _refused(path: Path, classes: list[str]) -> str:
     if not zipfile.is_zipfile(path):
         return "it is not a weights file"
     named = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - set(classes)
-    return f"it wants to load {sorted(named)}, which no weights need" if named else "it is not a weights file"
+    return f"it names {sorted(named)}, which weights do not need" if named else "it is not a weights file"

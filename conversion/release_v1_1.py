@@ -1,6 +1,6 @@
-"""The authors' release `OmniMistral-v1_1`: where its files lie and what each of its tensors is called here.
+"""The authors' release `OmniMistral-v1_1`: its files, and the table from its tensor names to the model's.
 
-The code that wrote them is https://github.com/AIRI-Institute/OmniFusion.
+It was written by the code of https://github.com/AIRI-Institute/OmniFusion.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from .pickles import RELEASE_CLASSES, Inert, read
+from .pickles import RELEASE_CLASSES, PickleStub, read
 from .weights import KeyTable, find_shards
 
 
@@ -37,7 +37,7 @@ LLM = KeyTable(
     },
     dropped=[r".+\.rotary_emb\.inv_freq"],
 )
-# Vision towers come as a vision model or inside a two-tower CLIP, by older (`vision_model.`) or newer names.
+# A vision tower is a vision model or part of a two-tower CLIP, with older (`vision_model.`) or newer names.
 VISION = KeyTable(
     keys={
         r"(?:vision_model\.)?(embeddings\.(?:class_embedding|(?:patch|position)_embedding\.weight))": r"\1",
@@ -71,21 +71,21 @@ class Release:
 
     @classmethod
     def find(cls, folder: Path) -> "Release":
-        """From the release's folder or the one above it. `ValueError` names the first missing file."""
+        """Takes the release's folder or its parent. Raises `ValueError` that names the first missing file."""
         root = folder / SUBFOLDER if (folder / SUBFOLDER).is_dir() else folder
         names = ("projection.pt", "special_embeddings.pt", "tokenizer/tokenizer.model", "tuned-model/config.json")
         for name in names:
             if not (root / name).is_file():
                 raise ValueError(
-                    f"{folder} is no (complete) {SUBFOLDER} release: {name} is missing; download it again."
+                    f"{folder} is not a complete {SUBFOLDER} release: {name} is missing; download it again."
                 )
         return cls(*(root / name for name in names), llm_shards=find_shards(root / "tuned-model"))
 
-    def read_projection(self) -> Inert:
+    def read_projection(self) -> PickleStub:
         module = read(self.projection, RELEASE_CLASSES)
-        if not isinstance(module, Inert) or "transformer_layer" not in module.__dict__.get("_modules", {}):
+        if not isinstance(module, PickleStub) or "transformer_layer" not in module.__dict__.get("_modules", {}):
             raise ValueError(
-                f"{self.projection} holds no VisualToGPTMapping module; expected the release's projection.pt."
+                f"{self.projection} does not hold a VisualToGPTMapping module; expected the release's projection.pt."
             )
         missing = {"transformer_layer.linear1.bias", "linear.weight"} - set(module.tensors())
         if missing or not hasattr(module.transformer_layer.self_attn, "num_heads"):

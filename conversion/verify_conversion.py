@@ -1,14 +1,12 @@
-"""Compares a converted folder with the release, stage by stage, and prints a table, after one line for each image.
+"""Compares a converted folder with the release, stage by stage, and prints one line per image and a table.
 
-    python conversion/verify_conversion.py --source RELEASE --vision CLIP --converted FOLDER [--images a.png b.jpg]
+    omnifusion convert verify --source RELEASE --vision CLIP --converted FOLDER --images a.png b.jpg
 
-Both are run on the same images and questions: the release as restated in original_v1_1.py, the folder as a user
-would run it (`from_pretrained`, chat template, plain `generate(**inputs)`). Both get an image as a viewer shows it:
-that the release ignores EXIF orientation and transparency is known, and no alarm. Exit status 1 where a bound is
-passed.
+Both run on the same images and questions: the release as reimplemented in original_v1_1.py, the folder by
+`from_pretrained`, chat template and plain `generate(**inputs)`. Both get an image as a viewer shows it, since the
+release is known to ignore EXIF orientation and transparency. Exit status 1 if a bound is exceeded.
 """
 
-import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +16,10 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from omnifusion_hf import OmniFusionImageProcessor
+from omnifusion_hf.model.image_processing_omnifusion import load_image
 
-if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from conversion.original_v1_1 import Original  # noqa: E402
-from omnifusion_hf import OmniFusionImageProcessor  # noqa: E402  registers the classes
-from omnifusion_hf.model.image_processing_omnifusion import load_image  # noqa: E402
+from .original_v1_1 import Original
 
 
 QUESTIONS = ["What is the sky color on this image?", "Какого цвета небо на этом изображении?"]
@@ -46,7 +41,7 @@ class Row:
 
 
 def as_shown(path: Path) -> tuple[Image.Image, bool]:
-    """The image as a viewer shows it, and whether its file holds the same pixels, which are what the release sees."""
+    """The image as a viewer shows it, and whether its file holds the same pixels, which the release uses."""
     shown = load_image(path, OmniFusionImageProcessor.max_image_pixels)
     with Image.open(path) as file:
         stored = file.convert("RGB")
@@ -83,9 +78,9 @@ def converted_outputs(model, processor, image: Image.Image | None, question: str
 
 
 def difference(stage: str, original: torch.Tensor, converted: torch.Tensor) -> float:
-    """Largest absolute difference; for ids the number of places that differ, for other shapes infinity."""
+    """Largest absolute difference; for ids the number of differing positions; infinity if shapes differ."""
     if stage == "logits":
-        converted = converted[..., : original.shape[-1]]  # the special tokens' rows are ours
+        converted = converted[..., : original.shape[-1]]  # the rows of special tokens are only in the converted model
     if original.shape != converted.shape:
         return float("inf")
     if stage.endswith("ids"):
@@ -94,11 +89,11 @@ def difference(stage: str, original: torch.Tensor, converted: torch.Tensor) -> f
 
 
 def verify(source: Path, vision: Path, converted: Path, images: list[Path], dtype=torch.float32) -> list[Row]:
-    """The table over all images x questions and the questions alone. Holds one of the two models at a time."""
+    """Rows over all images x questions and the questions alone. Holds one of the two models in memory at a time."""
     cases = [(None, question) for question in QUESTIONS]
     for path in images:
         shown, as_stored = as_shown(path)
-        print(f"{path}: {'as stored' if as_stored else 'as a viewer shows it; the release sees it as stored'}")
+        print(f"{path}: {'as stored' if as_stored else 'as a viewer shows it; the release uses it as stored'}")
         cases += [(shown, question) for question in QUESTIONS]
     original = Original.load(source, vision, dtype)
     expected = [original.outputs(*case) for case in tqdm(cases, desc="release")]
@@ -113,22 +108,15 @@ def verify(source: Path, vision: Path, converted: Path, images: list[Path], dtyp
     return [Row(stage, value, BOUNDS.get(stage, 0.0)) for stage, value in worst.items()]
 
 
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name, text in (("source", "the release's folder"), ("vision", "CLIP folder"), ("converted", "our folder")):
-        parser.add_argument(f"--{name}", type=Path, required=True, help=text)
-    parser.add_argument("--images", type=Path, nargs="+", required=True, help="image files")
-    args = parser.parse_args(argv)
-    try:
-        rows = verify(args.source, args.vision, args.converted, args.images)
-    except (ValueError, OSError) as error:
-        print(f"verify_conversion: error: {error}", file=sys.stderr)
-        return 2
+def print_table(rows: list[Row]) -> bool:
+    """Prints the table; returns whether all rows are within their bounds."""
     print(f"{'stage':<20}{'max difference':>16}{'bound':>10}  ok")
     for row in rows:
         print(f"{row.stage:<20}{row.difference:>16.3g}{row.bound:>10.3g}  {'yes' if row.ok else 'NO'}")
-    return 0 if all(row.ok for row in rows) else 1
+    return all(row.ok for row in rows)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from omnifusion_hf.cli import main
+
+    sys.exit(main(["convert", "verify", *sys.argv[1:]]))

@@ -1,7 +1,7 @@
-"""Weights on their way: found, read in pieces, renamed by tables, checked against the model, written as safetensors.
+"""Finds weights, reads them in pieces, renames them by tables, checks them against the model, writes safetensors.
 
-Every converter goes through here. Each tensor of a source is mapped, split or dropped by its [`KeyTable`], each tensor
-of the model is written once and in its shape ([`Ledger`]); anything else is a `ValueError` that names the tensor.
+All converters use this. Each tensor of a source is mapped, split or dropped by a [`KeyTable`]; each one of the model
+is written once, in its shape ([`WrittenTensors`]). Anything else raises a `ValueError` that names the tensor.
 """
 
 import json
@@ -21,11 +21,11 @@ from .pickles import read
 
 @dataclass(frozen=True)
 class KeyTable:
-    r"""What each tensor of a source is called here. Source names are regular expressions for the whole name.
+    r"""Maps tensor names of a source to the model's. Source names are regular expressions for the whole name.
 
-    keys: name -> name here; `\1` stands for the first group.
-    split: name -> names here of its equal parts along the first axis (query, key and value in one tensor).
-    dropped: names without a place here, on purpose.
+    keys: name -> name in the model; `\1` is the first group.
+    split: name -> names of its equal parts along the first axis (query, key and value in one tensor).
+    dropped: names of tensors that the model does not need.
     """
 
     keys: dict[str, str]
@@ -33,7 +33,7 @@ class KeyTable:
     dropped: list[str] = field(default_factory=list)
 
     def place(self, name: str, tensor: torch.Tensor, source: Path | str) -> list[tuple[str, torch.Tensor]]:
-        """(name here, tensor): one, one for each part, none for a dropped name; `ValueError` for an unknown one."""
+        """[(name in the model, tensor)], one per part; none for a dropped name. `ValueError` for an unknown one."""
         for pattern, target in self.keys.items():
             if match := re.fullmatch(pattern, name):
                 return [(match.expand(target), tensor)]
@@ -47,35 +47,29 @@ class KeyTable:
 
 
 @dataclass
-class Ledger:
-    """Which tensors of the model are written, and where; each exactly once and in the right shape."""
+class WrittenTensors:
+    """Records the file of each written tensor; each must be written exactly once, in the expected shape."""
 
     expected: dict[str, tuple[int, ...]]
     written: dict[str, str] = field(default_factory=dict)
 
-    def enter(self, tensors: dict[str, torch.Tensor], file: str):
+    def add(self, tensors: dict[str, torch.Tensor], file: str):
         for name, tensor in tensors.items():
             if name not in self.expected or name in self.written:
-                raise ValueError(f"`{name}` has no place in the model (or came twice); is this the right source?")
+                raise ValueError(f"`{name}` is not a tensor of the model, or came twice; is this the right source?")
             if tuple(tensor.shape) != self.expected[name]:
                 raise ValueError(f"`{name}` has shape {tuple(tensor.shape)}, the model expects {self.expected[name]}.")
             self.written[name] = file
 
-    def close(self):
+    def check_complete(self):
         if missing := sorted(set(self.expected) - set(self.written)):
             raise ValueError(f"The source lacks {len(missing)} tensors, the first `{missing[0]}`; is it complete?")
 
 
-def check_new(output: str | Path):
-    """`ValueError` for a folder that exists: nothing is replaced."""
-    if Path(output).exists():
-        raise ValueError(f"{output} exists and would be replaced; give a new name or remove it.")
-
-
 def locate(source: str, *choices: list[str]) -> Path:
-    """A folder as it is, or the files of a Hub repository, downloaded with progress and resume.
+    """Returns a folder as it is, or downloads a Hub repository, with progress and resume.
 
-    Each of `choices` is a list of file patterns; the first one that brings files of weights counts.
+    Each of `choices` is a list of file patterns; the first one that finds weights is used.
     """
     if Path(source).exists():
         return Path(source)
@@ -91,7 +85,7 @@ def locate(source: str, *choices: list[str]) -> Path:
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """The weight files of a model folder, each of the index present. `.bin` only where no safetensors are."""
+    """The weight files of a model folder; all files of an index must be present. Prefers safetensors to `.bin`."""
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         index, single = folder / f"{stem}.{suffix}.index.json", folder / f"{stem}.{suffix}"
         if index.is_file():
@@ -108,7 +102,7 @@ def find_shards(folder: Path) -> list[Path]:
 
 
 def shard_tensors(path: Path):
-    """(name, tensor) one by one, from the mapped file."""
+    """Yields (name, tensor) from the memory-mapped file."""
     if path.suffix != ".safetensors":
         yield from read_state_dict(path).items()
         return
@@ -118,7 +112,7 @@ def shard_tensors(path: Path):
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); download it again.") from error
     for name in names:
-        with safe_open(path, framework="pt") as shard:  # a mapping of its own, whose pages go with the tensor
+        with safe_open(path, framework="pt") as shard:  # one mapping per tensor: its pages are freed with it
             yield name, shard.get_tensor(name)
 
 
@@ -127,12 +121,12 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     content = read(path)
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
-        raise ValueError(f"{path} holds no state dict; expected names and tensors.")
+        raise ValueError(f"{path} does not hold a state dict; expected names and tensors.")
     return content
 
 
 def in_pieces(tensors, most_bytes: int):
-    """Groups of tensors of at most this size together (a larger one by itself)."""
+    """Yields {name: tensor} of at most this many bytes together; a larger tensor is alone."""
     piece, size = {}, 0
     for name, tensor in tensors:
         if piece and size + tensor.nbytes > most_bytes:
@@ -146,27 +140,27 @@ def in_pieces(tensors, most_bytes: int):
 
 
 def write_weights(folder: Path, pieces, model: torch.nn.Module, dtype: torch.dtype | None):
-    """Writes one safetensors file a piece, and the index; memory holds one piece at a time.
+    """Writes one safetensors file per piece, and the index; holds one piece in memory at a time.
 
-    dtype: of the written floating-point tensors; None leaves each as it is.
+    dtype: of the written floating-point tensors; None keeps each tensor's own.
     """
     expected = model.state_dict()
-    ledger = Ledger({name: tuple(tensor.shape) for name, tensor in expected.items()})
+    entries = WrittenTensors({name: tuple(tensor.shape) for name, tensor in expected.items()})
     files, total = [], 0
     parameters = sum(tensor.numel() for tensor in expected.values())
     with tqdm(total=parameters, desc="weights", unit="", unit_scale=True) as progress:
         for piece in pieces:
             files.append(folder / f"{len(files) + 1:05d}.safetensors")
-            ledger.enter(piece, files[-1].name)
+            entries.add(piece, files[-1].name)
             piece = {name: _cast(tensor, dtype) for name, tensor in piece.items()}
             total += sum(tensor.nbytes for tensor in piece.values())
             _save(piece, files[-1])
             progress.update(sum(tensor.numel() for tensor in piece.values()))
-    ledger.close()
+    entries.check_complete()
     names = {file.name: f"model-{file.stem}-of-{len(files):05d}.safetensors" for file in files}
     for file in files:
         file.rename(folder / names[file.name])
-    weight_map = {name: names[file] for name, file in sorted(ledger.written.items())}
+    weight_map = {name: names[file] for name, file in sorted(entries.written.items())}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     write_whole(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
 

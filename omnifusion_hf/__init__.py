@@ -1,55 +1,63 @@
-"""OmniFusion for Hugging Face Transformers. Importing this package registers its classes with the Auto classes."""
+"""OmniFusion for Hugging Face Transformers.
 
-import transformers
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
+`import omnifusion_hf` registers its classes with the Auto classes, whether transformers was imported before or is
+imported later. It imports neither transformers nor torch: public names are loaded when they are first used.
+"""
 
-from .build.tokenization import add_special_tokens
-from .model.configuration_omnifusion import OmniFusionConfig, OmniFusionVisionConfig
-from .model.image_processing_omnifusion import OmniFusionImageProcessor
-from .model.modeling_omnifusion import OmniFusionForConditionalGeneration, OmniFusionModel, OmniFusionPreTrainedModel
-from .model.modeling_omnifusion_vision import OmniFusionVisionModel
-from .model.processing_omnifusion import OmniFusionProcessor
+import sys
+from importlib import import_module
 
 
 __version__ = "0.1.0"
 
-# transformers 5 gave the class of transformers 4 this name; both import from here.
-AutoModelForVision2Seq = AutoModelForImageTextToText
+_MODULES = {
+    "AutoModelForVision2Seq": "auto",
+    "OmniFusionConfig": "model.configuration_omnifusion",
+    "OmniFusionForConditionalGeneration": "model.modeling_omnifusion",
+    "OmniFusionImageProcessor": "model.image_processing_omnifusion",
+    "OmniFusionModel": "model.modeling_omnifusion",
+    "OmniFusionPreTrainedModel": "model.modeling_omnifusion",
+    "OmniFusionProcessor": "model.processing_omnifusion",
+    "OmniFusionVisionConfig": "model.configuration_omnifusion",
+    "OmniFusionVisionModel": "model.modeling_omnifusion_vision",
+    "add_special_tokens": "build.tokenization",
+}
+__all__ = list(_MODULES)
 
 
-def _register():
-    """Makes the classes known by their model type and lets save_pretrained write a folder of remote code."""
-    AutoConfig.register(OmniFusionConfig.model_type, OmniFusionConfig)
-    AutoConfig.register(OmniFusionVisionConfig.model_type, OmniFusionVisionConfig)
-    AutoModel.register(OmniFusionConfig, OmniFusionModel)
-    AutoModelForImageTextToText.register(OmniFusionConfig, OmniFusionForConditionalGeneration)
-    if hasattr(transformers, "AutoModelForMultimodalLM"):
-        transformers.AutoModelForMultimodalLM.register(OmniFusionConfig, OmniFusionForConditionalGeneration)
-    # One class under both names: asked for torchvision, transformers would warn of a fallback that is none.
-    AutoImageProcessor.register(
-        OmniFusionConfig,
-        image_processor_classes={"pil": OmniFusionImageProcessor, "torchvision": OmniFusionImageProcessor},
-    )
-    AutoProcessor.register(OmniFusionConfig, OmniFusionProcessor)
-
-    OmniFusionConfig.register_for_auto_class()
-    OmniFusionModel.register_for_auto_class("AutoModel")
-    OmniFusionForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
-    OmniFusionImageProcessor.register_for_auto_class("AutoImageProcessor")
-    OmniFusionProcessor.register_for_auto_class("AutoProcessor")
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import_module("transformers")  # first, since importing it imports modules of this package
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
 
 
-_register()
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
 
-__all__ = [
-    "AutoModelForVision2Seq",
-    "OmniFusionConfig",
-    "OmniFusionForConditionalGeneration",
-    "OmniFusionImageProcessor",
-    "OmniFusionModel",
-    "OmniFusionPreTrainedModel",
-    "OmniFusionProcessor",
-    "OmniFusionVisionConfig",
-    "OmniFusionVisionModel",
-    "add_special_tokens",
-]
+
+class _RegisterAfterImport:
+    """A finder of `sys.meta_path` that registers the classes as soon as transformers is imported."""
+
+    def find_spec(self, name: str, path=None, target=None):
+        if name != "transformers":
+            return None
+        finders = [finder for finder in sys.meta_path if finder is not self]
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in finders)), None)
+        if spec is not None:
+            spec.loader.exec_module = self._then_register(spec.loader.exec_module)
+        return spec
+
+    def _then_register(self, exec_module):
+        def run(module):
+            sys.meta_path.remove(self)
+            exec_module(module)
+            import_module(".auto", __name__)
+
+        return run
+
+
+if "transformers" in sys.modules:
+    import_module(".auto", __name__)
+else:
+    sys.meta_path.insert(0, _RegisterAfterImport())

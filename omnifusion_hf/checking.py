@@ -1,5 +1,5 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Are a model's weights all there, floats, finite and no others? transformers warns of gaps and casts the rest."""
+"""Checks that a model's weights are complete, floating-point and finite. transformers only warns of missing ones."""
 
 from pathlib import Path
 
@@ -11,17 +11,16 @@ from transformers import PreTrainedModel
 from .build.assemble import check_loaded
 
 
-WHOLE_NUMBERS = ("I", "U", "BOOL")  # how safetensors' names of their types begin
+INTEGERS = ("I", "U", "BOOL")  # prefixes of safetensors' dtype names
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_weights(source: str | Path, model: PreTrainedModel, loading: dict):
-    """Raises `ValueError` where weights are missing, of another shape, unknown, whole numbers in the files, NaN or
-    infinite.
+    """Raises `ValueError` for weights that are missing, misshapen, unknown, stored as integers, NaN or infinite.
 
     Args:
         source: the folder or Hub id that the model was loaded from.
-        loading: what `from_pretrained` said of that (`output_loading_info`).
+        loading: the `output_loading_info` of `from_pretrained`.
     """
     check_loaded(str(source), model, loading)
     if other := sorted(loading["mismatched_keys"]):
@@ -32,7 +31,7 @@ def check_weights(source: str | Path, model: PreTrainedModel, loading: dict):
         )
     if unknown := sorted(loading["unexpected_keys"]):
         raise ValueError(
-            f"{source} has {len(unknown)} weights that its config.json knows no place for "
+            f"{source} has {len(unknown)} weights that the model of its config.json lacks "
             f"({', '.join(unknown[:3])}, …); one of them belongs to another model."
         )
     weights = {name: weight for name, weight in model.state_dict().items() if _is_plain(weight)}
@@ -44,13 +43,13 @@ def check_weights(source: str | Path, model: PreTrainedModel, loading: dict):
 
 
 def _is_plain(weight: torch.Tensor) -> bool:
-    """False for quantised weights, whose files hold whole numbers, and for buffers of whole numbers."""
+    """False for quantised weights, which are stored as integers, and for integer buffers."""
     return type(weight) is torch.Tensor and weight.dtype in FLOATS and weight.numel() > 0 and not weight.is_meta
 
 
 def _check_are_floats(file: Path, weights: dict[str, torch.Tensor]):
-    """transformers casts whatever it finds."""
+    """Integers would be cast without a warning."""
     with safe_open(file, framework="pt") as stored:
         for name in set(stored.keys()) & weights.keys():
-            if (dtype := stored.get_slice(name).get_dtype()).startswith(WHOLE_NUMBERS):
-                raise ValueError(f"{file}: {name} is stored as {dtype}, whole numbers; save it as floats.")
+            if (dtype := stored.get_slice(name).get_dtype()).startswith(INTEGERS):
+                raise ValueError(f"{file}: {name} is stored as {dtype}, an integer type; save it in a float dtype.")

@@ -1,333 +1,372 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""The `omnifusion` command: one function a sub-command, each a thin call of the package (imported when it is used)."""
+"""The `omnifusion` command: one function per command, which imports what it calls, so that `--help` is fast."""
 
-import argparse
 import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import get_args
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated, Literal
 
-from .io import is_mistake, reason_of
-from .model.modeling_omnifusion_projector import PROJECTORS
-from .model.views_omnifusion import ImageFit, ViewStrategy
+import typer
+
+from . import __version__
+from .io import RECIPES, is_mistake, reason_of, recipe_path
+from .options import SETTINGS, DtypeOption, Host, Model, Output
 
 
-def build(options: argparse.Namespace):
-    """Assembles pretrained parts to a folder that is ready to train."""
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+Strategy = Literal["whole", "grid"]
+Fit = Literal["crop", "pad", "squash"]
+Projector = Literal["mlp", "transformer", "concatenation", "summation", "attention"]
+
+# setup.py installs conversion/ inside this package; in a clone it lies beside the package.
+installed = find_spec(f"{__package__}.conversion") is not None
+converters = import_module(f"{__package__}.conversion.command_line" if installed else "conversion.command_line")
+
+app = typer.Typer(help="OmniFusion: images and questions in, text out.", **SETTINGS)
+app.add_typer(converters.app, name="convert", help="Convert published weights to folders that load here.")
+
+
+def show_version(given: bool):
+    if given:
+        print(f"omnifusion_hf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def omnifusion(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+):
+    pass
+
+
+@app.command()
+def build(
+    output: Output,
+    preset: Annotated[str | None, typer.Option(help="A model of the paper's tables.")] = None,
+    vision: Annotated[
+        list[str] | None, typer.Option(help="Preset, PRESET=FOLDER, folder or Hub id; once per encoder.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="The LLM: preset, folder or Hub id.")] = None,
+    projector: Annotated[Projector | None, typer.Option(help="The adapter. Default: mlp.")] = None,
+    views: Annotated[Strategy | None, typer.Option(help="Views of an image. Default: whole.")] = None,
+    chat_template: Annotated[
+        Literal["omnifusion", "own"] | None,
+        typer.Option(help="own: the chat template of the LLM's tokenizer. Default: release, the paper's."),
+    ] = None,
+    image_sizes: Annotated[
+        list[int] | None, typer.Option("--image-size", help="Side of a view in pixels; once per encoder.")
+    ] = None,
+    layers: Annotated[
+        list[int] | None, typer.Option("--layer", help="Index of the hidden state to read; once per encoder.")
+    ] = None,
+    image_fit: Annotated[Fit | None, typer.Option(help="Default: the first encoder's.")] = None,
+    dtype: DtypeOption = None,
+):
+    """Assemble pretrained parts to a folder that is ready to train.
+
+    \b
+    omnifusion build --vision clip-vit-l-336 --text mistral-7b -o my-omnifusion
+    omnifusion build --preset clip-dinov2-summation -o my-omnifusion
+    """
+    given = {name: value for name, value in locals().items() if value is not None}
     from transformers.utils import logging
 
     from .build.build import Build, build
     from .build.presets import MODELS
 
-    logging.set_verbosity_error()  # unused towers and new rows are no news here; missing weights raise
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    preset = given.pop("preset", None)
+    logging.set_verbosity_error()  # unused towers and new rows are expected here; missing weights raise
+    del given["output"]
     if preset not in (None, *MODELS):
         raise ValueError(f"--preset {preset} is unknown; use one of {', '.join(MODELS)}.")
     if preset is None and not {"vision", "text"} <= given.keys():
         raise ValueError("give --vision (once per encoder) and --text, or --preset.")
-    for name in ("run", "output"):
-        given.pop(name)
-    build(Build(**(vars(MODELS[preset]) if preset else {}) | given), options.output)
+    build(Build(**(vars(MODELS[given.pop("preset")]) if preset else {}) | given), output)
 
 
-def train(options: argparse.Namespace):
-    """Trains one stage as a recipe says."""
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help=f"Recipe of this package ({', '.join(NAMES)}) or YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="key=value", help="Fields that override the recipe's.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from output_dir's last whole checkpoint, if there is one.")
+    ] = False,
+):
+    """Train one stage by a recipe.
+
+    \b
+    omnifusion train pretrain model_name_or_path=my-omnifusion data_path=captions.json
+    """
+    if not recipe_path(recipe).exists():
+        raise ValueError(f"{recipe} is neither a file nor a recipe of this package ({', '.join(NAMES)}).")
     from .training.arguments import parse_recipe
     from .training.train import train
 
-    resume = ["resume_from_checkpoint=true"] if options.resume else []
-    train(*parse_recipe(options.recipe, [*options.overrides, *resume]))
+    overrides = [*(overrides or []), *(["resume_from_checkpoint=true"] if resume else [])]
+    train(*parse_recipe(str(recipe_path(recipe)), overrides))
 
 
-def merge(options: argparse.Namespace):
-    """Makes a plain model folder of one with LoRA weights."""
+@app.command()
+def merge(
+    folder: Annotated[str, typer.Argument(help="Checkpoint or final folder of a LoRA run.")],
+    output: Output,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Model that the run started from, if it was moved.")
+    ] = None,
+):
+    """Merge LoRA weights into their base model, as a plain model folder.
+
+    \b
+    omnifusion merge lora-run -o merged
+    """
     from .training.lora import merge
 
-    merge(options.folder, options.output, options.base)
-    print(f"wrote {options.output}")
+    merge(folder, output, base)
+    print(f"wrote {output}")
 
 
-def ask(options: argparse.Namespace):
-    """Answers one question about image files, or the questions about the bundled images."""
-    from .inference import TINY, answer, answer_examples, load
+@app.command()
+def ask(
+    images_and_question: Annotated[
+        list[str] | None, typer.Argument(metavar="IMAGE... QUESTION", help="Image files, then the question.")
+    ] = None,
+    model: Model = None,
+    text_only: Annotated[bool, typer.Option("--text-only", help="Ask without an image.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 128,
+    examples: Annotated[
+        bool, typer.Option("--examples", help="Answer the questions about the bundled images.")
+    ] = False,
+):
+    """Ask a model one question about images.
 
-    *images, question = options.images_and_question or [None]
-    if not options.examples and question is None:
-        raise ValueError('nothing to ask; write omnifusion ask IMAGE "question", or --examples.')
+    \b
+    omnifusion ask cat.png "What colour is the cat?" --model my-omnifusion
+    omnifusion ask --examples
+    """
+    from .inference import TINY, answer_examples, answer_question, load
+
+    *images, question = images_and_question or [None]
+    if not examples and question is None:
+        raise ValueError('no question; write omnifusion ask IMAGE "question", or --examples.')
     if question is not None and os.path.isfile(question):
         raise ValueError(f"the question is missing after {question}.")
-    if question is not None and bool(images) == options.text_only:
-        found = f"{question!r} is asked about {len(images)} images"
+    if question is not None and bool(images) == text_only:
+        found = f"{question!r} comes with {len(images)} images"
         raise ValueError(f'{found}; write omnifusion ask IMAGE "question", or omnifusion ask --text-only "question".')
-    model, processor = load(options.model or TINY)
-    if options.examples:
-        answer_examples(model, processor)
+    loaded = load(model or TINY)
+    if examples:
+        answer_examples(*loaded)
         print('\nYour own image: omnifusion ask IMAGE "question" [--model FOLDER_OR_HUB_ID]')
     else:
-        print(answer(model, processor, images, question, options.max_new_tokens))
+        print(answer_question(*loaded, images, question, max_new_tokens))
 
 
-def views(options: argparse.Namespace):
-    """Draws what a model sees of an image and tells what that costs."""
+@app.command()
+def views(
+    image: Annotated[str, typer.Argument(help="Image file.")],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="OUT.png", help="Image file to write.")],
+    model: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of the settings. Default: CLIP ViT-L/14-336 of the paper.")
+    ] = None,
+    strategy: Annotated[Strategy | None, typer.Option(help="Whole image only, or with the tiles of a grid.")] = None,
+    fit: Annotated[Fit | None, typer.Option(help="How the whole image becomes a square.")] = None,
+    region: Annotated[
+        list[str] | None, typer.Option(metavar="L,T,R,B", help="Box in pixels; may be repeated.")
+    ] = None,
+    max_regions: Annotated[int | None, typer.Option(help="Most regions that are taken.")] = None,
+    side: Annotated[int | None, typer.Option(min=1, help="Side of a view in pixels; needs --tokens.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Visual tokens per view.")] = None,
+    context_length: Annotated[int | None, typer.Option(min=1, help="Context length of the LLM in tokens.")] = None,
+):
+    """Draw the views that a model sees of an image, and print their token counts.
+
+    \b
+    omnifusion views photo.jpg -o views.png --strategy grid
+    """
     from .visualize import draw_file
 
-    chosen = {"view_strategy": options.strategy, "image_fit": options.fit, "max_regions": options.max_regions}
-    if options.side is not None:
-        if options.tokens is None:
-            raise ValueError(f"--side {options.side} changes how many tokens a view has; give --tokens as well.")
-        chosen["size"] = {"height": options.side, "width": options.side}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    given = (options.image, options.output, options.model, options.region, options.tokens, options.context_length)
-    print(f"{draw_file(*given, **chosen)}\nwrote {options.output}")
+    if side is not None and tokens is None:
+        raise ValueError(f"--side {side} changes how many tokens a view has; give --tokens as well.")
+    size = side and {"height": side, "width": side}
+    options = {"view_strategy": strategy, "image_fit": fit, "max_regions": max_regions, "size": size}
+    options = {name: value for name, value in options.items() if value is not None}
+    boxes = region and [[float(number) for number in box.split(",")] for box in region]
+    print(f"{draw_file(image, output, model, boxes, tokens, context_length, **options)}\nwrote {output}")
 
 
-def serve(options: argparse.Namespace):
-    """Starts an OpenAI-compatible server of one model."""
-    from .serving.openai_server import serve
+@app.command()
+def demo(
+    model: Model = None,
+    host: Host = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="TCP port. Default: the first free one from 7860.")
+    ] = None,
+):
+    """Start a page in the browser to chat with a model.
 
-    serve(options.model, options.host, options.port)
-
-
-def demo(options: argparse.Namespace):
-    """Starts a page to talk to a model in the browser."""
+    \b
+    omnifusion demo --model my-omnifusion
+    """
     from .serving.gradio_app import demo
 
-    demo(options.model, options.host, options.port)
+    demo(model, host, port)
 
 
-def card(options: argparse.Namespace):
-    """Writes README.md, the model card, into a model folder, or what is given into the card that is there."""
-    from .hub import write_card
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id.")],
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 8000,
+):
+    """Serve a model to OpenAI clients and `transformers chat`.
 
-    given = {"license": options.license, "base_model": options.base_model, "datasets": options.dataset}
-    given = {name: value for name, value in (given | {"language": options.language}).items() if value is not None}
-    print(f"wrote {write_card(options.folder, given, options.repo_id, options.results)}")
+    \b
+    omnifusion serve my-omnifusion --port 8000
+    """
+    from .serving.openai_server import serve
+
+    serve(model, host, port)
 
 
-def push(options: argparse.Namespace):
-    """Checks a model folder and uploads it to the Hub."""
-    from .hub import push
+@app.command()
+def report(
+    output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Folder of the report.")],
+    results: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RESULTS", help="Folders of lmms-eval (NAME=PATH names one) or answers.jsonl."),
+    ] = None,
+    errors: Annotated[bool, typer.Option("--errors", help="Write errors.html: wrong answers with images.")] = False,
+    groups: Annotated[
+        str | None, typer.Option(metavar="CSV", help="Compare groups of images: columns image, group, …")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or Hub id of a model to evaluate on --data.")] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="QUESTIONS", help=".json or .jsonl in the format of training data.")
+    ] = None,
+    image_folder: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Images of --data and --errors. Default: --data's folder."),
+    ] = None,
+    perturb: Annotated[
+        list[str] | None, typer.Option(metavar="NAME...", help="Evaluate on changed images as well; or: all.")
+    ] = None,
+    epsilon: Annotated[
+        list[float] | None,
+        typer.Option(metavar="E...", help="Bounds of the PGD attack, in levels of 0..255. Default: 1 2 4 8."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions per batch.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 128,
+    seed: Annotated[int, typer.Option(help="Seed of noise, places and the attack's start.")] = 0,
+):
+    """Set results beside the paper's tables; show errors, robustness, groups.
 
-    print(push(options.folder, options.repo_id, options.private))
-
-
-def report(options: argparse.Namespace):
-    """Puts results beside the paper's tables; asks a model, and looks closer at answers."""
+    \b
+    omnifusion report logs/my-omnifusion -o report
+    omnifusion report --model my-omnifusion --data questions.json --perturb noise blur -o report
+    """
+    options = locals() | {"results": results or []}
     from .evaluation.report import report
 
-    given = {name: value for name, value in vars(options).items() if name != "run"}
-    print("\n".join(f"wrote {path}" for path in report(**given)))
+    print("\n".join(f"wrote {path}" for path in report(**options)))
 
 
-def tasks(options: argparse.Namespace):
-    """Tells where the package's tasks for lmms-eval lie."""
+@app.command()
+def tasks():
+    """Print the folder of tasks for lmms-eval's --include_path.
+
+    \b
+    lmms-eval eval --include_path "$(omnifusion tasks)" --tasks textvqa_val_ocr …
+    """
     print(os.path.join(os.path.dirname(__file__), "evaluation", "tasks"))
 
 
-def box(text: str) -> list[float]:
-    """A box of the command line, such as 10,20,300,400."""
-    return [float(number) for number in text.split(",")]
+@app.command()
+def card(
+    folder: Annotated[str, typer.Argument(help="Model folder.")],
+    repo_id: Annotated[
+        str | None, typer.Option(help="Name that the usage code loads. Default in a new card: the folder.")
+    ] = None,
+    license: Annotated[str | None, typer.Option(help="Default in a new card: apache-2.0.")] = None,
+    base_model: Annotated[list[str] | None, typer.Option(metavar="ID...", help="Hub ids of the parts.")] = None,
+    dataset: Annotated[list[str] | None, typer.Option(metavar="ID...", help="Hub ids of the training data.")] = None,
+    language: Annotated[list[str] | None, typer.Option(metavar="CODE...", help="Default in a new card: en.")] = None,
+    results: Annotated[str | None, typer.Option(metavar="FILE", help="Result file of lmms-eval.")] = None,
+):
+    """Write the model card of a folder, or update the one that is there.
+
+    \b
+    omnifusion card my-omnifusion --license apache-2.0 --dataset liuhaotian/LLaVA-Pretrain
+    """
+    from .evaluation.results import read_scores
+    from .hub import write_card
+
+    lists = {"base_model": base_model, "datasets": dataset, "language": language}
+    given = {name: [word for word in words if word] for name, words in lists.items() if words is not None}
+    scores = read_scores(results) if results else []
+    print(f"wrote {write_card(folder, given | ({'license': license} if license else {}), repo_id, scores)}")
 
 
-def count(text: str) -> int:
-    """A whole number above 0."""
-    if not text.isdecimal() or int(text) == 0:
-        raise ValueError
-    return int(text)
+@app.command()
+def push(
+    folder: Annotated[str, typer.Argument(help="Model folder.")],
+    repo_id: Annotated[str, typer.Argument(help="Repository on the Hub: owner/name.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+):
+    """Check a model folder and upload it to the Hub.
+
+    \b
+    omnifusion push my-omnifusion YOU/my-omnifusion --private
+    """
+    from .hub import push
+
+    print(push(folder, repo_id, private))
 
 
-def port(text: str) -> int:
-    """A number of a TCP port."""
-    if count(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text} is no port; give one of 1 to 65535")
-    return int(text)
+# Options that take several words.
+LISTS = {"--perturb", "--epsilon", "--base-model", "--dataset", "--language", "--images"}
 
 
-def add_build(commands):
-    command = commands.add_parser("build", help="assemble pretrained parts to a folder that is ready to train")
-    command.add_argument("--preset", help="a model of the paper's tables, such as clip-dinov2-summation")
-    command.add_argument("--vision", action="append", help="preset, PRESET=FOLDER, folder or Hub id; once per encoder")
-    command.add_argument("--text", help="the LLM: preset, folder or Hub id")
-    command.add_argument("--projector", choices=list(PROJECTORS), help="the adapter, default: mlp")
-    command.add_argument("--views", choices=get_args(ViewStrategy))
-    command.add_argument("--chat-template", choices=["omnifusion", "own"], help="own: that of a chat-tuned LLM")
-    command.add_argument("--image-size", type=int, action="append", dest="image_sizes", help="once per encoder")
-    command.add_argument("--layer", type=int, action="append", dest="layers", help="hidden state, once per encoder")
-    command.add_argument("--image-fit", choices=get_args(ImageFit), help="default: the first encoder's")
-    command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as stored")
-    command.add_argument("-o", "--output", required=True, metavar="FOLDER")
-    command.set_defaults(run=build)
-
-
-def add_train(commands):
-    command = commands.add_parser("train", help="train one stage as a recipe says")
-    command.add_argument("recipe", help="YAML file, such as omnifusion_hf/recipes/pretrain.yaml")
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="fields that win over the recipe's")
-    command.add_argument("--resume", action="store_true", help="go on from output_dir's last whole checkpoint, if any")
-    command.set_defaults(run=train)
-
-
-def add_merge(commands):
-    command = commands.add_parser("merge", help="make a plain model folder of one with LoRA weights")
-    command.add_argument("folder", help="a checkpoint or the final folder of a LoRA run")
-    command.add_argument("-o", "--output", required=True, metavar="FOLDER")
-    command.add_argument("--base", metavar="MODEL", help="what the run started from, where that moved")
-    command.set_defaults(run=merge)
-
-
-def add_ask(commands):
-    command = commands.add_parser("ask", help="ask a model about images")
-    command.add_argument("images_and_question", nargs="*", metavar="IMAGE", help="image files, then the question")
-    command.add_argument("--model", help="folder or Hub id; default: the bundled tiny model")
-    command.add_argument("--text-only", action="store_true", help="ask without an image")
-    command.add_argument("--max-new-tokens", type=int, default=128)
-    command.add_argument("--examples", action="store_true", help="answer the questions about the bundled images")
-    command.set_defaults(run=ask)
-
-
-def add_views(commands):
-    command = commands.add_parser("views", help="draw what a model sees of an image, with its token counts")
-    command.add_argument("image")
-    command.add_argument("-o", "--output", required=True, metavar="OUT.png")
-    command.add_argument(
-        "--model", help="folder or Hub id whose settings count; default: CLIP ViT-L/14-336 of the paper"
-    )
-    command.add_argument("--strategy", choices=get_args(ViewStrategy))
-    command.add_argument("--fit", choices=get_args(ImageFit), help="how the whole image becomes a square")
-    command.add_argument(
-        "--region",
-        type=box,
-        action="append",
-        metavar="L,T,R,B",
-        help="a box in pixels; repeatable (--region=-5,… for a minus)",
-    )
-    command.add_argument("--max-regions", type=int, metavar="N")
-    command.add_argument("--side", type=count, metavar="S", help="pixels of a view's side")
-    command.add_argument("--tokens", type=count, metavar="P", help="visual tokens per view")
-    command.add_argument("--context-length", type=count, metavar="N", help="tokens that the LLM has room for")
-    command.set_defaults(run=views)
-
-
-def add_demo(commands):
-    command = commands.add_parser("demo", help="start a page to talk to a model in the browser")
-    command.add_argument("--model", help="folder or Hub id; default: the bundled tiny model")
-    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other computers in")
-    command.add_argument("--port", type=port, help="default: the first free one from 7860")
-    command.set_defaults(run=demo)
-
-
-def add_serve(commands):
-    command = commands.add_parser("serve", help="serve a model to OpenAI clients and `transformers chat`")
-    command.add_argument("model", help="folder or Hub id")
-    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other computers in")
-    command.add_argument("--port", type=port, default=8000)
-    command.set_defaults(run=serve)
-
-
-def add_report(commands):
-    command = commands.add_parser("report", help="put results beside the paper's tables; errors, robustness, groups")
-    command.add_argument(
-        "results", nargs="*", metavar="RESULTS", help="folders of lmms-eval (NAME=PATH names one), answers.jsonl"
-    )
-    command.add_argument("-o", "--output", required=True, metavar="DIR")
-    command.add_argument("--errors", action="store_true", help="errors.html: wrong answers with their images")
-    command.add_argument("--groups", metavar="CSV", help="compare groups of images: columns image, group, …")
-    command.add_argument("--model", metavar="FOLDER", help="ask this model (folder or Hub id) the questions of --data")
-    command.add_argument("--data", metavar="QUESTIONS", help=".json or .jsonl in the format of training data")
-    command.add_argument(
-        "--image-folder",
-        metavar="FOLDER",
-        help="of the images of --data and --errors; default: where --data is",
-    )
-    command.add_argument("--perturb", nargs="+", metavar="NAME", help="ask with changed images as well; or: all")
-    command.add_argument(
-        "--epsilon", nargs="+", type=float, metavar="E", help="most change by PGD, levels of 0..255; default: 1 2 4 8"
-    )
-    command.add_argument("--batch-size", type=count, default=16)
-    command.add_argument("--max-new-tokens", type=count, default=128)
-    command.add_argument("--seed", type=int, default=0, help="of noise, places and the attack's start")
-    command.set_defaults(run=report)
-
-
-def add_tasks(commands):
-    command = commands.add_parser("tasks", help="print the folder of tasks for lmms-eval's --include_path")
-    command.set_defaults(run=tasks)
-
-
-def add_card(commands):
-    command = commands.add_parser("card", help="write the model card of a folder, or update the one that is there")
-    command.add_argument("folder")
-    command.add_argument("--repo-id", help="what the card's usage code loads; of a new card by default the folder")
-    command.add_argument("--license", help="of a new card by default apache-2.0")
-    command.add_argument("--base-model", nargs="*", help="Hub ids of the parts")
-    command.add_argument("--dataset", nargs="*", help="Hub ids of the training data")
-    command.add_argument("--language", nargs="*", help="of a new card by default en")
-    command.add_argument("--results", help="result file of lmms-eval")
-    command.set_defaults(run=card)
-
-
-def add_push(commands):
-    command = commands.add_parser("push", help="check a folder and upload it to the Hub")
-    command.add_argument("folder")
-    command.add_argument("repo_id")
-    command.add_argument("--private", action="store_true")
-    command.set_defaults(run=push)
-
-
-class Command(argparse.ArgumentParser):
-    """Takes options between words too: `train RECIPE --resume key=value`, `ask IMAGE --model FOLDER "question"`."""
-
-    mixing = False
-
-    def parse_known_args(self, args=None, namespace=None):
-        if self.mixing:  # called by argparse's own method below
-            return super().parse_known_args(args, namespace)
-        self.mixing = True
-        try:
-            return self.parse_known_intermixed_args(args, namespace)
-        finally:
-            self.mixing = False
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="omnifusion", description="OmniFusion: images and questions in, text out.")
-    commands = parser.add_subparsers(required=True, metavar="command", parser_class=Command)
-    for add in (
-        add_build,
-        add_train,
-        add_merge,
-        add_ask,
-        add_views,
-        add_demo,
-        add_serve,
-        add_report,
-        add_tasks,
-        add_card,
-        add_push,
-    ):
-        add(commands)
-    return parser
+def repeat_options(words: Sequence[str]) -> list[str]:
+    """`--perturb noise blur` as `--perturb noise --perturb blur`. Such an option without a word gets an empty one."""
+    spread, option = [], None
+    for index, word in enumerate(words):
+        if word in LISTS:
+            option = word
+            if words[index + 1 : index + 2] == [] or words[index + 1].startswith("--"):
+                spread += [word, ""]
+        elif word.startswith("-") and not re.match(r"-[\d.]", word):
+            option = None
+            spread.append(word)
+        else:
+            spread += [option, word] if option else [word]
+    return spread
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. What the user can mend (`files.is_mistake`) ends in one line on stderr and exit code 2, Ctrl-C
-    in exit code 130; a fault of this package shows its traceback."""
-    options = build_parser().parse_args(argv)
+    """Runs one command and returns its exit status. User errors (`io.is_mistake`) print one line to stderr and give 2,
+    Ctrl-C gives 130; a fault of this package shows its traceback."""
+    words = repeat_options(sys.argv[1:] if argv is None else list(argv))
     try:
-        options.run(options)
-        return 0
-    except KeyboardInterrupt:
-        said, code = "interrupted", 130
+        status = app(words, prog_name="omnifusion", standalone_mode=False) or 0
+        said = "interrupted" if status == 130 else None
+    except typer.TyperException as error:
+        path = error.ctx.command_path if getattr(error, "ctx", None) else "omnifusion"
+        said, status = f"error: {error.format_message()} See `{path} --help`.", 2
     except Exception as error:
         if not is_mistake(error):
             raise
         worker = re.split(r"\n[\w.]+Error: ", str(error))  # a data loader's worker adds its stack trace
-        said, code = f"error: {reason_of(error) if len(worker) == 1 else ' '.join(worker[-1].split())}", 2
-    # Only now, when a failed run's progress bar is closed.
-    print(f"omnifusion: {said}", file=sys.stderr)
-    return code
+        said, status = f"error: {reason_of(error) if len(worker) == 1 else ' '.join(worker[-1].split())}", 2
+    if said:  # printed here, after the progress bar of a failed run is closed
+        print(f"omnifusion: {said}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Folders for the Hub: with a model card, checked before they are pushed."""
+"""Model cards, and checked uploads to the Hub."""
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from transformers import AutoConfig
 
-from .evaluation.results import read_scores
 from .io import LOSS_PLOT, SUMMARY, write_whole
 from .markdown import Markdown, code, fill, plain, table
 from .model.configuration_omnifusion import OmniFusionConfig
@@ -19,9 +19,9 @@ from .model.configuration_omnifusion import OmniFusionConfig
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-# What training leaves in a model folder and nobody needs to load it.
-LEFT_OUT = ["training_args.bin", "checkpoint-*"]
-EVALUATION = "## Evaluation\n\nMeasured with lmms-eval.\n\n"  # and a table
+# Files of training that a model does not need.
+NOT_UPLOADED = ["training_args.bin", "checkpoint-*"]
+EVALUATION = "## Evaluation\n\nMeasured with lmms-eval.\n\n"  # followed by a table
 PYTHON_TEXT = r'"(?:[^"\\\n]|\\.)*"'
 USAGE = re.compile(
     rf"((?:AutoModelForImageTextToText|AutoProcessor)\.from_pretrained\(){PYTHON_TEXT}(?=, trust_remote_code=True)"
@@ -30,7 +30,7 @@ USAGE = re.compile(
 
 @dataclass
 class CardFacts:
-    """What a card says that the folder's configuration does not know."""
+    """Facts of a card that are not in the folder's configuration."""
 
     license: str = "apache-2.0"
     base_model: list[str] = field(default_factory=list)
@@ -40,27 +40,27 @@ class CardFacts:
     notes: list[str] = field(default_factory=list)
 
 
-def write_card(folder: str | Path, given: dict, repo_id: str | None = None, results: Path | None = None) -> Path:
-    """Writes README.md: a new card, or what is given into the card that is there. Returns its path.
+def write_card(folder: str | Path, given: dict, repo_id: str | None = None, scores: Sequence = ()) -> Path:
+    """Writes a new README.md, or updates the given facts in the existing one. Returns its path.
 
     Args:
         given: fields of [`CardFacts`].
-        repo_id, results: as in [`render_card`].
+        repo_id, scores: as in [`render_card`].
     """
     path = Path(folder) / "README.md"
     if path.is_file():
         check_is_whole(Path(folder))
         card = update_card(ModelCard.load(path), given, repo_id)
-        if results:
-            add_results(card, read_results(results), model_name(path.parent, repo_id))
+        if scores:
+            add_results(card, as_results(scores), model_name(path.parent, repo_id))
     else:
-        card = render_card(folder, CardFacts(**given), repo_id, results)
+        card = render_card(folder, CardFacts(**given), repo_id, scores)
     write_whole(path, str(card))
     return path
 
 
 def update_card(card: ModelCard, given: dict, repo_id: str | None) -> ModelCard:
-    """The card with the facts and the usage code that are given, and else as it was."""
+    """Changes the given facts and the usage code; the rest of the card stays."""
     for name, value in given.items():
         card.data[name] = value or None
     if repo_id:
@@ -69,7 +69,7 @@ def update_card(card: ModelCard, given: dict, repo_id: str | None) -> ModelCard:
 
 
 def add_results(card: ModelCard, results: list[EvalResult], name: str):
-    """Puts scores into a card; of what was measured before the same counts no more."""
+    """Adds scores to a card; a new score replaces the old one of the same task and metric."""
     before = card.data.eval_results or []
     results = [old for old in before if not any(old.is_equal_except_value(new) for new in results)] + results
     card.data.model_name, card.data.eval_results = card.data.model_name or name, results
@@ -80,20 +80,18 @@ def model_name(folder: Path, repo_id: str | None) -> str:
     return (repo_id or folder.resolve().name).split("/")[-1]
 
 
-def render_card(
-    folder: str | Path, facts: CardFacts, repo_id: str | None = None, results: Path | None = None
-) -> ModelCard:
+def render_card(folder: str | Path, facts: CardFacts, repo_id: str | None = None, scores: Sequence = ()) -> ModelCard:
     """A new card of a model folder.
 
     Args:
         facts: licence, base models, data sets, languages, notes.
-        repo_id: what the usage code loads; by default the folder.
-        results: an lmms-eval result file.
+        repo_id: the name that the usage code loads; default: the folder.
+        scores: of lmms-eval, as `evaluation.results.read_scores` returns them.
     """
     folder = Path(folder)
     check_is_whole(folder)
     config, name = AutoConfig.from_pretrained(folder), model_name(folder, repo_id)
-    scores, training = read_results(results) if results else [], read_training(folder)
+    results, training = as_results(scores), read_training(folder)
     card_data = ModelCardData(
         license=facts.license,
         base_model=facts.base_model or None,
@@ -102,8 +100,8 @@ def render_card(
         library_name="transformers",
         pipeline_tag="image-text-to-text",
         tags=["omnifusion", "multimodal", "vision-language"],
-        model_name=name if scores else None,
-        eval_results=scores or None,
+        model_name=name if results else None,
+        eval_results=results or None,
     )
     preprocessing = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))["image_processor"]
     text = fill(
@@ -117,7 +115,7 @@ def render_card(
         image_size=config.vision_config.image_size,
         training=table(["setting", "value"], training.items()) if training else "",
         loss_plot=LOSS_PLOT if (folder / LOSS_PLOT).is_file() else None,
-        evaluation=evaluation_section(scores) if scores else "",
+        evaluation=evaluation_section(results) if results else "",
         notes=facts.notes,
     )
     return ModelCard(f"---\n{card_data}\n---\n\n{text}")
@@ -129,8 +127,8 @@ def evaluation_section(results: list[EvalResult]) -> Markdown:
 
 
 def with_evaluation(text: str, section: Markdown) -> str:
-    """A card's text with this section of scores in the place of the one that stands there, else in front of the limits
-    or at the end. A section that a person wrote stays, and stays alone."""
+    """Replaces the section of scores in a card's text, or adds it before the limits or at the end. If a person wrote a
+    section on evaluation, the text stays as it is."""
     ours = re.compile(re.escape(EVALUATION) + r"(\|.*\n?)+")
     if ours.search(text):
         return ours.sub(lambda _: f"{section}\n", text)
@@ -141,17 +139,17 @@ def with_evaluation(text: str, section: Markdown) -> str:
 
 
 def with_repo(text: str, repo_id: str) -> str:
-    """A card's text whose usage code loads `repo_id`."""
+    """Sets the name that a card's usage code loads."""
     return USAGE.sub(lambda found: found[1] + _quoted(repo_id), text)
 
 
 def _quoted(name: str) -> Markdown:
-    """As Python code, in a block of code."""
+    """A Python string literal."""
     return Markdown(json.dumps(name, ensure_ascii=False))
 
 
 def describe_parts(config: OmniFusionConfig) -> list[dict]:
-    """Rows of the architecture table, counted on a model without memory."""
+    """Rows of the architecture table; parameters are counted on the meta device."""
     from transformers import AutoModelForImageTextToText
 
     with torch.device("meta"):
@@ -179,7 +177,7 @@ def describe_parts(config: OmniFusionConfig) -> list[dict]:
 
 
 def describe_views(preprocessing: dict) -> Markdown:
-    """The image strategy in words."""
+    """A description of the image strategy."""
     fit = code(preprocessing["image_fit"])
     if preprocessing["view_strategy"] == "whole":
         return Markdown(f"one view ({fit})")
@@ -188,7 +186,7 @@ def describe_views(preprocessing: dict) -> Markdown:
 
 
 def read_training(folder: Path) -> dict:
-    """What `omnifusion train` left beside the model, empty where it was made otherwise."""
+    """The summary that `omnifusion train` wrote to the folder; empty if there is none."""
     summary = folder / SUMMARY
     settings = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
     parts = settings.get("trained_parameters", {})
@@ -196,44 +194,44 @@ def read_training(folder: Path) -> dict:
     return {name.replace("_", " "): value for name, value in settings.items() if value not in (None, "")}
 
 
-def read_results(path: str | Path) -> list[EvalResult]:
-    """The scores in an lmms-eval result file, for a card's metadata."""
+def as_results(scores: Sequence) -> list[EvalResult]:
+    """Scores of lmms-eval as metadata of a card."""
     return [
         EvalResult("image-text-to-text", score.task, score.task, score.metric, round(score.value, 4))
-        for score in read_scores(path)
+        for score in scores
     ]
 
 
 def check_is_whole(folder: Path):
-    """Raises `ValueError` for no folder, and for what a LoRA run leaves, which needs the model it started from."""
+    """Raises `ValueError` for a missing folder, and for LoRA weights without their base model."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}.")
     if (folder / "adapter_config.json").is_file():
-        raise ValueError(f"{folder} holds LoRA weights alone; first `omnifusion merge {folder} -o FOLDER`.")
+        raise ValueError(f"{folder} holds only LoRA weights; first `omnifusion merge {folder} -o FOLDER`.")
 
 
 def check_folder(folder: str | Path):
-    """Loads the folder and generates one token. Raises `ValueError` for what would break its users."""
-    from .inference import answer, load
+    """Loads the folder and generates one token. Raises `ValueError` for a folder that its users could not load."""
+    from .inference import answer_question, load
 
     folder = Path(folder)
     check_is_whole(folder)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no model folder: config.json is missing.")
+        raise ValueError(f"{folder} is not a model folder: config.json is missing.")
     files = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*"))]
-    files = list(filter_repo_objects(files, ignore_patterns=LEFT_OUT))
+    files = list(filter_repo_objects(files, ignore_patterns=NOT_UPLOADED))
     if pickles := [file for file in files if file.endswith(PICKLES)]:
-        raise ValueError(f"{folder} holds pickles {pickles}; remove them, weights go as safetensors.")
+        raise ValueError(f"{folder} holds pickles {pickles}; remove them, and save weights as safetensors.")
     if not (folder / "README.md").is_file():
         raise ValueError(f"{folder} has no model card; write it with `omnifusion card {folder}`.")
     auto_map = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map", {})
     if not auto_map or any(f"{name.split('.')[0]}.py" not in files for name in auto_map.values()):
-        raise ValueError(f"{folder} lacks its code, which its card promises; write it with save_pretrained.")
-    answer(*load(str(folder)), [], "Hello", max_new_tokens=1)
+        raise ValueError(f"{folder} lacks the code that its card refers to; write it with save_pretrained.")
+    answer_question(*load(str(folder)), [], "Hello", max_new_tokens=1)
 
 
 def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
-    """Checks the folder and its card, whose usage code is set to `repo_id`, then uploads; returns the URL."""
+    """Checks the folder and its card, sets the card's usage code to `repo_id`, uploads; returns the URL."""
     validate_repo_id(repo_id)
     check_folder(folder)
     path = Path(folder) / "README.md"
@@ -246,6 +244,6 @@ def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
         repo_id=repo_id,
         folder_path=str(folder),
         commit_message="Upload OmniFusion model",
-        ignore_patterns=LEFT_OUT,
+        ignore_patterns=NOT_UPLOADED,
     )
     return str(url)

@@ -1,6 +1,5 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Finished or absent: files and folders appear under their final name only when they are complete. And the reverse:
-whatever is wrong with a file that a user wrote becomes one error that names it."""
+"""Atomic file and folder writes; errors in users' files, as one line that names the file."""
 
 import json
 import os
@@ -11,7 +10,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+
+# Files that training leaves in a model folder and the model card shows.
+SUMMARY = "training_summary.json"
+LOSS_PLOT = "training_loss.png"
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def recipe_path(name: str | Path) -> Path:
+    """The path of a YAML file, or of a packaged one by its name, `pretrain` or `data/finetune_mixture.yaml`."""
+    packaged = (RECIPES / f"{name}{suffix}" for suffix in ("", ".yaml"))
+    return Path(name) if Path(name).is_file() else next((path for path in packaged if path.is_file()), Path(name))
+
+
+def check_new(path: str | Path):
+    """Raises `ValueError` for a path that exists."""
+    if Path(path).exists():
+        raise ValueError(f"{path} exists and is not replaced; remove it or choose another name.")
 
 
 # Files of a finished training run in its model folder; the model card shows both.
@@ -21,8 +39,9 @@ LOSS_PLOT = "training_loss.png"
 
 @contextmanager
 def staged_folder(path: str | Path, replace: bool = True):
-    """Yields a temporary folder beside `path`, of this call alone, that takes its name if the block ends well, else
-    goes. Raises `ValueError` without `replace` where another process was faster."""
+    """Yields a temporary folder beside `path`, which is renamed to `path` if the block succeeds, else removed.
+
+    Without `replace`, raises `ValueError` if another process made `path` meanwhile."""
     path = Path(path)
     part, old = (path.with_name(f"{path.name}.{uuid4().hex[:8]}.{end}") for end in ("incomplete", "replaced"))
     part.mkdir(parents=True)
@@ -43,9 +62,9 @@ def staged_folder(path: str | Path, replace: bool = True):
 
 @contextmanager
 def staged_file(path: str | Path):
-    """Yields a name beside `path` for a file that takes that of `path` if the block ends well, else goes.
+    """Yields a path beside `path` for a file that is renamed to `path` if the block succeeds, else removed.
 
-    Missing folders are made. Its suffix is another one: tell writers the format.
+    Makes missing folders. The temporary file has another suffix, so writers need an explicit format.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,15 +77,15 @@ def staged_file(path: str | Path):
 
 
 def write_whole(path: str | Path, text: str):
-    """Writes a text file, and the folders above it, that nobody ever sees half written."""
+    """Writes a text file atomically; makes missing folders."""
     with staged_file(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def named(place: str, kind: type[ValueError] = ValueError, advice: str = ""):
-    """Whatever goes wrong in the block becomes one error that begins with `place`. Readers of a user's file raise more
-    than they say: RecursionError, OverflowError, MemoryError, tarfile's, pyarrow's and Pillow's own."""
+    """Turns any error of the block into one that begins with `place`. Readers of a user's file raise undocumented
+    ones: RecursionError, OverflowError, MemoryError, those of tarfile, pyarrow and Pillow."""
     try:
         yield
     except Exception as error:
@@ -74,14 +93,14 @@ def named(place: str, kind: type[ValueError] = ValueError, advice: str = ""):
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says, in one line that is never empty."""
+    """An error's message in one line that is never empty."""
     reason = re.sub(r"\s*\n\s*", " ", str(error)[:1000])
     if not reason or isinstance(error, (LookupError, TypeError, AttributeError)):
         reason = f"{type(error).__name__} {reason}".rstrip()
     return f"a file could not be written, is the disk full? {reason}" if UNWRITTEN.search(reason) else reason
 
 
-# Errors of other packages, which are looked up only where these are loaded; torch's own are told by what they say.
+# Errors of other packages, looked up only if these are loaded. torch's own are recognised by their message.
 FOREIGN = [
     ("safetensors", "SafetensorError"),  # damaged weights, a full disk
     ("huggingface_hub.errors", "StrictDataclassError"),  # a configuration with a value of the wrong type
@@ -93,47 +112,51 @@ UNWRITTEN = re.compile("inline_container|PytorchStreamWriter|iostream error")
 
 
 def is_mistake(error: Exception) -> bool:
-    """Whether what the user gave, a file, the network, the disk or a missing package explains an error. Any other is a
-    fault of this package, of which the traceback is wanted."""
+    """Whether an error has a cause that the user can remove: an argument, a file, the network, the disk, a missing
+    package. Any other is a fault of this package, and its traceback is shown."""
     kinds = [ValueError, OSError, ImportError, MemoryError, RecursionError]
     kinds += [getattr(sys.modules.get(package), name, ()) for package, name in FOREIGN]
     said = str(error)
     return isinstance(error, tuple(kinds)) or bool(UNWRITTEN.search(said)) or "DefaultCPUAllocator" in said
 
 
+@contextmanager
+def friendly_load_errors(folder_or_hub_id: str | Path):
+    """Turns loading errors into a one-line `ValueError` that names the folder, or says that there is none.
+
+    transformers takes the name of a missing folder for a Hub id. Damaged weights, tokenizers and configurations raise
+    errors of many packages, RuntimeError and Exception among them.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not (is_mistake(error) or isinstance(error, RuntimeError) or type(error) is Exception):
+            raise
+        if os.path.isdir(folder_or_hub_id):
+            raise ValueError(f"cannot load {folder_or_hub_id}: {reason_of(error)}") from error
+        absent = f"there is no folder {folder_or_hub_id}, and the Hub did not give it"
+        raise ValueError(f"{absent}: {reason_of(error)}") from error
+
+
 def read_json(text: str | bytes, place: str, **options):
-    """What JSON says. Raises `ValueError` that begins with `place`, also for what is nested too deeply."""
+    """The content of JSON text. Raises `ValueError` that begins with `place`, also for too deep nesting."""
     with named(place):
         return json.loads(text, **options)
 
 
 def read_text(path: str | Path) -> str:
-    """A user's text file, without the mark that Windows puts in front. Raises `ValueError` that names it."""
+    """A text file's content without byte order mark. Raises `ValueError` that names a file that is not UTF-8."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}; convert it.") from None
 
 
-class _Loader(yaml.SafeLoader):
-    """Takes `no` and `off` for text, as YAML 1.2 does, and refuses a key that stands twice."""
-
-    yaml_implicit_resolvers = {
-        start: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-        for start, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"`{twice[0]}` stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(?i:true|false)$"), list("tTfF"))
-
-
 def read_yaml(text: str, source: str):
-    """What YAML text says. Raises `ValueError` that names its source."""
+    """The content of YAML 1.2 text (`no` is a string). Raises `ValueError` that names its source, also for a duplicate
+    key."""
     with named(f"{source} is not YAML"):
-        return yaml.load(text, _Loader)
+        try:
+            return YAML(typ="safe", pure=True).load(text)
+        except MarkedYAMLError as error:
+            raise ValueError(f"{error.problem} in line {error.problem_mark.line + 1}") from error

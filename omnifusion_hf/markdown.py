@@ -1,7 +1,7 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Markdown of reports and model cards: whatever stands in it shows as it is, for names and settings are others' text.
+"""Markdown of reports and model cards, with names and settings escaped, since these come from others.
 
-Text is escaped unless it is of the type [`Markdown`], which the functions here return.
+Text is escaped unless it is of the type [`Markdown`], which these functions return.
 """
 
 import re
@@ -9,23 +9,22 @@ import re
 from jinja2 import Environment
 
 
-# What is markup wherever it stands (an underscore inside a word is none; # at the end of a heading is), and what is at
-# the beginning alone.
+# Markup anywhere in a line (but not an underscore inside a word; # at the end of a heading), and at its start only.
 ANYWHERE = re.compile(r"[\\`*\[\]<|~$]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|#$")
 AT_START = re.compile(r"^(#+|[-+=]+|>|\d+[.)])(?=\s|$)|^>")
 
 
 class Markdown(str):
-    """Text that is Markdown already."""
+    """Text that is already Markdown."""
 
 
 def one_line(text) -> str:
-    """Without line ends, and without what is not to be seen (such as marks that turn the direction of writing)."""
+    """The text without line ends and invisible characters (such as marks of the writing direction)."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
 
 
 def plain(text) -> Markdown:
-    """Text of one line that shows as it is."""
+    """One line of text, escaped."""
     if isinstance(text, Markdown):
         return text
     text = ANYWHERE.sub(r"\\\g<0>", one_line(text))
@@ -33,7 +32,7 @@ def plain(text) -> Markdown:
 
 
 def code(text) -> Markdown:
-    """Text of one line in the type of code."""
+    """One line of text as inline code."""
     text = one_line(text)
     fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
     space = " " * ("`" in (text[:1], text[-1:]))
@@ -47,5 +46,5 @@ def table(header: list, rows: list[list]) -> Markdown:
 
 
 def fill(template: str, **values) -> Markdown:
-    """A Jinja template of Markdown with its values in it."""
+    """Renders a Jinja template of Markdown; values are escaped."""
     return Markdown(Environment(finalize=plain).from_string(template).render(**values))

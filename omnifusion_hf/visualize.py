@@ -1,18 +1,18 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""A drawing of what the encoder sees: an image with its views over it, the views themselves, and what they cost.
+"""Draws an image with the boxes of its views, the views as the encoder gets them, and their token counts.
 
-Hatched: parts of a view outside the image (padding). Greyed out: parts of the image that no view shows. Everything
-is drawn at twice its size and halved at the end, which smooths lines and letters.
+Parts of a view outside the image (padding) are hatched, parts of the image outside all views are grey. Everything is
+drawn at twice its size and halved at the end, which smooths lines and letters.
 """
 
-import os
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from . import inference as ask
+from .inference import context_length as context_length_of
+from .io import friendly_load_errors, staged_file
 from .model.configuration_omnifusion import OmniFusionConfig
 from .model.image_processing_omnifusion import OmniFusionImageProcessor, cut_image, load_image
 from .model.processing_omnifusion import TokenCount
@@ -33,39 +33,38 @@ def draw_file(
     source: str, output: str, model: str | None = None, regions: list | None = None, tokens: int | None = None,
     context_length: int | None = None, **image_options,
 ) -> TokenCount:  # fmt: skip
-    """Draws an image file as `model` (a folder or Hub id) sees it; without one, as CLIP ViT-L/14-336 of the paper.
+    """Draws the views of an image file for `model` (a folder or Hub id), by default CLIP ViT-L/14-336 of the paper.
 
     Args:
-        regions: boxes that become views, as in a call of the processor.
-        tokens: visual tokens per view, where they are not the model's.
-        context_length: tokens that the LLM has room for, where it is not the model's.
-        image_options: fields of [`OmniFusionImageProcessor`] to set, such as `view_strategy`.
+        regions: boxes (left, top, right, bottom) in pixels that become views, as in a call of the processor.
+        tokens: visual tokens per view; default: the model's.
+        context_length: of the LLM, in tokens; default: the model's.
+        image_options: fields of [`OmniFusionImageProcessor`] to change, such as `view_strategy`.
     """
     if model is None:
         processor, tokens = OmniFusionImageProcessor(**image_options), tokens or 576
     else:
-        with ask.told_if_missing(model):
+        with friendly_load_errors(model):
             processor = OmniFusionImageProcessor.from_pretrained(model, **image_options)
             config = OmniFusionConfig.from_pretrained(model)
         tokens = tokens or config.image_seq_length
-        context_length = context_length or ask.context_length(config.text_config)
+        context_length = context_length or context_length_of(config.text_config)
     image = load_image(source, processor.max_image_pixels)
     views = processor.plan_views([(image.height, image.width)], regions=regions)[0]
     count = TokenCount([len(views)], tokens, context_length)
     drawing = draw_views(image, views, count, processor, Path(source).name)
-    part = Path(output).with_name(f"incomplete-{Path(output).name}")
-    try:
-        drawing.save(part)
-        os.replace(part, output)
-    finally:
-        part.unlink(missing_ok=True)
+    suffix = Path(output).suffix.lower()
+    if suffix not in (formats := Image.registered_extensions()):
+        raise ValueError(f"{output}: `{suffix}` is not an image format; use .png.")
+    with staged_file(output) as part:
+        drawing.save(part, formats[suffix])
     return count
 
 
 def draw_views(
     image: Image.Image, views: ImageViews, count: TokenCount, processor: OmniFusionImageProcessor, title: str
 ) -> Image.Image:
-    """The drawing of one RGB image; `views` and `count` are what the processor plans for it."""
+    """The drawing of one RGB image with the views and the count that the processor planned for it."""
     side = processor.size["height"]
     background = tuple(round(255 * mean) for mean in processor.image_mean)
     cuts = cut_image(image, views, side, processor.resample, background)
@@ -88,17 +87,17 @@ def _kinds(views: ImageViews) -> list[str]:
 
 
 def _on_page(boxes: list[Box]) -> list[tuple[int, int, int, int]]:
-    """Boxes in pixels of the drawing, moved and scaled so that all of them have room."""
+    """Boxes in pixels of the drawing, moved and scaled so that all fit."""
     corners = np.reshape(boxes, (-1, 2, 2))
     low, high = corners.min((0, 1)), corners.max((0, 1))
     scale = min(np.array([WIDEST, TALLEST]) / (high - low))
-    placed = np.rint((corners - low) * scale).astype(int) + BORDER
-    placed[:, 1] = np.maximum(placed[:, 1], placed[:, 0] + 1)
-    return [tuple(box) for box in placed.reshape(-1, 4).tolist()]
+    scaled = np.rint((corners - low) * scale).astype(int) + BORDER
+    scaled[:, 1] = np.maximum(scaled[:, 1], scaled[:, 0] + 1)
+    return [tuple(box) for box in scaled.reshape(-1, 4).tolist()]
 
 
 def _draw_scene(image: Image.Image, views: ImageViews, tokens: int) -> Image.Image:
-    """The image with the boxes of its views, on a page large enough for what sticks out of it."""
+    """The image with the boxes of its views, on a page that includes boxes outside the image."""
     frame, *boxes = _on_page([(0, 0, image.width, image.height), *views])
     size = [max(box[edge] for box in (frame, *boxes)) + BORDER for edge in (2, 3)]
     seen = Image.new("L", size, 0)
@@ -109,7 +108,7 @@ def _draw_scene(image: Image.Image, views: ImageViews, tokens: int) -> Image.Ima
     resized = image.resize((frame[2] - frame[0], frame[3] - frame[1]), Image.Resampling.LANCZOS)
     scene.paste(Image.blend(resized, Image.new("RGB", resized.size, GREY), 0.75), frame)
     scene.paste(resized, frame, seen.crop(frame))
-    # Coloured lines between white ones can be seen on any image; all white first, so that no line cuts another.
+    # A coloured line between white ones is visible on any image. White ones come first, so that none covers a colour.
     for colours in (dict.fromkeys(COLOURS, WHITE), COLOURS):
         for kind, box in zip(_kinds(views), boxes):
             _outline(scene, box, kind, colours[kind])
@@ -127,7 +126,7 @@ def _hatched(size: tuple[int, int]) -> Image.Image:
 
 
 def _outline(scene: Image.Image, box: tuple, kind: str, colour: tuple):
-    """A line on the edge of a box, the whole view's around that of its tiles; white ones are wider by the casing."""
+    """A line along the edge of a box; the whole view's is outside its tiles'. White lines are wider by the casing."""
     width = LINE + 2 * CASING if colour == WHITE else LINE
     outwards = width // 2 + (LINE + CASING if kind == "whole" else 0)
     left, top, right, bottom = box
@@ -136,7 +135,7 @@ def _outline(scene: Image.Image, box: tuple, kind: str, colour: tuple):
 
 
 def _badge(scene: Image.Image, box: tuple, kind: str, number: int, tokens: int):
-    """Number and, where there is room, tokens: the whole view's at its right, a region's above its box."""
+    """Number and, if there is room, token count: at the right of the whole view, above a region."""
     left, top, right, _ = box
     text = f"{number} · {tokens} tokens"
     if _length(text, BADGE) + 2 * GAP > right - left:
@@ -153,7 +152,7 @@ def _badge(scene: Image.Image, box: tuple, kind: str, number: int, tokens: int):
 
 
 def _draw_cuts(cuts: list[Image.Image], views: ImageViews, width: int) -> Image.Image:
-    """The views as the encoder gets them, numbered, in as many rows as the width asks for."""
+    """The views as the encoder gets them, numbered, in rows of the given width."""
     columns = (width + GAP) // (THUMB + GAP)
     cell = (THUMB + GAP, THUMB + TEXT + 2 * GAP)
     rows = -(-len(cuts) // columns)
@@ -183,7 +182,7 @@ def _text(text: str, size: int, colour: tuple) -> Image.Image:
 
 
 def _stack(parts: list[Image.Image], gap: int) -> Image.Image:
-    """Images below each other, at the left."""
+    """Images below each other, aligned left."""
     height = sum(part.height + gap for part in parts) - gap
     page, y = Image.new("RGB", (max(part.width for part in parts), height), PAPER), 0
     for part in parts:

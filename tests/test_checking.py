@@ -1,4 +1,4 @@
-"""checking.py: a folder whose weights are not what its configuration says is not answered from, nor pushed."""
+"""A folder with missing, unknown, misshapen or non-finite weights is neither loaded for inference nor pushed."""
 
 from pathlib import Path
 from shutil import copytree
@@ -15,7 +15,7 @@ from omnifusion_hf.inference import TINY, load
 ADAPTER = "model.multi_modal_projector.linear_1.bias"
 CHANGES = {
     "missing": (lambda weights: weights.pop(ADAPTER), "lacks 1 weights"),
-    "unknown": (lambda weights: weights.update(another=torch.ones(2)), "knows no place for .*another"),
+    "unknown": (lambda weights: weights.update(another=torch.ones(2)), "config.json lacks .*another"),
     "not a number": (lambda weights: weights[ADAPTER][:1].fill_(float("nan")), f"{ADAPTER} holds NaN or infinity"),
     "infinite": (lambda weights: weights[ADAPTER][-1:].fill_(-float("inf")), f"{ADAPTER} holds NaN or infinity"),
     "whole numbers": (lambda weights: weights.update({ADAPTER: weights[ADAPTER].int()}), f"{ADAPTER} is .* I32"),
@@ -44,23 +44,23 @@ def changed(whole: Path, folder: Path, change=lambda weights: None) -> Path:
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_broken_weights_are_refused_by_name_where_a_model_is_asked_or_pushed(kind, whole, tmp_path, capsys):
-    change, said = CHANGES[kind]
+def test_broken_weights_are_refused_by_name_by_inference_and_push(kind, whole, tmp_path, capsys):
+    change, message = CHANGES[kind]
     folder = changed(whole, tmp_path / "model", change)
     for load_it in (load, hub.check_folder):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             load_it(folder)
     assert main(["ask", "--text-only", "Hello", "--model", str(folder)]) == 2
     assert f"omnifusion: error: {folder}" in capsys.readouterr().err
 
 
-def test_control_a_whole_folder_is_taken(whole, tmp_path, capsys):
+def test_control_a_whole_folder_is_accepted(whole, tmp_path, capsys):
     folder = changed(whole, tmp_path / "model")
     hub.check_folder(folder)
     assert main(["ask", "--text-only", "Hello", "--model", str(folder)]) == 0 and capsys.readouterr().out.strip()
 
 
-def test_weights_in_shards_are_looked_at_too(tmp_path):
+def test_weights_in_shards_are_checked_too(tmp_path):
     model, processor = load(TINY)
     with torch.no_grad():
         model.get_parameter(ADAPTER)[0] = float("nan")
@@ -71,7 +71,7 @@ def test_weights_in_shards_are_looked_at_too(tmp_path):
         load(tmp_path)
 
 
-def test_what_training_in_half_precision_saved_is_taken(tmp_path):
+def test_weights_in_half_precision_are_accepted(tmp_path):
     model, processor = load(TINY)
     for dtype in (torch.float16, torch.bfloat16):
         model.to(dtype).save_pretrained(tmp_path / str(dtype))

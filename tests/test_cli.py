@@ -1,11 +1,13 @@
-"""The `omnifusion` command: `train` works, mistakes give one line and exit code 2."""
+"""The `omnifusion` command: quick and complete help, options between words, exit codes and one-line errors."""
 
-import re
 import resource
+import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import conversations
 import pytest
@@ -16,9 +18,77 @@ from huggingface_hub.utils import httpx
 from jinja2 import TemplateSyntaxError
 from PIL import Image
 from safetensors import SafetensorError
+from typer.main import get_command
 
-from omnifusion_hf import cli
-from omnifusion_hf.cli import build_parser, main
+from omnifusion_hf import cli, hub
+from omnifusion_hf.build.build import Build
+from omnifusion_hf.cli import main, repeat_options
+from omnifusion_hf.model.modeling_omnifusion_projector import PROJECTORS
+from omnifusion_hf.model.views_omnifusion import ImageFit, ViewStrategy
+
+
+APP = get_command(cli.app)
+COMMANDS = {**APP.commands, **{f"convert {name}": each for name, each in APP.commands["convert"].commands.items()}}
+del COMMANDS["convert"]
+
+
+def parse(words: list[str]) -> dict:
+    """The arguments that a command's function gets."""
+    name = " ".join(words[: 2 if words[0] == "convert" else 1])
+    return COMMANDS[name].make_context(name, repeat_options(words[len(name.split()) :])).params
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_a_help_text_and_every_command_an_example_that_is_accepted(name, capsys):
+    assert all(parameter.help for parameter in COMMANDS[name].params)
+    assert main([*name.split(), "--help"]) == 0
+    examples = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  omnifusion ")]
+    assert examples or name == "tasks"
+    for example in examples:
+        _, *words = shlex.split(example)
+        assert example.startswith(f"omnifusion {name} ") and parse(words)
+
+
+@pytest.mark.parametrize(
+    "line, status, said",
+    [
+        ("--help", 0, "{ask,build,card,convert,demo,merge,push,report,serve,tasks,train,views}"),
+        ("--version", 0, "omnifusion_hf 0."),
+        ("convert v1.1 --help", 0, "--vision"),
+        ("train --help", 0, "finetune, finetune_grid,"),
+        ("vews", 2, "No such command 'vews'"),
+        ("ask --modle x", 2, "No such option: --modle"),
+        (
+            "train no-such-recipe",
+            2,
+            "no-such-recipe is neither a file nor a recipe of this package (finetune, finetune_grid,",
+        ),
+        ("", 2, "Missing command"),
+    ],
+)
+def test_help_and_typing_errors_import_neither_torch_nor_transformers(line, status, said):
+    code = "import sys; from omnifusion_hf.cli import main; status = main(sys.argv[1:])"
+    code += "; assert not {'torch', 'transformers'} & sys.modules.keys(); sys.exit(status)"
+    done = subprocess.run([sys.executable, "-c", code, *line.split()], capture_output=True, text=True)
+    assert done.returncode == status
+    if line == "--help":
+        names = {line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line.strip()}
+        assert names == set(said[1:-1].split(","))
+    else:
+        assert said in " ".join((done.stderr if status else done.stdout).split())
+    assert not status or done.stderr.startswith("omnifusion: error: ") and done.stderr.count("\n") == 1
+
+
+def test_control_a_command_that_loads_a_model_imports_torch():
+    code = "import sys; from omnifusion_hf.cli import main; main(['ask', 'x']); assert 'torch' not in sys.modules"
+    assert "AssertionError" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
+
+
+def test_choices_are_those_of_the_model():
+    assert get_args(cli.Strategy) == get_args(ViewStrategy) and get_args(cli.Fit) == get_args(ImageFit)
+    assert list(get_args(cli.Projector)) == list(PROJECTORS)
+    options = {option.name for option in COMMANDS["build"].params}
+    assert options - {"output", "preset"} == set(Build.__dataclass_fields__)
 
 
 def test_train_runs_a_recipe_with_overrides(tmp_path):
@@ -29,7 +99,7 @@ def test_train_runs_a_recipe_with_overrides(tmp_path):
 
 
 @pytest.mark.parametrize("override", ["lerning_rate=1", "model_name_or_path=/absent/model", "data_path=absent.json"])
-def test_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, override):
+def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, capsys, override):
     base = conversations.write_model(tmp_path / "base")
     recipe = conversations.write_recipe(tmp_path, base)
     assert main(["train", str(recipe), override]) == 2
@@ -38,12 +108,7 @@ def test_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, override):
     assert override.split("=")[0 if override.startswith("lern") else 1] in printed
 
 
-def test_missing_recipe_is_a_mistake(capsys):
-    assert main(["train", "absent.yaml"]) == 2
-    assert "absent.yaml" in capsys.readouterr().err
-
-
-def test_mistake_in_a_data_worker_shows_no_stack_trace(tmp_path, capsys):
+def test_an_error_in_a_data_worker_is_one_line_without_its_stack_trace(tmp_path, capsys):
     base = conversations.write_model(tmp_path / "base")
     recipe = conversations.write_recipe(tmp_path, base)
     assert main(["train", str(recipe), "max_length=8", "dataloader_num_workers=1"]) == 2
@@ -52,7 +117,14 @@ def test_mistake_in_a_data_worker_shows_no_stack_trace(tmp_path, capsys):
 
 
 class Foreign(Exception):
-    """As wandb's, whose package need not be there."""
+    """Like the error of wandb, which is not a dependency."""
+
+
+def raising(error: BaseException):
+    def function(*args, **kwargs):
+        raise error
+
+    return function
 
 
 @pytest.mark.parametrize(
@@ -76,19 +148,19 @@ class Foreign(Exception):
         (Foreign("No API key configured."), 2, "error: No API key configured."),
     ],
 )
-def test_what_the_user_can_mend_is_one_line_and_an_exit_code(monkeypatch, capsys, error, code, said):
-    monkeypatch.setattr(cli, "tasks", lambda options: (_ for _ in ()).throw(error))
+def test_an_error_that_the_user_can_correct_is_one_line_and_an_exit_code(monkeypatch, capsys, error, code, said):
+    monkeypatch.setattr(hub, "push", raising(error))
     monkeypatch.setitem(sys.modules, "wandb.errors", SimpleNamespace(Error=Foreign))
-    assert main(["tasks"]) == code
+    assert main(["push", "folder", "me/omni"]) == code
     printed = capsys.readouterr().err
     assert printed.startswith(f"omnifusion: {said}") and printed.count("\n") == 1
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), RuntimeError("x"), AssertionError(), Exception("x")])
-def test_fault_of_the_package_shows_its_traceback(monkeypatch, error):
-    monkeypatch.setattr(cli, "tasks", lambda options: (_ for _ in ()).throw(error))
+def test_a_fault_of_the_package_shows_its_traceback(monkeypatch, error):
+    monkeypatch.setattr(hub, "push", raising(error))
     with pytest.raises(type(error)):
-        main(["tasks"])
+        main(["push", "folder", "me/omni"])
 
 
 def cut(file: Path):
@@ -109,22 +181,14 @@ DAMAGE += [("tokenizer.json", cut), ("tokenizer.json", nest), ("processor_config
 
 @pytest.mark.parametrize("file, damage", DAMAGE)
 @pytest.mark.parametrize("command", ["ask", "train", "report"])
-def test_damaged_model_folder_is_named_in_one_line(model_folder, tmp_path, capsys, command, file, damage):
+def test_a_damaged_model_folder_is_named_in_one_line(model_folder, tmp_path, capsys, command, file, damage):
     folder = shutil.copytree(model_folder, tmp_path / "damaged")
     recipe = conversations.write_recipe(tmp_path, folder)
     damage(folder / file)
     words = {
         "ask": ["ask", str(tmp_path / "data/0.png"), "What?", "--model", str(folder)],
         "train": ["train", str(recipe)],
-        "report": [
-            "report",
-            "-o",
-            str(tmp_path / "x"),
-            "--model",
-            str(folder),
-            "--data",
-            f"{tmp_path}/data/samples.json",
-        ],
+        "report": f"report -o {tmp_path}/x --model {folder} --data {tmp_path}/data/samples.json".split(),
     }
     assert main(words[command]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
@@ -132,7 +196,7 @@ def test_damaged_model_folder_is_named_in_one_line(model_folder, tmp_path, capsy
 
 
 @pytest.mark.parametrize("command", ["ask", "train", "merge", "views", "report", "card", "build"])
-def test_missing_folder_is_said_before_the_hub(command, tmp_path, capsys, monkeypatch):
+def test_a_missing_folder_is_named_before_the_hub(command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     absent, data = str(tmp_path / "absent"), tmp_path / "data"
     recipe = conversations.write_recipe(tmp_path, absent)
@@ -150,7 +214,7 @@ def test_missing_folder_is_said_before_the_hub(command, tmp_path, capsys, monkey
     assert capsys.readouterr().err.splitlines()[-1].startswith("omnifusion: error: " + said.format(absent))
 
 
-def test_full_disk_while_saving_is_one_line(tmp_path, capsys):
+def test_a_full_disk_while_saving_is_one_line(tmp_path, capsys):
     """A limit on the size of files has the same effect: the optimiser's state, or the weights, do not fit."""
     recipe = conversations.write_recipe(tmp_path, conversations.write_model(tmp_path / "base"), save_steps=1)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -166,13 +230,13 @@ def test_full_disk_while_saving_is_one_line(tmp_path, capsys):
         )
 
 
-def test_unreachable_url_is_one_line(tmp_path, capsys):
+def test_an_unreachable_url_is_one_line(tmp_path, capsys):
     tiny.image(0).save(tmp_path / "0.png")
     assert main(["ask", "http://no.such.host.invalid/0.png", "What?"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("omnifusion: error: ")
 
 
-def test_views_draws_an_image_and_tells_its_tokens(tmp_path, capsys):
+def test_views_draws_an_image_and_prints_its_token_counts(tmp_path, capsys):
     image, output = tmp_path / "in.png", tmp_path / "out.png"
     Image.new("RGB", (800, 600)).save(image)
     grid = ["--strategy", "grid", "--fit", "pad", "--context-length", "5000"]
@@ -195,7 +259,7 @@ def test_views_draws_an_image_and_tells_its_tokens(tmp_path, capsys):
         (["in.png", "--model", "absent"], "absent"),
     ],
 )
-def test_mistake_in_views_is_one_line_and_leaves_no_file(arguments, said, tmp_path, capsys, monkeypatch):
+def test_an_error_in_views_is_one_line_and_leaves_no_file(arguments, said, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it tries for long to reach the Hub
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (300, 200)).save("in.png")
@@ -206,37 +270,33 @@ def test_mistake_in_views_is_one_line_and_leaves_no_file(arguments, said, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "line, field, words",
+    "line, expected",
     [
-        ("train recipe.yaml a=1 --resume b=2", "overrides", ["a=1", "b=2"]),
-        ("ask one.png --model folder two.png question", "images_and_question", ["one.png", "two.png", "question"]),
-        ("report one -o out two --errors", "results", ["one", "two"]),
+        ("train recipe.yaml a=1 --resume b=2", {"overrides": ["a=1", "b=2"], "resume": True}),
+        ("ask 1.png --model folder 2.png Q?", {"images_and_question": ["1.png", "2.png", "Q?"], "model": "folder"}),
+        ("report one -o out two --errors", {"results": ["one", "two"], "output": "out"}),
+        ("report -o out --perturb blur noise --epsilon 1 2.5", {"perturb": ["blur", "noise"], "epsilon": [1, 2.5]}),
+        ("report -o out --perturb all --epsilon -1", {"perturb": ["all"], "epsilon": [-1]}),
+        ("card x --base-model a/b c/d --language", {"base_model": ["a/b", "c/d"], "language": [""]}),
+        ("views a.png -o b.png --region 1,2,3,4 --region -5,0,9,9", {"region": ["1,2,3,4", "-5,0,9,9"]}),
+        ("build --vision a --vision b --text c -o d --layer -1", {"vision": ["a", "b"], "layers": [-1]}),
     ],
 )
-def test_options_may_stand_between_words(line, field, words, capsys):
-    assert getattr(build_parser().parse_args(line.split()), field) == words
-    with pytest.raises(SystemExit, match="2"):
-        build_parser().parse_args([*line.split(), "--no-such-option"])
-    assert "unrecognized arguments: --no-such-option" in capsys.readouterr().err
+def test_options_may_be_between_words_and_take_several(line, expected, capsys):
+    parsed = parse(line.split())
+    assert {name: parsed[name] for name in expected} == expected
+    assert main([*line.split(), "--no-such-option"]) == 2
+    assert "No such option: --no-such-option" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["serve folder", "demo"])
 def test_a_port_is_1_to_65535(command, capsys):
     for port in ("0", "65536", "99999", "http"):
-        with pytest.raises(SystemExit, match="2"):
-            build_parser().parse_args([*command.split(), "--port", port])
-        assert "--port" in (said := capsys.readouterr().err) and port in said
-    assert build_parser().parse_args([*command.split(), "--port", "65535"]).port == 65535
+        assert main([*command.split(), "--port", port]) == 2
+        assert "'--port'" in capsys.readouterr().err
+    assert parse([*command.split(), "--port", "65535"])["port"] == 65535
 
 
-def test_wrong_usage_exits_with_code_2():
-    with pytest.raises(SystemExit, match="2"):
-        main([])
-
-
-def test_help_lists_the_commands(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        main(["--help"])
-    said = capsys.readouterr().out
-    commands = "build train merge ask views demo serve report tasks card push"
-    assert [line.split()[0] for line in said.splitlines() if re.match(r" {4}\w", line)] == commands.split()
+def test_the_module_runs_as_the_command_does():
+    done = subprocess.run([sys.executable, "-m", "omnifusion_hf.cli", "tasks"], capture_output=True, text=True)
+    assert done.returncode == 0 and (Path(done.stdout.strip()) / "im2latex.yaml").is_file()

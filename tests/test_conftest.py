@@ -1,4 +1,4 @@
-"""What conftest.py promises: deprecations of transformers end a test, whether they are warned of or logged."""
+"""Deprecations of transformers fail a test, whether they are warned of or logged."""
 
 import warnings
 

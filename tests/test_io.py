@@ -1,65 +1,88 @@
-"""Files and folders are complete or absent."""
+"""Files and folders are complete or absent; errors in users' files are one line."""
 
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
-from omnifusion_hf import io as files
+from omnifusion_hf import io
 
 
-def test_staged_folder_appears_when_complete(tmp_path):
-    with files.staged_folder(tmp_path / "out") as part:
+def test_a_staged_folder_appears_when_it_is_complete(tmp_path):
+    with io.staged_folder(tmp_path / "out") as part:
         (part / "file").write_text("new")
         assert not (tmp_path / "out").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_staged_folder_goes_when_interrupted_and_keeps_the_old_one(tmp_path):
+def test_a_staged_folder_is_removed_when_interrupted_and_the_old_one_stays(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").write_text("old")
-    with pytest.raises(KeyboardInterrupt), files.staged_folder(tmp_path / "out") as part:
+    with pytest.raises(KeyboardInterrupt), io.staged_folder(tmp_path / "out") as part:
         (part / "file").write_text("new")
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out" / "file").read_text() == "old"
 
 
-def test_of_two_that_make_one_folder_each_is_whole_and_the_first_stays_where_nothing_is_replaced(tmp_path):
+def test_of_two_processes_that_make_a_folder_one_wins_and_none_is_mixed(tmp_path):
     for replace, stays in ((True, "b"), (False, "a")):
         path = tmp_path / f"out {replace}"
         with pytest.raises(ValueError, match="made by another process meanwhile") if not replace else nullcontext():
-            with files.staged_folder(path, replace) as second:
+            with io.staged_folder(path, replace) as second:
                 (second / "b").write_text("b")
-                with files.staged_folder(path, replace) as first:  # another process, that begins later and is faster
+                with io.staged_folder(path, replace) as first:  # another process, that begins later and is faster
                     (first / "a").write_text("a")
                 assert [file.name for file in path.iterdir()] == ["a"] and [f.name for f in second.iterdir()] == ["b"]
         assert [file.name for file in path.iterdir()] == [stays]
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_whatever_a_reader_raises_becomes_one_line_that_begins_with_the_place():
+def test_any_error_of_a_reader_becomes_one_line_that_begins_with_the_place():
     errors = {RecursionError("too\n deep"): "too deep", MemoryError(): "MemoryError", KeyError("x"): "KeyError 'x'"}
     for error, said in errors.items():
-        with pytest.raises(ValueError) as raised, files.named("a file, line 3"):
+        with pytest.raises(ValueError) as raised, io.named("a file, line 3"):
             raise error
         assert str(raised.value) == f"a file, line 3: {said}"
-    with pytest.raises(KeyboardInterrupt), files.named("a file"):
+    with pytest.raises(KeyboardInterrupt), io.named("a file"):
         raise KeyboardInterrupt
 
 
-def test_file_is_whole_or_the_old_one(tmp_path, monkeypatch):
-    files.write_whole(tmp_path / "file", "old")
-    monkeypatch.setattr(files.os, "replace", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
+def test_a_file_is_complete_or_the_old_one(tmp_path, monkeypatch):
+    io.write_whole(tmp_path / "file", "old")
+    monkeypatch.setattr(io.os, "replace", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        files.write_whole(tmp_path / "file", "new")
+        io.write_whole(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_yaml_keeps_words_and_refuses_what_stands_twice():
-    text = "a: no\nb: TRUE\nc: truely\nd: &list [1, {x: false}]\ne: *list"
+def test_yaml_is_version_1_2_and_refuses_duplicate_keys():
+    text = "a: no\nb: TRUE\nc: truely\nd: &list [1, {x: false}]\ne: *list\nf: 1e-3\ng: 010"
     listed = [1, {"x": False}]
-    assert files.read_yaml(text, "x") == {"a": "no", "b": True, "c": "truely", "d": listed, "e": listed}
-    for twice in ("a: 1\nb: 1\na: 1", "c: {a: 1, a: 2}"):
-        with pytest.raises(ValueError, match="r.yaml is not YAML: `a` stands twice in .* line"):
-            files.read_yaml(twice, "r.yaml")
+    expected = {"a": "no", "b": True, "c": "truely", "d": listed, "e": listed, "f": 0.001, "g": 10}
+    assert io.read_yaml(text, "x") == expected
+    for duplicate, line in (("a: 1\nb: 1\na: 1", 3), ("c: {a: 1, a: 2}", 1)):
+        with pytest.raises(ValueError, match=f'r.yaml is not YAML: found duplicate key "a" .* in line {line}'):
+            io.read_yaml(duplicate, "r.yaml")
+
+
+@pytest.mark.parametrize("text", ["a: [1", "a: b: c", "\t- a", "[" * 5000])
+def test_broken_yaml_is_one_line_that_names_the_file(text):
+    with pytest.raises(ValueError, match="^r.yaml is not YAML: .+$"):
+        io.read_yaml(text, "r.yaml")
+
+
+def test_a_recipe_is_a_file_or_a_name_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("pretrain", "pretrain.yaml", "data/finetune_mixture.yaml"):
+        assert io.recipe_path(name).parents[len(Path(name).parents) - 1] == io.RECIPES
+    assert io.recipe_path("absent.yaml") == Path("absent.yaml")
+    (tmp_path / "pretrain").touch()
+    assert io.recipe_path("pretrain") == Path("pretrain")  # a file of the user comes first
+
+
+def test_an_existing_path_is_not_replaced(tmp_path):
+    io.check_new(tmp_path / "new")
+    with pytest.raises(ValueError, match="exists and is not replaced"):
+        io.check_new(tmp_path)

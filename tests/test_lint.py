@@ -12,18 +12,17 @@ def lint(*command, folder=ROOT) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True)
 
 
-def test_ruff_check():
+def test_ruff_finds_nothing():
     result = lint("ruff", "check", "--no-cache", ".")
     assert result.returncode == 0, result.stdout
 
 
-def test_mlinter():
+def test_mlinter_finds_nothing():
     result = lint("mlinter", "--no-progress", "--no-cache", "omnifusion_hf")
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_mlinter_control(tmp_path):
-    """It reads our files: without its licence one of them is found fault with."""
+def test_control_mlinter_reports_a_file_without_licence(tmp_path):
     name = "configuration_omnifusion.py"
     code = (ROOT / "omnifusion_hf/model" / name).read_text(encoding="utf-8")
     (tmp_path / name).write_text(code.replace("Licensed under", ""), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What could run foreign code does not: pickles are read in one place, remote code is the user's decision alone."""
+"""No foreign code runs: one module reads pickles, and only the user decides to trust remote code."""
 
 import ast
 import json
@@ -16,7 +16,6 @@ SOURCES = [
     for pattern in ("omnifusion_hf/**/*.py", "conversion/**/*.py", "lab/*.py", "benchmarks/*.py", "setup.py")
     for path in ROOT.glob(pattern)
 ]
-# Whatever these are attributes of: torch, pickle, joblib, dill, pandas, numpy.
 READERS = {"load", "loads", "Unpickler", "read_pickle"}
 PICKLES = {"torch", "pickle", "joblib", "dill", "cloudpickle", "pandas", "pd"}
 
@@ -34,7 +33,7 @@ def reads_pickles(call: ast.Call) -> bool:
 
 
 def trusts(source: str) -> bool:
-    """Whether `trust_remote_code=True` stands there, as an argument or in a dictionary; texts do not count."""
+    """Whether the source has `trust_remote_code=True` as an argument or in a dictionary; strings do not count."""
     tree = ast.parse(source)
     pairs = [(node.arg, node.value) for node in ast.walk(tree) if isinstance(node, ast.keyword)]
     for node in ast.walk(tree):
@@ -43,7 +42,7 @@ def trusts(source: str) -> bool:
     return any(name == "trust_remote_code" and getattr(value, "value", None) is True for name, value in pairs)
 
 
-def test_case_27_one_place_reads_pickles_and_only_weights():
+def test_only_one_module_reads_pickles_and_only_weights():
     found = {path: [call for call in calls(path.read_text("utf-8")) if reads_pickles(call)] for path in SOURCES}
     readers = {path.relative_to(ROOT).as_posix(): calls for path, calls in found.items() if calls}
     assert list(readers) == ["conversion/pickles.py"]
@@ -51,7 +50,7 @@ def test_case_27_one_place_reads_pickles_and_only_weights():
         assert any(keyword.arg == "weights_only" and keyword.value.value is True for keyword in call.keywords)
 
 
-def test_case_27_no_source_trusts_remote_code_in_the_users_place():
+def test_no_source_trusts_remote_code_for_the_user():
     assert len(SOURCES) > 50
     assert [path for path in SOURCES if trusts(path.read_text("utf-8"))] == []
 
@@ -59,12 +58,12 @@ def test_case_27_no_source_trusts_remote_code_in_the_users_place():
 @pytest.mark.parametrize(
     "source", ["torch.load(x)", "pickle.loads(x)", "pickle.Unpickler(x).load()", "np.load(x, allow_pickle=True)"]
 )
-def test_case_27_control_readers_of_pickles_are_found(source):
+def test_control_readers_of_pickles_are_found(source):
     assert any(map(reads_pickles, calls(source))) and not any(map(reads_pickles, calls("json.load(x)")))
 
 
 @pytest.mark.parametrize("source", ["f(trust_remote_code=True)", "f(**{'trust_remote_code': True})"])
-def test_case_27_control_trust_is_found(source):
+def test_control_a_trusting_call_is_found(source):
     assert trusts(source) and not trusts("f(trust_remote_code=flag)  # not trust_remote_code=True")
 
 
@@ -80,14 +79,14 @@ REMOTE = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.EvilConfig", "A
 
 @pytest.fixture
 def marker(tmp_path, monkeypatch) -> Path:
-    """The file that appears when foreign code runs. Where transformers asks its user, the answer is no."""
+    """The file that appears when foreign code runs. Prompts of transformers are answered with no."""
     monkeypatch.setattr("builtins.input", lambda *_: "n")
     return tmp_path / "marker"
 
 
 @pytest.fixture
 def evil(tmp_path, marker) -> Path:
-    """A folder of a model that brings its own code."""
+    """The folder of a model with code of its own."""
     folder = tmp_path / "evil"
     folder.mkdir()
     (folder / "evil.py").write_text(CODE.format(marker=str(marker)))
@@ -95,14 +94,14 @@ def evil(tmp_path, marker) -> Path:
     return folder
 
 
-def test_case_27_control_trusted_code_runs(evil, marker):
+def test_control_trusted_code_runs(evil, marker):
     AutoConfig.from_pretrained(evil, trust_remote_code=True)
     assert marker.exists()
 
 
 @pytest.mark.parametrize("part", ["LLM", "encoder"])
 @pytest.mark.parametrize("trust", [None, False], ids=["not asked", "no trust"])
-def test_case_27_a_part_that_brings_code_is_refused_in_a_saved_folder(part, trust, evil, marker, model_folder):
+def test_a_part_with_code_of_its_own_is_refused_in_a_saved_folder(part, trust, evil, marker, model_folder):
     """The configuration of a part names code that lies in the folder."""
     config = json.loads((model_folder / "config.json").read_text("utf-8"))
     if part == "LLM":
@@ -116,7 +115,7 @@ def test_case_27_a_part_that_brings_code_is_refused_in_a_saved_folder(part, trus
     assert not marker.exists()
 
 
-def test_case_27_a_known_part_never_runs_the_code_that_its_configuration_names(evil, marker, model_folder, tmp_path):
+def test_a_known_part_never_runs_the_code_that_its_configuration_names(evil, marker, model_folder, tmp_path):
     """Neither do the folder's own `auto_map` and its files, where the package is installed."""
     config = json.loads((model_folder / "config.json").read_text("utf-8"))
     config["text_config"]["auto_map"] = REMOTE["auto_map"]
@@ -129,7 +128,7 @@ def test_case_27_a_known_part_never_runs_the_code_that_its_configuration_names(e
 
 
 @pytest.mark.parametrize("part", ["vision", "text"])
-def test_case_27_models_are_not_assembled_from_parts_that_bring_code(part, evil, marker, parts):
+def test_models_are_not_assembled_from_parts_with_code_of_their_own(part, evil, marker, parts):
     chosen = {"vision": [str(parts / "clip")], "text": str(parts / "llm")}
     chosen[part] = [str(evil)] if part == "vision" else str(evil)
     for cls in (OmniFusionForConditionalGeneration, OmniFusionProcessor):

@@ -84,8 +84,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     output.write_bytes(b"before")
     save = Image.Image.save
 
-    def broken(image, path, **options):
-        save(image, path, **options)
+    def broken(image, path, *arguments):
+        save(image, path, *arguments)
         raise OSError("disk full")
 
     monkeypatch.setattr(Image.Image, "save", broken)

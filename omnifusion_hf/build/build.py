@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from transformers import AutoConfig
 
 from ..inference import context_length
-from ..io import staged_folder
+from ..io import check_new, staged_folder
 from ..model.configuration_omnifusion import ALL_LAYERS, ENCODER_FAMILIES, OmniFusionVisionConfig
 from ..model.modeling_omnifusion import OmniFusionForConditionalGeneration
 from ..model.processing_omnifusion import OmniFusionProcessor
@@ -47,8 +47,7 @@ def build(plan: Build, folder: str | Path):
     Raises `ValueError` for a folder that exists, a missing part, one that must be converted first, and an invalid mix.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise ValueError(f"{folder} exists and is not replaced; remove it or choose another name for --output.")
+    check_new(folder)
     encoders, text = [resolve_encoder(given) for given in plan.vision], TEXTS.get(plan.text, plan.text)
     check_exists(text)
     fields = config_fields(plan, encoders)
@@ -79,7 +78,7 @@ def resolve_encoder(given: str) -> tuple[EncoderPreset | None, str]:
         raise ValueError(f"`{name}` in {given} is not a preset; use one of {list(ENCODERS)}.")
     if preset is not None and preset.convert and not source:
         raise ValueError(
-            f"{name} has weights of another layout, convert them once: `python conversion/{preset.convert} --source "
+            f"{name} has weights of another layout, convert them once: `omnifusion convert {preset.convert} --source "
             f"{preset.hub_id} --output {name}`; then use --vision {name}={name}."
         )
     source = source or (preset.hub_id if preset else given)
@@ -159,7 +158,7 @@ def report(model: OmniFusionForConditionalGeneration, processor: OmniFusionProce
     encoders = [f"{c.model_type} {size} px" for c, size in zip(vision.encoder_configs, vision.image_sizes)]
     cost = processor.count_tokens((1080, 1920), context_length(text))
     data = "data_path=DATA.json image_folder=IMAGES"
-    next_command = f"omnifusion train omnifusion_hf/recipes/pretrain.yaml model_name_or_path={folder} {data}"
+    next_command = f"omnifusion train pretrain model_name_or_path={folder} {data}"
     if cost.total > 1536:  # the recipe's max_length is 2048, and the conversation needs room
         next_command += f" max_length={2048 * math.ceil((cost.total + 512) / 2048)}"
     return "\n".join(

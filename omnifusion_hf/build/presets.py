@@ -55,7 +55,7 @@ class ModelPreset:
 ENCODERS = {
     "clip-vit-l-336": EncoderPreset("openai/clip-vit-large-patch14-336", 336, 576, 1024),
     "clip-vit-bigg-224": EncoderPreset(
-        "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", 224, 256, 1664, convert="convert_open_clip.py"
+        "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", 224, 256, 1664, convert="open-clip"
     ),
     "siglip-base-512": EncoderPreset("google/siglip-base-patch16-512", 512, 1024, 768, image_fit="squash"),
     "internvit-6b-448": EncoderPreset(
@@ -65,11 +65,11 @@ ENCODERS = {
         3200,
         layer=-1,
         image_fit="squash",
-        convert="convert_intern_vit.py",
+        convert="intern-vit",
     ),
     "dinov2-l": EncoderPreset("facebook/dinov2-large", 518, 1369, 1024, follows_grid=True),
     "texify": EncoderPreset(
-        "vikp/texify", 420, 196, 1024, layer=-1, image_fit="pad", convert="convert_texify.py"
+        "vikp/texify", 420, 196, 1024, layer=-1, image_fit="pad", convert="texify"
     ),
 }  # fmt: skip
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers.feature_extraction_utils import BatchFeature
 
-from ..inference import complete
 from ..io import named, read_json, read_text, write_whole
 from .metrics import exact_match
 from .questions import Question
@@ -165,7 +164,7 @@ class Evaluator:
         bar.update(len(questions) - len(missing))
         for start in range(0, len(missing), self.batch_size):
             batch = missing[start : start + self.batch_size]
-            texts = complete(self.model, present(batch), self.processor, self.max_new_tokens)
+            texts = generate_text(self.model, present(batch), self.processor, self.max_new_tokens)
             self.log.add([answer_record(*pair, condition) for pair in zip(batch, texts)])
             bar.update(len(batch))
 

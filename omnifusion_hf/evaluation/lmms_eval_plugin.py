@@ -19,7 +19,7 @@ from lmms_eval.protocol import ChatMessages
 from loguru import logger
 from tqdm import tqdm
 
-from ..inference import complete, cut, load, prompts
+from ..inference import cut, generate_text, load, prompts
 from ..io import staged_file, write_whole
 from ..model.image_processing_omnifusion import OmniFusionImageProcessor, load_image
 from .provenance import RunRecord
@@ -107,7 +107,7 @@ class OmniFusion(lmms):
         options, until = generation_options(settings), stop_texts(settings)
         if until:
             options |= {"stop_strings": until, "tokenizer": self.processor.tokenizer}
-        return [cut(text, until) for text in complete(self.model, inputs, self.processor, **options)]
+        return [cut(text, until) for text in generate_text(self.model, inputs, self.processor, **options)]
 
     def _messages(self, request: tuple) -> list[dict]:
         _, doc_to_messages, _, doc_id, task, split = request

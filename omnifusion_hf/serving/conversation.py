@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..inference import context_length, room_for_answer
+from ..inference import context_length, max_new_tokens_within_context
 from ..model.image_processing_omnifusion import load_image, open_image
 from ..model.processing_omnifusion import TokenCount
 from ..visualize import draw_views
@@ -106,7 +106,7 @@ class Conversation:
             processor_kwargs={"view_strategy": view_strategy},
         )  # fmt: skip
         try:
-            room_for_answer(inputs, self.context_length, MAX_NEW_TOKENS)
+            max_new_tokens_within_context(inputs, self.context_length, MAX_NEW_TOKENS)
         except ValueError as error:
             raise ValueError(f"The chat is too long with this question, clear it: {error}") from None
         return inputs.to(self.model.device)
@@ -116,7 +116,7 @@ class Conversation:
 
         Raises the errors of generation. The model stops at the next token after this iterator is closed.
         """
-        room = room_for_answer(inputs, self.context_length, MAX_NEW_TOKENS)
+        room = max_new_tokens_within_context(inputs, self.context_length, MAX_NEW_TOKENS)
         for written in write(self.model, self.processor, inputs, max_new_tokens=room):
             yield written.text
 

@@ -17,7 +17,7 @@ from huggingface_hub.utils import httpx
 from jinja2 import TemplateError
 from transformers.utils import logging
 
-from ..inference import context_length, load, prompts, room_for_answer
+from ..inference import context_length, load, max_new_tokens_within_context, prompts
 
 
 try:
@@ -81,7 +81,7 @@ class ChatServer:
             raise Refusal(str(error), param="messages") from error
         try:
             most = request.max_new_tokens(MAX_NEW_TOKENS)
-            return inputs, room_for_answer(inputs, context_length(self.model.config.text_config), most)
+            return inputs, max_new_tokens_within_context(inputs, context_length(self.model.config.text_config), most)
         except ValueError as error:
             raise Refusal(str(error), param="messages", code="context_length_exceeded") from error
 

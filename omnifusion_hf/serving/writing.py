@@ -1,7 +1,7 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
 """Streaming of answers for the page and the server.
 
-The final answer is that of `inference.complete`; every earlier piece is a prefix of it.
+The final answer is that of `inference.generate_text`; every earlier piece is a prefix of it.
 """
 
 from collections.abc import Iterator, Sequence

@@ -11,8 +11,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.pytorch_utils import Conv1D
 
-from ..inference import told_if_missing
-from ..io import SUMMARY, staged_folder
+from ..io import SUMMARY, check_new, friendly_load_errors, staged_folder
 from ..model.modeling_omnifusion import OmniFusionForConditionalGeneration
 from .modules import path_of, restore_dtypes
 
@@ -84,18 +83,17 @@ def merge(folder: str, output: str, base: str | None = None):
         raise ValueError(f"there is no folder {folder}.")
     if not (Path(folder) / "adapter_config.json").is_file():
         raise ValueError(f"{folder} is not a folder of a LoRA run: it holds no adapter_config.json.")
-    if Path(output).exists():
-        raise ValueError(f"{output} exists and is not replaced; remove it or choose another --output.")
-    with told_if_missing(folder):
+    check_new(output)
+    with friendly_load_errors(folder):
         processor = AutoProcessor.from_pretrained(folder)
         base = base or peft.PeftConfig.from_pretrained(folder).base_model_name_or_path
     try:
-        with told_if_missing(base):
+        with friendly_load_errors(base):
             model = AutoModelForImageTextToText.from_pretrained(base)
     except ValueError as error:
         raise ValueError(f"cannot load the model that {folder} starts from, `{base}`; give --base. {error}") from None
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    with told_if_missing(folder):
+    with friendly_load_errors(folder):
         merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload(progressbar=True, safe_merge=True)
     restore_dtypes(merged, dtypes)
     with staged_folder(output, replace=False) as staged:

@@ -16,7 +16,7 @@ import numpy as np
 from huggingface_hub.dataclasses import strict, validated_field
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from ..io import named, read_text, read_yaml
+from ..io import named, read_text, read_yaml, recipe_path
 from .conversations import (
     BadSamples,
     BrokenSampleError,
@@ -68,7 +68,7 @@ class Source:
 
 def read_mixture(path: str, defaults: Source) -> list[Source]:
     """The sources of a mixture file. Raises `ValueError` that names the entry and its unknown or wrong key."""
-    content = read_yaml(read_text(path), path)
+    content = read_yaml(read_text(recipe_path(path)), path)
     entries = content.get("sources") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries or list(content) != ["sources"]:
         raise ValueError(f"{path} must hold one list, `sources:`; see docs/data.md.")

@@ -12,8 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 
-from ..inference import told_if_missing
-from ..io import SUMMARY, read_json, read_text, write_whole
+from ..io import SUMMARY, friendly_load_errors, read_json, read_text, write_whole
 from ..model.processing_omnifusion import OmniFusionProcessor
 from .arguments import ModelDataArguments, OmniFusionTrainingArguments, check_smoothing, describe_batch
 from .callbacks import IdentityCallback, SaveAndStop, check_reporting, checkpoint_to_resume, plot_loss
@@ -71,7 +70,7 @@ def train(recipe: ModelDataArguments, args: OmniFusionTrainingArguments) -> dict
 
 def load_processor(name: str) -> OmniFusionProcessor:
     """Raises `ValueError` for a folder that holds LoRA weights only, and for another model."""
-    with told_if_missing(name):
+    with friendly_load_errors(name):
         processor = AutoProcessor.from_pretrained(name)
     if holds_lora(name):
         raise ValueError(f"{name} holds LoRA weights only; start from the output of `omnifusion merge {name} -o DIR`.")
@@ -97,7 +96,7 @@ def load_model(
     """The model, prepared for its stage, and the earlier dtypes of its weights."""
     name = recipe.model_name_or_path
     with whole_weights(args):
-        with told_if_missing(name):
+        with friendly_load_errors(name):
             model = AutoModelForImageTextToText.from_pretrained(name, attn_implementation=recipe.attn_implementation)
         check_sharding(recipe.parts, model.config.tie_word_embeddings, args)
         model.skip_logits = True

@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 from omnifusion_hf import OmniFusionForConditionalGeneration
 from omnifusion_hf.build import presets
 from omnifusion_hf.cli import main
-from omnifusion_hf.inference import answer
+from omnifusion_hf.inference import answer_question
 
 
 RECIPE = Path(__file__).parents[2] / "omnifusion_hf/recipes" / "pretrain.yaml"
@@ -63,7 +63,7 @@ def test_a_mix_with_a_grid_is_built_trains_by_the_recipe_and_answers(parts, tmp_
     printed = capsys.readouterr().out
     assert "clip_vision_model 32 px + dinov2 32 px -> summation -> mistral" in printed
     assert "16 tokens per view; an image of 1920 x 1080: 5 views x 16 + 2 marks = 82 tokens" in printed
-    command = f"omnifusion train omnifusion_hf/recipes/pretrain.yaml model_name_or_path={out}"
+    command = f"omnifusion train pretrain model_name_or_path={out}"
     assert f"{command} data_path=DATA.json image_folder=IMAGES\n" in printed
     (tmp_path / "data").mkdir()
     data = conversations.write(tmp_path / "data", [conversations.sample(index) for index in range(2)])
@@ -73,7 +73,7 @@ def test_a_mix_with_a_grid_is_built_trains_by_the_recipe_and_answers(parts, tmp_
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "trained").eval()
     processor = AutoProcessor.from_pretrained(tmp_path / "trained")
     assert processor.image_processor.view_strategy == "grid"
-    assert isinstance(answer(model, processor, [tiny.image()], "What?", max_new_tokens=2), str)
+    assert isinstance(answer_question(model, processor, [tiny.image()], "What?", max_new_tokens=2), str)
 
 
 def test_a_chat_tuned_llm_keeps_its_template_and_stops_at_its_own_mark(parts, tmp_path):
@@ -128,7 +128,7 @@ def test_a_model_of_the_tables_is_built_from_local_parts(parts, tmp_path, monkey
     [
         (
             ["--vision", "internvit-6b-448", "--text", "{llm}"],
-            "python conversion/convert_intern_vit.py --source OpenGV",
+            "omnifusion convert intern-vit --source OpenGV",
         ),
         (["--vision", "{clip}"], "--vision (once per encoder) and --text"),
         (["--vision", "{clip}/absent", "--text", "{llm}"], "cannot load `{clip}/absent`"),

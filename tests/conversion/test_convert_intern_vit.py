@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModel
 
-from conversion.convert_intern_vit import KEYS, convert, main, vision_config
-from conversion.weights import Ledger
+from conversion.convert_intern_vit import KEYS, convert, vision_config
+from conversion.weights import WrittenTensors
 from omnifusion_hf import OmniFusionVisionModel
 from omnifusion_hf.build.assemble import assemble_vision_config
+from omnifusion_hf.cli import main
 
 
 WIDTH, HEADS, FEED_FORWARD, LAYERS, PATCH, SIZE = 32, 4, 48, 3, 8, 32
@@ -137,7 +138,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_case_28_features_equal_those_of_the_original(variant, tmp_path):
+def test_features_equal_those_of_the_original(variant, tmp_path):
     config = CONFIG | VARIANTS[variant]
     tensors = random_tensors(config)
     folder = convert(str(write_folder(tmp_path / "source", config, tensors)), str(tmp_path / "out"))
@@ -164,7 +165,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("mistake", WRONG)
-def test_case_28_comparison_sees_a_wrong_conversion(mistake, tmp_path):
+def test_the_comparison_sees_a_wrong_conversion(mistake, tmp_path):
     """Control: each would be the mistake of a converter, and none passes the bound."""
     tensors = random_tensors(CONFIG)
     source = write_folder(tmp_path / "source", CONFIG, WRONG[mistake](tensors))
@@ -210,10 +211,10 @@ def test_the_6b_fits_at_its_real_size_by_the_authors_defaults(tmp_path):
     with torch.device("meta"):
         encoder = AutoModel.from_config(config)
     full = CONFIG | given | {"hidden_size": 3200, "intermediate_size": 12800, "patch_size": 14}
-    ledger = Ledger({name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()})
+    entries = WrittenTensors({name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()})
     for name, shape in shapes(full).items():
-        ledger.enter(dict(KEYS.place(name, torch.empty(shape, device="meta"), "")), "")
-    ledger.close()
+        entries.add(dict(KEYS.place(name, torch.empty(shape, device="meta"), "")), "")
+    entries.check_complete()
     assert (config.norm_type, config.use_qk_norm, config.num_attention_heads) == ("rms_norm", True, 25)
     assert 5.5e9 < sum(parameter.numel() for parameter in encoder.parameters()) < 5.6e9
 
@@ -237,7 +238,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_case_28_every_tensor_is_accounted_for(case, tmp_path):
+def test_every_tensor_is_accounted_for(case, tmp_path):
     change, message = BROKEN[case]
     tensors = random_tensors(CONFIG)
     change(tensors)
@@ -258,7 +259,7 @@ MISTAKES = {
 def test_settings_without_a_counterpart_are_refused(case, tmp_path, capsys):
     change, message = MISTAKES[case]
     source = write_folder(tmp_path / "source", CONFIG | change, random_tensors(CONFIG))
-    assert main(["--source", str(source), "--output", str(tmp_path / "out")]) == 2
+    assert main(["convert", "intern-vit", "--source", str(source), "--output", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
@@ -276,6 +277,6 @@ def test_missing_files_are_named(tmp_path):
 
 def test_an_existing_folder_is_not_replaced(tmp_path):
     source = write_folder(tmp_path / "source", CONFIG, random_tensors(CONFIG))
-    with pytest.raises(ValueError, match="exists and would be replaced"):
+    with pytest.raises(ValueError, match="exists and is not replaced"):
         convert(str(source), str(source))
     assert (source / "model.safetensors").is_file()

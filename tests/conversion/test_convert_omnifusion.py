@@ -1,4 +1,4 @@
-"""Conversion of the release's layout: exact, complete, safe. Made on the spot; the real fixture where it is there."""
+"""Conversion of the release: exact, complete, safe; on a tiny release, and on the authors' own outputs if present."""
 
 import json
 import pickle
@@ -17,10 +17,11 @@ from tiny import image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from conversion import pickles
-from conversion.convert_omnifusion import convert, main
+from conversion.convert_omnifusion import convert
 from conversion.original_v1_1 import Original
 from conversion.release_v1_1 import Release
 from conversion.verify_conversion import Row, converted_outputs, verify
+from omnifusion_hf.cli import main
 from omnifusion_hf.model.processing_omnifusion import ESCAPE
 
 
@@ -53,20 +54,14 @@ def images(tmp_path_factory) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def test_case_28_converted_folder_computes_what_the_release_does(release, tower, converted, images):
+def test_the_converted_folder_computes_what_the_release_does(release, tower, converted, images):
     rows = verify(release, tower, converted, images)
-    assert {row.stage for row in rows} >= {
-        "pixels",
-        "visual tokens",
-        "embeddings",
-        "logits",
-        "greedy ids",
-        "beam-3 ids",
-    }
+    stages = {"pixels", "visual tokens", "embeddings", "last hidden state", "logits", "greedy ids", "beam-3 ids"}
+    assert {row.stage for row in rows} == stages
     assert all(row.ok for row in rows), rows
 
 
-def test_case_28_comparison_sees_a_wrong_weight(release, tower, converted, images, tmp_path):
+def test_the_comparison_sees_a_wrong_weight(release, tower, converted, images, tmp_path):
     broken = shutil.copytree(converted, tmp_path / "broken")
     name = "model.multi_modal_projector.transformer_layer.self_attn.q_proj.weight"
     file = broken / json.loads((broken / "model.safetensors.index.json").read_text())["weight_map"][name]
@@ -78,23 +73,21 @@ def test_case_28_comparison_sees_a_wrong_weight(release, tower, converted, image
     assert next(row for row in rows if row.stage == "pixels").ok
 
 
-def test_images_that_the_release_sees_as_they_are_stored_raise_no_alarm_and_are_named(
-    release, tower, converted, tmp_path, capsys
-):
+def test_images_that_a_viewer_turns_are_compared_as_shown_and_named(release, tower, converted, tmp_path, capsys):
     plain, turned = tmp_path / "plain.png", tmp_path / "turned.png"
     image(0, (40, 61)).save(plain)
     turned.write_bytes(stored_turned(image(0, (40, 61)), 6))
     assert all(row.ok for row in verify(release, tower, converted, [plain, turned]))
-    told = capsys.readouterr().out
-    assert told == f"{plain}: as stored\n{turned}: as a viewer shows it; the release sees it as stored\n"
+    printed = capsys.readouterr().out
+    assert printed == f"{plain}: as stored\n{turned}: as a viewer shows it; the release uses it as stored\n"
 
 
-def test_row_is_ok_up_to_its_bound_only():
+def test_a_row_is_ok_up_to_its_bound():
     assert Row("logits", 1e-4, 1e-4).ok and not Row("logits", 2e-4, 1e-4).ok
 
 
 @pytest.mark.parametrize("kind", ["clip", "bin"])
-def test_vision_tower_inside_clip_or_as_bin_gives_the_same_model(release, converted, kind, tmp_path):
+def test_a_vision_tower_inside_clip_or_as_bin_gives_the_same_model(release, converted, kind, tmp_path):
     tower = write_vision_tower(tmp_path / kind, kind)
     folder = convert(str(release), str(tower), str(tmp_path / "model"))
     ours, theirs = (
@@ -114,7 +107,7 @@ def test_special_vectors_are_the_rows_of_their_tokens(release, converted):
         assert torch.equal(rows[tokenizer.convert_tokens_to_ids(token)], vectors[name])
 
 
-def test_dtype_is_that_asked_for(release, tower, tmp_path):
+def test_weights_have_the_given_dtype(release, tower, tmp_path):
     folder = convert(str(release), str(tower), str(tmp_path / "model"), torch.float32)
     assert {t.dtype for f in folder.glob("*.safetensors") for t in load_file(f).values()} == {torch.float32}
     assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
@@ -140,7 +133,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_case_28_every_tensor_is_accounted_for(release, tower, tmp_path, case):
+def test_every_tensor_is_accounted_for(release, tower, tmp_path, case):
     change, message = BROKEN[case]
     broken = edit_llm(shutil.copytree(release, tmp_path / "release"), change)
     with pytest.raises(ValueError, match=message):
@@ -168,16 +161,16 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_bad_source_gets_one_clear_line_and_leaves_nothing(release, tower, tmp_path, case, capsys):
+def test_an_incomplete_or_damaged_source_is_one_line_and_leaves_nothing(release, tower, tmp_path, case, capsys):
     damage, message = MISTAKES[case]
     damage(shutil.copytree(release, tmp_path / "release") / "OmniMistral-v1_1")
     arguments = ["--source", str(tmp_path / "release"), "--vision", str(tower), "--output", str(tmp_path / "model")]
-    assert main(arguments) == 2
+    assert main(["convert", "v1.1", *arguments]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["release"]
 
 
-def test_wrong_tower_is_named(release, tmp_path):
+def test_a_tower_of_another_width_is_named(release, tmp_path):
     tower = write_vision_tower(tmp_path / "tower")
     config = json.loads((tower / "config.json").read_text())
     (tower / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
@@ -185,7 +178,7 @@ def test_wrong_tower_is_named(release, tmp_path):
         convert(str(release), str(tower), str(tmp_path / "model"))
 
 
-def test_source_that_is_neither_folder_nor_hub_id(tower, tmp_path):
+def test_a_source_that_is_neither_folder_nor_hub_id_is_refused(tower, tmp_path):
     with pytest.raises(ValueError, match="neither a folder nor a Hub id"):
         convert(str(tmp_path / "nowhere"), str(tower), str(tmp_path / "model"))
 
@@ -193,12 +186,12 @@ def test_source_that_is_neither_folder_nor_hub_id(tower, tmp_path):
 def test_an_existing_folder_is_not_replaced(release, tower, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.txt").write_text("keep")
-    with pytest.raises(ValueError, match="exists and would be replaced"):
+    with pytest.raises(ValueError, match="exists and is not replaced"):
         convert(str(release), str(tower), str(tmp_path / "model"))
     assert (tmp_path / "model" / "mine.txt").read_text() == "keep"
 
 
-def test_interruption_leaves_no_folder(release, tower, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_folder(release, tower, tmp_path, monkeypatch):
     def out_of_disk(*args, **kwargs):
         raise SafetensorError("No space left on device")  # what save_file raises
 
@@ -219,7 +212,7 @@ class Marker:
 
 
 @pytest.mark.parametrize("disguise", ["builtins.open", "models.open", "torch.nn.modules.linear.open"])
-def test_case_27_hostile_pickle_is_refused_and_nothing_runs(tmp_path, disguise):
+def test_a_hostile_pickle_is_refused_and_nothing_runs(tmp_path, disguise):
     """Also under names that look like torch's own modules or the release's."""
     file, marker = tmp_path / "projection.pt", tmp_path / "marker"
     torch.save({"module": Marker(marker)}, file)
@@ -230,7 +223,7 @@ def test_case_27_hostile_pickle_is_refused_and_nothing_runs(tmp_path, disguise):
     assert not marker.exists()
 
 
-def test_case_27_control_naive_loading_would_run_it(tmp_path):
+def test_control_naive_loading_would_run_it(tmp_path):
     marker = tmp_path / "marker"
     pickle.loads(pickle.dumps(Marker(marker))).close()
     assert marker.exists()
@@ -249,18 +242,18 @@ def rename_in_pickle(file: Path, old: bytes, new: bytes):
 
 @needs_fixture
 @pytest.mark.parametrize("name", ["projection", "special_embeddings"])
-def test_case_27_hostile_files_of_the_fixture(tmp_path, name, monkeypatch, capsys):
+def test_hostile_files_of_the_fixture_are_refused(tmp_path, name, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     source = shutil.copytree(FIXTURE / "fixture/OmniMistral-v1_1", tmp_path / "source", copy_function=shutil.copyfile)
     (source / f"{name}.pt").write_bytes((FIXTURE / f"evil_{name}.pt").read_bytes())
     arguments = ["--source", str(source), "--vision", str(FIXTURE / "fixture/vision_tower"), "--output", "model"]
-    assert main(arguments) == 2
+    assert main(["convert", "v1.1", *arguments]) == 2
     assert "builtins.exec" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_original_restatement_is_deterministic(release, tower):
-    """The oracle runs in eval mode: the pickled training flag must not bring dropout back (quirk 3)."""
+def test_the_reference_is_deterministic(release, tower):
+    """It runs in eval mode, though the pickled module is in training mode."""
     original = Original.load(release, tower)
     pixels = original.pixels(image(0))
     assert torch.equal(original.visual_tokens(pixels), original.visual_tokens(pixels))
@@ -286,7 +279,7 @@ def golden_cases() -> list[tuple[str, dict]]:
 
 @needs_fixture
 @pytest.mark.parametrize("name, case", golden_cases(), ids=[name for name, _ in golden_cases()])
-def test_goldens_of_the_authors_code(golden_model, name, case):
+def test_outputs_equal_those_of_the_authors_code(golden_model, name, case):
     model, processor = golden_model
     golden = load_file(FIXTURE / "fixture/golden.safetensors")
     image = Image.open(FIXTURE / f"fixture/images/{case['image']}.png") if "image" in case else None
@@ -308,7 +301,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, atol: float):
 
 
 @needs_fixture
-def test_golden_training_loss_in_the_format_of_the_release(golden_model):
+def test_the_training_loss_in_the_format_of_the_release_equals_the_authors(golden_model):
     model, processor = golden_model
     golden = json.loads((FIXTURE / "fixture/golden.json").read_text(encoding="utf-8"))["train"]
     images = str(FIXTURE / "fixture/images")
@@ -324,7 +317,7 @@ def test_golden_training_loss_in_the_format_of_the_release(golden_model):
 
 @needs_fixture
 @pytest.mark.parametrize("name", ["gray_L", "tiny_7x5"])
-def test_golden_pixels_of_grey_and_tiny_images(golden_model, name):
+def test_pixels_of_grey_and_tiny_images_equal_the_authors(golden_model, name):
     _, processor = golden_model
     golden = load_file(FIXTURE / "fixture/golden.safetensors")[f"extra.{name}.pixels_uint8"]
     raw = processor.image_processor(str(FIXTURE / f"fixture/images/{name}.png"), do_rescale=False, do_normalize=False)
@@ -332,7 +325,7 @@ def test_golden_pixels_of_grey_and_tiny_images(golden_model, name):
 
 
 @needs_fixture
-def test_golden_tokenisation(golden_model):
+def test_token_ids_equal_the_authors(golden_model):
     _, processor = golden_model
     golden = json.loads((FIXTURE / "fixture/golden.json").read_text(encoding="utf-8"))
     for sample in golden["tokenization"]:

@@ -11,10 +11,11 @@ from open_clip.model import CLIP, CLIPVisionCfg, CustomTextCLIP, _build_vision_t
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel
 
-from conversion.convert_open_clip import KEYS, PLAIN, activation, convert, image_processor, main, vision_config
-from conversion.weights import Ledger
+from conversion.convert_open_clip import KEYS, PLAIN, activation, convert, image_processor, vision_config
+from conversion.weights import WrittenTensors
 from omnifusion_hf import OmniFusionVisionModel
 from omnifusion_hf.build.assemble import assemble_vision_config
+from omnifusion_hf.cli import main
 
 
 VISION = {"layers": 3, "width": 32, "head_width": 8, "mlp_ratio": 2.0, "patch_size": 8, "image_size": 32}
@@ -78,7 +79,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_case_28_features_equal_those_of_open_clip(variant, tmp_path):
+def test_features_equal_those_of_open_clip(variant, tmp_path):
     options = dict(VARIANTS[variant])
     model = tiny_model(**options)
     options.pop("kind", None)
@@ -97,7 +98,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("mistake", WRONG)
-def test_case_28_comparison_sees_a_wrong_conversion(mistake, tmp_path):
+def test_the_comparison_sees_a_wrong_conversion(mistake, tmp_path):
     """Control: each would be the mistake of a converter, and none passes the bound."""
     options, damage = WRONG[mistake]
     model = tiny_model(quick_gelu=True)
@@ -139,7 +140,7 @@ def test_the_folder_is_an_encoder_here(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, None])
-def test_dtype_is_that_asked_for_or_that_stored(dtype, tmp_path):
+def test_weights_have_the_given_or_the_stored_dtype(dtype, tmp_path):
     source = write_folder(tmp_path / "source", tiny_model().half().state_dict())
     folder = convert(str(source), str(tmp_path / "out"), dtype=dtype)
     assert AutoModel.from_pretrained(folder).dtype is (dtype or torch.float16)
@@ -179,13 +180,13 @@ def test_every_plain_tower_fits_at_its_real_size(name):
     with torch.device("meta"):
         tower = _build_vision_tower(model["embed_dim"], CLIPVisionCfg(**model["vision_cfg"]))
         encoder = AutoModel.from_config(vision_config(model))
-    ledger = Ledger({name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()})
+    entries = WrittenTensors({name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()})
     for key, tensor in tower.state_dict().items():
-        ledger.enter(dict(KEYS.place(f"visual.{key}", tensor, name)), "")
-    ledger.close()
+        entries.add(dict(KEYS.place(f"visual.{key}", tensor, name)), "")
+    entries.check_complete()
 
 
-def test_the_others_are_refused():
+def test_every_other_tower_of_open_clip_is_refused():
     plain = set(plain_names())
     assert {"ViT-bigG-14", "ViT-L-14-336-quickgelu", "ViT-B-16-plus-240"} <= plain
     others = [name for name in open_clip.list_models() if name not in plain]
@@ -196,7 +197,7 @@ def test_the_others_are_refused():
 
 
 REFUSED = {
-    "no_ln_pre": (True, "no LayerNorm in front of the blocks"),
+    "no_ln_pre": (True, "no LayerNorm before the blocks"),
     "attentional_pool": (True, "attentional pooling"),
     "ls_init_value": (1e-4, "LayerScale"),
     "patch_dropout": (0.5, "patch dropout"),
@@ -206,7 +207,7 @@ REFUSED = {
     "timm_model_name": ("vit_tiny", "timm"),
     "layers": ([1, 1, 1, 1], "ResNet"),
     "image_size": ([32, 64], "must be square"),
-    "norm_kwargs": ({"elementwise_affine": False}, "eps alone"),
+    "norm_kwargs": ({"elementwise_affine": False}, "only eps is configurable"),
     "act_kwargs": ({"inplace": True}, "no counterpart"),
     "rotary": (True, r"does not know: \['rotary'\]"),
 }
@@ -222,7 +223,7 @@ def test_what_clip_cannot_express_is_refused_by_name(setting, tmp_path):
 
 
 @pytest.mark.parametrize("quick_gelu, act_kwargs, name", [(True, None, "quick_gelu"), (False, {}, "gelu")])
-def test_case_28_activation_has_a_name(quick_gelu, act_kwargs, name):
+def test_an_activation_has_a_name_in_transformers_or_is_refused(quick_gelu, act_kwargs, name):
     assert activation(quick_gelu, act_kwargs) == name
     with pytest.raises(ValueError, match="no counterpart"):
         activation(True, {"approximate": "tanh"})
@@ -239,7 +240,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_case_28_every_tensor_is_accounted_for(case, tmp_path):
+def test_every_tensor_is_accounted_for(case, tmp_path):
     change, message = BROKEN[case]
     tensors = tiny_model().state_dict()
     change(tensors)
@@ -273,8 +274,8 @@ MISTAKES = {
     "unknown name": (["--source", "ViT-bigg-14"], "did you mean ['ViT-bigG-14'"),
     "unknown tag": (["--source", "ViT-bigG-14", "--pretrained", "laion"], "its tags are ['laion2b_s39b_b160k'"),
     "no tag": (["--source", "ViT-bigG-14"], "neither a file nor a pretrained tag"),
-    "a tag too much": (["--source", "FOLDER", "--pretrained", "openai"], "brings its own weights"),
-    "no OpenCLIP folder": (["--source", "FOLDER"], "is no OpenCLIP folder"),
+    "a tag too much": (["--source", "FOLDER", "--pretrained", "openai"], "has its own weights"),
+    "no OpenCLIP folder": (["--source", "FOLDER"], "is not an OpenCLIP folder"),
 }
 
 
@@ -284,10 +285,10 @@ def test_a_configuration_without_a_tower_is_named():
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_mistakes_get_one_clear_line(case, tmp_path, capsys):
+def test_a_wrong_source_is_one_line(case, tmp_path, capsys):
     arguments, message = MISTAKES[case]
     arguments = [str(tmp_path) if argument == "FOLDER" else argument for argument in arguments]
-    assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
+    assert main(["convert", "open-clip", *arguments, "--output", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 

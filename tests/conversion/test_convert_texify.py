@@ -16,9 +16,10 @@ from transformers import (
     VisionEncoderDecoderModel,
 )
 
-from conversion.convert_texify import convert, main, vision_config
+from conversion.convert_texify import convert, vision_config
 from omnifusion_hf import OmniFusionVisionModel
 from omnifusion_hf.build.assemble import assemble_vision_config
+from omnifusion_hf.cli import main
 from omnifusion_hf.model.configuration_omnifusion import OmniFusionVisionConfig
 
 
@@ -68,7 +69,7 @@ def difference(model: VisionEncoderDecoderModel, folder: Path, size: int = SIZE)
 
 @pytest.mark.parametrize("variant", [{}, {"qkv_bias": False, "hidden_act": "relu", "window_size": 3}])
 @pytest.mark.parametrize("size", [SIZE, 84])
-def test_case_28_features_equal_those_of_the_original(variant, size, tmp_path):
+def test_features_equal_those_of_the_original(variant, size, tmp_path):
     model = write_folder(tmp_path / "source", **variant)
     assert difference(model, convert(str(tmp_path / "source"), str(tmp_path / "out")), size) <= 1e-5
 
@@ -88,7 +89,7 @@ def swap(folder: Path, attention: str):
 
 
 @pytest.mark.parametrize("mistake", WRONG)
-def test_case_28_comparison_sees_a_wrong_conversion(mistake, tmp_path):
+def test_the_comparison_sees_a_wrong_conversion(mistake, tmp_path):
     """Control: each would be the mistake of a converter, and none passes the bound."""
     model = write_folder(tmp_path / "source")
     WRONG[mistake](tmp_path / "source")
@@ -134,7 +135,7 @@ def test_an_encoder_of_oblong_images_needs_a_side_of_its_own(tmp_path):
 def test_position_embeddings_are_refused(setting, tmp_path, capsys):
     write_folder(tmp_path / "source")
     edit(tmp_path / "source", **{setting: True})
-    assert main(["--source", str(tmp_path / "source"), "--output", str(tmp_path / "out")]) == 2
+    assert main(["convert", "texify", "--source", str(tmp_path / "source"), "--output", str(tmp_path / "out")]) == 2
     assert f"{setting}=true" in capsys.readouterr().err.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
@@ -150,7 +151,7 @@ BROKEN = {
     "unknown": (lambda t: t.update({"encoder.bonus": torch.zeros(1)}), "unknown tensor `encoder.bonus`"),
     "unknown in a block": (
         lambda t: t.update({"encoder.encoder.layers.0.blocks.0.bonus": torch.zeros(1)}),
-        "`encoder.layers.0.blocks.0.bonus` has no place",
+        "`encoder.layers.0.blocks.0.bonus` is not a tensor of the model",
     ),
     "missing": (lambda t: t.pop("encoder.embeddings.norm.bias"), "`embeddings.norm.bias`"),
     "misshapen": (
@@ -165,11 +166,11 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_case_28_every_tensor_is_accounted_for(case, tmp_path):
+def test_every_tensor_is_accounted_for(case, tmp_path):
     change, message = BROKEN[case]
     write_folder(tmp_path / "source")
     tensors = load_file(tmp_path / "source/model.safetensors")
-    assert any(name.startswith("decoder.") for name in tensors)  # dropped, and nothing of it is asked for
+    assert any(name.startswith("decoder.") for name in tensors)  # dropped
     change(tensors)
     save_file(tensors, tmp_path / "source/model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=message):
@@ -177,7 +178,7 @@ def test_case_28_every_tensor_is_accounted_for(case, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-def test_other_models_are_named(tmp_path):
+def test_an_encoder_of_another_type_is_named(tmp_path):
     write_folder(tmp_path / "source")
     edit(tmp_path / "source", model_type="vit")
     with pytest.raises(ValueError, match="has the encoder `vit`"):
@@ -185,7 +186,7 @@ def test_other_models_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, None])
-def test_dtype_leaves_indices_whole(dtype, tmp_path):
+def test_a_dtype_leaves_integer_buffers_as_they_are(dtype, tmp_path):
     """Of Swin's windows: a buffer of integers, whatever the weights are stored in."""
     write_folder(tmp_path / "source")
     folder = convert(str(tmp_path / "source"), str(tmp_path / "out"), dtype)

@@ -1,4 +1,4 @@
-"""Weights on their way to a folder: names by table, files by choice, hostile and foreign pickles refused."""
+"""Weights: renamed by tables, read from the preferred files, written in pieces; hostile pickles are refused."""
 
 import pytest
 import torch
@@ -17,17 +17,13 @@ TABLE = KeyTable(
 def test_a_table_maps_splits_and_drops():
     rows = torch.arange(6).view(6, 1)
     assert TABLE.place("a.bias", rows, "file") == [("b.bias", rows)]
-    placed = dict(TABLE.place("qkv.weight", rows, "file"))
-    assert {name: part.flatten().tolist() for name, part in placed.items()} == {
-        "q.weight": [0, 1],
-        "k.weight": [2, 3],
-        "v.weight": [4, 5],
-    }
+    parts = {name: part.flatten().tolist() for name, part in TABLE.place("qkv.weight", rows, "file")}
+    assert parts == {"q.weight": [0, 1], "k.weight": [2, 3], "v.weight": [4, 5]}
     assert TABLE.place("head.weight", rows, "file") == []
 
 
 @pytest.mark.parametrize("name", ["a.weight.more", "x.a.weight", "head", "Qkv.weight"])
-def test_names_must_fit_whole(name):
+def test_a_name_must_match_as_a_whole(name):
     with pytest.raises(ValueError, match=f"file holds the unknown tensor `{name}`"):
         TABLE.place(name, torch.zeros(3), "file")
 
@@ -41,8 +37,16 @@ def test_parts_of_a_split_tensor_can_be_written(tmp_path):
     assert torch.equal(torch.cat([written[f"{part}.weight"] for part in "qkv"]), qkv)
 
 
-@pytest.mark.parametrize("published, asked", [("model.safetensors", 1), ("pytorch_model.bin", 2)])
-def test_pickles_are_downloaded_only_where_no_safetensors_are(published, asked, tmp_path, monkeypatch):
+@pytest.mark.parametrize("limit, sizes", [(7, [1, 1, 1, 1]), (8, [2, 1, 1]), (16, [3, 1]), (1000, [4])])
+def test_pieces_hold_as_many_tensors_as_fit_and_a_larger_one_alone(limit, sizes):
+    tensors = [(name, torch.zeros(count)) for name, count in (("a", 1), ("b", 1), ("c", 2), ("d", 5))]
+    pieces = list(in_pieces(iter(tensors), limit))
+    assert [len(piece) for piece in pieces] == sizes
+    assert [name for piece in pieces for name in piece] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("published, downloads", [("model.safetensors", 1), ("pytorch_model.bin", 2)])
+def test_pickles_are_downloaded_only_where_no_safetensors_are(published, downloads, tmp_path, monkeypatch):
     calls = []
 
     def download(source: str, allow_patterns: list[str]) -> str:
@@ -53,7 +57,7 @@ def test_pickles_are_downloaded_only_where_no_safetensors_are(published, asked, 
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert locate("owner/name", ["*.json", "*.safetensors"], ["*.json", "*.bin"]) == tmp_path
-    assert len(calls) == asked
+    assert len(calls) == downloads
 
 
 class Marker:
@@ -80,7 +84,7 @@ FOREIGN = {
 def test_foreign_pickles_are_named_and_nothing_in_them_runs(kind, tmp_path):
     path, marker = tmp_path / "weights.pt", tmp_path / "marker"
     FOREIGN[kind](path, marker)
-    with pytest.raises(ValueError, match="weights.pt (was not read|holds no state dict)"):
+    with pytest.raises(ValueError, match="weights.pt (was not read|does not hold a state dict)"):
         list(shard_tensors(path))
     assert not marker.exists()
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from omnifusion_hf.evaluation import answers as module
 from omnifusion_hf.evaluation.answers import CLEAN, Answer, AnswerLog, Evaluator, open_log, read_answers
 from omnifusion_hf.evaluation.questions import opened, prompts_of, read_questions
-from omnifusion_hf.inference import complete, prompts
+from omnifusion_hf.inference import prompts
 
 
 FIRST = Answer("0", "colours", "What colour is\nit?", ["a.png"], ["red", "crimson"], "röd\u2028", 0.0)
@@ -119,7 +119,7 @@ def test_the_batch_size_changes_no_answer(model, processor, questions, tmp_path)
     assert found[0] == found[1] == found[2]
     assert len({answer.answer for answer in found[0]}) > 1  # control: images and questions matter
     alone = prompts(processor, [opened(processor, questions[1])])
-    assert found[0][1].answer == complete(model, alone, processor, 6)[0]
+    assert found[0][1].answer == generate_text(model, alone, processor, 6)[0]
 
 
 def test_a_killed_run_is_resumed(model, processor, questions, tmp_path, monkeypatch):
@@ -130,9 +130,9 @@ def test_a_killed_run_is_resumed(model, processor, questions, tmp_path, monkeypa
         calls.append(len(args[1]["input_ids"]))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return complete(*args)
+        return generate_text(*args)
 
-    monkeypatch.setattr(module, "complete", killed)
+    monkeypatch.setattr(module, "generate_text", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, processor, tmp_path / "answers.jsonl", questions, batch_size=2)
     assert len(read_answers(tmp_path / "answers.jsonl")) == 2

@@ -18,7 +18,7 @@ from PIL import Image
 from omnifusion_hf.evaluation import lmms_eval_plugin as module
 from omnifusion_hf.evaluation.paper_tables import BENCHMARKS
 from omnifusion_hf.evaluation.results import read_models, read_sample_answers, result_files
-from omnifusion_hf.inference import TINY, complete, prompts
+from omnifusion_hf.inference import TINY, generate_text, prompts
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def plugin(tiny_model, monkeypatch):
 
 
 def by_hand(model, processor, row: dict) -> str:
-    return complete(model, prompts(processor, [messages(row, "image")]), processor, max_new_tokens=48)[0]
+    return generate_text(model, prompts(processor, [messages(row, "image")]), processor, max_new_tokens=48)[0]
 
 
 def messages(row: dict, key: str = "url") -> list[dict]:

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoProcessor, Trainer, TrainingArguments
 
 from omnifusion_hf import AutoModelForVision2Seq
-from omnifusion_hf.inference import EXAMPLES, TINY, answer_examples, complete, load
+from omnifusion_hf.inference import EXAMPLES, TINY, answer_examples, generate_text, load
 from omnifusion_hf.model import configuration_omnifusion
 from omnifusion_hf.model.configuration_omnifusion import TRANSFORMERS_VERSIONS
 
@@ -50,7 +50,7 @@ def test_beams_over_several_views_give_the_recorded_answers(bundled):
     inputs = processor.apply_chat_template(
         chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **options
     )
-    assert complete(model, inputs, processor, 12, num_beams=3, num_return_sequences=2) == BEAMS
+    assert generate_text(model, inputs, processor, 12, num_beams=3, num_return_sequences=2) == BEAMS
 
 
 def test_two_steps_of_the_stock_trainer_have_the_recorded_losses_and_reload(tmp_path):

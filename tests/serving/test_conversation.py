@@ -45,7 +45,7 @@ def writers() -> list[threading.Thread]:
 def test_a_growing_answer_ends_as_that_of_ask(conversation):
     image, question = bundled("count-1.png"), "Describe the image."
     grown = answers(conversation, [user_turn(question, [image])])
-    whole = ask.answer(conversation.model, conversation.processor, [image], question)
+    whole = ask.answer_question(conversation.model, conversation.processor, [image], question)
     assert grown[-1] == whole and len(set(grown)) > 5
     assert all(later.startswith(earlier) for earlier, later in zip(grown, grown[1:]))
 

@@ -10,13 +10,15 @@ import socket
 import subprocess
 import sys
 import time
+from inspect import signature
 from pathlib import Path
 
 import pytest
 from huggingface_hub.utils import httpx
 
-from omnifusion_hf.cli import build_parser, main
-from omnifusion_hf.inference import EXAMPLES, TINY, answer, complete, cut, load, prompts
+from omnifusion_hf import cli
+from omnifusion_hf.cli import main
+from omnifusion_hf.inference import EXAMPLES, TINY, answer_question, cut, generate_text, load, prompts
 
 
 openai = pytest.importorskip("openai", reason="a client of the server: pip install openai")
@@ -105,7 +107,11 @@ def ask(client, *messages: dict, **options):
 @pytest.mark.parametrize("example", [FIRST, SECOND], ids=["first", "second"])
 def test_a_question_about_an_image_is_answered_as_by_the_model_itself(client, loaded, example):
     answered = ask(client, user(image(example["image"]), text(example["question"]))).choices[0].message.content
-    assert answered == answer(*loaded, [EXAMPLES.parent / example["image"]], example["question"]) == example["truth"]
+    assert (
+        answered
+        == answer_question(*loaded, [EXAMPLES.parent / example["image"]], example["question"])
+        == example["truth"]
+    )
 
 
 def as_the_processor_wants(message: dict) -> dict:
@@ -130,7 +136,7 @@ def test_text_alone_several_images_and_several_turns_are_answered_as_by_the_mode
     for chat in chats:
         inputs = prompts(processor, [list(map(as_the_processor_wants, chat))])
         given = ask(client, *chat)
-        assert given.choices[0].message.content == complete(model, inputs, processor, max_new_tokens=16)[0]
+        assert given.choices[0].message.content == generate_text(model, inputs, processor, max_new_tokens=16)[0]
         assert given.usage.prompt_tokens == inputs.input_ids.shape[1]
 
 
@@ -266,7 +272,7 @@ DESCRIBE = [user(image("count-1.png"), text("Describe the image."))]
 
 @pytest.mark.parametrize("stop", ["e", ["no such text"], ["and", " two"], None], ids=str)
 def test_stop_cuts_the_answer_streamed_or_not(app, loaded, stop):
-    said = answer(*loaded, [EXAMPLES.parent / "count-1.png"], "Describe the image.")
+    said = answer_question(*loaded, [EXAMPLES.parent / "count-1.png"], "Describe the image.")
     wanted = cut(said, [stop] if isinstance(stop, str) else stop or [])
     whole = post(app, messages=DESCRIBE, stop=stop).json()["choices"][0]
     assert (whole["message"]["content"], whole["finish_reason"]) == (wanted, "stop")
@@ -294,7 +300,7 @@ def test_a_folder_with_beams_streams_the_answer_of_ask(tmp_path):
     model, processor = load(folder)
     assert model.generation_config.num_beams == 3
     app = testclient.TestClient(module.build_app(module.ChatServer(model, processor, "demo")))
-    said = answer(model, processor, [EXAMPLES.parent / "count-1.png"], "Describe the image.")
+    said = answer_question(model, processor, [EXAMPLES.parent / "count-1.png"], "Describe the image.")
     assert streamed(post(app, messages=DESCRIBE, stream=True)) == (said, "stop")
     assert post(app, messages=DESCRIBE).json()["choices"][0]["message"]["content"] == said
 
@@ -363,7 +369,7 @@ def test_requests_with_another_host_name_are_refused(server, port):
 
 
 def test_by_default_it_listens_only_on_this_computer(client, port):
-    assert build_parser().parse_args(["serve", "folder"]).host == "127.0.0.1"
+    assert signature(cli.serve).parameters["host"].default == "127.0.0.1"
     assert not listens("127.0.0.2", port)
     with socket.create_server(("0.0.0.0", free_port())) as everywhere:  # control: that address tells the difference
         assert listens("127.0.0.2", everywhere.getsockname()[1])

@@ -5,7 +5,7 @@ from threading import Event
 import pytest
 import tiny
 
-from omnifusion_hf.inference import EXAMPLES, TINY, complete, cut, load, prompts
+from omnifusion_hf.inference import EXAMPLES, TINY, cut, generate_text, load, prompts
 from omnifusion_hf.serving.writing import write
 
 
@@ -32,7 +32,7 @@ def asked(model_processor, words: str):
 def test_each_piece_is_a_longer_prefix_of_the_answer(described):
     *parts, inputs = described
     pieces = list(write(*parts, inputs, max_new_tokens=64))
-    (whole,) = complete(*parts[:1], inputs, parts[1], max_new_tokens=64)
+    (whole,) = generate_text(*parts[:1], inputs, parts[1], max_new_tokens=64)
     assert pieces[-1].text == whole and pieces[-1].finish_reason == "stop"
     assert all(whole.startswith(each.text) for each in pieces) and len({each.text for each in pieces}) > 10
     assert [each.num_tokens for each in pieces[:3]] == [1, 2, 3]
@@ -42,7 +42,7 @@ def test_each_piece_is_a_longer_prefix_of_the_answer(described):
 def test_pieces_of_broken_bytes_and_words_are_prefixes_as_well(model, processor, words):
     inputs = asked(processor, words)
     pieces = list(write(model, processor, inputs, max_new_tokens=48))
-    (whole,) = complete(model, inputs, processor, max_new_tokens=48)
+    (whole,) = generate_text(model, inputs, processor, max_new_tokens=48)
     assert pieces[-1].text == whole and all(whole.startswith(each.text) for each in pieces)
 
 
@@ -69,7 +69,7 @@ def stops(whole: str) -> list[list[str]]:
 @pytest.mark.parametrize("index", range(6))
 def test_an_answer_is_cut_before_a_stop_text_and_no_piece_contains_it(described, index):
     *parts, inputs = described
-    (whole,) = complete(*parts[:1], inputs, parts[1], max_new_tokens=200)
+    (whole,) = generate_text(*parts[:1], inputs, parts[1], max_new_tokens=200)
     stop = stops(whole)[index]
     pieces = list(write(*parts, inputs, stop=stop, max_new_tokens=200))
     wanted = min((whole.partition(text)[0] for text in stop), key=len).strip()
@@ -89,7 +89,10 @@ def test_with_beams_only_the_final_piece_has_text(described, monkeypatch):
     *parts, inputs = described
     monkeypatch.setattr(parts[0].generation_config, "num_beams", 3)
     pieces = list(write(*parts, inputs, max_new_tokens=64))
-    assert pieces[-1].text == complete(*parts[:1], inputs, parts[1], max_new_tokens=64)[0] and pieces[-1].finish_reason
+    assert (
+        pieces[-1].text == generate_text(*parts[:1], inputs, parts[1], max_new_tokens=64)[0]
+        and pieces[-1].finish_reason
+    )
     assert {each.text for each in pieces[:-1]} == {""} and len(pieces) > 10
     alone = list(write(*parts, inputs, max_new_tokens=64, num_beams=1))
     assert len({each.text for each in alone}) > 10  # control: without beams it grows

@@ -160,7 +160,7 @@ def test_broken_sample_of_a_source_is_named_or_left_out(tmp_path):
         ("sources: [{path: a.json, streaming: no}]", "'streaming' expected bool, got str"),
         ("sources: [{path: a.json, image_folder: 3}]", "'image_folder' with value 3"),
         ("sources: [{path: 3}]", "'path' expected str, got int"),
-        ("sources: [{path: a.json, path: b.json}]", "`path` stands twice"),
+        ("sources: [{path: a.json, path: b.json}]", 'duplicate key "path"'),
         ("sources: [{path: a.json, conversation_format: x}]", "'conversation_format' expected one of .*llava"),
         ("sources: [{path: a.json, weight: 1}, {path: b.json}]", "or a `weight` to every one"),
         ("sources: [{path: a.json, weight: 1}, {path: b.json, samples: 1}]", "or a `weight` to every one"),

@@ -1,0 +1,177 @@
+"""Mutation testing: changes one place of a source file and runs the file's mirror test, which should then fail.
+
+    python tests/helpers/mutants.py --count 100     # a sample over model/ and training/
+    python tests/helpers/mutants.py --count 20 omnifusion_hf/model/views_omnifusion.py
+
+Each result is a line of `.mutants.jsonl`, where an interrupted run continues. The report lists the mutants that
+survived and their rate. A mutant that exceeds the time limit counts as found.
+"""
+
+import argparse
+import ast
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("omnifusion_hf/model", "omnifusion_hf/training")
+SWAPS = {ast.Lt: ast.LtE, ast.Gt: ast.GtE, ast.Eq: ast.NotEq, ast.In: ast.NotIn, ast.Is: ast.IsNot, ast.Add: ast.Sub}
+SWAPS |= {ast.And: ast.Or}
+SWAPS |= {new: old for old, new in SWAPS.items()}
+REMOVABLE = (ast.Expr, ast.Assign, ast.AugAssign, ast.Raise)
+TIME_LIMIT = 900  # seconds
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A change of the node with this index in `ast.walk` order; `position`: of the removed statement in its body."""
+
+    file: str
+    line: int
+    kind: str
+    node: int
+    position: int = 0
+
+    @property
+    def key(self) -> str:
+        return ":".join(map(str, vars(self).values()))
+
+    def source(self) -> str:
+        tree = ast.parse((ROOT / self.file).read_text(encoding="utf-8"))
+        CHANGES[self.kind](list(ast.walk(tree))[self.node], self.position)
+        return ast.unparse(ast.fix_missing_locations(tree))
+
+
+def swap_comparison(node: ast.Compare, _):
+    node.ops[0] = SWAPS[type(node.ops[0])]()
+
+
+def swap_operator(node: ast.BinOp | ast.BoolOp, _):
+    node.op = SWAPS[type(node.op)]()
+
+
+def drop_not(node: ast.UnaryOp, _):
+    node.operand = ast.UnaryOp(ast.Not(), node.operand)
+
+
+def add_one(node: ast.Constant, _):
+    node.value = not node.value if isinstance(node.value, bool) else node.value + 1
+
+
+def return_none(node: ast.Return, _):
+    node.value = ast.Constant(None)
+
+
+def remove_statement(node: ast.AST, position: int):
+    node.body[position] = ast.Pass()
+
+
+CHANGES = {
+    "comparison": swap_comparison,
+    "operator": swap_operator,
+    "not": drop_not,
+    "constant": add_one,
+    "return": return_none,
+    "statement": remove_statement,
+}
+
+
+def kind_of(node: ast.AST) -> str | None:
+    """The change that applies to a node itself."""
+    match node:
+        case ast.Compare(ops=[op]) if type(op) in SWAPS:
+            return "comparison"
+        case ast.BinOp(op=op) | ast.BoolOp(op=op) if type(op) in SWAPS:
+            return "operator"
+        case ast.UnaryOp(op=ast.Not()):
+            return "not"
+        case ast.Constant(value=int() | float()):
+            return "constant"
+        case ast.Return(value=ast.expr()):
+            return "return"
+
+
+def mutants_of(file: str) -> Iterator[Mutant]:
+    for index, node in enumerate(ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))):
+        if kind := kind_of(node):
+            yield Mutant(file, node.lineno, kind, index)
+        if isinstance(node, ast.FunctionDef | ast.For | ast.With | ast.If):
+            for position, statement in enumerate(node.body):
+                is_text = isinstance(getattr(statement, "value", None), ast.Constant) and type(statement) is ast.Expr
+                if isinstance(statement, REMOVABLE) and not is_text:
+                    yield Mutant(file, statement.lineno, "statement", index, position)
+
+
+def mirror_tests(file: str) -> list[str]:
+    """The test files that mirror a source file."""
+    path = Path(file)
+    folder = ROOT / "tests" / path.parent.relative_to("omnifusion_hf")
+    names = [f"test_{path.stem}.py", f"test_{path.stem.removesuffix('_omnifusion')}.py"]
+    return [str(folder / name) for name in dict.fromkeys(names) if (folder / name).is_file()]
+
+
+def passes(package: Path, file: str, source: str) -> bool:
+    """Whether the mirror tests of a file pass on a copy of the package with this source of it."""
+    target = package / Path(file).relative_to("omnifusion_hf")
+    original = target.read_bytes()
+    target.write_text(source, encoding="utf-8")
+    # -P: without it the clone's own package, in the current folder, would be imported.
+    command = [sys.executable, "-P", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mirror_tests(file)]
+    paths = {"PYTHONPATH": f"{package.parent}{os.pathsep}{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=os.environ | paths, capture_output=True, timeout=TIME_LIMIT)
+        return done.returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        target.write_bytes(original)
+
+
+def run(mutants: list[Mutant], log: Path) -> dict[str, bool]:
+    """Whether each mutant survived; results are added to `log`, and taken from there."""
+    found = dict(json.loads(line) for line in log.read_text().splitlines()) if log.is_file() else {}
+    with tempfile.TemporaryDirectory() as folder, open(log, "a", encoding="utf-8") as lines:
+        package = Path(shutil.copytree(ROOT / "omnifusion_hf", Path(folder) / "omnifusion_hf"))
+        for number, mutant in enumerate(mutants, start=1):
+            unchanged = f"{mutant.file}:unchanged"
+            for key in (unchanged, mutant.key):
+                if key not in found:
+                    source = ast.unparse(ast.parse((ROOT / mutant.file).read_text(encoding="utf-8")))
+                    found[key] = passes(package, mutant.file, source if key == unchanged else mutant.source())
+                    print(json.dumps([key, found[key]]), file=lines, flush=True)
+            if not found[unchanged]:
+                raise SystemExit(f"the tests of {mutant.file} fail without a change; remove its line from {log}.")
+            print(
+                f"{number} of {len(mutants)}: {mutant.key} {'SURVIVED' if found[mutant.key] else 'found'}", flush=True
+            )
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="*", help="source files; default: those of model/ and training/")
+    parser.add_argument("--count", type=int, default=100, help="size of the sample")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
+    parser.add_argument("--output", type=Path, default=ROOT / ".mutants.jsonl", help="results, one JSON list a line")
+    options = parser.parse_args()
+    files = options.files or sorted(str(p.relative_to(ROOT)) for f in FOLDERS for p in (ROOT / f).glob("*.py"))
+    for file in (file for file in files if not mirror_tests(file)):
+        print(f"{file} has no mirror test")
+    mutants = [mutant for file in files if mirror_tests(file) for mutant in mutants_of(file)]
+    sample = random.Random(options.seed).sample(mutants, min(options.count, len(mutants)))
+    found = run(sample, options.output)
+    survivors = [mutant.key for mutant in sample if found[mutant.key]]
+    print("\n".join(["", "survived:", *survivors]))
+    print(f"{len(survivors)} of {len(sample)} survived ({len(survivors) / max(len(sample), 1):.0%})")
+
+
+if __name__ == "__main__":
+    main()

@@ -65,7 +65,7 @@ def test_other_files_are_refused(tmp_path):
 
 def test_an_empty_list_is_called_so(tmp_path):
     (tmp_path / "q.json").write_text("[]")
-    with pytest.raises(ValueError, match="q.json must hold a list with a sample at least, got an empty list"):
+    with pytest.raises(ValueError, match="q.json must hold a list with at least one sample, got an empty list"):
         read_questions(tmp_path / "q.json")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers.feature_extraction_utils import BatchFeature
 
+from ..inference import generate_text
 from ..io import named, read_json, read_text, write_whole
 from .metrics import exact_match
 from .questions import Question

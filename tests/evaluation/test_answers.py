@@ -10,7 +10,7 @@ from tqdm import tqdm
 from omnifusion_hf.evaluation import answers as module
 from omnifusion_hf.evaluation.answers import CLEAN, Answer, AnswerLog, Evaluator, open_log, read_answers
 from omnifusion_hf.evaluation.questions import opened, prompts_of, read_questions
-from omnifusion_hf.inference import prompts
+from omnifusion_hf.inference import generate_text, prompts
 
 
 FIRST = Answer("0", "colours", "What colour is\nit?", ["a.png"], ["red", "crimson"], "röd\u2028", 0.0)

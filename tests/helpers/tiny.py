@@ -64,7 +64,9 @@ def llm_tokenizer(add_bos: bool = False) -> PreTrainedTokenizerFast:
     raw.decoder = decoders.Sequence(steps)
     specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     text = ["This is a dialog with AI assistant. What colour is the sky? The sky is blue and the grass is green."] * 3
-    text += ["Describe the image: a red square above two small circles, one left of the other. Привет, как дела?"] * 3
+    text += [
+        "Describe the picture: a red square above two small circles, one left of the other. Привет, как дела?"
+    ] * 3  # ids in the tests follow from every word
     raw.train_from_iterator(text, trainers.BpeTrainer(vocab_size=400, special_tokens=specials, show_progress=False))
     if add_bos:
         from tokenizers import processors

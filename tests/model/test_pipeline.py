@@ -10,7 +10,7 @@ from omnifusion_hf import OmniFusionProcessor
 GREEDY = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8}
 A, B, C = (tiny.image(seed, (40 + 30 * seed, 60)) for seed in range(3))
 CHATS = {
-    "one image": [tiny.user(A, "What is in it?")],
+    "one image": [tiny.user(A, "What?")],
     "two images": [tiny.user(A, "and", B, "What differs?")],
     "two turns": [tiny.user(A, "What?"), tiny.assistant("This."), tiny.user(C, "And this?")],
     "no image": [tiny.user("Only words here")],
@@ -37,13 +37,13 @@ def ask(folder):
 def expected(model, processor, *conversations) -> list[str]:
     inputs = tiny.prompt(processor, *conversations)
     ids = model.generate(**inputs, **GREEDY)[:, inputs.input_ids.shape[1] :]
-    return [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
+    return processor.batch_decode(ids, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("chat", CHATS)
 def test_a_chat_is_answered_as_by_the_model(chat, ask, model, grid_processor):
     [output] = ask(text=CHATS[chat])
-    assert output["generated_text"].strip() == expected(model, grid_processor, CHATS[chat])[0] != ""
+    assert output["generated_text"] == expected(model, grid_processor, CHATS[chat])[0] != ""
 
 
 def test_the_order_of_images_matters(ask):
@@ -55,19 +55,19 @@ def test_the_order_of_images_matters(ask):
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_chats_of_different_images_in_one_batch_are_answered_as_alone(batch_size, ask, model, grid_processor):
     chats = [chat for name, chat in CHATS.items() if name != "no image"]  # pipelines batch what has the same keys
-    together = [output["generated_text"].strip() for [output] in ask(text=chats, batch_size=batch_size)]
+    together = [output["generated_text"] for [output] in ask(text=chats, batch_size=batch_size)]
     assert together == [expected(model, grid_processor, chat)[0] for chat in chats]
 
 
 def test_chats_with_and_without_images_are_answered_in_one_call(ask, model, grid_processor):
-    answers = [output["generated_text"].strip() for [output] in ask(text=list(CHATS.values()))]
+    answers = [output["generated_text"] for [output] in ask(text=list(CHATS.values()))]
     assert answers == [expected(model, grid_processor, chat)[0] for chat in CHATS.values()]
 
 
 def test_images_and_prompts_may_come_apart(ask, model, grid_processor):
     text = [grid_processor.apply_chat_template(CHATS[name], add_generation_prompt=True) for name in list(CHATS)[:2]]
     outputs = ask(images=[[A], [A, B]], text=text)
-    assert [output["generated_text"].strip() for output in outputs] == [
+    assert [output["generated_text"] for output in outputs] == [
         expected(model, grid_processor, CHATS[name])[0] for name in list(CHATS)[:2]
     ]
 

@@ -129,33 +129,18 @@ def messages(row: dict, key: str = "url") -> list[dict]:
     return [{"role": "user", "content": [*images, {"type": "text", "text": row["question"]}]}]
 
 
-def ask(plugin, rows: list[dict], *settings: dict) -> list[str]:
-    """The plug-in's answers to these rows of a task; `settings`: those of each row, by default none."""
+def ask(plugin, rows: list[dict], **settings) -> list[str]:
+    """The plug-in's answers to these rows of a task."""
     plugin.task_dict = {"t": {"test": rows}}
-    requests = [
-        (row["question"], messages, {"max_new_tokens": 48} | own, i, "t", "test")
-        for i, (row, own) in enumerate(zip(rows, settings or [{}] * len(rows), strict=True))
-    ]
+    options = {"max_new_tokens": 48} | settings
+    requests = [(row["question"], messages, options, i, "t", "test") for i, row in enumerate(rows)]
     return plugin.generate_until([SimpleNamespace(args=request) for request in requests])
-
-
-def test_answers_come_in_the_order_of_the_requests(plugin, demo):
-    rows = lmms.documents()[:7]
-    texts = ask(plugin, rows)
-    assert texts == [by_hand(*demo, row) for row in rows]
-    assert ask(plugin, rows[::-1]) == texts[::-1] != texts
-
-
-def test_requests_with_other_settings_form_other_batches(plugin):
-    settings = [{"max_new_tokens": n} for n in (3, 48, 3)]
-    short, whole, again = ask(plugin, [lmms.documents()[11]] * 3, *settings)
-    assert short == again != whole and whole.startswith(short)
 
 
 def test_until_ends_an_answer_early(plugin, monkeypatch):
     lengths, generate, rows = [], plugin.model.generate, [lmms.documents()[11]]
     monkeypatch.setattr(plugin.model, "generate", lambda **kw: lengths.append(generate(**kw)) or lengths[-1])
-    (whole,), (early,) = ask(plugin, rows), ask(plugin, rows, {"until": ["^", "\\frac"]})
+    (whole,), (early,) = ask(plugin, rows), ask(plugin, rows, until=["^", "\\frac"])
     assert "\\frac" in whole and early == whole.partition("\\frac")[0]
     assert lengths[1].shape[1] < lengths[0].shape[1]
 
@@ -191,7 +176,7 @@ def test_an_llm_that_names_no_longest_prompt_is_measured_without_a_warning(monke
     assert not hasattr(config.text_config, "max_position_embeddings")
     monkeypatch.setattr(module, "load", lambda *_, **__: (tiny.model(config), tiny.processor(config)))
     plugin = module.OmniFusion("bloom", device="cpu", log_images=str(tmp_path))
-    ask(plugin, lmms.documents()[:1], {"max_new_tokens": 2})
+    ask(plugin, lmms.documents()[:1], max_new_tokens=2)
     assert json.loads((tmp_path / "t/run.json").read_text())["context_length"] is None
 
 

@@ -139,8 +139,3 @@ def test_missing_matplotlib_is_reported_in_one_line(tmp_path, capsys, monkeypatc
     assert main(["report", str(write_results(tmp_path)), "-o", str(tmp_path / "r")]) == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith("pip install 'omnifusion_hf[eval]'.")
     assert not list((tmp_path / "r").iterdir())
-
-
-def test_tasks_prints_the_folder_of_tasks(capsys):
-    assert main(["tasks"]) == 0
-    assert capsys.readouterr().out.strip().endswith("omnifusion_hf/evaluation/tasks")

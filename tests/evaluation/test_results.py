@@ -7,16 +7,7 @@ from lmms_results import POPE, RECORD, write_record, write_results, write_sample
 from PIL import Image
 
 from omnifusion_hf.evaluation import results
-from omnifusion_hf.evaluation.results import (
-    Score,
-    load_answers,
-    read_models,
-    read_records,
-    read_result_file,
-    read_sample_answers,
-    read_scores,
-    truths_of,
-)
+from omnifusion_hf.evaluation.results import Score, load_answers, read_models, read_sample_answers
 
 
 @pytest.mark.parametrize("filelock, named", [("4.3.1", True), ("10.0", True), ("3.32.7", False)])
@@ -35,7 +26,7 @@ def test_extras_with_lmms_eval_have_the_filelock_that_it_needs():
 def test_every_number_but_the_error_bars_is_a_score_and_a_limit_makes_it_partial(tmp_path):
     for asked in (9000, 10):
         documents = {"pope": {"original": 9000, "effective": asked}}
-        scores = read_scores(write_results(tmp_path, **{"n-samples": documents}))
+        scores = results.read_scores(write_results(tmp_path, **{"n-samples": documents}))
         wanted = ("pope_accuracy", 0.8, 0.02), ("pope_f1_score", 0.7, None)
         assert scores == [Score("pope", *each, asked, 9000) for each in wanted]
         assert [score.is_partial for score in scores] == [asked < 9000] * 2
@@ -68,19 +59,19 @@ def test_a_name_may_be_given(tmp_path):
 def test_another_file_is_refused_by_name(tmp_path, text):
     (tmp_path / "x.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match="x.json is not UTF-8" if isinstance(text, bytes) else "x.json"):
-        read_result_file(tmp_path / "x.json")
+        results.read_result_file(tmp_path / "x.json")
 
 
 def test_tables_that_are_null_count_as_absent(tmp_path):
     names = ("n-samples", "config", "configs", "higher_is_better")
     path = write_results(tmp_path, **dict.fromkeys(names))
     write_samples(tmp_path, "pope", [{}])
-    assert read_scores(path)[0].documents is None and len(read_sample_answers(path)) == 1
+    assert results.read_scores(path)[0].documents is None and len(read_sample_answers(path)) == 1
 
 
 def test_values_that_are_not_numbers_are_no_scores(tmp_path):
     values = {"a,none": float("nan"), "b,none": float("inf"), "c,none": 0.5, "c_stderr,none": float("nan")}
-    assert read_scores(write_results(tmp_path, results={"t": values})) == [Score("t", "c", 0.5)]
+    assert results.read_scores(write_results(tmp_path, results={"t": values})) == [Score("t", "c", 0.5)]
 
 
 def test_a_model_without_a_name_gets_that_of_its_folder(tmp_path, monkeypatch):
@@ -90,19 +81,11 @@ def test_a_model_without_a_name_gets_that_of_its_folder(tmp_path, monkeypatch):
         assert [model.name for model in read_models([path.name])] == [tmp_path.name]
 
 
-HALF = "expected NAME=PATH or a path"
+BAD_ARGUMENTS = dict.fromkeys(("=results", "ours=", " =results"), "expected NAME=PATH or a path")
+BAD_ARGUMENTS |= dict.fromkeys(("/no/x", "ours=/no/x"), "there is no /no/x")
 
 
-@pytest.mark.parametrize(
-    "argument, message",
-    [
-        ("=results", HALF),
-        ("ours=", HALF),
-        (" =results", HALF),
-        ("/no/x", "there is no /no/x"),
-        ("a=/no/x", "is no /no/x"),
-    ],
-)
+@pytest.mark.parametrize("argument, message", BAD_ARGUMENTS.items())
 def test_half_a_name_and_a_missing_path_are_refused(argument, message):
     with pytest.raises(ValueError, match=message):
         read_models([argument])
@@ -196,22 +179,21 @@ def test_images_that_are_not_found_from_here_cause_a_warning(tmp_path, monkeypat
     assert "log_images=kept was not found from here" in warnings[0]
 
 
-def test_the_arguments_of_a_run_from_python_are_a_dict(tmp_path):
-    write_record(tmp_path)
-    path = write_results(tmp_path, config={"model_args": {"pretrained": "x", "log_images": str(tmp_path)}})
-    assert read_records(read_result_file(path)) == {"pope": RECORD}
-
-
-def records(folder, content) -> dict:
-    """The records of a run whose run.json has this content."""
+def records(folder, content=RECORD, kind=None) -> dict:
+    """The records of a run whose run.json has this content; `kind`: that of its arguments."""
     write_record(folder, content)
-    config = {"model_args": f"pretrained=x,log_images={folder}"}
-    return read_records(read_result_file(write_results(folder, config=config)))
+    arguments = {"pretrained": "x", "log_images": str(folder)}
+    text = ",".join(map("=".join, arguments.items()))
+    path = write_results(folder, config={"model_args": arguments if kind is dict else text})
+    return results.read_records(results.read_result_file(path))
+
+
+def test_the_arguments_of_a_run_from_python_are_a_dict(tmp_path):
+    assert records(tmp_path, kind=dict) == records(tmp_path) == {"pope": RECORD}
 
 
 def test_a_record_of_another_model_is_ignored(tmp_path):
-    for model, found in (("/models/mine", 1), ("/models/other", 0)):
-        assert len(records(tmp_path, RECORD | {"model": model})) == found
+    assert records(tmp_path) and not records(tmp_path, RECORD | {"model": "/models/other"})
 
 
 @pytest.mark.parametrize("content", ['{"versions": {}}', "{", "[]", RECORD | {"versions": "9.9"}])
@@ -225,4 +207,4 @@ def test_a_damaged_record_is_refused_by_name(tmp_path, content):
     [("a", ["a"]), ("['a', 'b']", ["a", "b"]), ("[1, 2]", ["1", "2"]), ("[0, 1)", ["[0, 1)"]), ("[x]", ["[x]"])],
 )
 def test_logged_targets_are_texts_or_lists_of_texts(target, truths):
-    assert truths_of(target) == truths
+    assert results.truths_of(target) == truths

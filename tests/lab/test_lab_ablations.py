@@ -1,6 +1,7 @@
 """lab/ablations.py, ablation_report.py and small.py: finished runs are skipped, tables, boxes of small things."""
 
 import json
+from itertools import product
 from random import Random
 from unittest.mock import Mock
 
@@ -12,20 +13,17 @@ from lab import ablation_data, ablation_report, ablations, dataset, pretrain_enc
 from lab.tokenizer import build_tokenizer
 
 
-def result(name: str, seed: int, accuracy: float, samples: int = 64) -> dict:
+def finish(folder, name: str, seed: int, accuracy: float, samples: int = 64):
+    """Writes the result of a run."""
     row = {"n": 10, "accuracy": accuracy, "edit_distance": 1 - accuracy, "blind_accuracy": 0.1}
     stage = {"samples": samples, "final_loss": 0.5, "trained_parameters": {"multi_modal_projector": 1234}}
     found = {"experiment": name, "seed": seed, "split": "test", "cpu_seconds": {"training": 10.0}}
-    return found | {"stages": {"stage2": stage}, "topics": {"colour": row, "text, 1 character": row}}
-
-
-def finish(folder, *runs: dict):
-    for run in runs:
-        ablations.result_path(folder, run["experiment"], run["seed"]).write_text(json.dumps(run))
+    found |= {"stages": {"stage2": stage}, "topics": {"colour": row, "text, 1 character": row}}
+    ablations.result_path(folder, name, seed).write_text(json.dumps(found))
 
 
 def test_finished_runs_are_skipped_and_half_written_ones_are_not(tmp_path):
-    finish(tmp_path, result("mlp", 0, 0.5))
+    finish(tmp_path, "mlp", 0, 0.5)
     half = ablations.result_path(tmp_path, "mlp", 1)
     half.with_name(half.name + ".incomplete").write_text('{"experiment": "mlp"')
     assert ablations.missing_runs(tmp_path, ["mlp", "grid"], (0, 1)) == [("grid", 0), ("mlp", 1), ("grid", 1)]
@@ -58,7 +56,7 @@ def test_mean_and_sample_standard_deviation():
 
 def test_differences_pair_equal_seeds(tmp_path):
     for run in (("mlp", 0, 0.5), ("mlp", 1, 0.7), ("transformer", 1, 0.6), ("transformer", 2, 0.9)):
-        finish(tmp_path, result(*run))
+        finish(tmp_path, *run)
     comparison = next(c for c in ablation_report.COMPARISONS if c.name == "transformer")
     found = ablation_report.differences(ablation_report.read_results(tmp_path), comparison, "all")
     assert found == pytest.approx([-0.1])
@@ -67,7 +65,8 @@ def test_differences_pair_equal_seeds(tmp_path):
 def test_a_report_is_written_between_its_marks_and_repeatable(tmp_path):
     results, document = tmp_path / "results", tmp_path / "ablations.md"
     results.mkdir()
-    finish(results, *(result(n, s, 0.5 + s / 10 + len(n) / 100) for n in ("mlp", "transformer") for s in (0, 1)))
+    for name, seed in product(("mlp", "transformer"), (0, 1)):
+        finish(results, name, seed, 0.5 + seed / 10 + len(name) / 100)
     first, last = ablation_report.MARKS
     document.write_text(f"above\n{first}\nold\n{last}\nbelow\n")
     ablation_report.report(results, document, list(ablations.EXPERIMENTS))
@@ -80,7 +79,8 @@ def test_a_report_is_written_between_its_marks_and_repeatable(tmp_path):
 
 
 def test_runs_of_different_length_share_no_table(tmp_path):
-    finish(tmp_path, result("mlp", 0, 0.5), result("grid", 0, 0.5, samples=65))
+    finish(tmp_path, "mlp", 0, 0.5)
+    finish(tmp_path, "grid", 0, 0.5, samples=65)
     with pytest.raises(ValueError, match="mixes runs"):
         ablation_report.read_results(tmp_path)
 
@@ -98,15 +98,6 @@ def test_boxes_contain_all_ink(kind):
         for left, top, right, bottom in drawing.facts["boxes"]:
             ink[int(max(top - 2, 0)) : int(bottom + 3), int(max(left - 2, 0)) : int(right + 3)] = False
         assert not ink.any()
-
-
-@pytest.mark.parametrize("topic", small.TOPICS)
-def test_small_examples_are_fixed_by_split_and_topic(topic):
-    first, again, other = (small.small_examples(split, topic, 3) for split in ("test", "test", "validation"))
-    found = [[(e.question, e.answer, e.drawing.image.tobytes()) for e in part] for part in (first, again, other)]
-    assert found[0] == found[1] and not set(found[0]) & set(found[2])
-    length = small.TEXT_TOPICS.get(topic)
-    assert length is None or {len(e.answer) for e in first} == {length}
 
 
 def test_a_seed_draws_data_and_order(tmp_path, monkeypatch):

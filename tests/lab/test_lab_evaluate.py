@@ -2,7 +2,7 @@
 
 import pytest
 
-from lab import evaluate
+from lab import evaluate, small
 from omnifusion_hf.evaluation.answers import Answer
 
 
@@ -21,16 +21,16 @@ def test_the_demo_model_needs_the_right_image(demo):
     assert "blind_accuracy" not in evaluate.evaluate(*demo, "test", 1, ("digit",), blind=False)["digit"]
 
 
-@pytest.mark.parametrize("topic", evaluate.TOPICS)
-def test_examples_are_fixed_by_the_split(topic):
-    first, again, other = (evaluate.examples(split, topic, 4) for split in ("test", "test", "validation"))
+DRAW = {evaluate: evaluate.examples, small: small.small_examples}
+
+
+@pytest.mark.parametrize("world, topic", [(world, topic) for world in DRAW for topic in world.TOPICS])
+def test_examples_are_fixed_by_split_and_topic_and_texts_have_its_length(world, topic):
+    first, again, other = (DRAW[world](split, topic, 4) for split in ("test", "test", "validation"))
     found = [[(e.question, e.answer, e.drawing.image.tobytes()) for e in part] for part in (first, again, other)]
     assert found[0] == found[1] and not set(found[0]) & set(found[2])
-
-
-def test_texts_have_the_length_of_their_topic():
-    for topic, length in evaluate.TEXT_TOPICS.items():
-        assert {len(e.answer) for e in evaluate.examples("validation", topic, 5)} == {length}
+    lengths = world.TEXT_TOPICS
+    assert topic not in lengths or {len(e.answer) for e in first + other} == {lengths[topic]}
 
 
 def test_large_counts_are_as_frequent_as_small_ones():

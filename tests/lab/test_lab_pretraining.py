@@ -23,9 +23,10 @@ def fitted(out, *stops: int, monkeypatch) -> torch.Tensor:
     monkeypatch.setattr(pretraining, "get_cosine_schedule_with_warmup", constant)
     for stop in stops:
         torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+        model = torch.nn.Sequential()
+        model.layer = torch.nn.Linear(4, 4)
         pretraining.fit(model, lambda x, m=model: (m(x) - x.flip(1)).square().mean(), Numbers, out, stop, 1e-2)
-    return model[0].weight.detach()
+    return model.layer.weight.detach()
 
 
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, monkeypatch):

@@ -1,14 +1,13 @@
 """serving/conversation.py: turns reach the model, answers stream, no thread is left behind."""
 
 import threading
-from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from PIL import Image
 
 from omnifusion_hf import inference as ask
-from omnifusion_hf.serving import conversation as module
 from omnifusion_hf.serving.conversation import Conversation, text_part, user_turn
 
 
@@ -73,23 +72,18 @@ def test_the_view_strategy_is_that_of_the_call(conversation):
     assert conversation.draw_last([], "grid") == (None, None)
 
 
-def bad_files(folder: Path) -> dict[str, str]:
-    """Files that are refused, and the reason for each."""
-    Image.effect_noise((64, 64), 50).save(folder / "whole.png")
-    data = (folder / "whole.png").read_bytes()
-    (folder / "text.png").write_text("no image")
-    (folder / "short.png").write_bytes(data[:1500])
-    (folder / "damaged.png").write_bytes(data[:60] + bytes(200) + data[260:])
-    Image.new("RGB", (9, 9)).save(folder / "page.eps")
-    (folder / "page.eps").rename(folder / "page.png")
-    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
-    reasons = {"text.png": "Not an image file", "short.png": "is broken", "damaged.png": "is broken"}
-    return reasons | {"page.png": "EPS is not supported", "bomb.png": "max_image_pixels", "gone.png": "no longer here"}
-
-
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bad_file_is_named_with_the_reason(conversation, tmp_path):
-    for name, reason in bad_files(tmp_path).items():
+    Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
+    data = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "short.png").write_bytes(data[:1500])
+    (tmp_path / "damaged.png").write_bytes(data[:60] + bytes(200) + data[260:])
+    Image.new("RGB", (9, 9)).save(tmp_path / "page.png", format="EPS")
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    reasons = {"text.png": "Not an image file", "short.png": "is broken", "damaged.png": "is broken"}
+    reasons |= {"page.png": "EPS is not supported", "bomb.png": "max_image_pixels", "gone.png": "no longer here"}
+    for name, reason in reasons.items():
         with pytest.raises(ValueError, match=f"^{name}.*{reason}"):
             conversation.messages([user_turn("What?", [str(tmp_path / name)])])
     assert conversation.messages([user_turn("What?", [str(tmp_path / "whole.png")])])  # control
@@ -107,8 +101,8 @@ def test_a_phones_photograph_with_a_second_image_is_accepted(conversation, tmp_p
 @pytest.mark.parametrize(
     "text, num_images, reason",
     [
-        ("What??", module.MAX_IMAGES + 1, "9 images, more than 8"),
-        ("w" * (module.MAX_CHARACTERS + 1), 0, "2001 characters, at most 2000"),
+        ("What??", 9, "9 images, more than 8"),
+        ("w" * 2001, 0, "2001 characters, at most 2000"),
         (" \n", 1, "question is missing"),
     ],
 )
@@ -132,10 +126,8 @@ def test_a_chat_longer_than_the_context_is_refused_with_the_numbers(conversation
 
 
 def test_a_generation_that_fails_raises_and_leaves_no_thread(conversation, monkeypatch):
-    def fail(*args, **kwargs):
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(conversation.model.model.language_model, "forward", fail)
+    failing = Mock(side_effect=RuntimeError("out of memory"))
+    monkeypatch.setattr(conversation.model.model.language_model, "forward", failing)
     with pytest.raises(RuntimeError, match="out of memory"):
         answers(conversation, [user_turn("What?", [])])
     assert not writers()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from inspect import signature
+from unittest.mock import Mock
 
 import pytest
 from huggingface_hub.utils import httpx
@@ -99,13 +100,6 @@ ASKED = user(image(FIRST["image"]), text(FIRST["question"]))
 DESCRIBE = [user(image("count-1.png"), text("Describe the image."))]
 
 
-def as_the_processor_wants(message: dict) -> dict:
-    if isinstance(message["content"], str):
-        return message
-    images = {"image_url": lambda part: {"type": "image", "image": part["image_url"]["url"]}}
-    return message | {"content": [images.get(part["type"], dict)(part) for part in message["content"]]}
-
-
 def test_answers_are_those_of_the_model_itself(client, demo):
     """About one image, text alone, several images and several turns."""
     model, processor = demo
@@ -119,7 +113,8 @@ def test_answers_are_those_of_the_model_itself(client, demo):
         ([ASKED, {"role": "assistant", "content": FIRST["truth"]}, asked_second], None),
     ]
     for chat, truth in chats:
-        inputs = prompts(processor, [list(map(as_the_processor_wants, chat))])
+        messages = module.ChatRequest(model="demo", messages=chat).messages
+        inputs = prompts(processor, [[message.for_processor for message in messages]])
         given, (wanted,) = ask(client, *chat), generate_text(model, inputs, processor, max_new_tokens=16)
         assert given.choices[0].message.content == wanted and truth in (None, wanted)
         assert given.usage.prompt_tokens == inputs.input_ids.shape[1]
@@ -210,12 +205,8 @@ def test_every_refusal_has_openais_form(app, monkeypatch):
     assert post(app).status_code == 200  # control
 
 
-def break_the_model(*args, **kwargs):
-    raise RuntimeError("the secret state of the model")
-
-
 def test_a_failure_of_the_server_is_reported_without_its_reason(app, chat_server, monkeypatch):
-    monkeypatch.setattr(chat_server.model, "generate", break_the_model)
+    monkeypatch.setattr(chat_server.model, "generate", Mock(side_effect=RuntimeError("the secret state of the model")))
     for response in (post(app), post(app, stream=True)):
         assert "its log says why" in response.text and "secret" not in response.text
     assert refused(post(app), 500)["type"] == "server_error"
@@ -313,8 +304,7 @@ def test_one_answer_is_written_at_a_time(chat_server, monkeypatch):
         return await asyncio.gather(*(written(chat_server, Client()) for _ in range(3)))
 
     monkeypatch.setattr(chat_server.model, "generate", counted)
-    answers = asyncio.run(three())
-    assert most == [1, 1, 1] and len({each[-1].text for each in answers}) == 1
+    assert len({each[-1].text for each in asyncio.run(three())}) == 1 and most == [1, 1, 1]
 
 
 def test_openais_client_raises_its_own_errors_and_reads_streams_and_usage(client):

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: the demo checkpoint, a lively tiny model, folders of tiny parts and of a whole model."""
+"""Fixtures of several test files: the demo checkpoint, a lively tiny model, folders of parts and of a whole model."""
 
 import logging
 from collections.abc import Callable

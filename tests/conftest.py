@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: a lively tiny model, folders of tiny parts and of a whole model."""
+"""Fixtures of several test files: the demo checkpoint, a lively tiny model, folders of parts and of a whole model."""
 
 import logging
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from PIL import ImageFile
 from transformers import AutoModel, AutoModelForCausalLM, CLIPConfig, CLIPImageProcessor, CLIPModel
 from transformers.utils import logging as transformers_logging
 
-from omnifusion_hf import OmniFusionForConditionalGeneration, OmniFusionProcessor
+from omnifusion_hf import OmniFusionForConditionalGeneration, OmniFusionProcessor, inference
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +41,12 @@ logging.getLogger("transformers").addHandler(DeprecationsAreErrors(logging.WARNI
 def warnings_are_logged():
     """Commands that other tests ran may have set another level."""
     transformers_logging.set_verbosity_warning()
+
+
+@pytest.fixture(scope="session")
+def demo() -> tuple[OmniFusionForConditionalGeneration, OmniFusionProcessor]:
+    """The demo checkpoint. Not to be changed."""
+    return inference.load(inference.TINY)
 
 
 @pytest.fixture(scope="session")

@@ -24,38 +24,29 @@ def test_answers_survive_their_file(tmp_path):
     assert row["truth"] == ["red"] and row["perturbation"] == "blur"
 
 
-@pytest.mark.parametrize(
-    "line, message", [("{", "line 2 is not JSON"), ('{"a": 1}', "line 2 is not an answer"), ("[]", "got list")]
-)
-def test_a_line_that_is_not_an_answer_is_named(tmp_path, line, message):
-    (tmp_path / "answers.jsonl").write_text(FIRST.as_line() + line, encoding="utf-8")
-    with pytest.raises(ValueError, match=message):
-        read_answers(tmp_path / "answers.jsonl")
+def first(**changes) -> str:
+    return json.dumps(vars(FIRST) | changes)
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    "text, message",
     [
-        ({"task": ["t"]}, r"line 1: `task` of an answer must be text, got \['t'\]"),
-        ({"answer": None}, "`answer` of an answer must be text, got None"),
-        ({"images": "abc"}, "`images` of an answer must be a list of texts, got 'abc'"),
-        ({"truth": "cat"}, "`truth` of an answer must be a list of texts"),
-        ({"truth": [1]}, "`truth` of an answer must be a list of texts"),
-        ({"score": None}, "`score` of an answer must be a number"),
-        ({"score": 40}, "line 1: the score of colours, 0 must lie in 0..1, got 40"),
-        ({"score": float("nan")}, "line 1: the score of colours, 0 must lie in 0..1, got nan"),
-        ({"strength": "2"}, "`strength` of an answer must be a number or null"),
+        (FIRST.as_line() + "{", ", line 2 is not JSON"), (FIRST.as_line() + '{"a": 1}', ", line 2 is not an answer"),
+        (FIRST.as_line() + "[]", ", .*got list"), (FIRST.as_line().encode("utf-16"), " is not UTF-8"),
+        (first(task=["t"]), r", line 1: `task` of an answer must be text, got \['t'\]"),
+        (first(answer=None), ", .*`answer` of an answer must be text, got None"),
+        (first(images="abc"), ", .*`images` of an answer must be a list of texts, got 'abc'"),
+        (first(truth="cat"), ", .*`truth` of an answer must be a list of texts"),
+        (first(truth=[1]), ", .*`truth` of an answer must be a list of texts"),
+        (first(score=None), ", .*`score` of an answer must be a number"),
+        (first(score=40), ", line 1: the score of colours, 0 must lie in 0..1, got 40"),
+        (first(score=float("nan")), ", line 1: the score of colours, 0 must lie in 0..1, got nan"),
+        (first(strength="2"), ", .*`strength` of an answer must be a number or null"),
     ],
-)
-def test_a_wrong_field_is_named(tmp_path, changes, message):
-    (tmp_path / "answers.jsonl").write_text(json.dumps(vars(FIRST) | changes), encoding="utf-8")
-    with pytest.raises(ValueError, match=f"answers.jsonl, .*{message}"):
-        read_answers(tmp_path / "answers.jsonl")
-
-
-def test_answers_of_another_encoding_are_named(tmp_path):
-    (tmp_path / "answers.jsonl").write_text(FIRST.as_line(), encoding="utf-16")
-    with pytest.raises(ValueError, match="answers.jsonl is not UTF-8"):
+)  # fmt: skip
+def test_what_is_not_an_answer_is_refused_by_file_line_and_field(tmp_path, text, message):
+    (tmp_path / "answers.jsonl").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=f"answers.jsonl{message}"):
         read_answers(tmp_path / "answers.jsonl")
 
 
@@ -79,19 +70,17 @@ def test_answers_under_other_settings_are_not_mixed(tmp_path):
         open_log(tmp_path / "out", {"model": "b", "seed": 0})
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ('{"model', "settings.json is not JSON"),
-        ("[]", "settings.json holds no settings"),
-        (None, "model=None, now it is 'a'"),
-    ],
-)
+SETTINGS = {
+    '{"model': "settings.json is not JSON",
+    "[]": "settings.json holds no settings",
+    None: "model=None, now it is 'a'",
+}
+
+
+@pytest.mark.parametrize("text, message", SETTINGS.items())
 def test_answers_whose_settings_are_damaged_or_missing_are_not_continued(tmp_path, text, message):
     open_log(tmp_path, {"model": "a"}).add([FIRST])
-    (tmp_path / "settings.json").unlink()
-    if text is not None:
-        (tmp_path / "settings.json").write_text(text)
+    (tmp_path / "settings.json").unlink() if text is None else (tmp_path / "settings.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         open_log(tmp_path, {"model": "a"})
 
@@ -100,8 +89,8 @@ def test_answers_whose_settings_are_damaged_or_missing_are_not_continued(tmp_pat
 def questions(tmp_path):
     """Of different lengths, about no, one and two images."""
     samples = [sample(index) for index in range(5)]
-    samples[1]["image"] = ["1.png", "2.png"]
-    samples[1]["conversations"] = [turn("human", "Is <image> a longer question than <image> is?"), turn("gpt", "No.")]
+    two = [turn("human", "Is <image> a longer question than <image> is?"), turn("gpt", "No.")]
+    samples[1] |= {"image": ["1.png", "2.png"], "conversations": two}
     samples[3]["conversations"] = [turn("human", "Hello?"), turn("gpt", "Hello.")]
     del samples[3]["image"]
     return read_questions(conversations.write(tmp_path, samples))
@@ -123,8 +112,8 @@ def test_the_batch_size_changes_no_answer(model, processor, questions, tmp_path)
 
 
 def test_a_killed_run_is_resumed(model, processor, questions, tmp_path, monkeypatch):
-    whole = evaluate(model, processor, tmp_path / "whole.jsonl", questions, batch_size=2)
-    calls = []
+    whole, resumed, calls = tmp_path / "whole.jsonl", tmp_path / "answers.jsonl", []
+    wanted = evaluate(model, processor, whole, questions, batch_size=2)
 
     def killed(*args):
         calls.append(len(args[1]["input_ids"]))
@@ -134,19 +123,21 @@ def test_a_killed_run_is_resumed(model, processor, questions, tmp_path, monkeypa
 
     monkeypatch.setattr(module, "generate_text", killed)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(model, processor, tmp_path / "answers.jsonl", questions, batch_size=2)
-    assert len(read_answers(tmp_path / "answers.jsonl")) == 2
-    assert evaluate(model, processor, tmp_path / "answers.jsonl", questions, batch_size=2) == whole
+        evaluate(model, processor, resumed, questions, batch_size=2)
+    assert len(read_answers(resumed)) == 2
+    assert evaluate(model, processor, resumed, questions, batch_size=2) == wanted
     assert calls == [2, 2, 2, 1]  # the first two questions were not repeated
-    assert (tmp_path / "answers.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert resumed.read_bytes() == whole.read_bytes()
 
 
 def test_answers_to_other_questions_of_the_same_name_are_refused(model, processor, questions, tmp_path):
+    def evaluate_with(first: dict) -> list:
+        path = conversations.write(tmp_path, [first, sample(1)])
+        return evaluate(model, processor, tmp_path / "answers.jsonl", read_questions(path))
+
     evaluate(model, processor, tmp_path / "answers.jsonl", questions[:1])
     turns = [turn("human", "<image>\nAnd this?"), turn("gpt", "No.")]
     for other in (sample(0, conversations=turns), sample(0, image="1.png")):
-        path = conversations.write(tmp_path, [other, sample(1)])
         with pytest.raises(ValueError, match="answers another question, .* named 's0'"):
-            evaluate(model, processor, tmp_path / "answers.jsonl", read_questions(path))
-    path = conversations.write(tmp_path, [sample(0), sample(1)])
-    assert len(evaluate(model, processor, tmp_path / "answers.jsonl", read_questions(path))) == 2
+            evaluate_with(other)
+    assert len(evaluate_with(sample(0))) == 2

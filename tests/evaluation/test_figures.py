@@ -7,10 +7,6 @@ from omnifusion_hf.evaluation.figures import radar, radar_columns, save_figure
 from omnifusion_hf.evaluation.paper_tables import ENCODERS, RADAR_COLUMNS, RADAR_ROWS
 
 
-def labels_of(figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
-
-
 def test_axes_are_the_papers_and_other_measured_columns_in_percent():
     columns = radar_columns({"x": {"POPE": 1.0, "DocVQA": 2.0, "TeX, edit distance": 0.1}})
     assert columns == [*ENCODERS.columns, "DocVQA"]
@@ -21,15 +17,15 @@ def test_lines_have_the_measured_values_and_a_gap_elsewhere():
     *papers, mine = [line.get_ydata().tolist() for line in figure.axes[0].lines]
     wanted = [{"POPE": 80.0, "MMMU": 30.0}.get(column) for column in RADAR_COLUMNS]
     assert [None if value != value else value for value in mine] == [*wanted, wanted[0]]  # the first axis closes it
-    assert papers == [
-        [*(values := [row[column] for column in RADAR_COLUMNS]), values[0]] for row in RADAR_ROWS.values()
-    ]
+    rows = [[row[column] for column in RADAR_COLUMNS] for row in RADAR_ROWS.values()]
+    assert papers == [[*row, row[0]] for row in rows]
 
 
 @pytest.mark.parametrize("name", ["mine", "$\\frac$", "from $10 to $20", "_mine"])
 def test_a_models_name_is_shown_unchanged_with_its_number_of_measured_axes(tmp_path, name):
     figure = radar({name: {"POPE": 80.0}})
-    assert labels_of(figure) == [*RADAR_ROWS, f"{name} (1 of 9 measured)"]
+    labels = figure.legends[0].get_texts()
+    assert [label.get_text() for label in labels] == [*RADAR_ROWS, f"{name} (1 of 9 measured)"]
     save_figure(figure, tmp_path / "radar.png", dpi=120)  # a broken formula would fail here
     assert Image.open(tmp_path / "radar.png").size > (500, 500)
-    assert not any(text.get_parse_math() for text in figure.legends[0].get_texts())
+    assert not any(label.get_parse_math() for label in labels)

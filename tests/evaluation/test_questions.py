@@ -28,8 +28,7 @@ def test_each_question_of_a_dialog_has_the_true_turns_before_it(tmp_path):
 def test_jsonl_with_images_of_another_folder_and_without_images(tmp_path):
     conversations.write(tmp_path, [sample(0)])
     (tmp_path / "other").mkdir()
-    text_only = sample(1, conversations=[turn("human", "Hello?"), turn("gpt", "Hi.")])
-    del text_only["image"], text_only["id"]
+    text_only = {"conversations": [turn("human", "Hello?"), turn("gpt", "Hi.")]}
     path = tmp_path / "other" / "q.jsonl"
     path.write_text("\n".join(json.dumps(each) for each in (sample(0), text_only)), encoding="utf-8")
     shown, alone = read_questions(path, image_folder=tmp_path)
@@ -38,22 +37,17 @@ def test_jsonl_with_images_of_another_folder_and_without_images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    "samples, message",
     [
-        ({"id": "s0"}, r"sample 1 \(id s0\): .*sample 0 .* of the same task has this id"),
-        ({"image": "absent.png"}, r"sample 1 \(id s1\): no image file"),
-        ({"conversations": [turn("human", "<image>\nWhat?")]}, "turns must alternate"),
+        ([sample(0), sample(1, id="s0")], r"sample 1 \(id s0\): .*sample 0 .* of the same task has this id"),
+        ([sample(0), sample(1, image="absent.png")], r"sample 1 \(id s1\): no image file"),
+        ([sample(0), sample(1, conversations=[turn("human", "<image>\nWhat?")])], "turns must alternate"),
+        ([], "samples.json must hold a list with at least one sample, got an empty list"),
     ],
 )
-def test_broken_samples_are_named(tmp_path, changes, message):
-    path = conversations.write(tmp_path, [sample(0), sample(1) | changes])
+def test_broken_samples_are_named(tmp_path, samples, message):
     with pytest.raises(ValueError, match=message):
-        read_questions(path)
-
-
-def test_the_same_id_in_two_tasks_is_valid(tmp_path):
-    path = conversations.write(tmp_path, [sample(0), sample(1, id="s0", task="other")])
-    assert [question.task for question in read_questions(path)] == ["samples", "other"]
+        read_questions(conversations.write(tmp_path, samples))
 
 
 def test_other_files_are_refused(tmp_path):
@@ -61,15 +55,14 @@ def test_other_files_are_refused(tmp_path):
         read_questions(tmp_path / "shards.tar")
 
 
-def test_an_empty_list_is_reported_as_empty(tmp_path):
-    (tmp_path / "q.json").write_text("[]")
-    with pytest.raises(ValueError, match="q.json must hold a list with at least one sample, got an empty list"):
-        read_questions(tmp_path / "q.json")
+def test_the_same_id_in_two_tasks_is_valid(tmp_path):
+    path = conversations.write(tmp_path, [sample(0), sample(1, id="s0", task="other")])
+    assert [question.task for question in read_questions(path)] == ["samples", "other"]
 
 
 def test_images_replace_others_in_order(tmp_path):
-    path = conversations.write(tmp_path, [sample(0, image=["0.png", "0.png"], conversations=[
-        turn("human", "Is <image> older than <image>?"), turn("gpt", "Yes.")])])  # fmt: skip
+    turns = [turn("human", "Is <image> older than <image>?"), turn("gpt", "Yes.")]
+    path = conversations.write(tmp_path, [sample(0, image=["0.png", "0.png"], conversations=turns)])
     messages = read_questions(path)[0].messages
     kinds = [part.get("image", part.get("text")) for part in with_images(messages, ["a", "b"])[0]["content"]]
     assert kinds == ["Is ", "a", " older than ", "b", "?"]

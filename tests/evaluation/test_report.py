@@ -5,7 +5,7 @@ import re
 import sys
 
 import pytest
-from lmms_results import POPE, RECORD, write_results
+from lmms_results import POPE, write_record, write_results
 from PIL import Image
 
 from omnifusion_hf.cli import main
@@ -21,14 +21,22 @@ SCORES = {
 }
 
 
+FEW = {"n-samples": {"pope": {"original": 9000, "effective": 10}}}
+
+
+def report_of(folder, *results) -> list[str]:
+    """The report of these results, in `folder`, and its data, as texts."""
+    assert main(["report", *map(str, results), "-o", str(folder / "report")]) == 0
+    return [(folder / "report" / name).read_text() for name in ("report.md", "report.json")]
+
+
 @pytest.fixture
 def report(tmp_path):
-    """A report of two models, one measured on few documents; its text, data and folder."""
+    """A report of two models, one measured on few documents; its text and data."""
     write_results(tmp_path / "full", results=SCORES)
-    write_results(tmp_path / "part", **{"n-samples": {"pope": {"original": 9000, "effective": 10}}})
-    folder = tmp_path / "report"
-    assert main(["report", str(tmp_path / "full"), f"part={tmp_path / 'part'}", "-o", str(folder)]) == 0
-    return (folder / "report.md").read_text(), json.loads((folder / "report.json").read_text()), folder
+    write_results(tmp_path / "part", **FEW)
+    text, data = report_of(tmp_path, tmp_path / "full", f"part={tmp_path / 'part'}")
+    return text, json.loads(data)
 
 
 def row(text: str, name: str, table: int = 0) -> list[str]:
@@ -37,86 +45,76 @@ def row(text: str, name: str, table: int = 0) -> list[str]:
 
 
 def test_measured_rows_follow_the_papers_in_its_unit(report):
-    text, _, _ = report
+    text, _ = report
     assert row(text, "CLIP ViT-L/14")[5] == "84.50"
     assert row(text, "**mine**") == ["–"] * 5 + ["80.00", "61.50", "–", "–"]
-    for table, title in enumerate(t.title for t in TABLES):
-        assert f"## {title}\n" in text and len(row(text, "**mine**", table)) == len(TABLES[table].columns)
+    for number, table in enumerate(TABLES):
+        assert f"## {table.title}\n" in text and len(row(text, "**mine**", number)) == len(table.columns)
     assert row(text, "**mine**", len(TABLES) - 1) == ["0.25"]
 
 
 def test_a_part_of_the_documents_is_marked(report):
-    text, _, _ = report
-    assert row(text, "**part**")[5] == "80.00*" and "measured on a part" in text
-    assert "| pope | pope_accuracy | 0.8000 | 0.0200 | 10 of 9000 |" in text
+    assert row(report[0], "**part**")[5] == "80.00*" and "measured on a part" in report[0]
+    assert "| pope | pope_accuracy | 0.8000 | 0.0200 | 10 of 9000 |" in report[0]
 
 
 def test_tasks_that_the_paper_lacks_are_listed(report):
-    text, data, _ = report
+    text, data = report
     assert "| of_my_own | exact_match | 0.1235 | – | – |" in text
     assert {"task": "of_my_own", "value": 0.123456}.items() <= data["models"][0]["scores"][-1].items()
 
 
 def test_missing_benchmarks_are_null_not_0(report):
-    _, data, _ = report
-    columns = data["models"][0]["paper_columns"]
+    columns = report[1]["models"][0]["paper_columns"]
     assert columns["VizWiz"] is None and columns["POPE"] == pytest.approx(80)
     assert sum(value is not None for value in columns.values()) == 3
 
 
 def test_report_json_holds_the_papers_rows(report):
-    _, data, _ = report
-    assert data["paper"][0]["rows"]["InternViT-6B"]["MMMU"] == 35.4
-    assert len(data["paper"]) == len(TABLES)
+    paper = report[1]["paper"]
+    assert paper[0]["rows"]["InternViT-6B"]["MMMU"] == 35.4 and len(paper) == len(TABLES)
 
 
-def test_a_report_has_three_files_and_leaves_no_partial_ones(report):
-    *_, folder = report
-    assert sorted(path.name for path in folder.iterdir()) == ["radar.png", "report.json", "report.md"]
-    image = Image.open(folder / "radar.png").convert("RGB")
+def test_a_report_has_three_files_and_leaves_no_partial_ones(report, tmp_path):
+    names = sorted(path.name for path in (tmp_path / "report").iterdir())
+    assert names == ["radar.png", "report.json", "report.md"]
+    image = Image.open(tmp_path / "report/radar.png").convert("RGB")
     assert image.size == (1080, 840) and len(image.getcolors(maxcolors=2**20)) > 100  # not an empty canvas
 
 
 def test_the_plot_shows_each_model_in_the_papers_unit(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(module, "radar", lambda models: drawn.append(models))
+    monkeypatch.setattr(module, "radar", drawn.append)
     monkeypatch.setattr(module, "save_figure", lambda *_, **__: None)
-    write_results(tmp_path / "part", **{"n-samples": {"pope": {"original": 9000, "effective": 10}}})
-    assert main(["report", str(tmp_path / "part"), "-o", str(tmp_path / "r")]) == 0
+    report_of(tmp_path, write_results(tmp_path / "part", **FEW))
     assert drawn == [{"mine, in part on few documents": {"POPE": pytest.approx(80)}}]
 
 
 def test_a_run_shows_its_record(tmp_path):
-    write_results(tmp_path / "a", config={"model_args": f"pretrained=x,log_images={tmp_path}", "batch_size": "8"})
-    for written in (False, True):
-        if written:
-            (tmp_path / "pope").mkdir()
-            (tmp_path / "pope/run.json").write_text(json.dumps(RECORD))
-        main(["report", str(tmp_path / "a"), "-o", str(tmp_path / "r")])
-        text = (tmp_path / "r/report.md").read_text()
-        assert ("| mine | pope | torch 9.9 | float32 | abababababab | cdcdcdcdcdcd |" in text) is written
-        assert ("No record of versions" in text) is not written
+    config = {"model_args": f"pretrained=x,log_images={tmp_path}", "batch_size": "8"}
+    results = write_results(tmp_path / "a", config=config)
+    assert "No record of versions" in report_of(tmp_path, results)[0]
+    write_record(tmp_path)
+    text, _ = report_of(tmp_path, results)
+    assert "| mine | pope | torch 9.9 | float32 | abababababab | cdcdcdcdcdcd |" in text
+    assert "No record of versions" not in text
 
 
 def test_a_folder_of_records_that_is_not_found_from_here_is_named(tmp_path, monkeypatch):
     write_results(tmp_path / "a", config={"model_args": "pretrained=x,log_images=kept"})
-    (tmp_path / "kept/pope").mkdir(parents=True)
-    (tmp_path / "kept/pope/run.json").write_text(json.dumps(RECORD))
+    write_record(tmp_path / "kept")
     for folder, found in ((tmp_path, True), (tmp_path / "a", False)):
         monkeypatch.chdir(folder)
-        main(["report", str(tmp_path / "a"), "-o", str(tmp_path / "r")])
-        text = (tmp_path / "r/report.md").read_text()
+        text, _ = report_of(tmp_path, tmp_path / "a")
         assert ("torch 9.9" in text) is found and ("log_images=kept was not found from here" in text) is not found
         assert "run lmms-eval with log_images" not in text
 
 
 def test_a_score_that_is_not_a_number_is_null_in_standard_json(tmp_path):
-    write_results(tmp_path, results={"pope": {"pope_accuracy,none": float("nan"), "pope_f1_score,none": 0.5}})
-    assert main(["report", str(tmp_path), "-o", str(tmp_path / "r")]) == 0
-    text = (tmp_path / "r/report.json").read_text()
-    data = json.loads(text, parse_constant=pytest.fail)
-    assert data["models"][0]["paper_columns"]["POPE"] is None
-    assert row((tmp_path / "r/report.md").read_text(), "**mine**")[5] == "–"
+    scores = {"pope_accuracy,none": float("nan"), "pope_f1_score,none": 0.5}
+    text, data = report_of(tmp_path, write_results(tmp_path, results={"pope": scores}))
+    assert json.loads(data, parse_constant=pytest.fail)["models"][0]["paper_columns"]["POPE"] is None
+    assert row(text, "**mine**")[5] == "–"
 
 
 def test_hostile_names_stay_names_in_the_report(tmp_path):
@@ -124,8 +122,7 @@ def test_hostile_names_stay_names_in_the_report(tmp_path):
     results = {hostile: {f"{hostile},none": 0.5}, "pope": POPE}
     config = {"model_args": f"pretrained={hostile},log_images={hostile}", "batch_size": hostile, "limit": hostile}
     write_results(tmp_path / "a", results=results, model_name=hostile, config=config)
-    assert main(["report", f"{hostile}={tmp_path / 'a'}", "-o", str(tmp_path / "r")]) == 0
-    lines = (tmp_path / "r/report.md").read_text().splitlines()
+    lines = report_of(tmp_path, f"{hostile}={tmp_path / 'a'}")[0].splitlines()
     assert not [line for line in lines if "<script" in line.replace("\\<script", "")]
     assert [line for line in lines if line.startswith("# ")] == ["# Results beside the paper's"]
     assert sum("\\<script>alert(1)\\</script> \\| \\[a\\](b) # A heading \\`" in line for line in lines) > 3  # control
@@ -142,8 +139,3 @@ def test_missing_matplotlib_is_reported_in_one_line(tmp_path, capsys, monkeypatc
     assert main(["report", str(write_results(tmp_path)), "-o", str(tmp_path / "r")]) == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith("pip install 'omnifusion_hf[eval]'.")
     assert not list((tmp_path / "r").iterdir())
-
-
-def test_tasks_prints_the_folder_of_tasks(capsys):
-    assert main(["tasks"]) == 0
-    assert capsys.readouterr().out.strip().endswith("omnifusion_hf/evaluation/tasks")

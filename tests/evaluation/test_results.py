@@ -1,23 +1,13 @@
 """evaluation/results.py reads lmms-eval's output: scores by task and metric, answers as records."""
 
-import json
 from pathlib import Path
 
 import pytest
-from lmms_results import POPE, RECORD, write_results, write_samples
+from lmms_results import POPE, RECORD, write_record, write_results, write_samples
 from PIL import Image
 
 from omnifusion_hf.evaluation import results
-from omnifusion_hf.evaluation.results import (
-    Score,
-    load_answers,
-    read_models,
-    read_records,
-    read_result_file,
-    read_sample_answers,
-    read_scores,
-    truths_of,
-)
+from omnifusion_hf.evaluation.results import Score, load_answers, read_models, read_sample_answers
 
 
 @pytest.mark.parametrize("filelock, named", [("4.3.1", True), ("10.0", True), ("3.32.7", False)])
@@ -33,16 +23,13 @@ def test_extras_with_lmms_eval_have_the_filelock_that_it_needs():
     assert setup.count('"lmms-eval>=0.7.3"') == setup.count('"filelock<4"') == 2
 
 
-def test_every_number_but_the_error_bars_is_a_score(tmp_path):
-    path = write_results(tmp_path, **{"n-samples": {"pope": {"original": 9000, "effective": 9000}}})
-    accuracy, f1 = read_scores(path)
-    assert accuracy == Score("pope", "pope_accuracy", 0.8, 0.02, 9000, 9000) and not accuracy.is_partial
-    assert f1 == Score("pope", "pope_f1_score", 0.7, None, 9000, 9000)
-
-
-def test_a_limit_makes_a_score_partial(tmp_path):
-    path = write_results(tmp_path, **{"n-samples": {"pope": {"original": 9000, "effective": 10}}})
-    assert all(score.is_partial for score in read_scores(path))
+def test_every_number_but_the_error_bars_is_a_score_and_a_limit_makes_it_partial(tmp_path):
+    for asked in (9000, 10):
+        documents = {"pope": {"original": 9000, "effective": asked}}
+        scores = results.read_scores(write_results(tmp_path, **{"n-samples": documents}))
+        wanted = ("pope_accuracy", 0.8, 0.02), ("pope_f1_score", 0.7, None)
+        assert scores == [Score("pope", *each, asked, 9000) for each in wanted]
+        assert [score.is_partial for score in scores] == [asked < 9000] * 2
 
 
 def test_runs_of_a_model_are_merged_and_the_newest_counts(tmp_path):
@@ -65,38 +52,26 @@ def test_a_name_may_be_given(tmp_path):
 @pytest.mark.parametrize(
     "text",
     [
-        "{}",
-        "[1]",
-        '{"results": 3}',
-        '{"results": {"pope": null}}',
-        '{"results": {}, "n-samples": {"pope": 3}}',
-        '{"results": {}, "config": []}',
-        "not JSON",
+        "{}", "[1]", '{"results": 3}', '{"results": {"pope": null}}', '{"results": {}, "n-samples": {"pope": 3}}',
+        '{"results": {}, "config": []}', "not JSON", '{"results": {}}'.encode("utf-16"),
     ],
-)
+)  # fmt: skip
 def test_another_file_is_refused_by_name(tmp_path, text):
-    (tmp_path / "x.json").write_text(text)
-    with pytest.raises(ValueError, match="x.json"):
-        read_result_file(tmp_path / "x.json")
-
-
-def test_a_file_of_another_encoding_is_refused_by_name(tmp_path):
-    path = write_results(tmp_path)
-    path.write_bytes(path.read_text().encode("utf-16"))
-    with pytest.raises(ValueError, match="_results.json is not UTF-8"):
-        read_result_file(path)
+    (tmp_path / "x.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match="x.json is not UTF-8" if isinstance(text, bytes) else "x.json"):
+        results.read_result_file(tmp_path / "x.json")
 
 
 def test_tables_that_are_null_count_as_absent(tmp_path):
     names = ("n-samples", "config", "configs", "higher_is_better")
     path = write_results(tmp_path, **dict.fromkeys(names))
     write_samples(tmp_path, "pope", [{}])
-    assert read_scores(path)[0].documents is None and len(read_sample_answers(path)) == 1
+    assert results.read_scores(path)[0].documents is None and len(read_sample_answers(path)) == 1
 
 
 def test_values_that_are_not_numbers_are_no_scores(tmp_path):
     values = {"a,none": float("nan"), "b,none": float("inf"), "c,none": 0.5, "c_stderr,none": float("nan")}
-    assert read_scores(write_results(tmp_path, results={"t": values})) == [Score("t", "c", 0.5)]
+    assert results.read_scores(write_results(tmp_path, results={"t": values})) == [Score("t", "c", 0.5)]
 
 
 def test_a_model_without_a_name_gets_that_of_its_folder(tmp_path, monkeypatch):
@@ -106,16 +81,14 @@ def test_a_model_without_a_name_gets_that_of_its_folder(tmp_path, monkeypatch):
         assert [model.name for model in read_models([path.name])] == [tmp_path.name]
 
 
-@pytest.mark.parametrize("argument", ["=results", "ours=", " =results"])
-def test_half_a_name_is_refused(tmp_path, argument):
-    with pytest.raises(ValueError, match="expected NAME=PATH or a path"):
+BAD_ARGUMENTS = dict.fromkeys(("=results", "ours=", " =results"), "expected NAME=PATH or a path")
+BAD_ARGUMENTS |= dict.fromkeys(("/no/x", "ours=/no/x"), "there is no /no/x")
+
+
+@pytest.mark.parametrize("argument, message", BAD_ARGUMENTS.items())
+def test_half_a_name_and_a_missing_path_are_refused(argument, message):
+    with pytest.raises(ValueError, match=message):
         read_models([argument])
-
-
-def test_a_missing_path_is_reported_as_missing(tmp_path):
-    for argument in (str(tmp_path / "nothing"), f"ours={tmp_path}/nothing"):
-        with pytest.raises(ValueError, match=f"there is no {tmp_path}/nothing"):
-            read_models([argument])
 
 
 def test_samples_become_answers_with_the_first_number_as_score(tmp_path):
@@ -123,9 +96,8 @@ def test_samples_become_answers_with_the_first_number_as_score(tmp_path):
     path = write_results(tmp_path, higher_is_better=better)
     write_samples(tmp_path, "pope", [{"pope_accuracy": {"score": 1.0}}, {"pope_accuracy": {"score": 0.0}}])
     write_samples(tmp_path, "tex", [{"edit_distance": 0.25, "target": "x^2", "filtered_resps": ["x^3"]}])
-    write_samples(
-        tmp_path, "mmmu_val", [{"mmmu_acc": {"parsed_pred": ["A"]}, "target": "['a', 'B']"}, {"target": "B"}]
-    )
+    mmmu = [{"mmmu_acc": {"parsed_pred": ["A"]}, "target": "['a', 'B']"}, {"target": "B"}]
+    write_samples(tmp_path, "mmmu_val", mmmu)
     answers = {(answer.task, answer.name): answer for answer in read_sample_answers(path)}
     assert [answers["pope", name].score for name in "01"] == [1, 0]
     assert answers["tex", "0"].score == 0.75 and answers["tex", "0"].answer == "x^3"
@@ -186,10 +158,9 @@ def test_answers_of_a_file_and_of_samples_are_read_alike(tmp_path):
 
 
 def test_logged_images_are_found_in_their_order(tmp_path):
+    (tmp_path / "kept/pope").mkdir(parents=True)
     for name in ("0-0", "0-1", "0-10", "1-0"):
-        path = tmp_path / f"kept/pope/{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (2, 2)).save(path)
+        Image.new("RGB", (2, 2)).save(tmp_path / f"kept/pope/{name}.png")
     path = write_results(tmp_path, config={"model_args": f"pretrained=x,log_images={tmp_path}/kept"})
     write_samples(tmp_path, "pope", [{}, {}, {}])
     names = [[image.rpartition("/")[2] for image in answer.images] for answer in read_sample_answers(path)]
@@ -201,38 +172,34 @@ def test_images_that_are_not_found_from_here_cause_a_warning(tmp_path, monkeypat
     monkeypatch.setattr(results.logger, "warning", warnings.append)
     (tmp_path / "kept").mkdir()
     path = write_results(tmp_path, config={"model_args": "pretrained=x,log_images=kept"})
-    monkeypatch.chdir(tmp_path)
-    read_sample_answers(path)
-    assert not warnings
-    monkeypatch.chdir(tmp_path.parent)
-    read_sample_answers(path)
-    assert len(warnings) == 1 and "log_images=kept was not found from here" in warnings[0]
+    for folder, count in ((tmp_path, 0), (tmp_path.parent, 1)):
+        monkeypatch.chdir(folder)
+        read_sample_answers(path)
+        assert len(warnings) == count
+    assert "log_images=kept was not found from here" in warnings[0]
+
+
+def records(folder, content=RECORD, kind=None) -> dict:
+    """The records of a run whose run.json has this content; `kind`: that of its arguments."""
+    write_record(folder, content)
+    arguments = {"pretrained": "x", "log_images": str(folder)}
+    text = ",".join(map("=".join, arguments.items()))
+    path = write_results(folder, config={"model_args": arguments if kind is dict else text})
+    return results.read_records(results.read_result_file(path))
 
 
 def test_the_arguments_of_a_run_from_python_are_a_dict(tmp_path):
-    (tmp_path / "kept/pope").mkdir(parents=True)
-    (tmp_path / "kept/pope/run.json").write_text(json.dumps(RECORD))
-    path = write_results(tmp_path, config={"model_args": {"pretrained": "x", "log_images": f"{tmp_path}/kept"}})
-    assert read_records(read_result_file(path)) == {"pope": RECORD}
+    assert records(tmp_path, kind=dict) == records(tmp_path) == {"pope": RECORD}
 
 
-@pytest.fixture
-def with_record(tmp_path):
-    """Reads the records of a run whose run.json has this text."""
-    path = write_results(tmp_path, config={"model_args": f"pretrained=x,log_images={tmp_path}"})
-    (tmp_path / "pope").mkdir()
-    return lambda text: (tmp_path / "pope/run.json").write_text(text) and read_records(read_result_file(path))
+def test_a_record_of_another_model_is_ignored(tmp_path):
+    assert records(tmp_path) and not records(tmp_path, RECORD | {"model": "/models/other"})
 
 
-def test_a_record_of_another_model_is_ignored(with_record):
-    for model, found in (("/models/mine", 1), ("/models/other", 0)):
-        assert len(with_record(json.dumps(RECORD | {"model": model}))) == found
-
-
-@pytest.mark.parametrize("text", ['{"versions": {}}', "{", "[]", json.dumps(RECORD | {"versions": "9.9"})])
-def test_a_damaged_record_is_refused_by_name(with_record, text):
+@pytest.mark.parametrize("content", ['{"versions": {}}', "{", "[]", RECORD | {"versions": "9.9"}])
+def test_a_damaged_record_is_refused_by_name(tmp_path, content):
     with pytest.raises(ValueError, match="pope/run.json"):
-        with_record(text)
+        records(tmp_path, content)
 
 
 @pytest.mark.parametrize(
@@ -240,4 +207,4 @@ def test_a_damaged_record_is_refused_by_name(with_record, text):
     [("a", ["a"]), ("['a', 'b']", ["a", "b"]), ("[1, 2]", ["1", "2"]), ("[0, 1)", ["[0, 1)"]), ("[x]", ["[x]"])],
 )
 def test_logged_targets_are_texts_or_lists_of_texts(target, truths):
-    assert truths_of(target) == truths
+    assert results.truths_of(target) == truths

@@ -4,14 +4,8 @@ import json
 
 
 POPE = {"alias": "pope", "pope_accuracy,none": 0.8, "pope_accuracy_stderr,none": 0.02, "pope_f1_score,none": 0.7}
-
-
 POPE |= {"pope_f1_score_stderr,none": "N/A", "pope_accuracy_stderr_clt,none": 0.02}
-
-
 RECORD = {"model": "/models/mine", "dtype": "float32", "versions": {"torch": "9.9"}}
-
-
 RECORD |= {"processor_sha256": "ab" * 32, "prompts_sha256": "cd" * 32}
 
 
@@ -28,3 +22,9 @@ def write_samples(folder, task, rows, date="20260101_000000"):
     lines = [{"doc_id": i, "input": "q?", "target": "a", "filtered_resps": "a"} | row for i, row in enumerate(rows)]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / f"{date}_samples_{task}.jsonl").write_text(text, encoding="utf-8")
+
+
+def write_record(folder, content=RECORD):
+    """The record of a run of POPE, as `log_images` leaves it; `content` may be text."""
+    (folder / "pope").mkdir(parents=True, exist_ok=True)
+    (folder / "pope/run.json").write_text(content if isinstance(content, str) else json.dumps(content))

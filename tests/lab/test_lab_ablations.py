@@ -1,35 +1,29 @@
 """lab/ablations.py, ablation_report.py and small.py: finished runs are skipped, tables, boxes of small things."""
 
 import json
+from itertools import product
 from random import Random
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from transformers import AutoProcessor
 
 from lab import ablation_data, ablation_report, ablations, dataset, pretrain_encoder, pretrain_llm, small
 from lab.tokenizer import build_tokenizer
 
 
-def result(name: str, seed: int, accuracy: float, samples: int = 64) -> dict:
+def finish(folder, name: str, seed: int, accuracy: float, samples: int = 64):
+    """Writes the result of a run."""
     row = {"n": 10, "accuracy": accuracy, "edit_distance": 1 - accuracy, "blind_accuracy": 0.1}
     stage = {"samples": samples, "final_loss": 0.5, "trained_parameters": {"multi_modal_projector": 1234}}
-    return {
-        "experiment": name,
-        "seed": seed,
-        "split": "test",
-        "cpu_seconds": {"training": 10.0},
-        "stages": {"stage2": stage},
-        "topics": {"colour": row, "text, 1 character": row},
-    }
-
-
-def finish(folder, *runs: dict):
-    for run in runs:
-        ablations.result_path(folder, run["experiment"], run["seed"]).write_text(json.dumps(run))
+    found = {"experiment": name, "seed": seed, "split": "test", "cpu_seconds": {"training": 10.0}}
+    found |= {"stages": {"stage2": stage}, "topics": {"colour": row, "text, 1 character": row}}
+    ablations.result_path(folder, name, seed).write_text(json.dumps(found))
 
 
 def test_finished_runs_are_skipped_and_half_written_ones_are_not(tmp_path):
-    finish(tmp_path, result("mlp", 0, 0.5))
+    finish(tmp_path, "mlp", 0, 0.5)
     half = ablations.result_path(tmp_path, "mlp", 1)
     half.with_name(half.name + ".incomplete").write_text('{"experiment": "mlp"')
     assert ablations.missing_runs(tmp_path, ["mlp", "grid"], (0, 1)) == [("grid", 0), ("mlp", 1), ("grid", 1)]
@@ -37,10 +31,7 @@ def test_finished_runs_are_skipped_and_half_written_ones_are_not(tmp_path):
 
 
 def test_a_run_that_fails_leaves_no_result(tmp_path, monkeypatch):
-    def fails(*unused):
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(ablations, "assemble", fails)
+    monkeypatch.setattr(ablations, "assemble", Mock(side_effect=RuntimeError))
     with pytest.raises(RuntimeError):
         ablations.run("mlp", 0, tmp_path, ablations.STEPS, "test", 10)
     assert list(tmp_path.iterdir()) == []
@@ -53,21 +44,19 @@ def test_names_of_result_files_are_unique():
 
 def test_all_runs_read_the_same_number_of_samples():
     steps = {"stage1": 3, "stage2": 5}
-    totals = {sum(ablations.steps_of(e, steps).values()) for e in ablations.EXPERIMENTS.values()}
-    assert totals == {8}
+    assert {sum(ablations.steps_of(e, steps).values()) for e in ablations.EXPERIMENTS.values()} == {8}
 
 
 def test_mean_and_sample_standard_deviation():
-    assert ablation_report.cell([0.8, 0.9, 1.0]) == "0.900 ± 0.100"  # the population's would be 0.082
-    assert ablation_report.cell([0.8]) == "0.800"
-    assert ablation_report.cell([]) == "–"
+    cells = [ablation_report.cell(values) for values in ([0.8, 0.9, 1.0], [0.8], [])]
+    assert cells == ["0.900 ± 0.100", "0.800", "–"]  # the population's deviation would be 0.082
     # Student's t with 2 degrees of freedom: 4.3027 * 0.1 / sqrt(3)
     assert ablation_report.interval([0.8, 0.9, 1.0]) == pytest.approx(0.24841, abs=1e-4)
 
 
 def test_differences_pair_equal_seeds(tmp_path):
-    runs = [result("mlp", 0, 0.5), result("mlp", 1, 0.7), result("transformer", 1, 0.6), result("transformer", 2, 0.9)]
-    finish(tmp_path, *runs)
+    for run in (("mlp", 0, 0.5), ("mlp", 1, 0.7), ("transformer", 1, 0.6), ("transformer", 2, 0.9)):
+        finish(tmp_path, *run)
     comparison = next(c for c in ablation_report.COMPARISONS if c.name == "transformer")
     found = ablation_report.differences(ablation_report.read_results(tmp_path), comparison, "all")
     assert found == pytest.approx([-0.1])
@@ -76,7 +65,8 @@ def test_differences_pair_equal_seeds(tmp_path):
 def test_a_report_is_written_between_its_marks_and_repeatable(tmp_path):
     results, document = tmp_path / "results", tmp_path / "ablations.md"
     results.mkdir()
-    finish(results, *(result(n, s, 0.5 + s / 10 + len(n) / 100) for n in ("mlp", "transformer") for s in (0, 1)))
+    for name, seed in product(("mlp", "transformer"), (0, 1)):
+        finish(results, name, seed, 0.5 + seed / 10 + len(name) / 100)
     first, last = ablation_report.MARKS
     document.write_text(f"above\n{first}\nold\n{last}\nbelow\n")
     ablation_report.report(results, document, list(ablations.EXPERIMENTS))
@@ -89,7 +79,8 @@ def test_a_report_is_written_between_its_marks_and_repeatable(tmp_path):
 
 
 def test_runs_of_different_length_share_no_table(tmp_path):
-    finish(tmp_path, result("mlp", 0, 0.5), result("grid", 0, 0.5, samples=65))
+    finish(tmp_path, "mlp", 0, 0.5)
+    finish(tmp_path, "grid", 0, 0.5, samples=65)
     with pytest.raises(ValueError, match="mixes runs"):
         ablation_report.read_results(tmp_path)
 
@@ -102,22 +93,11 @@ def test_every_comparison_names_an_experiment():
 def test_boxes_contain_all_ink(kind):
     for index in range(5):
         drawing = small.render_small("validation", kind, index)
-        ground = drawing.image[0, 0]
-        drawn = (drawing.image != ground).any(-1)
-        assert drawn.any()
-        outside = drawn.copy()
+        ink = (drawing.image != drawing.image[0, 0]).any(-1)
+        assert ink.any()
         for left, top, right, bottom in drawing.facts["boxes"]:
-            outside[int(max(top - 2, 0)) : int(bottom + 3), int(max(left - 2, 0)) : int(right + 3)] = False
-        assert not outside.any()
-
-
-def test_small_examples_are_fixed_by_split_and_topic():
-    for topic in small.TOPICS:
-        first, again, other = (small.small_examples(split, topic, 3) for split in ("test", "test", "validation"))
-        found = [[(e.question, e.answer, e.drawing.image.tobytes()) for e in part] for part in (first, again, other)]
-        assert found[0] == found[1] and not set(found[0]) & set(found[2])
-        if topic in small.TEXT_TOPICS:
-            assert {len(e.answer) for e in first} == {small.TEXT_TOPICS[topic]}
+            ink[int(max(top - 2, 0)) : int(bottom + 3), int(max(left - 2, 0)) : int(right + 3)] = False
+        assert not ink.any()
 
 
 def test_a_seed_draws_data_and_order(tmp_path, monkeypatch):
@@ -126,15 +106,14 @@ def test_a_seed_draws_data_and_order(tmp_path, monkeypatch):
 
     def drawn(seed: int, regions: bool = False) -> list[dict]:
         rng = Random(seed)
-        ablation_data.write_stage(
-            tmp_path / "s.json", ablation_data.small_samples(tmp_path / "small", rng, 64, regions), rng
-        )
+        samples = ablation_data.small_samples(tmp_path / "small", rng, 64, regions)
+        ablation_data.write_stage(tmp_path / "s.json", samples, rng)
         return json.loads((tmp_path / "s.json").read_text())
 
-    assert drawn(0) == drawn(0) != drawn(1)
-    assert [s["id"] for s in drawn(0)] == [s["id"] for s in drawn(0, regions=True)]
-    assert not any("regions" in s for s in drawn(0))
-    boxes = np.array(drawn(0, regions=True)[0]["regions"][0])
+    plain, with_regions = drawn(0), drawn(0, regions=True)
+    assert plain == drawn(0) != drawn(1)
+    assert [s["id"] for s in plain] == [s["id"] for s in with_regions] and not any("regions" in s for s in plain)
+    boxes = np.array(with_regions[0]["regions"][0])
     assert boxes.shape[1] == 4 and (boxes[:, 2:] > boxes[:, :2]).all()
 
 
@@ -162,15 +141,14 @@ def test_a_run_trains_both_stages_and_writes_one_file(tiny_parts, tmp_path):
     assert ablations.missing_runs(results, ["regions"], (1, 2)) == [("regions", 1)]
     found = ablation_report.read_results(results)["regions"][2]
     assert [stage["steps"] for stage in found["stages"].values()] == [1, 1]
-    assert set(found["topics"]) == set(small.TOPICS)
-    assert len(list(results.iterdir())) == 1
+    assert set(found["topics"]) == set(small.TOPICS) and len(list(results.iterdir())) == 1
 
 
 def test_views_are_those_of_the_experiment_from_stage_2_on(tiny_parts, tmp_path):
-    from transformers import AutoProcessor
+    def views() -> list[int]:
+        return AutoProcessor.from_pretrained(tmp_path / "assembled").count_tokens((384, 384)).views
 
-    folder = tmp_path / "assembled"
-    ablations.assemble(ablations.EXPERIMENTS["grid"], 0, folder)
-    assert AutoProcessor.from_pretrained(folder).count_tokens((384, 384)).views == [1]
-    ablations.set_views(folder, "grid")
-    assert AutoProcessor.from_pretrained(folder).count_tokens((384, 384)).views == [5]
+    ablations.assemble(ablations.EXPERIMENTS["grid"], 0, tmp_path / "assembled")
+    assert views() == [1]
+    ablations.set_views(tmp_path / "assembled", "grid")
+    assert views() == [5]

@@ -1,28 +1,22 @@
 """serving/conversation.py: turns reach the model, answers stream, no thread is left behind."""
 
 import threading
-from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from PIL import Image
 
 from omnifusion_hf import inference as ask
-from omnifusion_hf.serving import conversation as module
 from omnifusion_hf.serving.conversation import Conversation, text_part, user_turn
 
 
 pytestmark = pytest.mark.timeout(120)  # an answer that does not end would be waited for
 
 
-@pytest.fixture(scope="module")
-def parts():
-    return ask.load(ask.TINY)
-
-
 @pytest.fixture
-def conversation(parts) -> Conversation:
-    return Conversation(*parts)
+def conversation(demo) -> Conversation:
+    return Conversation(*demo)
 
 
 def bundled(name: str) -> str:
@@ -42,32 +36,31 @@ def writers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("answer")]
 
 
+DESCRIBE = user_turn("Describe the image.", [bundled("count-1.png")])
+
+
 def test_a_growing_answer_ends_as_that_of_ask(conversation):
-    image, question = bundled("count-1.png"), "Describe the image."
-    grown = answers(conversation, [user_turn(question, [image])])
-    whole = ask.answer_question(conversation.model, conversation.processor, [image], question)
-    assert grown[-1] == whole and len(set(grown)) > 5
-    assert all(later.startswith(earlier) for earlier, later in zip(grown, grown[1:]))
+    grown = answers(conversation, [DESCRIBE])
+    parts = conversation.model, conversation.processor
+    assert grown[-1] == ask.answer_question(*parts, [bundled("count-1.png")], "Describe the image.")
+    assert len(set(grown)) > 5 and all(later.startswith(earlier) for earlier, later in zip(grown, grown[1:]))
 
 
 @pytest.mark.parametrize("image, shape", [("colour-1.png", "cross"), ("shape-1.png", "star")])
 def test_a_second_turn_knows_the_image_of_the_first(conversation, image, shape):
-    said = [user_turn("How many objects are there?", [bundled(image)]), answered("2")]
-    said.append(user_turn("What shape is black?", []))
-    assert answers(conversation, said)[-1] == shape
+    first = user_turn("How many objects are there?", [bundled(image)])
+    assert answers(conversation, [first, answered("2"), user_turn("What shape is black?", [])])[-1] == shape
 
 
 def test_images_of_all_turns_keep_their_order(conversation):
     names = ["digit-1.png", "count-1.png", "colour-1.png"]
     files = [bundled(name) for name in names]
-    said = [user_turn("A?", files[:1]), answered("b"), user_turn("C?", files[1:])]
-    messages = conversation.messages(said)
+    messages = conversation.messages([user_turn("A?", files[:1]), answered("b"), user_turn("C?", files[1:])])
     found = [[part.get("text") or part["image"].filename for part in message["content"]] for message in messages]
     assert found == [[names[0], "A?"], ["b"], [*names[1:], "C?"]]
-    inputs = conversation.prompt(messages, "whole")
-    expected = conversation.processor.image_processor(files, return_tensors="pt")
-    assert torch.equal(inputs["pixel_values"], expected["pixel_values"])
-    assert not torch.equal(inputs["pixel_values"], expected["pixel_values"].flip(0))  # control: the order counts
+    given = conversation.prompt(messages, "whole")["pixel_values"]
+    expected = conversation.processor.image_processor(files, return_tensors="pt")["pixel_values"]
+    assert torch.equal(given, expected) and not torch.equal(given, expected.flip(0))  # control: the order counts
 
 
 def test_the_view_strategy_is_that_of_the_call(conversation):
@@ -75,36 +68,29 @@ def test_the_view_strategy_is_that_of_the_call(conversation):
     for strategy, views in (("whole", 1), ("grid", 5)):
         assert len(conversation.prompt(messages, strategy)["pixel_values"]) == views
         drawing, count = conversation.draw_last(messages, strategy)
-        assert count.views == [views] and count.context_length == 1024
-        assert drawing.size[0] > 100
+        assert count.views == [views] and count.context_length == 1024 and drawing.size[0] > 100
     assert conversation.draw_last([], "grid") == (None, None)
-
-
-def bad_files(folder: Path) -> dict[str, str]:
-    """Files that are refused, and the reason for each."""
-    Image.effect_noise((64, 64), 50).save(folder / "whole.png")
-    data = (folder / "whole.png").read_bytes()
-    (folder / "text.png").write_text("no image")
-    (folder / "short.png").write_bytes(data[:1500])
-    (folder / "damaged.png").write_bytes(data[:60] + bytes(200) + data[260:])
-    Image.new("RGB", (9, 9)).save(folder / "page.eps")
-    (folder / "page.eps").rename(folder / "page.png")
-    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
-    reasons = {"text.png": "Not an image file", "short.png": "is broken", "damaged.png": "is broken"}
-    return reasons | {"page.png": "EPS is not supported", "bomb.png": "max_image_pixels", "gone.png": "no longer here"}
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bad_file_is_named_with_the_reason(conversation, tmp_path):
-    for name, reason in bad_files(tmp_path).items():
+    Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
+    data = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "short.png").write_bytes(data[:1500])
+    (tmp_path / "damaged.png").write_bytes(data[:60] + bytes(200) + data[260:])
+    Image.new("RGB", (9, 9)).save(tmp_path / "page.png", format="EPS")
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    reasons = {"text.png": "Not an image file", "short.png": "is broken", "damaged.png": "is broken"}
+    reasons |= {"page.png": "EPS is not supported", "bomb.png": "max_image_pixels", "gone.png": "no longer here"}
+    for name, reason in reasons.items():
         with pytest.raises(ValueError, match=f"^{name}.*{reason}"):
             conversation.messages([user_turn("What?", [str(tmp_path / name)])])
     assert conversation.messages([user_turn("What?", [str(tmp_path / "whole.png")])])  # control
 
 
 def test_a_phones_photograph_with_a_second_image_is_accepted(conversation, tmp_path):
-    first, second = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (8, 6), "blue")
-    path = tmp_path / "photo.jpg"
+    first, second, path = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (8, 6), "blue"), tmp_path / "photo.jpg"
     first.save(path, format="MPO", save_all=True, append_images=[second])
     assert Image.open(path).format == "MPO"
     [message] = conversation.messages([user_turn("What?", [str(path)])])
@@ -115,8 +101,8 @@ def test_a_phones_photograph_with_a_second_image_is_accepted(conversation, tmp_p
 @pytest.mark.parametrize(
     "text, num_images, reason",
     [
-        ("What??", module.MAX_IMAGES + 1, "9 images, more than 8"),
-        ("w" * (module.MAX_CHARACTERS + 1), 0, "2001 characters, at most 2000"),
+        ("What??", 9, "9 images, more than 8"),
+        ("w" * 2001, 0, "2001 characters, at most 2000"),
         (" \n", 1, "question is missing"),
     ],
 )
@@ -130,7 +116,7 @@ def test_too_many_images_or_characters_and_a_missing_question_are_refused(conver
 def test_a_chat_longer_than_the_context_is_refused_with_the_numbers(conversation):
     said = [user_turn("What?", [bundled("colour-1.png")] * 6)]
     messages = conversation.messages(said)
-    with pytest.raises(ValueError, match=r"takes 1\d\d\d tokens, .* room for 1024"):
+    with pytest.raises(ValueError, match=r"takes 1\d\d\d tokens, .* context has 1024"):
         conversation.prompt(messages, "grid")
     num_tokens = conversation.prompt(messages, "whole")["input_ids"].shape[1]  # control: these fit
     conversation.context_length = num_tokens + 2
@@ -140,10 +126,8 @@ def test_a_chat_longer_than_the_context_is_refused_with_the_numbers(conversation
 
 
 def test_a_generation_that_fails_raises_and_leaves_no_thread(conversation, monkeypatch):
-    def fail(*args, **kwargs):
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(conversation.model.model.language_model, "forward", fail)
+    failing = Mock(side_effect=RuntimeError("out of memory"))
+    monkeypatch.setattr(conversation.model.model.language_model, "forward", failing)
     with pytest.raises(RuntimeError, match="out of memory"):
         answers(conversation, [user_turn("What?", [])])
     assert not writers()
@@ -159,11 +143,10 @@ def test_a_closed_answer_stops_the_model_and_leaves_no_thread(conversation, monk
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(conversation.model.model.language_model, "forward", stepwise)
-    said = [user_turn("Describe the image.", [bundled("count-1.png")])]
-    answer = conversation.answer(conversation.prompt(conversation.messages(said), "whole"))
+    answer = conversation.answer(conversation.prompt(conversation.messages([DESCRIBE]), "whole"))
     next(answer)
     assert writers()
     threading.Timer(0.2, go_on.release, [100]).start()
     answer.close()
     assert not writers() and len(steps) <= 4
-    assert len(answers(conversation, said)) > 10  # control: without a close it continues
+    assert len(answers(conversation, [DESCRIBE])) > 10  # control: without a close it continues

@@ -4,21 +4,20 @@ import asyncio
 import base64
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from inspect import signature
-from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from huggingface_hub.utils import httpx
 
 from omnifusion_hf import cli
 from omnifusion_hf.cli import main
-from omnifusion_hf.inference import EXAMPLES, TINY, answer_question, cut, generate_text, load, prompts
+from omnifusion_hf.inference import EXAMPLES, TINY, answer_question, cut, generate_text, prompts
 
 
 openai = pytest.importorskip("openai", reason="a client of the server: pip install openai")
@@ -42,8 +41,10 @@ def listens(host: str, port: int) -> bool:
         return client.connect_ex((host, port)) == 0
 
 
-def start(log: Path, port: int) -> subprocess.Popen:
-    """A server of the demo model that is ready."""
+@pytest.fixture(scope="module")
+def server(port, tmp_path_factory):
+    """The process of a server of the demo model that is ready, and its log."""
+    log = tmp_path_factory.mktemp("server") / "log"
     command = [sys.executable, "-m", "omnifusion_hf.cli", "serve", str(TINY), "--port", str(port)]
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
@@ -51,7 +52,9 @@ def start(log: Path, port: int) -> subprocess.Popen:
     while not listens("127.0.0.1", port):
         assert process.poll() is None and time.monotonic() < until, log.read_text()
         time.sleep(0.2)
-    return process
+    yield process, log
+    process.kill()
+    process.wait(timeout=30)
 
 
 def test_a_taken_port_is_reported_before_the_model_is_loaded(monkeypatch):
@@ -68,28 +71,17 @@ def port() -> int:
 
 
 @pytest.fixture(scope="module")
-def server(port, tmp_path_factory):
-    """The process and its log."""
-    log = tmp_path_factory.mktemp("server") / "log"
-    process = start(log, port)
-    yield process, log
-    process.kill()
-    process.wait(timeout=30)
-
-
-@pytest.fixture(scope="module")
 def client(server, port):
     return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
 
 
-@pytest.fixture(scope="module")
-def loaded():
-    return load(TINY)
-
-
 def image(name: str) -> dict:
     data = base64.b64encode((EXAMPLES.parent / name).read_bytes()).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+    return image_at(f"data:image/png;base64,{data}")
+
+
+def image_at(url: str) -> dict:
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def text(words: str) -> dict:
@@ -104,65 +96,44 @@ def ask(client, *messages: dict, **options):
     return client.chat.completions.create(model=str(TINY), messages=messages, temperature=0, max_tokens=16, **options)
 
 
-@pytest.mark.parametrize("example", [FIRST, SECOND], ids=["first", "second"])
-def test_a_question_about_an_image_is_answered_as_by_the_model_itself(client, loaded, example):
-    answered = ask(client, user(image(example["image"]), text(example["question"]))).choices[0].message.content
-    assert (
-        answered
-        == answer_question(*loaded, [EXAMPLES.parent / example["image"]], example["question"])
-        == example["truth"]
-    )
+ASKED = user(image(FIRST["image"]), text(FIRST["question"]))
+DESCRIBE = [user(image("count-1.png"), text("Describe the image."))]
 
 
-def as_the_processor_wants(message: dict) -> dict:
-    if isinstance(message["content"], str):
-        return message
-    parts = [
-        {"type": "image", "image": part["image_url"]["url"]} if part["type"] == "image_url" else part
-        for part in message["content"]
-    ]
-    return message | {"content": parts}
-
-
-def test_text_alone_several_images_and_several_turns_are_answered_as_by_the_model_itself(client, loaded):
-    model, processor = loaded
+def test_answers_are_those_of_the_model_itself(client, demo):
+    """About one image, text alone, several images and several turns."""
+    model, processor = demo
     first, second = image(FIRST["image"]), image(SECOND["image"])
-    asked, answered = user(first, text(FIRST["question"])), {"role": "assistant", "content": FIRST["truth"]}
+    asked_second = user(second, text(SECOND["question"]))
     chats = [
-        [user(text("Hello"))],
-        [user(first, second, text(FIRST["question"]))],
-        [asked, answered, user(second, text(SECOND["question"]))],
+        ([ASKED], FIRST["truth"]),
+        ([asked_second], SECOND["truth"]),
+        ([user(text("Hello"))], None),
+        ([user(first, second, text(FIRST["question"]))], None),
+        ([ASKED, {"role": "assistant", "content": FIRST["truth"]}, asked_second], None),
     ]
-    for chat in chats:
-        inputs = prompts(processor, [list(map(as_the_processor_wants, chat))])
-        given = ask(client, *chat)
-        assert given.choices[0].message.content == generate_text(model, inputs, processor, max_new_tokens=16)[0]
+    for chat, truth in chats:
+        messages = module.ChatRequest(model="demo", messages=chat).messages
+        inputs = prompts(processor, [[message.for_processor for message in messages]])
+        given, (wanted,) = ask(client, *chat), generate_text(model, inputs, processor, max_new_tokens=16)
+        assert given.choices[0].message.content == wanted and truth in (None, wanted)
         assert given.usage.prompt_tokens == inputs.input_ids.shape[1]
-
-
-def test_a_stream_gives_the_same_answer_piece_by_piece(client):
-    question = user(image(FIRST["image"]), text(FIRST["question"]))
-    pieces = [chunk.choices[0].delta.content or "" for chunk in ask(client, question, stream=True)]
-    assert "".join(pieces) == ask(client, question).choices[0].message.content
-    assert len(pieces) > 1
 
 
 @pytest.mark.parametrize(
     "message, reason",
     [
-        (user({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}, text("What?")), "Pillow"),
-        (user({"type": "image_url", "image_url": {"url": "/no/such.png"}}, text("What?")), "No image at"),
+        (user(image_at("data:image/png;base64,AAAA")), "Pillow"),
+        (user(image_at("/no/such.png")), "No image at"),
         ({"role": "narrator", "content": "Hello"}, "Roles are"),
-        ({"content": "Hello"}, r"messages\[0\].role: Field required"),
-        (user({"type": "image_url"}, text("What?")), r"messages\[0\].content\[0\]: a part of this type has only"),
-        (user(text("word " * 1020)), r"takes 1\d\d\d tokens, .* room for 1024"),
+        (user(text("word " * 1020)), r"takes 1\d\d\d tokens, .* context has 1024"),
     ],
-    ids=["no image", "no file", "unknown role", "no role", "no URL", "too long"],
+    ids=["no image", "no file", "unknown role", "too long"],
 )
 def test_an_invalid_request_gets_the_reason_and_the_server_continues(client, message, reason):
     with pytest.raises(openai.BadRequestError, match=reason):
         ask(client, message)
-    assert ask(client, user(image(FIRST["image"]), text(FIRST["question"]))).choices[0].message.content == "black"
+    assert ask(client, ASKED).choices[0].message.content == "black"
 
 
 @pytest.mark.parametrize("body", [{}, {"messages": []}, {"messages": "Hello"}, {"messages": ["Hello"]}, []])
@@ -175,30 +146,27 @@ def test_a_request_without_messages_is_refused_without_a_traceback(server, port,
 def test_only_the_served_model_is_found_by_name(client):
     assert [model.id for model in client.models.list()] == [str(TINY)]
     assert client.models.retrieve(str(TINY)).id == str(TINY)
-    for ask_another in (
-        lambda: client.chat.completions.create(model="another", messages=[user(text("Hello"))]),
-        lambda: client.models.retrieve("another"),
-    ):
+    chat = client.chat.completions.create
+    for request in (lambda name: chat(model=name, messages=[user(text("Hello"))]), client.models.retrieve):
         with pytest.raises(openai.NotFoundError, match=str(TINY)) as refused:
-            ask_another()
+            request("another")
         assert refused.value.code == "model_not_found" and refused.value.param == "model"
 
 
 def test_transformers_chat_talks_to_it(client, port):
     command = [sys.executable, "-m", "transformers.cli.transformers", "chat", str(TINY)]
     command += [f"http://127.0.0.1:{port}/v1", "do_sample=False", "max_new_tokens=16"]
-    run = subprocess.run(
-        command, input="Hello\n!exit\n", env=NOT_OFFLINE, capture_output=True, text=True, timeout=120
-    )  # fmt: skip
+    options = {"input": "Hello\n!exit\n", "env": NOT_OFFLINE, "capture_output": True, "text": True, "timeout": 120}
+    run = subprocess.run(command, **options)
     assert run.returncode == 0, run.stderr
     said = run.stdout.split(f"<{TINY}>:")[1]
     assert said.split()[0] == ask(client, user(text("Hello"))).choices[0].message.content
 
 
 @pytest.fixture(scope="module")
-def chat_server(loaded):
+def chat_server(demo):
     """In this process, as it is for other computers: images by path are refused."""
-    return module.ChatServer(*loaded, "demo")
+    return module.ChatServer(*demo, "demo")
 
 
 @pytest.fixture(scope="module")
@@ -207,8 +175,11 @@ def app(chat_server):
 
 
 def post(app, **fields):
-    body = {"model": "demo", "messages": [user(image(FIRST["image"]), text(FIRST["question"]))]} | fields
-    return app.post("/v1/chat/completions", json=body)
+    return app.post("/v1/chat/completions", json={"model": "demo", "messages": [ASKED]} | fields)
+
+
+def answer(app, **fields) -> dict:
+    return post(app, **fields).json()["choices"][0]
 
 
 def refused(response, status: int) -> dict:
@@ -225,38 +196,32 @@ def test_every_refusal_has_openais_form(app, monkeypatch):
     assert refused(app.get("/v1/chat/completions"), 405)["code"] == "unknown_url"
     assert refused(app.post("/load_model", json={}), 400)["param"] == "model"
     for url in ("http://[::1", "http://127.0.0.1:9/x.png", "data:image/png;base64,!"):
-        no_image = user({"type": "image_url", "image_url": {"url": url}})
-        assert refused(post(app, messages=[no_image]), 400)["param"] == "messages"
-    long = refused(post(app, messages=[user(text("word " * 1020))]), 400)
-    assert long["code"] == "context_length_exceeded" and "room for 1024" in long["message"]
+        assert refused(post(app, messages=[user(image_at(url))]), 400)["param"] == "messages"
+    long = user(text("word " * 1020))
+    assert refused(post(app, messages=[long]), 400)["code"] == "context_length_exceeded"
     monkeypatch.setattr(module, "MAX_BODY", 100)
     assert refused(post(app), 413)["code"] == "request_too_large"
     monkeypatch.undo()
     assert post(app).status_code == 200  # control
 
 
-def break_the_model(*args, **kwargs):
-    raise RuntimeError("the secret state of the model")
-
-
 def test_a_failure_of_the_server_is_reported_without_its_reason(app, chat_server, monkeypatch):
-    monkeypatch.setattr(chat_server.model, "generate", break_the_model)
+    monkeypatch.setattr(chat_server.model, "generate", Mock(side_effect=RuntimeError("the secret state of the model")))
     for response in (post(app), post(app, stream=True)):
         assert "its log says why" in response.text and "secret" not in response.text
     assert refused(post(app), 500)["type"] == "server_error"
     monkeypatch.undo()
-    assert post(app).json()["choices"][0]["message"]["content"] == FIRST["truth"]  # the server continues
+    assert answer(app)["message"]["content"] == FIRST["truth"]  # the server continues
 
 
 @pytest.mark.parametrize(
     "source", [str(EXAMPLES.parent / FIRST["image"]), "file:///etc/hostname", "image.png", "ftp://a/b.png"]
 )
 def test_images_by_path_are_only_for_local_clients(app, chat_server, source, monkeypatch):
-    message = user({"type": "image_url", "image_url": {"url": source}}, text(FIRST["question"]))
-    assert "data URL or an http" in refused(post(app, messages=[message]), 400)["message"]
+    messages = [user(image_at(source), text(FIRST["question"]))]
+    assert "data URL or an http" in refused(post(app, messages=messages), 400)["message"]
     monkeypatch.setattr(chat_server, "reads_paths", True)
-    taken = post(app, messages=[message])
-    assert (taken.status_code == 200) == source.startswith("/")  # control: the others are not images
+    assert (post(app, messages=messages).status_code == 200) == source.startswith("/")  # control: others: no images
 
 
 def streamed(response) -> tuple[str, str]:
@@ -267,14 +232,11 @@ def streamed(response) -> tuple[str, str]:
     return "".join(piece["delta"].get("content", "") for piece in pieces), pieces[-1]["finish_reason"]
 
 
-DESCRIBE = [user(image("count-1.png"), text("Describe the image."))]
-
-
 @pytest.mark.parametrize("stop", ["e", ["no such text"], ["and", " two"], None], ids=str)
-def test_stop_cuts_the_answer_streamed_or_not(app, loaded, stop):
-    said = answer_question(*loaded, [EXAMPLES.parent / "count-1.png"], "Describe the image.")
+def test_stop_cuts_the_answer_streamed_or_not(app, demo, stop):
+    said = answer_question(*demo, [EXAMPLES.parent / "count-1.png"], "Describe the image.")
     wanted = cut(said, [stop] if isinstance(stop, str) else stop or [])
-    whole = post(app, messages=DESCRIBE, stop=stop).json()["choices"][0]
+    whole = answer(app, messages=DESCRIBE, stop=stop)
     assert (whole["message"]["content"], whole["finish_reason"]) == (wanted, "stop")
     assert streamed(post(app, messages=DESCRIBE, stop=stop, stream=True)) == (wanted, "stop")
 
@@ -282,27 +244,23 @@ def test_stop_cuts_the_answer_streamed_or_not(app, loaded, stop):
 def test_the_length_is_limited_and_reported(app):
     short = post(app, messages=DESCRIBE, max_completion_tokens=5).json()
     assert short["choices"][0]["finish_reason"] == "length" and short["usage"]["completion_tokens"] == 5
-    assert post(app, messages=DESCRIBE, max_tokens=200).json()["choices"][0]["finish_reason"] == "stop"
+    assert answer(app, messages=DESCRIBE, max_tokens=200)["finish_reason"] == "stop"
 
 
 def test_a_seed_repeats_a_sampled_answer(app):
     def ask_sampled(seed):
-        return post(app, messages=DESCRIBE, temperature=2, seed=seed, max_tokens=24).json()["choices"][0]["message"]
+        return answer(app, messages=DESCRIBE, temperature=2, seed=seed, max_tokens=24)["message"]["content"]
 
-    assert ask_sampled(1) == ask_sampled(1) and len({ask_sampled(seed)["content"] for seed in range(5)}) > 1
+    assert ask_sampled(1) == ask_sampled(1) and len({ask_sampled(seed) for seed in range(5)}) > 1
 
 
-def test_a_folder_with_beams_streams_the_answer_of_ask(tmp_path):
+def test_a_model_with_beams_streams_the_answer_of_ask(app, demo, monkeypatch):
     """A converted v1.1 has num_beams in its generation configuration, with which transformers' streamers fail."""
-    folder = shutil.copytree(TINY, tmp_path / "model")
-    settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-    (folder / "generation_config.json").write_text(json.dumps(settings | {"num_beams": 3, "early_stopping": True}))
-    model, processor = load(folder)
-    assert model.generation_config.num_beams == 3
-    app = testclient.TestClient(module.build_app(module.ChatServer(model, processor, "demo")))
-    said = answer_question(model, processor, [EXAMPLES.parent / "count-1.png"], "Describe the image.")
+    for name, value in (("num_beams", 3), ("early_stopping", True)):
+        monkeypatch.setattr(demo[0].generation_config, name, value)
+    said = answer_question(*demo, [EXAMPLES.parent / "count-1.png"], "Describe the image.")
     assert streamed(post(app, messages=DESCRIBE, stream=True)) == (said, "stop")
-    assert post(app, messages=DESCRIBE).json()["choices"][0]["message"]["content"] == said
+    assert answer(app, messages=DESCRIBE)["message"]["content"] == said
 
 
 class Client:
@@ -346,26 +304,25 @@ def test_one_answer_is_written_at_a_time(chat_server, monkeypatch):
         return await asyncio.gather(*(written(chat_server, Client()) for _ in range(3)))
 
     monkeypatch.setattr(chat_server.model, "generate", counted)
-    answers = asyncio.run(three())
-    assert most == [1, 1, 1] and len({each[-1].text for each in answers}) == 1
+    assert len({each[-1].text for each in asyncio.run(three())}) == 1 and most == [1, 1, 1]
 
 
-def test_openais_client_raises_its_own_errors_and_reads_usage(client):
+def test_openais_client_raises_its_own_errors_and_reads_streams_and_usage(client):
     with pytest.raises(openai.BadRequestError) as refusal:
         ask(client, user(text("Hello")), n=2)
     assert (refusal.value.type, refusal.value.param) == ("invalid_request_error", "n")
     with pytest.raises(openai.NotFoundError):
         client.responses.create(model=str(TINY), input="Hello")
-    given = ask(client, user(text("Hello")), stream=True, stream_options={"include_usage": True})
-    *pieces, last = list(given)
+    *pieces, last = ask(client, ASKED, stream=True, stream_options={"include_usage": True})
     assert last.usage.completion_tokens > 0 and {piece.model for piece in pieces} == {str(TINY)}
+    words = [piece.choices[0].delta.content or "" for piece in pieces]
+    assert "".join(words) == ask(client, ASKED).choices[0].message.content and len(words) > 1
 
 
 def test_requests_with_another_host_name_are_refused(server, port):
     """A web page can give its domain the address 127.0.0.1."""
-    for host, status in ((f"127.0.0.1:{port}", 200), ("localhost", 200), (f"evil.example:{port}", 403)):
-        for path in ("health", "v1/models"):
-            assert httpx.get(f"http://127.0.0.1:{port}/{path}", headers={"Host": host}).status_code == status
+    for host, status in ((f"127.0.0.1:{port}", 200), (f"evil.example:{port}", 403)):
+        assert httpx.get(f"http://127.0.0.1:{port}/health", headers={"Host": host}).status_code == status
 
 
 def test_by_default_it_listens_only_on_this_computer(client, port):

@@ -20,11 +20,7 @@ MIXES = {
     "transformer": {"encoders": ("clip", "siglip"), "projector_type": "transformer"},
     "concatenation": {"encoders": ("clip", "dinov2"), "projector_type": "concatenation"},
     "summation": {"encoders": ("clip", "dinov2"), "projector_type": "summation", "image_sizes": [32, 48]},
-    "attention": {
-        "encoders": ("siglip", "internvl"),
-        "projector_type": "attention",
-        "projector_num_queries": 1,
-    },
+    "attention": {"encoders": ("siglip", "internvl"), "projector_type": "attention", "projector_num_queries": 1},
 }
 
 
@@ -35,9 +31,8 @@ def mixed(request) -> OmniFusionModel:
 
 
 def test_the_installed_package_has_the_entry_point_of_vllm():
-    found = [entry for entry in entry_points(group="vllm.general_plugins") if entry.name == "omnifusion"]
-    assert [entry.load() for entry in found] == [vllm_plugin.register]
-    assert not [entry for entry in entry_points(group="vllm.general_plugins") if entry.name == "another"]
+    ours, others = (entry_points(group="vllm.general_plugins", name=name) for name in ("omnifusion", "another"))
+    assert [entry.load() for entry in ours] == [vllm_plugin.register] and not others
 
 
 def test_a_saved_folder_names_the_classes_that_vllm_needs(model_folder):
@@ -56,16 +51,14 @@ def test_a_saved_folder_names_the_classes_that_vllm_needs(model_folder):
 def test_the_processor_computes_token_counts_from_sizes(model, view_strategy, tmp_path):
     tiny.processor(model.config, view_strategy=view_strategy).save_pretrained(tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path)
-    assert isinstance(processor, ProcessorMixin)
-    assert processor.image_token_ids == [model.config.image_token_id]
+    assert isinstance(processor, ProcessorMixin) and processor.image_token_ids == [model.config.image_token_id]
     planned = processor._get_num_multimodal_tokens(image_sizes=SIZES)
     for size, num_tokens, num_views in zip(SIZES, planned["num_image_tokens"], planned["num_image_patches"]):
         inputs = processor(text="<image>", images=tiny.image(0, size), return_tensors="pt")
         assert (inputs["input_ids"] == model.config.image_token_id).sum() == num_tokens
         # vLLM cuts every field of images by these counts: each has one row per view
         assert {len(inputs[name]) for name in processor.image_processor.model_input_names} == {num_views}
-    views = set(planned["num_image_patches"])
-    assert (views == {1}) == (view_strategy == "whole")  # control: tiles make counts differ
+    assert (set(planned["num_image_patches"]) == {1}) == (view_strategy == "whole")  # control: tiles differ in number
 
 
 @pytest.mark.parametrize("size", [(10_000, 10_000), (10_000, 300)])
@@ -111,8 +104,8 @@ def test_no_module_reads_a_linear_layers_weight(mixed):
     pixels, index = torch.randn(3, 3, 32, 32), torch.tensor([0, 1, 0])
     expected = mixed.get_image_features(pixels, index, return_dict=True).pooler_output
     assert not any(isinstance(module, nn.MultiheadAttention) for module in mixed.modules())
-    for part in (mixed.vision_tower, mixed.multi_modal_projector):
-        pack(part)
+    pack(mixed.vision_tower)
+    pack(mixed.multi_modal_projector)
     packed = mixed.get_image_features(pixels, index, return_dict=True).pooler_output
     assert len(packed[0]) == 2 * len(packed[1])
     torch.testing.assert_close(packed, expected)

@@ -1,38 +1,33 @@
 """serving/writing.py: every piece is a prefix of the answer of `inference.complete`."""
 
-from threading import Event
-
 import pytest
 import tiny
+from PIL import Image
 
-from omnifusion_hf.inference import EXAMPLES, TINY, cut, generate_text, load, prompts
-from omnifusion_hf.serving.writing import write
+from omnifusion_hf.inference import EXAMPLES, cut, generate_text, prompts
+from omnifusion_hf.serving.writing import Written, write
 
 
 pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.fixture(scope="module")
-def demo():
-    return load(TINY)
-
-
 @pytest.fixture
 def described(demo):
     """The demo model and a prompt with a long answer."""
-    image = {"type": "image", "image": str(EXAMPLES.parent / "count-1.png")}
-    content = [image, {"type": "text", "text": "Describe the image."}]
-    return *demo, prompts(demo[1], [[{"role": "user", "content": content}]])
+    image = Image.open(EXAMPLES.parent / "count-1.png")
+    return *demo, prompts(demo[1], [[tiny.user(image, "Describe the image.")]])
 
 
-def asked(model_processor, words: str):
-    return prompts(model_processor, [[tiny.user(tiny.image(), words)]])
+def answer_to(model, processor, inputs, most: int) -> str:
+    return generate_text(model, inputs, processor, max_new_tokens=most)[0]
+
+
+def last(*parts, **options) -> Written:
+    return list(write(*parts, **options))[-1]
 
 
 def test_each_piece_is_a_longer_prefix_of_the_answer(described):
-    *parts, inputs = described
-    pieces = list(write(*parts, inputs, max_new_tokens=64))
-    (whole,) = generate_text(*parts[:1], inputs, parts[1], max_new_tokens=64)
+    pieces, whole = list(write(*described, max_new_tokens=64)), answer_to(*described, 64)
     assert pieces[-1].text == whole and pieces[-1].finish_reason == "stop"
     assert all(whole.startswith(each.text) for each in pieces) and len({each.text for each in pieces}) > 10
     assert [each.num_tokens for each in pieces[:3]] == [1, 2, 3]
@@ -40,25 +35,20 @@ def test_each_piece_is_a_longer_prefix_of_the_answer(described):
 
 @pytest.mark.parametrize("words", ["What colour is the sky?", "Привет", "", "1 2 3"])
 def test_pieces_of_broken_bytes_and_words_are_prefixes_as_well(model, processor, words):
-    inputs = asked(processor, words)
-    pieces = list(write(model, processor, inputs, max_new_tokens=48))
-    (whole,) = generate_text(model, inputs, processor, max_new_tokens=48)
+    parts = model, processor, prompts(processor, [[tiny.user(tiny.image(), words)]])
+    pieces, whole = list(write(*parts, max_new_tokens=48)), answer_to(*parts, 48)
     assert pieces[-1].text == whole and all(whole.startswith(each.text) for each in pieces)
 
 
-@pytest.mark.parametrize("most, reason", [(5, "length"), (200, "stop")])
-def test_the_reason_says_whether_the_answer_ended_or_was_cut_short(described, most, reason):
-    *parts, inputs = described
-    last = list(write(*parts, inputs, max_new_tokens=most))[-1]
-    assert last.finish_reason == reason and (last.num_tokens == most) == (reason == "length")
-
-
-def test_a_forced_end_at_the_last_token_counts_as_length(described, monkeypatch):
-    """A converted v1.1 has forced_eos_token_id."""
-    *parts, inputs = described
-    monkeypatch.setattr(parts[0].generation_config, "forced_eos_token_id", parts[1].tokenizer.eos_token_id)
-    reasons = [list(write(*parts, inputs, max_new_tokens=most))[-1].finish_reason for most in (5, 200)]
-    assert reasons == ["length", "stop"]
+@pytest.mark.parametrize("forced", [False, True])
+def test_the_reason_says_whether_the_answer_ended_or_was_cut_short(described, monkeypatch, forced):
+    """Also where an end is forced at the last token: a converted v1.1 has forced_eos_token_id."""
+    model, processor, _ = described
+    if forced:
+        monkeypatch.setattr(model.generation_config, "forced_eos_token_id", processor.tokenizer.eos_token_id)
+    for most, reason in ((5, "length"), (200, "stop")):
+        written = last(*described, max_new_tokens=most)
+        assert written.finish_reason == reason and (written.num_tokens == most) == (reason == "length")
 
 
 def stops(whole: str) -> list[list[str]]:
@@ -68,10 +58,9 @@ def stops(whole: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("index", range(6))
 def test_an_answer_is_cut_before_a_stop_text_and_no_piece_contains_it(described, index):
-    *parts, inputs = described
-    (whole,) = generate_text(*parts[:1], inputs, parts[1], max_new_tokens=200)
+    whole = answer_to(*described, 200)
     stop = stops(whole)[index]
-    pieces = list(write(*parts, inputs, stop=stop, max_new_tokens=200))
+    pieces = list(write(*described, stop=stop, max_new_tokens=200))
     wanted = min((whole.partition(text)[0] for text in stop), key=len).strip()
     assert pieces[-1].text == wanted == cut(whole, stop) and pieces[-1].finish_reason == "stop"
     assert all(wanted.startswith(each.text) for each in pieces)
@@ -79,29 +68,15 @@ def test_an_answer_is_cut_before_a_stop_text_and_no_piece_contains_it(described,
 
 
 def test_generation_stops_at_a_stop_text(described):
-    *parts, inputs = described
-    early, whole = (list(write(*parts, inputs, stop=stop, max_new_tokens=200)) for stop in (["e"], []))
-    assert early[-1].num_tokens < 10 < whole[-1].num_tokens
+    early, whole = (last(*described, stop=stop, max_new_tokens=200) for stop in (["e"], []))
+    assert early.num_tokens < 10 < whole.num_tokens
 
 
 def test_with_beams_only_the_final_piece_has_text(described, monkeypatch):
     """Like a converted v1.1, with num_beams in its generation configuration."""
-    *parts, inputs = described
-    monkeypatch.setattr(parts[0].generation_config, "num_beams", 3)
-    pieces = list(write(*parts, inputs, max_new_tokens=64))
-    assert (
-        pieces[-1].text == generate_text(*parts[:1], inputs, parts[1], max_new_tokens=64)[0]
-        and pieces[-1].finish_reason
-    )
-    assert {each.text for each in pieces[:-1]} == {""} and len(pieces) > 10
-    alone = list(write(*parts, inputs, max_new_tokens=64, num_beams=1))
+    monkeypatch.setattr(described[0].generation_config, "num_beams", 3)
+    *pieces, final = write(*described, max_new_tokens=64)
+    assert final.text == answer_to(*described, 64) and final.finish_reason
+    assert {each.text for each in pieces} == {""} and len(pieces) > 9
+    alone = write(*described, max_new_tokens=64, num_beams=1)
     assert len({each.text for each in alone}) > 10  # control: without beams it grows
-
-
-def test_a_closed_answer_ends_at_the_next_token(described):
-    closed, pieces = Event(), []
-    for each in write(*described, closed=closed, max_new_tokens=200):
-        pieces.append(each)
-        if len(pieces) == 3:
-            closed.set()
-    assert len(pieces) == 3 and not pieces[-1].finish_reason

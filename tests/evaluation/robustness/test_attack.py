@@ -12,11 +12,14 @@ from omnifusion_hf.evaluation.robustness.attack import Attack, last_run, pgd, ra
 TRUTHS = ("The sky is blue.", "Green.")
 
 
+def question(chat: list, truth: str = TRUTHS[0], images: int = 1) -> Question:
+    return Question("0", "t", chat, truth, [[]] * images)
+
+
 def batch_of(processor, count: int = 2, images: int = 1) -> BatchFeature:
     seeds = [range(images * n, images * (n + 1)) for n in range(count)]
     chats = [[tiny.user(*(tiny.image(seed, (40, 90)) for seed in own), "What is it?")] for own in seeds]
-    questions = [Question(str(n), "t", chat, TRUTHS[n % 2], [[]] * images) for n, chat in enumerate(chats)]
-    return with_labels(processor, chats, questions)
+    return with_labels(processor, chats, [question(chat, TRUTHS[n % 2], images) for n, chat in enumerate(chats)])
 
 
 def loss(model, batch: BatchFeature, pixel_values: torch.Tensor) -> float:
@@ -33,28 +36,23 @@ def colours(model, pixel_values: torch.Tensor) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def two_encoders():
     """Encoders that differ in size and normalisation, so that the gradient passes their resizing as well."""
-    config = tiny.config(
-        ("clip", "siglip"), image_sizes=[32, 48], projector_type="concatenation",
-        text=tiny.text_config(initializer_range=0.2),
-    )  # fmt: skip
-    model = tiny.model(config)
-    return model, tiny.processor(model.config, view_strategy="grid")
+    text = tiny.text_config(initializer_range=0.2)
+    config = tiny.config(("clip", "siglip"), text, image_sizes=[32, 48], projector_type="concatenation")
+    return tiny.model(config), batch_of(tiny.processor(config, view_strategy="grid"), images=2)
 
 
-@pytest.fixture(params=["whole", "grid", "two encoders and two images"])
-def attacked(request, model, processor, grid_processor, two_encoders):
-    if request.param == "whole":
-        return model, batch_of(processor)
-    if request.param == "grid":
-        return model, batch_of(grid_processor)
-    return two_encoders[0], batch_of(two_encoders[1], images=2)
+@pytest.fixture(params=["processor", "grid_processor", "two encoders and two images"])
+def attacked(request, model, two_encoders):
+    """A model and a batch of its inputs."""
+    if request.param.startswith("two"):
+        return two_encoders
+    return model, batch_of(request.getfixturevalue(request.param))
 
 
 def test_labels_are_only_the_last_answer(processor):
     chat = [tiny.user(tiny.image(), "First?"), tiny.assistant("Yes."), tiny.user("Second?")]
-    batch = with_labels(processor, [chat], [Question("0", "t", chat, TRUTHS[0], [[]])])
-    learnt = batch["labels"][batch["labels"] != -100]
-    assert processor.decode(learnt, skip_special_tokens=True).strip() == TRUTHS[0]
+    labels = with_labels(processor, [chat], [question(chat)])["labels"]
+    assert processor.decode(labels[labels != -100], skip_special_tokens=True).strip() == TRUTHS[0]
 
 
 def test_the_last_run_of_a_mask():
@@ -97,25 +95,20 @@ def test_the_seed_decides_the_start(model, processor):
 
 def test_the_batch_does_not_change_the_attack_on_a_question(model, processor):
     together, alone = batch_of(processor), batch_of(processor, count=1)
-    attack = Attack(4, steps=2)
-    views = len(alone["pixel_values"])
-    ours, theirs = pgd(model, together, attack)[:views], pgd(model, alone, attack)
-    assert (ours - theirs).abs().gt(1e-5).float().mean() < 0.001  # a gradient near 0 may turn its sign
-    control = pgd(model, alone, Attack(4, steps=2, seed=1))
-    assert (ours - control).abs().gt(1e-5).float().mean() > 0.1
+    first = pgd(model, alone, Attack(4, steps=2))
+    same = pgd(model, together, Attack(4, steps=2))[: len(first)]
+    other = pgd(model, alone, Attack(4, steps=2, seed=1))  # control
+    share, control = ((first - changed).abs().gt(1e-5).float().mean() for changed in (same, other))
+    assert share < 0.001 and control > 0.1  # a gradient near 0 may turn its sign
 
 
-def test_the_model_is_left_as_it_was(model, processor):
-    pgd(model, batch_of(processor), Attack(4, steps=1))
-    assert not model.training and all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_weights_require_no_gradient_during_the_attack(model, processor):
-    seen = []
+def test_weights_require_no_gradient_during_the_attack_and_the_model_is_left_as_it_was(model, processor):
+    required, seen = [parameter.requires_grad for parameter in model.parameters()], []
     hook = model.register_forward_pre_hook(lambda *_: seen.append(any(p.requires_grad for p in model.parameters())))
     pgd(model, batch_of(processor, count=1), Attack(4, steps=2))
     hook.remove()
-    assert seen == [False, False] and any(p.requires_grad for p in model.parameters())
+    assert seen == [False, False] and [p.requires_grad for p in model.parameters()] == required and any(required)
+    assert not model.training and all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_weights_require_gradients_again_after_an_interrupted_attack(model, processor, monkeypatch):
@@ -138,4 +131,4 @@ def test_a_template_that_marks_no_answer_is_refused(processor):
     parts = (processor.image_processor, processor.tokenizer, processor.image_seq_length)
     other = type(processor)(*parts, chat_template=plain + "{% endfor %}{% endfor %}")
     with pytest.raises(ValueError, match="marks no answer"):
-        with_labels(other, [chat], [Question("0", "t", chat, "Yes", [[]])])
+        with_labels(other, [chat], [question(chat)])

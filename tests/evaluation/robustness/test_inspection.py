@@ -21,6 +21,12 @@ from omnifusion_hf.evaluation.robustness.perturbations import PGD, RANDOM, SWAPP
 from omnifusion_hf.inference import EXAMPLES, TINY, load
 
 
+def report_on(folder, *flags: str, model=TINY) -> list[str]:
+    """The command for a report on the questions of a folder."""
+    data = ["--data", str(folder / "samples.json"), "-o", str(folder / "out"), "--max-new-tokens", "2"]
+    return ["report", "--model", str(model), *data, *flags]
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A report on the demo model with the bundled examples: its folder, command, rows by condition and output."""
@@ -30,14 +36,12 @@ def run(tmp_path_factory):
         turns = [turn("human", "<image>\n" + example["question"]), turn("gpt", example["truth"])]
         samples.append({"id": number, "image": example["image"], "conversations": turns})
         lines.append(f"{example['image']},{'scene' if number < 7 else 'glyphs'}")
-    data, groups = folder / "questions.json", folder / "groups.csv"
-    data.write_text(json.dumps(samples), encoding="utf-8")
-    groups.write_text("\n".join(lines), encoding="utf-8")
-    command = ["report", "--model", str(TINY), "--data", str(data), "--image-folder", str(EXAMPLES.parent)]
-    command += ["-o", str(folder / "out"), "--max-new-tokens", "24"]
-    perturbed = ["--perturb", "rotation", "removed", "pgd", "--epsilon", "8"]
+    (folder / "samples.json").write_text(json.dumps(samples), encoding="utf-8")
+    (folder / "groups.csv").write_text("\n".join(lines), encoding="utf-8")
+    command = report_on(folder, "--image-folder", str(EXAMPLES.parent), "--max-new-tokens", "24")
+    flags = ["--perturb", "rotation", "removed", "pgd", "--epsilon", "8", "--errors"]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        assert main([*command, *perturbed, "--errors", "--groups", str(groups)]) == 0
+        assert main([*command, *flags, "--groups", str(folder / "groups.csv")]) == 0
     rows = json.loads((folder / "out/robustness.json").read_text(encoding="utf-8"))["rows"]
     by_condition = {(row["perturbation"], row["strength"]): row for row in rows}
     return SimpleNamespace(folder=folder / "out", command=command, rows=by_condition, printed=printed.getvalue())
@@ -95,11 +99,13 @@ def test_a_report_with_another_seed_leaves_the_answers_alone(run, capsys):
 )
 def test_flags_that_do_not_go_together_are_refused(tmp_path, capsys, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "results").mkdir()
-    results = {"results": {"pope": {"pope_accuracy,none": 0.5}}}
-    (tmp_path / "results/20260101_000000_results.json").write_text(json.dumps(results), encoding="utf-8")
+    write_results(tmp_path / "results")
     assert main(["report", "-o", str(tmp_path / "out"), *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def without_image(index: int) -> dict:
+    return {"id": f"s{index}", "conversations": [turn("human", "Hello?"), turn("gpt", "Hi.")]}
 
 
 @pytest.mark.parametrize(
@@ -110,22 +116,18 @@ def test_flags_that_do_not_go_together_are_refused(tmp_path, capsys, monkeypatch
         (["--groups", "absent.csv"], "absent.csv"),
         (["absent.jsonl", "--errors"], "absent.jsonl"),
         (["absent", "--errors"], "absent"),
-        (["--perturb", "blur", "--data", "one"], "nothing to swap"),
-        (["--perturb", "blur", "--data", "none"], "none.json has no question about an image"),
+        (["--perturb", "blur"], "nothing to swap"),
+        (["--perturb", "blur", "--data", "none.json"], "none.json has no question about an image"),
     ],
 )
 def test_invalid_files_and_settings_are_refused_before_a_model_is_loaded(
     tmp_path, capsys, monkeypatch, flags, message
 ):
-    tiny.image().save(tmp_path / "0.png")
-    data = {"one": [sample(0)], "none": [sample(0, conversations=[turn("human", "Hello?"), turn("gpt", "Hi.")])]}
-    del data["none"][0]["image"]
-    for name, samples in data.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(samples), encoding="utf-8")
-    flags = [str(tmp_path / f"{flag}.json") if flag in data else flag for flag in flags]
+    conversations.write(tmp_path, [sample(0)])
+    (tmp_path / "none.json").write_text(json.dumps([without_image(0)]), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(inspection, "load", lambda folder: pytest.fail("a model was loaded"))
-    given = ["--model", "m", "--data", str(tmp_path / "one.json")]
-    assert main(["report", "-o", str(tmp_path / "out"), *given, *flags]) == 2
+    assert main(report_on(tmp_path, *flags)) == 2
     assert message in capsys.readouterr().err
 
 
@@ -133,21 +135,19 @@ def test_a_template_that_marks_no_answer_is_refused_before_the_first_answer(tmp_
     model, processor = load(TINY)
     processor.chat_template = re.sub(r"\{%-? (end)?generation -?%\}", "", processor.chat_template)
     monkeypatch.setattr(inspection, "load", lambda folder: (model, processor))
-    given = ["--model", "m", "--data", str(conversations.write(tmp_path, [sample(0), sample(1)])), "--perturb", "pgd"]
-    assert main(["report", "-o", str(tmp_path / "out"), *given]) == 2
+    conversations.write(tmp_path, [sample(0), sample(1)])
+    assert main(report_on(tmp_path, "--perturb", "pgd")) == 2
     assert "marks no answer" in capsys.readouterr().err and not (tmp_path / "out/answers.jsonl").exists()
 
 
 def test_a_replaced_model_does_not_continue_the_answers_of_the_old_one(tmp_path, capsys):
-    folder, data = tmp_path / "model", conversations.write(tmp_path, [sample(0), sample(1)])
-    shutil.copytree(TINY, folder)
-    command = ["report", "--model", str(folder), "--data", str(data), "-o", str(tmp_path / "out")]
-    command += ["--max-new-tokens", "2"]
+    folder = shutil.copytree(TINY, tmp_path / "model")
+    conversations.write(tmp_path, [sample(0), sample(1)])
+    command = report_on(tmp_path, model=folder)
     assert main(command) == 0
     before = read_answers(tmp_path / "out/answers.jsonl")
-    shutil.copytree(folder, tmp_path / "copy")  # control: a new copy is the same model
     shutil.rmtree(folder)
-    (tmp_path / "copy").rename(folder)
+    shutil.copytree(TINY, folder)  # control: a new copy is the same model
     assert main(command) == 0
     weights = load_file(folder / "model.safetensors")
     save_file({name: 0 * weight for name, weight in weights.items()}, folder / "model.safetensors", {"format": "pt"})
@@ -156,11 +156,8 @@ def test_a_replaced_model_does_not_continue_the_answers_of_the_old_one(tmp_path,
 
 
 def test_questions_without_images_are_only_evaluated_clean_and_without_strengths_there_is_no_plot(tmp_path):
-    text_only = sample(2, conversations=[turn("human", "Hello?"), turn("gpt", "Hi.")])
-    del text_only["image"]
-    data = conversations.write(tmp_path, [sample(0), sample(1), text_only])
-    command = ["report", "--model", str(TINY), "--data", str(data), "-o", str(tmp_path / "out")]
-    assert main([*command, "--max-new-tokens", "2", "--perturb", "swapped"]) == 0
+    conversations.write(tmp_path, [sample(0), sample(1), without_image(2)])
+    assert main(report_on(tmp_path, "--perturb", "swapped")) == 0
     content = json.loads((tmp_path / "out/robustness.json").read_text(encoding="utf-8"))
     assert [row["n"] for row in content["rows"]] == [2, 2] and content["questions_without_images"] == 1
     assert len(read_answers(tmp_path / "out/answers.jsonl")) == 3 + 2
@@ -168,28 +165,25 @@ def test_questions_without_images_are_only_evaluated_clean_and_without_strengths
 
 
 def test_answers_of_two_runs_are_not_mixed(tmp_path, capsys):
-    line = Answer("0", "t", "?", [], ["x"], "y", 0.0).as_line()
-    for name in ("a.jsonl", "b.jsonl"):
-        (tmp_path / name).write_text(line, encoding="utf-8")
-    assert main(["report", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"), "--errors", "-o", str(tmp_path)]) == 2
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for file in files:
+        file.write_text(Answer("0", "t", "?", [], ["x"], "y", 0.0).as_line(), encoding="utf-8")
+    assert main(["report", *map(str, files), "--errors", "-o", str(tmp_path)]) == 2
     assert "t, 0 was answered twice" in capsys.readouterr().err
 
 
 @pytest.fixture
 def logged(tmp_path) -> list[str]:
     """The command for errors and groups of three samples that lmms-eval logged, with their images (`log_images`)."""
-    images = tmp_path / "images"
+    images, rows = tmp_path / "images", []
     (images / "colours").mkdir(parents=True)
-    rows = []
     for number, text in enumerate(["red", "blue", ""]):
         tiny.image(number).save(images / f"colours/{number}-0.png")
         row = {"input": f"Question {number}?", "target": "red", "filtered_resps": text}
         rows.append(row | {"exact_match": float(text == "red")})
-    write_results(
-        tmp_path / "results", results={"colours": {"exact_match,none": 1 / 3}},
-        config={"model_args": f"pretrained=mine,log_images={images}"},
-        higher_is_better={"colours": {"exact_match": True}},
-    )  # fmt: skip
+    config, better = {"model_args": f"pretrained=x,log_images={images}"}, {"colours": {"exact_match": True}}
+    scores = {"colours": {"exact_match,none": 1 / 3}}
+    write_results(tmp_path / "results", results=scores, config=config, higher_is_better=better)
     write_samples(tmp_path / "results", "colours", rows)
     (tmp_path / "groups.csv").write_text("image,group\n0-0.png,a\n1-0.png,b\n2-0.png,b\n", encoding="utf-8")
     command = ["report", str(tmp_path / "results"), "--errors", "--groups", str(tmp_path / "groups.csv")]

@@ -9,14 +9,8 @@ from conversations import sample, turn
 
 from omnifusion_hf.evaluation.answers import Answer
 from omnifusion_hf.evaluation.questions import read_questions
-from omnifusion_hf.evaluation.robustness import plots
-from omnifusion_hf.evaluation.robustness.measure import (
-    conditions_of,
-    present_perturbed,
-    summary,
-    swap_images,
-    without_images,
-)
+from omnifusion_hf.evaluation.robustness import measure, plots
+from omnifusion_hf.evaluation.robustness.measure import conditions_of, summary, swap_images
 from omnifusion_hf.evaluation.robustness.perturbations import PERTURBATIONS, PGD, RANDOM, REMOVED, SWAPPED
 
 
@@ -64,8 +58,9 @@ def test_swapped_images_are_others_of_the_task(questions):
 
 
 def test_regions_move_with_their_swapped_image(questions):
-    swapped = swap_images(questions)
-    moved = [pair for question in swapped for pair in zip(question.images, question.regions, strict=True)]
+    moved = [
+        pair for question in swap_images(questions) for pair in zip(question.images, question.regions, strict=True)
+    ]
     with_boxes = [image.name for image, boxes in moved if boxes]
     assert with_boxes == ["2.png"] * sum(image.name == "2.png" for image, _ in moved[:5]) != []
 
@@ -76,17 +71,18 @@ def test_a_task_of_one_image_cannot_be_swapped(questions):
 
 
 def test_removed_images_leave_the_text(questions):
-    bare = without_images(questions[2])
+    bare = measure.without_images(questions[2])
     assert bare.images == [] and bare.regions == [] and bare.text == questions[2].text
 
 
 def test_noise_differs_between_questions_and_is_the_same_in_every_batch(processor, questions):
-    same_image = questions[:2]
-    together = present_perturbed(processor, ("noise", 32.0), 0, same_image)["pixel_values"]
-    alone = present_perturbed(processor, ("noise", 32.0), 0, same_image[1:])["pixel_values"]
-    other_seed = present_perturbed(processor, ("noise", 32.0), 1, same_image[1:])["pixel_values"]
-    assert np.array_equal(together[1:], alone)
-    assert not np.array_equal(together[:1], alone) and not np.array_equal(other_seed, alone)
+    def noisy(seed: int, *chosen) -> np.ndarray:
+        return measure.present_perturbed(processor, ("noise", 32.0), seed, list(chosen))["pixel_values"]
+
+    first, second = questions[:2]  # about the same image
+    together, alone = noisy(0, first, second), noisy(0, second)
+    assert np.array_equal(together[1:], alone) and not np.array_equal(together[:1], alone)
+    assert not np.array_equal(noisy(1, second), alone)
 
 
 def test_the_seed_of_an_image_is_the_same_at_every_strength(processor, questions, monkeypatch):
@@ -94,15 +90,18 @@ def test_the_seed_of_an_image_is_the_same_at_every_strength(processor, questions
     record = replace(PERTURBATIONS["noise"], apply=lambda image, strength, seed: seeds.append(seed) or image)
     monkeypatch.setitem(PERTURBATIONS, "noise", record)
     for strength in record.strengths:
-        present_perturbed(processor, ("noise", strength), 0, questions[2:3])
+        measure.present_perturbed(processor, ("noise", strength), 0, questions[2:3])
     first, second, *others = seeds
     assert first != second  # a seed for each of the two images
     assert others == [first, second] * (len(record.strengths) - 1)
 
 
+def answer(name: str, score: float, *condition, task: str = "t") -> Answer:
+    return Answer(name, task, "?", [], ["x"], "x", float(score), *condition)
+
+
 def test_the_summary_counts_by_condition_and_task():
-    answers = [Answer(str(n), "ab"[n % 2], "?", [], ["x"], "x", float(n > 1)) for n in range(4)]
-    answers += [Answer("0", "a", "?", [], ["x"], "x", 0.0, "blur", 1.0)]
+    answers = [answer(str(n), n > 1, task="ab"[n % 2]) for n in range(4)] + [answer("0", 0, "blur", 1.0, task="a")]
     clean, blurred = summary(answers, [(None, None), ("blur", 1.0)])
     assert (clean["n"], clean["accuracy"], clean["tasks"]["b"]["accuracy"]) == (4, 0.5, 0.5)
     assert clean["interval"][0] < 0.5 < clean["interval"][1]
@@ -115,8 +114,7 @@ def drawn(request, tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(plots, "save_figure", lambda figure, *_: figures.append(figure))
     conditions = conditions_of([*request.param, REMOVED])
-    answers = [Answer("0", "t", "?", [], ["x"], "x", float(n % 2), *pair) for n, pair in enumerate(conditions)]
-    rows = summary(answers, conditions)
+    rows = summary([answer("0", n % 2, *pair) for n, pair in enumerate(conditions)], conditions)
     plots.draw_robustness(tmp_path / "plot.png", rows)
     figures[0].canvas.draw()
     return request.param, figures[0], rows

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from release import Marker
 from safetensors.torch import load_file
 
 from conversion.weights import KeyTable, in_pieces, locate, shard_tensors, write_weights
@@ -58,16 +59,6 @@ def test_pickles_are_downloaded_only_where_no_safetensors_are(published, downloa
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert locate("owner/name", ["*.json", "*.safetensors"], ["*.json", "*.bin"]) == tmp_path
     assert len(calls) == downloads
-
-
-class Marker:
-    """A pickle of this creates a file when it is read naively."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
 
 
 FOREIGN = {

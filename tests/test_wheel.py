@@ -48,15 +48,8 @@ def test_everything_that_is_installed_is_in_the_wheel(installed):
         assert all(name.startswith("omnifusion_hf/serving/space/") for name in missing), missing
 
 
-@pytest.mark.parametrize(
-    "words, said", [("train --help", "finetune, finetune_grid,"), ("convert --help", "intern-vit")]
-)
-def test_help_names_recipes_and_converters(words, said, installed, tmp_path):
-    done = run(installed, tmp_path, *words.split())
-    assert done.returncode == 0 and said in " ".join(done.stdout.split())
-
-
-def test_a_recipe_is_trained_by_name(installed, tmp_path):
+def test_a_recipe_is_listed_and_trained_by_name(installed, tmp_path):
+    assert "finetune, finetune_grid," in " ".join(run(installed, tmp_path, "train", "--help").stdout.split())
     base = conversations.write_model(tmp_path / "base")
     samples = conversations.write(tmp_path, [conversations.sample(index) for index in range(4)])
     settings = [f"model_name_or_path={base}", f"data_path={samples}", "output_dir=out", "max_steps=1", "use_cpu=true"]

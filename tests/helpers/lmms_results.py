@@ -4,14 +4,8 @@ import json
 
 
 POPE = {"alias": "pope", "pope_accuracy,none": 0.8, "pope_accuracy_stderr,none": 0.02, "pope_f1_score,none": 0.7}
-
-
 POPE |= {"pope_f1_score_stderr,none": "N/A", "pope_accuracy_stderr_clt,none": 0.02}
-
-
 RECORD = {"model": "/models/mine", "dtype": "float32", "versions": {"torch": "9.9"}}
-
-
 RECORD |= {"processor_sha256": "ab" * 32, "prompts_sha256": "cd" * 32}
 
 

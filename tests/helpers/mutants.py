@@ -50,37 +50,17 @@ class Mutant:
         return ast.unparse(ast.fix_missing_locations(tree))
 
 
-def swap_comparison(node: ast.Compare, _):
-    node.ops[0] = SWAPS[type(node.ops[0])]()
+def one_more(value: int | float) -> int | float:
+    return not value if isinstance(value, bool) else value + 1
 
 
-def swap_operator(node: ast.BinOp | ast.BoolOp, _):
-    node.op = SWAPS[type(node.op)]()
-
-
-def drop_not(node: ast.UnaryOp, _):
-    node.operand = ast.UnaryOp(ast.Not(), node.operand)
-
-
-def add_one(node: ast.Constant, _):
-    node.value = not node.value if isinstance(node.value, bool) else node.value + 1
-
-
-def return_none(node: ast.Return, _):
-    node.value = ast.Constant(None)
-
-
-def remove_statement(node: ast.AST, position: int):
-    node.body[position] = ast.Pass()
-
-
-CHANGES = {
-    "comparison": swap_comparison,
-    "operator": swap_operator,
-    "not": drop_not,
-    "constant": add_one,
-    "return": return_none,
-    "statement": remove_statement,
+CHANGES = {  # of a node, or of the statement at a position in its body
+    "comparison": lambda node, _: node.ops.__setitem__(0, SWAPS[type(node.ops[0])]()),
+    "operator": lambda node, _: setattr(node, "op", SWAPS[type(node.op)]()),
+    "not": lambda node, _: setattr(node, "operand", ast.UnaryOp(ast.Not(), node.operand)),
+    "constant": lambda node, _: setattr(node, "value", one_more(node.value)),
+    "return": lambda node, _: setattr(node, "value", ast.Constant(None)),
+    "statement": lambda node, position: node.body.__setitem__(position, ast.Pass()),
 }
 
 
@@ -149,9 +129,8 @@ def run(mutants: list[Mutant], log: Path) -> dict[str, bool]:
                     print(json.dumps([key, found[key]]), file=lines, flush=True)
             if not found[unchanged]:
                 raise SystemExit(f"the tests of {mutant.file} fail without a change; remove its line from {log}.")
-            print(
-                f"{number} of {len(mutants)}: {mutant.key} {'SURVIVED' if found[mutant.key] else 'found'}", flush=True
-            )
+            outcome = "SURVIVED" if found[mutant.key] else "found"
+            print(f"{number} of {len(mutants)}: {mutant.key} {outcome}", flush=True)
     return found
 
 

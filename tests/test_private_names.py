@@ -28,12 +28,11 @@ def defined(trees: list[ast.AST]) -> set[str]:
     """Names that our own files define: functions, classes, variables, attributes of `self`, arguments."""
     names = set()
     for node in (node for tree in trees for node in ast.walk(tree)):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            names.add(node.name)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
-            names.add(node.attr)
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(ast.Name("self"), name, ast.Store()):
+                names.add(name)
     return names
 
 
@@ -41,13 +40,12 @@ def private_names(tree: ast.AST, own: set[str]) -> set[str]:
     """Private attributes, imports and arguments in a file that are not ours."""
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
-            found.add(node.attr)
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            found |= {part for alias in node.names for part in alias.name.split(".")}
-            found |= set((getattr(node, "module", None) or "").split("."))
-        elif isinstance(node, ast.keyword) and node.arg:
-            found.add(node.arg)
+        match node:
+            case ast.Attribute(attr=name) | ast.keyword(arg=str(name)):
+                found.add(name)
+            case ast.Import(names=names) | ast.ImportFrom(names=names):
+                modules = [alias.name for alias in names] + [getattr(node, "module", None) or ""]
+                found |= {part for module in modules for part in module.split(".")}
     return {name for name in found if is_private(name)} - own - CONTRACT - set(NO_PUBLIC_WAY) - {"_compat"}
 
 

@@ -10,7 +10,7 @@ from open_clip.model import CLIPVisionCfg, _build_vision_tower
 from published import OpenClip
 from transformers import AutoImageProcessor, AutoModel
 
-from conversion.convert_open_clip import KEYS, PLAIN, activation, convert, image_processor, vision_config
+from conversion.convert_open_clip import KEYS, PLAIN, convert, image_processor, vision_config
 from conversion.weights import WrittenTensors
 from omnifusion_hf.cli import main
 
@@ -67,13 +67,6 @@ def test_every_other_tower_of_open_clip_is_refused():
     for name in others:
         with pytest.raises(ValueError, match="plain vision transformers"):
             vision_config(open_clip.get_model_config(name))
-
-
-@pytest.mark.parametrize("quick_gelu, act_kwargs, name", [(True, None, "quick_gelu"), (False, {}, "gelu")])
-def test_an_activation_has_a_name_in_transformers_or_is_refused(quick_gelu, act_kwargs, name):
-    assert activation(quick_gelu, act_kwargs) == name
-    with pytest.raises(ValueError, match="no counterpart"):
-        activation(True, {"approximate": "tanh"})
 
 
 def test_a_name_with_a_tag_takes_the_tag_s_activation(tmp_path, monkeypatch):

@@ -41,34 +41,21 @@ def test_features_equal_those_of_the_original(variant, tmp_path):
         assert original.difference(folder, size) <= 1e-5
 
 
-def exchanged(one: str, other: str):
-    return lambda tensors: {one: tensors[other], other: tensors[one]}
-
-
 LAYER, QKV = "encoder.layers.0.", "encoder.layers.1.attn.qkv.weight"
 CLIP_QKV, POSITIONS = "visual.transformer.resblocks.1.attn.in_proj_weight", "visual.positional_embedding"
 SWIN_BLOCK = "encoder.encoder.layers.0.blocks.0."
+QUERY, VALUE = (f"{SWIN_BLOCK}attention.self.{part}.weight" for part in ("query", "value"))
 WRONG = {
     "InternViT: query and value swapped": (InternVit, lambda t: {QKV: torch.cat(t[QKV].chunk(3)[::-1])}, {}),
-    "norm of q unlike k's": (InternVit, exchanged(f"{LAYER}attn.q_norm.weight", f"{LAYER}norm1.weight"), {}),
-    "layer scales exchanged": (InternVit, exchanged(f"{LAYER}ls1", f"{LAYER}ls2"), {}),
-    "norms exchanged": (InternVit, exchanged(f"{LAYER}norm1.weight", f"{LAYER}norm2.weight"), {}),
-    "InternViT: another class token": (
-        InternVit, lambda t: {"embeddings.class_embedding": -t["embeddings.class_embedding"]}, {},
-    ),
-    "GELU for QuickGELU": (OpenClip, None, {"quick_gelu": False}),
+    "layer scales exchanged": (InternVit, lambda t: {f"{LAYER}ls{n}": t[f"{LAYER}ls{3 - n}"] for n in (1, 2)}, {}),
     "CLIP: query and value swapped": (OpenClip, lambda t: {CLIP_QKV: torch.cat(t[CLIP_QKV].chunk(3)[::-1])}, {}),
-    "CLIP: another eps": (OpenClip, None, {"norm_kwargs": {"eps": 1e-2}}),
-    "CLIP: another class token": (
-        OpenClip, lambda t: {"visual.class_embedding": -t["visual.class_embedding"]}, {},
-    ),
     "positions shifted": (OpenClip, lambda t: {POSITIONS: t[POSITIONS].roll(1, 0)}, {}),
+    "CLIP: GELU for QuickGELU": (OpenClip, None, {"quick_gelu": False}),
+    "CLIP: another eps": (OpenClip, None, {"norm_kwargs": {"eps": 1e-2}}),
+    "Swin: query and value swapped": (Texify, lambda t: {QUERY: t[VALUE], VALUE: t[QUERY]}, {}),
     "Swin: another eps": (Texify, None, {"layer_norm_eps": 0.1}),
-    "another activation": (Texify, None, {"hidden_act": "relu"}),
-    "Swin: query and value swapped": (
-        Texify, exchanged(*(f"{SWIN_BLOCK}attention.self.{part}.weight" for part in ("query", "value"))), {},
-    ),
-}  # fmt: skip
+    "Swin: another activation": (Texify, None, {"hidden_act": "relu"}),
+}
 
 
 @pytest.mark.parametrize("mistake", WRONG)
@@ -175,6 +162,7 @@ REFUSED = [
     (OpenClip, {"image_size": [32, 64]}, "must be square"),
     (OpenClip, {"norm_kwargs": {"elementwise_affine": False}}, "only eps is configurable"),
     (OpenClip, {"act_kwargs": {"inplace": True}}, "no counterpart"),
+    (OpenClip, {"quick_gelu": True, "act_kwargs": {"approximate": "tanh"}}, "no counterpart"),
     (OpenClip, {"rotary": True}, "does not know: ['rotary']"),
     (Texify, {"model_type": "vit"}, "has the encoder `vit`"),
     (Texify, {"use_absolute_embeddings": True}, "use_absolute_embeddings=true"),

@@ -17,9 +17,10 @@ from omnifusion_hf import OmniFusionForConditionalGeneration, OmniFusionProcesso
 
 
 @pytest.fixture(autouse=True)
-def images_cut_short_are_errors(monkeypatch):
-    """Whoever imports lmms-eval makes Pillow take them; the other tests shall not see that."""
+def settings_of_other_tests_are_undone(monkeypatch):
+    """lmms-eval makes Pillow take images that are cut short; commands set the level of transformers' log."""
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+    transformers_logging.set_verbosity_warning()
 
 
 OF_ASSISTED_DECODING = "Passing `generation_config` together with"  # transformers does so itself
@@ -35,12 +36,6 @@ class DeprecationsAreErrors(logging.Handler):
 
 
 logging.getLogger("transformers").addHandler(DeprecationsAreErrors(logging.WARNING))
-
-
-@pytest.fixture(autouse=True)
-def warnings_are_logged():
-    """Commands that other tests ran may have set another level."""
-    transformers_logging.set_verbosity_warning()
 
 
 @pytest.fixture(scope="session")
@@ -89,14 +84,8 @@ def parts(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     for family in ("clip", "siglip", "dinov2", "internvl", "swin"):
         AutoModel.from_config(tiny.encoder_config(family)).save_pretrained(folder / family)
-    text = {
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "vocab_size": 99,
-    }
-    text |= {"bos_token_id": 1, "eos_token_id": 2}
+    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    text |= {"vocab_size": 99, "bos_token_id": 1, "eos_token_id": 2}
     two_towers = CLIPConfig(vision_config=tiny.encoder_config("clip").to_dict(), text_config=text)
     CLIPModel(two_towers).save_pretrained(folder / "two_towers")
     CLIPImageProcessor(image_mean=[0.1, 0.2, 0.3]).save_pretrained(folder / "two_towers")

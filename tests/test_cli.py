@@ -5,13 +5,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
+from unittest.mock import Mock
 
 import conversations
 import pytest
-import tiny
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from huggingface_hub.utils import httpx
@@ -30,6 +31,8 @@ from omnifusion_hf.model.views_omnifusion import ImageFit, ViewStrategy
 APP = get_command(cli.app)
 COMMANDS = {**APP.commands, **{f"convert {name}": each for name, each in APP.commands["convert"].commands.items()}}
 del COMMANDS["convert"]
+NO_RECIPE = "no-such-recipe is neither a file nor a recipe of this package (finetune, finetune_grid,"
+NOT_WRITTEN = "a file could not be written, is the disk full?"
 
 
 def parse(words: list[str]) -> dict:
@@ -58,11 +61,7 @@ def test_every_option_has_a_help_text_and_every_command_an_example_that_is_accep
         ("train --help", 0, "finetune, finetune_grid,"),
         ("vews", 2, "No such command 'vews'"),
         ("ask --modle x", 2, "No such option: --modle"),
-        (
-            "train no-such-recipe",
-            2,
-            "no-such-recipe is neither a file nor a recipe of this package (finetune, finetune_grid,",
-        ),
+        ("train no-such-recipe", 2, NO_RECIPE),
         ("", 2, "Missing command"),
     ],
 )
@@ -91,40 +90,40 @@ def test_choices_are_those_of_the_model():
     assert options - {"output", "preset"} == set(Build.__dataclass_fields__)
 
 
-def test_train_runs_a_recipe_with_overrides(tmp_path):
-    base = conversations.write_model(tmp_path / "base")
-    recipe = conversations.write_recipe(tmp_path, base)
-    assert main(["train", str(recipe), "max_steps=1", f"output_dir={tmp_path / 'other'}"]) == 0
-    assert (tmp_path / "other/training_summary.json").exists() and not (tmp_path / "out").exists()
+@pytest.fixture
+def recipe(tmp_path) -> str:
+    return str(conversations.write_recipe(tmp_path, conversations.write_model(tmp_path / "base"), save_steps=1))
 
 
-@pytest.mark.parametrize("override", ["lerning_rate=1", "model_name_or_path=/absent/model", "data_path=absent.json"])
-def test_a_user_error_is_one_line_and_exit_code_2(tmp_path, capsys, override):
-    base = conversations.write_model(tmp_path / "base")
-    recipe = conversations.write_recipe(tmp_path, base)
-    assert main(["train", str(recipe), override]) == 2
-    printed = capsys.readouterr().err
-    assert printed.count("omnifusion: error: ") == 1 and "Traceback" not in printed
-    assert override.split("=")[0 if override.startswith("lern") else 1] in printed
+@pytest.fixture
+def last_error(capsys) -> Callable[[], str]:
+    """The last line of an error, without its beginning."""
+
+    def read() -> str:
+        printed = capsys.readouterr().err
+        *_, last = printed.splitlines()
+        assert printed.count("omnifusion: error: ") == 1 and "Traceback" not in printed
+        return last.partition("omnifusion: error: ")[2]
+
+    return read
 
 
-def test_an_error_in_a_data_worker_is_one_line_without_its_stack_trace(tmp_path, capsys):
-    base = conversations.write_model(tmp_path / "base")
-    recipe = conversations.write_recipe(tmp_path, base)
-    assert main(["train", str(recipe), "max_length=8", "dataloader_num_workers=1"]) == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("omnifusion: error: ") and "max_length is 8" in last
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        ("lerning_rate=1", "lerning_rate"),
+        ("model_name_or_path=/absent/model", "/absent/model"),
+        ("data_path=absent.json", "absent.json"),
+        ("max_length=8 dataloader_num_workers=1", "max_length is 8"),  # in a data worker
+    ],
+)
+def test_an_error_in_training_is_one_line_and_exit_code_2(recipe, last_error, overrides, said):
+    assert main(["train", recipe, *overrides.split()]) == 2
+    assert said in last_error()
 
 
 class Foreign(Exception):
     """Like the error of wandb, which is not a dependency."""
-
-
-def raising(error: BaseException):
-    def function(*args, **kwargs):
-        raise error
-
-    return function
 
 
 @pytest.mark.parametrize(
@@ -133,11 +132,7 @@ def raising(error: BaseException):
         (KeyboardInterrupt(), 130, "interrupted"),
         (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device"),
         (SafetensorError("I/O error: No space\n left"), 2, "error: I/O error: No space left"),
-        (
-            RuntimeError("PytorchStreamWriter failed writing"),
-            2,
-            "error: a file could not be written, is the disk full?",
-        ),
+        (RuntimeError("PytorchStreamWriter failed writing"), 2, f"error: {NOT_WRITTEN}"),
         (httpx.ConnectError("Name or service not known"), 2, "error: Name or service not known"),
         (httpx.InvalidURL("Invalid port: ':bad'"), 2, "error: Invalid port: ':bad'"),
         (StrictDataclassFieldValidationError("side", TypeError("an int")), 2, "error: Validation error for field"),
@@ -149,7 +144,7 @@ def raising(error: BaseException):
     ],
 )
 def test_an_error_that_the_user_can_correct_is_one_line_and_an_exit_code(monkeypatch, capsys, error, code, said):
-    monkeypatch.setattr(hub, "push", raising(error))
+    monkeypatch.setattr(hub, "push", Mock(side_effect=error))
     monkeypatch.setitem(sys.modules, "wandb.errors", SimpleNamespace(Error=Foreign))
     assert main(["push", "folder", "me/omni"]) == code
     printed = capsys.readouterr().err
@@ -158,82 +153,69 @@ def test_an_error_that_the_user_can_correct_is_one_line_and_an_exit_code(monkeyp
 
 @pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), RuntimeError("x"), AssertionError(), Exception("x")])
 def test_a_fault_of_the_package_shows_its_traceback(monkeypatch, error):
-    monkeypatch.setattr(hub, "push", raising(error))
+    monkeypatch.setattr(hub, "push", Mock(side_effect=error))
     with pytest.raises(type(error)):
         main(["push", "folder", "me/omni"])
 
 
-def cut(file: Path):
-    file.write_bytes(file.read_bytes()[:-50])
+DAMAGE = {
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-50]),
+    "nested": lambda file: file.write_text("[" * 200_000),
+    "misspelt": lambda file: file.write_text(file.read_text().replace('"mlp"', '"lmp"')),
+}
+DAMAGED = ["cut model.safetensors", "cut config.json", "cut tokenizer.json", "cut processor_config.json"]
+DAMAGED += ["nested config.json", "nested tokenizer.json", "misspelt config.json"]
+LOADING = {  # commands that load a model, as words
+    "ask": "ask data/0.png What? --model FOLDER",
+    "train": "train recipe.yaml",
+    "report": "report -o x --model FOLDER --data data/samples.json",
+    "merge": "merge FOLDER -o x",
+    "views": "views data/0.png -o x --model FOLDER",
+    "card": "card FOLDER",
+    "build": "build --vision FOLDER --text FOLDER -o x",
+}
 
 
-def nest(file: Path):
-    file.write_text("[" * 200_000)
-
-
-def misspell(file: Path):
-    file.write_text(file.read_text().replace('"mlp"', '"lmp"'))
-
-
-DAMAGE = [("model.safetensors", cut), ("config.json", nest), ("config.json", misspell), ("config.json", cut)]
-DAMAGE += [("tokenizer.json", cut), ("tokenizer.json", nest), ("processor_config.json", cut)]
-
-
-@pytest.mark.parametrize("file, damage", DAMAGE)
+@pytest.mark.parametrize("damage", DAMAGED)
 @pytest.mark.parametrize("command", ["ask", "train", "report"])
-def test_a_damaged_model_folder_is_named_in_one_line(model_folder, tmp_path, capsys, command, file, damage):
+def test_a_damaged_model_folder_is_named_in_one_line(model_folder, tmp_path, capsys, monkeypatch, command, damage):
+    monkeypatch.chdir(tmp_path)
     folder = shutil.copytree(model_folder, tmp_path / "damaged")
-    recipe = conversations.write_recipe(tmp_path, folder)
-    damage(folder / file)
-    words = {
-        "ask": ["ask", str(tmp_path / "data/0.png"), "What?", "--model", str(folder)],
-        "train": ["train", str(recipe)],
-        "report": f"report -o {tmp_path}/x --model {folder} --data {tmp_path}/data/samples.json".split(),
-    }
-    assert main(words[command]) == 2
+    conversations.write_recipe(tmp_path, folder)
+    kind, file = damage.split()
+    DAMAGE[kind](folder / file)
+    assert main(LOADING[command].replace("FOLDER", str(folder)).split()) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"omnifusion: error: cannot load {folder}: ")
 
 
-@pytest.mark.parametrize("command", ["ask", "train", "merge", "views", "report", "card", "build"])
+@pytest.mark.parametrize("command", LOADING)
 def test_a_missing_folder_is_named_before_the_hub(command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    absent, data = str(tmp_path / "absent"), tmp_path / "data"
-    recipe = conversations.write_recipe(tmp_path, absent)
-    words = {
-        "ask": ["ask", f"{data}/0.png", "What?", "--model", absent],
-        "train": ["train", str(recipe)],
-        "merge": ["merge", absent, "-o", str(tmp_path / "x")],
-        "views": ["views", f"{data}/0.png", "-o", str(tmp_path / "x"), "--model", absent],
-        "report": ["report", "-o", str(tmp_path / "x"), "--model", absent, "--data", f"{data}/samples.json"],
-        "card": ["card", absent],
-        "build": ["build", "--vision", absent, "--text", absent, "-o", str(tmp_path / "x")],
-    }
-    assert main(words[command]) == 2
-    said = "cannot load `{}`: it is no folder" if command == "build" else "there is no folder {}"
+    monkeypatch.chdir(tmp_path)
+    absent = str(tmp_path / "absent")
+    conversations.write_recipe(tmp_path, absent)
+    assert main(LOADING[command].replace("FOLDER", absent).split()) == 2
+    said = "cannot load `{}`: it is not a folder" if command == "build" else "there is no folder {}"
     assert capsys.readouterr().err.splitlines()[-1].startswith("omnifusion: error: " + said.format(absent))
 
 
-def test_a_full_disk_while_saving_is_one_line(tmp_path, capsys):
+def test_a_full_disk_while_saving_is_one_line(recipe, tmp_path, last_error):
     """A limit on the size of files has the same effect: the optimiser's state, or the weights, do not fit."""
-    recipe = conversations.write_recipe(tmp_path, conversations.write_model(tmp_path / "base"), save_steps=1)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for size, override in ((100_000, "stage=pretrain"), (350_000, "stage=finetune")):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
         try:
-            code = main(["train", str(recipe), override, f"output_dir={tmp_path}/{size}"])
+            code = main(["train", recipe, override, f"output_dir={tmp_path}/{size}"])
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        last = capsys.readouterr().err.splitlines()[-1]
-        assert (
-            code == 2 and last.startswith("omnifusion: error: ") and ("large" in last or "is the disk full?" in last)
-        )
+        said = last_error()
+        assert code == 2 and ("large" in said or "is the disk full?" in said)
 
 
-def test_an_unreachable_url_is_one_line(tmp_path, capsys):
-    tiny.image(0).save(tmp_path / "0.png")
+def test_an_unreachable_url_is_one_line(last_error):
     assert main(["ask", "http://no.such.host.invalid/0.png", "What?"]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("omnifusion: error: ")
+    assert last_error()
 
 
 def test_views_draws_an_image_and_prints_its_token_counts(tmp_path, capsys):
@@ -259,13 +241,12 @@ def test_views_draws_an_image_and_prints_its_token_counts(tmp_path, capsys):
         (["in.png", "--model", "absent"], "absent"),
     ],
 )
-def test_an_error_in_views_is_one_line_and_leaves_no_file(arguments, said, tmp_path, capsys, monkeypatch):
+def test_an_error_in_views_is_one_line_and_leaves_no_file(arguments, said, tmp_path, last_error, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it tries for long to reach the Hub
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (300, 200)).save("in.png")
     assert main(["views", *arguments, "-o", "out.png"]) == 2
-    printed = capsys.readouterr().err
-    assert printed.count("omnifusion: error: ") == 1 and said in printed and "Traceback" not in printed
+    assert said in last_error()
     assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
 
 

@@ -39,22 +39,24 @@ def test_code_of_the_page_runs_as_written(page, ran_page):
     ],
 )
 def test_control_a_broken_block_fails(text, error, tmp_path):
-    page, folder = tmp_path / "page.md", tmp_path / "clone"
-    folder.mkdir()
-    page.write_text(text)
     with pytest.raises(error):
-        pages.run_page(page, folder)
-    page.write_text("<!-- not run: it has no network -->\n```python\n1 / 0\n```\n")
-    (tmp_path / "again").mkdir()
-    assert pages.run_page(page, tmp_path / "again").names == []
+        run_text(text, tmp_path)
+
+
+def run_text(text: str, folder: Path) -> pages.Run:
+    (folder / "page.md").write_text(text)
+    (folder / "clone").mkdir()
+    return pages.run_page(folder / "page.md", folder / "clone")
+
+
+def test_a_block_that_is_marked_with_a_reason_is_not_run(tmp_path):
+    assert run_text("<!-- not run: it has no network -->\n```python\n1 / 0\n```\n", tmp_path).names == []
 
 
 def test_blocks_of_a_page_share_names_and_write_to_the_scratch_folder(tmp_path):
-    page, folder = tmp_path / "page.md", tmp_path / "clone"
-    folder.mkdir()
-    page.write_text("```python\na = 1\n```\n\n```json\n{\n```\n\n```python\nopen('out', 'w').write(str(a + 1))\n```\n")
-    run = pages.run_page(page, folder)
-    assert [names["a"] for names in run.names] == [1, 1] and (folder / "out").read_text() == "2"
+    text = "```python\na = 1\n```\n\n```json\n{\n```\n\n```python\nopen('out', 'w').write(str(a + 1))\n```\n"
+    run = run_text(text, tmp_path)
+    assert [names["a"] for names in run.names] == [1, 1] and (run.folder / "out").read_text() == "2"
 
 
 @pytest.mark.parametrize("name", ["whole.png", "regions.png", "grid.png", "both.png"])

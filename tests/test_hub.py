@@ -10,7 +10,8 @@ from shutil import copytree
 
 import pytest
 import tiny
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
+from lmms_results import write_results
 from tiny import image
 
 from omnifusion_hf import hub
@@ -44,8 +45,7 @@ def test_a_card_says_which_layers_are_read():
 def test_a_card_shows_training_and_scores(folder, tmp_path):
     (folder / "training_summary.json").write_text(json.dumps({"steps": 7, "trained_parameters": {"lm_head": 1234}}))
     scores = {"pope": {"alias": "pope", "pope_f1_score,none": 0.781_83, "pope_f1_score_stderr,none": 0.01}}
-    results = tmp_path / "results.json"
-    results.write_text(json.dumps({"results": scores}))
+    results = write_results(tmp_path, results=scores)
     facts = hub.CardFacts(base_model=["a/b"])
     card = hub.render_card(folder, facts, repo_id="me/omni", scores=read_scores(results))
     assert "| steps | 7 |" in card.text and "| trained parameters | lm_head 1,234 |" in card.text
@@ -56,13 +56,20 @@ def test_a_card_shows_training_and_scores(folder, tmp_path):
 
 
 def test_a_card_without_training_or_scores_has_no_such_sections(folder):
-    card = hub.render_card(folder, hub.CardFacts())
-    assert "## Training" not in card.text and "## Evaluation" not in card.text
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "## Use" in text and "## Training" not in text and "## Evaluation" not in text
 
 
-def write_scores(path: Path, **scores: float) -> str:
-    path.write_text(json.dumps({"results": {task: {f"{task}_score,none": value} for task, value in scores.items()}}))
-    return str(path)
+@pytest.fixture
+def card(folder) -> Path:
+    """A card that somebody wrote."""
+    (folder / "README.md").write_text(WRITTEN, encoding="utf-8")
+    return folder / "README.md"
+
+
+def write_scores(folder: Path, **scores: float) -> str:
+    results = {task: {f"{task}_score,none": value} for task, value in scores.items()}
+    return str(write_results(folder, results=results))
 
 
 WRITTEN = """---
@@ -83,62 +90,53 @@ Mine.
 """
 
 
-def test_a_card_that_is_there_keeps_what_was_written(folder, capsys):
-    path = folder / "README.md"
-    path.write_text(WRITTEN, encoding="utf-8")
-    before = ModelCard.load(path)
+def test_a_card_that_is_there_keeps_what_was_written(folder, card):
+    before = ModelCard.load(card)
     assert main(["card", str(folder)]) == 0
     assert main(["card", str(folder), "--license", "apache-2.0", "--dataset", "d/more", "e/more"]) == 0
-    after = ModelCard.load(path)
-    assert after.text == before.text
-    changed = {"license": "apache-2.0", "datasets": ["d/more", "e/more"]}
-    assert after.data.to_dict() == before.data.to_dict() | changed and after.data.my_own_key == "kept"
+    after, changed = ModelCard.load(card), {"license": "apache-2.0", "datasets": ["d/more", "e/more"]}
+    assert after.text == before.text and after.data.my_own_key == "kept"
+    assert after.data.to_dict() == before.data.to_dict() | changed
 
 
-def test_scores_are_added_to_a_card_and_new_ones_replace_the_old_of_their_task(folder, tmp_path):
-    path = folder / "README.md"
-    path.write_text(WRITTEN, encoding="utf-8")
-    first, second = write_scores(tmp_path / "1.json", pope=0.5, gqa=0.25), write_scores(tmp_path / "2.json", pope=0.75)
-    for results in (first, second, second):
-        assert main(["card", str(folder), "--results", results]) == 0
-    card = ModelCard.load(path)
+def test_scores_are_added_to_a_card_and_new_ones_replace_the_old_of_their_task(folder, card, tmp_path):
+    second = {"pope": 0.75}
+    for scores in ({"pope": 0.5, "gqa": 0.25}, second, second):
+        assert main(["card", str(folder), "--results", write_scores(tmp_path, **scores)]) == 0
+    card = ModelCard.load(card)
     measured = {result.dataset_name: result.metric_value for result in card.data.eval_results}
-    assert (
-        measured == {"pope": 0.75, "gqa": 0.25}
-        and card.data.model_name == "model"
-        and card.data.language == ["en", "ru"]
-    )
+    assert measured == {"pope": 0.75, "gqa": 0.25}
+    assert card.data.model_name == "model" and card.data.language == ["en", "ru"]
     assert card.text.count("## Evaluation") == 1 and card.text.count("| pope | pope_score | 0.75 |") == 1
     scores = card.text.partition("## Evaluation")
     assert scores[0].rstrip() + "\n\n## Limits" + scores[2].partition("## Limits")[2] == WRITTEN.split("---\n")[2]
     assert "0.5 |" not in card.text
 
 
-def test_a_section_of_scores_that_a_person_wrote_stays_alone(folder, tmp_path):
-    path = folder / "README.md"
-    path.write_text(WRITTEN + "\n### Evaluation by hand\n\nGood.\n", encoding="utf-8")
-    text = ModelCard.load(path).text
-    assert main(["card", str(folder), "--results", write_scores(tmp_path / "1.json", pope=0.5)]) == 0
-    assert ModelCard.load(path).text == text and len(ModelCard.load(path).data.eval_results) == 1
+def test_a_section_of_scores_that_a_person_wrote_stays_alone(folder, card, tmp_path):
+    card.write_text(WRITTEN + "\n### Evaluation by hand\n\nGood.\n", encoding="utf-8")
+    text = ModelCard.load(card).text
+    assert main(["card", str(folder), "--results", write_scores(tmp_path, pope=0.5)]) == 0
+    assert ModelCard.load(card).text == text and len(ModelCard.load(card).data.eval_results) == 1
 
 
 def test_the_card_of_a_conversion_keeps_its_facts_when_scores_are_added(folder, tmp_path):
     facts = hub.CardFacts(base_model=["a/b"], language=["ru"], description="Converted.", notes=["A note."])
     hub.render_card(folder, facts).save(folder / "README.md")
-    assert main(["card", str(folder), "--results", write_scores(tmp_path / "1.json", pope=0.5)]) == 0
+    results = write_scores(tmp_path, pope=0.5)
+    assert main(["card", str(folder), "--results", results]) == 0
     card = ModelCard.load(folder / "README.md")
     assert card.data.base_model == ["a/b"] and card.data.language == ["ru"]
     assert "Converted." in card.text and "- A note." in card.text and "| pope | pope_score | 0.5 |" in card.text
-    fresh = hub.render_card(folder, facts, scores=read_scores(tmp_path / "1.json"))  # control: as a new card has it
+    fresh = hub.render_card(folder, facts, scores=read_scores(Path(results)))  # control: as a new card has it
     assert card.text.strip() == fresh.text.strip()
 
 
-def test_only_the_usage_code_of_this_model_gets_the_name_on_the_hub(folder):
-    path = folder / "README.md"
+def test_only_the_usage_code_of_this_model_gets_the_name_on_the_hub(folder, card):
     own = 'model = AutoModelForImageTextToText.from_pretrained("/here", trust_remote_code=True)\n'
-    path.write_text(WRITTEN + own, encoding="utf-8")
+    card.write_text(WRITTEN + own, encoding="utf-8")
     assert main(["card", str(folder), "--repo-id", "me/omni"]) == 0
-    text = path.read_text(encoding="utf-8")
+    text = card.read_text(encoding="utf-8")
     assert own.replace("/here", "me/omni") in text and 'AutoModel.from_pretrained("a/vision")' in text
 
 
@@ -147,9 +145,9 @@ HOSTILE = "<script>alert(1)</script> | `a`\n## A heading"
 
 def test_hostile_names_are_escaped_in_a_card(folder, tmp_path):
     (folder / "training_summary.json").write_text(json.dumps({HOSTILE: HOSTILE, "trained_parameters": {HOSTILE: 1}}))
-    results = write_scores(tmp_path / "1.json", **{HOSTILE: 0.5})
+    scores = read_scores(Path(write_scores(tmp_path, **{HOSTILE: 0.5})))
     facts = hub.CardFacts(description=HOSTILE, notes=[HOSTILE], base_model=[HOSTILE])
-    card = hub.render_card(folder, facts, repo_id=f'me/{HOSTILE}"); import os', scores=read_scores(results))
+    card = hub.render_card(folder, facts, repo_id=f'me/{HOSTILE}"); import os', scores=scores)
     heading, prose = card.text.partition("```python")[0], card.text.replace("\\<script", "")
     assert heading.count("\n# ") == 1 and "## A heading" not in heading.splitlines()
     code = card.text.split("```python\n")[1].split("\n```")[0]
@@ -192,15 +190,10 @@ def test_check_refuses_stray_pickles_but_knows_what_training_leaves(folder):
         hub.check_folder(folder)
 
 
-def test_check_refuses_a_folder_without_its_code(folder):
-    (folder / "modeling_omnifusion.py").unlink()
-    with pytest.raises(ValueError, match="lacks the code"):
-        hub.check_folder(folder)
-
-
-def test_check_refuses_a_folder_without_card(folder):
-    (folder / "README.md").unlink()
-    with pytest.raises(ValueError, match="no model card"):
+@pytest.mark.parametrize("file, said", [("modeling_omnifusion.py", "lacks the code"), ("README.md", "no model card")])
+def test_check_refuses_a_folder_without_its_code_or_card(file, said, folder):
+    (folder / file).unlink()
+    with pytest.raises(ValueError, match=said):
         hub.check_folder(folder)
 
 
@@ -211,9 +204,8 @@ class StandIn(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.seen[self.path] = body
         if self.path == "/api/validate-yaml":
-            bad = "no-such-licence" in json.loads(body)["content"]
-            errors = [{"message": "license is not known"}] if bad else []
-            return self.reply({"errors": errors, "warnings": []}, 400 if bad else 200)
+            errors = [{"message": "license is not known"}] * (b"no-such-licence" in body)
+            return self.reply({"errors": errors, "warnings": []}, 400 if errors else 200)
         if self.path == "/api/repos/create":
             return self.reply({"url": f"{self.server.url}/me/omni", "id": "me/omni", "name": "me/omni"})
         if self.path.endswith("/preupload/main"):
@@ -242,17 +234,11 @@ def server(monkeypatch):
     server.seen, server.url = {}, f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
     monkeypatch.setattr("huggingface_hub.repocard.constants.ENDPOINT", server.url, raising=False)
-    monkeypatch.setattr("omnifusion_hf.hub.HfApi", lambda: hub_api(server.url))
+    monkeypatch.setattr("omnifusion_hf.hub.HfApi", lambda: HfApi(endpoint=server.url, token="hf_token"))
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
-
-
-def hub_api(url: str):
-    from huggingface_hub import HfApi
-
-    return HfApi(endpoint=url, token="hf_token")
 
 
 def test_push_uploads_every_file_after_the_checks(folder, server, capsys):

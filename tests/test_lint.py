@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 ROOT = Path(__file__).parents[1]
 
@@ -12,13 +14,12 @@ def lint(*command, folder=ROOT) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True)
 
 
-def test_ruff_finds_nothing():
-    result = lint("ruff", "check", "--no-cache", ".")
-    assert result.returncode == 0, result.stdout
+MLINTER = ("mlinter", "--no-progress", "--no-cache")
 
 
-def test_mlinter_finds_nothing():
-    result = lint("mlinter", "--no-progress", "--no-cache", "omnifusion_hf")
+@pytest.mark.parametrize("command", [("ruff", "check", "--no-cache", "."), (*MLINTER, "omnifusion_hf")])
+def test_a_linter_finds_nothing(command):
+    result = lint(*command)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -26,5 +27,5 @@ def test_control_mlinter_reports_a_file_without_licence(tmp_path):
     name = "configuration_omnifusion.py"
     code = (ROOT / "omnifusion_hf/model" / name).read_text(encoding="utf-8")
     (tmp_path / name).write_text(code.replace("Licensed under", ""), encoding="utf-8")
-    result = lint("mlinter", "--no-progress", "--no-cache", ".", folder=tmp_path)
+    result = lint(*MLINTER, ".", folder=tmp_path)
     assert result.returncode == 1 and "TRF028" in result.stderr

@@ -16,12 +16,7 @@ HOSTILE = [
     "a | b\r\n| --- |",
     "[click](javascript:alert(1)) ![](http://example.org/seen.png)",
     "*a* _b_ __c__ ~~d~~ `e` ``f` $g$ \\* &lt;b&gt; &#60;",
-    "1. one",
-    "> quoted",
-    "---",
-    "# ##",
-    "<!-- hidden -->",
-    "\u202egnp.exe\x00\ud800\u2028",
+    *("1. one", "> quoted", "---", "# ##", "<!-- hidden -->", "\u202egnp.exe\x00\ud800\u2028"),
 ]
 LETTERS = [*"\\`*_{}[]()<>#+-.!|~$&;= \n\t1a9:/@'\"^%,?é", "<b>", "&amp;", "](x)", "1. ", "# ", "```", "---", "<!--"]
 

@@ -8,22 +8,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "omnifusion_hf"
 # Attributes that transformers reads from a model class or processor; documented for whoever writes one.
-CONTRACT = {
-    "_can_compile_fullgraph",
-    "_get_num_multimodal_tokens",  # serving engines call it
-    "_init_weights",
-    "_keep_in_fp32_modules",
-    "_keys_to_ignore_on_load_unexpected",
-    "_no_split_modules",
-    "_preprocess",
-    "_skip_keys_device_placement",
-    "_supports_attention_backend",
-    "_supports_flash_attn",
-    "_supports_flex_attn",
-    "_supports_sdpa",
-    "_tied_weights_keys",
-    "_tp_plan",
-}
+CONTRACT = {"_get_num_multimodal_tokens"}  # serving engines call it
+CONTRACT |= {"_can_compile_fullgraph", "_init_weights", "_keep_in_fp32_modules", "_keys_to_ignore_on_load_unexpected"}
+CONTRACT |= {"_no_split_modules", "_preprocess", "_skip_keys_device_placement", "_supports_attention_backend"}
+CONTRACT |= {"_supports_flash_attn", "_supports_flex_attn", "_supports_sdpa", "_tied_weights_keys", "_tp_plan"}
 # Read-only uses without a public way, with the reason.
 NO_PUBLIC_WAY = {
     "_attn_implementation": "the only place of the chosen attention; documented for models of vLLM's backend",
@@ -40,12 +28,11 @@ def defined(trees: list[ast.AST]) -> set[str]:
     """Names that our own files define: functions, classes, variables, attributes of `self`, arguments."""
     names = set()
     for node in (node for tree in trees for node in ast.walk(tree)):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            names.add(node.name)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
-            names.add(node.attr)
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(ast.Name("self"), name, ast.Store()):
+                names.add(name)
     return names
 
 
@@ -53,13 +40,12 @@ def private_names(tree: ast.AST, own: set[str]) -> set[str]:
     """Private attributes, imports and arguments in a file that are not ours."""
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
-            found.add(node.attr)
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            found |= {part for alias in node.names for part in alias.name.split(".")}
-            found |= set((getattr(node, "module", None) or "").split("."))
-        elif isinstance(node, ast.keyword) and node.arg:
-            found.add(node.arg)
+        match node:
+            case ast.Attribute(attr=name) | ast.keyword(arg=str(name)):
+                found.add(name)
+            case ast.Import(names=names) | ast.ImportFrom(names=names):
+                modules = [alias.name for alias in names] + [getattr(node, "module", None) or ""]
+                found |= {part for module in modules for part in module.split(".")}
     return {name for name in found if is_private(name)} - own - CONTRACT - set(NO_PUBLIC_WAY) - {"_compat"}
 
 

@@ -12,7 +12,10 @@ from tests.test_training_mixin import TrainingTesterMixin
 
 
 class ModelTester:
-    """What the common tests ask of a model: a tiny configuration and inputs with the right number of placeholders."""
+    """What the common tests ask of a model: a tiny configuration and inputs with the right number of placeholders.
+
+    Subclasses define `get_config()` and `num_image_tokens(config)`, the placeholders of one sample.
+    """
 
     is_training = True
     batch_size = 3
@@ -23,13 +26,6 @@ class ModelTester:
 
     def __init__(self, parent):
         self.parent = parent
-
-    def get_config(self):
-        raise NotImplementedError
-
-    def num_image_tokens(self, config) -> int:
-        """Placeholders of one sample."""
-        raise NotImplementedError
 
     def image_size(self, config) -> int:
         return config.vision_config.image_size
@@ -52,21 +48,17 @@ class ModelTester:
 
 
 class ModelTests(ModelTesterMixin, GenerationTesterMixin, PipelineTesterMixin, TrainingTesterMixin):
-    """Subclasses name `model_tester_class`, `all_model_classes` = (base, generation) and `save_checkpoint`."""
+    """Subclasses name `model_tester_class` and `all_model_classes` = (base, generation), and define
+    `save_checkpoint(folder)`, which saves a generation model and the processor that works with it."""
 
     model_tester = None  # abstract in the training mixin
     _is_composite = True
 
     def setUp(self):
         self.model_tester = self.model_tester_class(self)
-        self.config_tester = ConfigTester(
-            self, config_class=self.all_model_classes[0].config_class, has_text_modality=False
-        )
+        config_class = self.all_model_classes[0].config_class
+        self.config_tester = ConfigTester(self, config_class=config_class, has_text_modality=False)
         self.pipeline_model_mapping = dict.fromkeys(("image-text-to-text", "any-to-any"), self.all_model_classes[1])
-
-    def save_checkpoint(self, folder):
-        """Saves a generation model and the processor that works with it."""
-        raise NotImplementedError
 
     def run_task_tests(self, task, dtype="float32"):
         model_class = self.all_model_classes[1]
@@ -135,8 +127,7 @@ class ImageProcessorTests(ImageProcessingTestMixin):
 
     def test_normalisation(self):
         for cls in self.image_processing_classes.values():
-            mean, std = cls(**self.image_processor_dict).image_mean, cls(**self.image_processor_dict).image_std
-            white = np.full((30, 40, 3), 255, dtype=np.uint8)
-            pixels = cls(**self.image_processor_dict)(white, return_tensors="pt").pixel_values
-            expected = (1 - torch.tensor(mean)) / torch.tensor(std)
+            processor = cls(**self.image_processor_dict)
+            pixels = processor(np.full((30, 40, 3), 255, dtype=np.uint8), return_tensors="pt").pixel_values
+            expected = (1 - torch.tensor(processor.image_mean)) / torch.tensor(processor.image_std)
             torch.testing.assert_close(pixels[0, :, 5, 5], expected)

@@ -3,27 +3,21 @@
 from unittest import TestCase
 
 import tiny
+import transformers
 from conformance.harness import ImageProcessorTester, ImageProcessorTests, ModelTester, ModelTests, ProcessorTests
 from conformance.standins import register
-from transformers import (
-    CLIPImageProcessor,
-    CLIPImageProcessorPil,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaModel,
-    LlavaProcessor,
-)
 
 
-register("llava", LlavaModel, LlavaForConditionalGeneration, LlavaProcessor, CLIPImageProcessor)
+MODELS = (transformers.LlavaModel, transformers.LlavaForConditionalGeneration)
+register("llava", *MODELS, transformers.LlavaProcessor, transformers.CLIPImageProcessor)
 
 
 class LlavaModelTester(ModelTester):
     def get_config(self):
         parts = {"vision_config": tiny.encoder_config("clip"), "text_config": tiny.text_config("mistral")}
         parts["vision_config"].num_hidden_layers = 2
-        image_token = tiny.tokenizer_with_special_tokens().image_token_id
-        return LlavaConfig(**parts, image_token_id=image_token, vision_feature_layer=-1, image_seq_length=16)
+        parts |= {"image_token_id": tiny.tokenizer_with_special_tokens().image_token_id}
+        return transformers.LlavaConfig(**parts, vision_feature_layer=-1, image_seq_length=16)
 
     def num_image_tokens(self, config):
         return 16
@@ -31,24 +25,24 @@ class LlavaModelTester(ModelTester):
 
 def llava_processor(image_processor=None, **changes):
     sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    image_processor = image_processor or CLIPImageProcessor(**sizes)
+    image_processor = image_processor or transformers.CLIPImageProcessor(**sizes)
     fields = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-    return LlavaProcessor(image_processor, tiny.tokenizer_with_special_tokens(), **fields, **changes)
+    return transformers.LlavaProcessor(image_processor, tiny.tokenizer_with_special_tokens(), **fields, **changes)
 
 
 class ModelTest(ModelTests, TestCase):
     model_tester_class = LlavaModelTester
-    all_model_classes = (LlavaModel, LlavaForConditionalGeneration)
+    all_model_classes = MODELS
     test_all_params_have_gradient = False  # nothing reads CLIP's post_layernorm
 
     def save_checkpoint(self, folder):
-        LlavaForConditionalGeneration(self.model_tester.get_config()).save_pretrained(folder)
+        transformers.LlavaForConditionalGeneration(self.model_tester.get_config()).save_pretrained(folder)
         template = tiny.processor(tiny.config()).chat_template
         llava_processor(chat_template=template).save_pretrained(folder)
 
 
 class ProcessorTest(ProcessorTests, TestCase):
-    processor_class = LlavaProcessor
+    processor_class = transformers.LlavaProcessor
 
     @classmethod
     def _setup_tokenizer(cls):
@@ -56,7 +50,7 @@ class ProcessorTest(ProcessorTests, TestCase):
 
     @classmethod
     def _setup_image_processor(cls):
-        return CLIPImageProcessor()
+        return transformers.CLIPImageProcessor()
 
     @staticmethod
     def prepare_processor_dict():
@@ -65,7 +59,7 @@ class ProcessorTest(ProcessorTests, TestCase):
 
 
 class LlavaImageProcessorTester(ImageProcessorTester):
-    classes = {"torchvision": CLIPImageProcessor, "pil": CLIPImageProcessorPil}
+    classes = {"torchvision": transformers.CLIPImageProcessor, "pil": transformers.CLIPImageProcessorPil}
 
     def __init__(self, parent):
         sizes = {"size": {"shortest_edge": 20}, "crop_size": {"height": 18, "width": 18}}

@@ -9,15 +9,9 @@ import unittest
 from contextlib import nullcontext
 from unittest import mock
 
-from conformance import clip_mlp_mistral as setup
+from conformance import omnifusion as setup
 
-from omnifusion_hf import (
-    OmniFusionForConditionalGeneration,
-    OmniFusionImageProcessor,
-    OmniFusionModel,
-    OmniFusionPreTrainedModel,
-    OmniFusionProcessor,
-)
+import omnifusion_hf
 
 
 def patch(cls, method: str, bug):
@@ -31,43 +25,41 @@ def patch(cls, method: str, bug):
     return mock.patch.object(cls, method, with_bug)
 
 
-def attention_mask_dropped():
-    def bug(old, *args, **kwargs):
-        return old(*args, **kwargs | {"attention_mask": None})
+def option_set(cls, method: str, **option):
+    """A method that overrides an option."""
+    return patch(cls, method, lambda old, *args, **kwargs: old(*args, **kwargs | option))
 
-    return patch(OmniFusionModel, "forward", bug)
+
+def attention_mask_dropped():
+    return option_set(omnifusion_hf.OmniFusionModel, "forward", attention_mask=None)
 
 
 def token_count_unchecked():
     def bug(old, self, input_ids, *args):
         return (input_ids == self.config.image_token_id).unsqueeze(-1)
 
-    return patch(OmniFusionModel, "get_placeholder_mask", bug)
+    return patch(omnifusion_hf.OmniFusionModel, "get_placeholder_mask", bug)
 
 
 def one_image_token_too_many():
-    return patch(
-        OmniFusionProcessor, "replace_image_token", lambda old, self, *args, **kw: old(self, *args, **kw) + "<image>"
-    )
+    cls = omnifusion_hf.OmniFusionProcessor
+    return patch(cls, "replace_image_token", lambda old, *args, **kwargs: old(*args, **kwargs) + "<image>")
 
 
 def normalisation_dropped():
-    def bug(old, *args, **kwargs):
-        return old(*args, **kwargs | {"do_normalize": False})
-
-    return patch(OmniFusionImageProcessor, "_preprocess", bug)
+    return option_set(omnifusion_hf.OmniFusionImageProcessor, "_preprocess", do_normalize=False)
 
 
 def loss_options_dropped():
     def bug(old, self, *args, shift_labels=None, **kwargs):
         return old(self, *args, **kwargs)
 
-    return patch(OmniFusionForConditionalGeneration, "forward", bug)
+    return patch(omnifusion_hf.OmniFusionForConditionalGeneration, "forward", bug)
 
 
 def adapter_not_saved():
     names = ["multi_modal_projector.linear_1.weight", "model.multi_modal_projector.linear_1.weight"]
-    return mock.patch.object(OmniFusionPreTrainedModel, "_keys_to_ignore_on_save", names)
+    return mock.patch.object(omnifusion_hf.OmniFusionPreTrainedModel, "_keys_to_ignore_on_save", names)
 
 
 def hidden_states_dropped():
@@ -76,7 +68,7 @@ def hidden_states_dropped():
         outputs.hidden_states = None
         return outputs
 
-    return patch(OmniFusionModel, "get_image_features", bug)
+    return patch(omnifusion_hf.OmniFusionModel, "get_image_features", bug)
 
 
 BUGS = {

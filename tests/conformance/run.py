@@ -13,13 +13,15 @@ from typing import NamedTuple
 
 
 HERE = Path(__file__).parent
-SETUPS = (
-    "clip_mlp_mistral",
-    "siglip_transformer_llama",
-    "clip_dinov2_grid",
-    "clip_dinov2_summation",
-    "siglip_internvl_attention",
-)
+TWO = {"encoders": ("clip", "dinov2"), "encoder_sizes": (32, 48)}
+SETUPS = {  # name -> arguments of tiny.config()
+    "clip_mlp_mistral": {"encoders": ("clip",), "projector_type": "mlp"},
+    "siglip_transformer_llama": {"encoders": ("siglip",), "projector_type": "transformer", "text": "llama"},
+    "clip_dinov2_grid": {**TWO, "image_sizes": [32, 32]},  # and several views per image
+    "clip_dinov2_summation": {**TWO, "projector_type": "summation"},  # of all layers
+    "siglip_internvl_attention": {"encoders": ("siglip", "internvl"), "projector_type": "attention", "text": "llama"},
+}
+SETUPS["siglip_internvl_attention"] |= {"projector_num_queries": 20}
 REFERENCE = "llava"
 
 
@@ -30,29 +32,27 @@ class Outcome(NamedTuple):
     message: str = ""
 
 
-def environment() -> dict[str, str]:
+def environment(setup: str = "clip_mlp_mistral") -> dict[str, str]:
     """The same on every machine: no network, no accelerator, one thread (several are slower on models this small)."""
-    paths = os.pathsep.join(
-        [str(HERE.parent), str(HERE.parent / "helpers"), str(HERE.parents[1])]
-    )  # `tiny` and the package
-    fixed = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return os.environ | fixed
+    paths = [str(HERE.parent), str(HERE.parent / "helpers"), str(HERE.parents[1])]  # `tiny` and the package
+    fixed = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return os.environ | fixed | {"PYTHONPATH": os.pathsep.join(paths), "OMNIFUSION_SETUP": setup}
 
 
 def run(setup: str) -> dict[str, Outcome]:
     """Outcome per test, named `ModelTest.test_save_load`."""
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
-        process = subprocess.run(
-            [*command(setup), f"--junitxml={report}"], env=environment(), capture_output=True, text=True
-        )
+        words = [*command(setup), f"--junitxml={report}"]
+        process = subprocess.run(words, env=environment(setup), capture_output=True, text=True)
         if not report.exists():
             raise RuntimeError(f"The common tests of {setup} did not run:\n{process.stdout}\n{process.stderr}")
         return dict(_outcome(case) for case in ElementTree.parse(report).iter("testcase"))
 
 
 def command(setup: str) -> list[str]:
-    return [sys.executable, "-m", "pytest", "-c", str(HERE / "pytest.ini"), str(HERE / f"{setup}.py")]
+    file = HERE / ("omnifusion.py" if setup in SETUPS else f"{setup}.py")
+    return [sys.executable, "-m", "pytest", "-c", str(HERE / "pytest.ini"), str(file)]
 
 
 def _outcome(case: ElementTree.Element) -> tuple[str, Outcome]:
@@ -67,4 +67,4 @@ def _outcome(case: ElementTree.Element) -> tuple[str, Outcome]:
 
 
 if __name__ == "__main__":
-    sys.exit(subprocess.run([*command(sys.argv[1]), *sys.argv[2:]], env=environment()).returncode)
+    sys.exit(subprocess.run([*command(sys.argv[1]), *sys.argv[2:]], env=environment(sys.argv[1])).returncode)

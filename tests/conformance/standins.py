@@ -78,10 +78,8 @@ def register(model_type: str, base_model, generation_model, processor, image_pro
     processing_auto.PROCESSOR_MAPPING_NAMES[model_type] = processor.__name__
     for cls in (processor, image_processor):
         setattr(transformers, cls.__name__, cls)
-    tiny_model_summary[generation_model.__name__] = {
-        "tokenizer_classes": ["PreTrainedTokenizerFast"],
-        "processor_classes": [image_processor.__name__],
-    }
+    classes = {"tokenizer": "PreTrainedTokenizerFast", "processor": image_processor.__name__}
+    tiny_model_summary[generation_model.__name__] = {f"{kind}_classes": [name] for kind, name in classes.items()}
 
 
 _install()

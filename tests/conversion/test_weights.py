@@ -2,39 +2,16 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from release import Marker
 
-from conversion.weights import KeyTable, in_pieces, locate, shard_tensors, write_weights
-
-
-TABLE = KeyTable(
-    keys={r"a\.(weight|bias)": r"b.\1"},
-    split={r"qkv\.(weight|bias)": [r"q.\1", r"k.\1", r"v.\1"]},
-    dropped=[r"head\..+"],
-)
-
-
-def test_a_table_maps_splits_and_drops():
-    rows = torch.arange(6).view(6, 1)
-    assert TABLE.place("a.bias", rows, "file") == [("b.bias", rows)]
-    parts = {name: part.flatten().tolist() for name, part in TABLE.place("qkv.weight", rows, "file")}
-    assert parts == {"q.weight": [0, 1], "k.weight": [2, 3], "v.weight": [4, 5]}
-    assert TABLE.place("head.weight", rows, "file") == []
+from conversion.weights import KeyTable, in_pieces, locate, shard_tensors
 
 
 @pytest.mark.parametrize("name", ["a.weight.more", "x.a.weight", "head", "Qkv.weight"])
 def test_a_name_must_match_as_a_whole(name):
+    table = KeyTable({r"a\.(weight|bias)": r"b.\1"}, {r"qkv\.weight": ["q", "k", "v"]}, [r"head\..+"])
     with pytest.raises(ValueError, match=f"file holds the unknown tensor `{name}`"):
-        TABLE.place(name, torch.zeros(3), "file")
-
-
-def test_parts_of_a_split_tensor_can_be_written(tmp_path):
-    """safetensors refuses tensors that share memory; parts are copies."""
-    model = torch.nn.ModuleDict({part: torch.nn.Linear(2, 2, bias=False) for part in "qkv"})
-    qkv = torch.randn(6, 2)
-    write_weights(tmp_path, in_pieces(TABLE.place("qkv.weight", qkv, "file"), 10**6), model, None)
-    written = load_file(tmp_path / "model-00001-of-00001.safetensors")
-    assert torch.equal(torch.cat([written[f"{part}.weight"] for part in "qkv"]), qkv)
+        table.place(name, torch.zeros(3), "file")
 
 
 @pytest.mark.parametrize("limit, sizes", [(7, [1, 1, 1, 1]), (8, [2, 1, 1]), (16, [3, 1]), (1000, [4])])
@@ -60,16 +37,6 @@ def test_pickles_are_downloaded_only_where_no_safetensors_are(published, downloa
     assert len(calls) == downloads
 
 
-class Marker:
-    """A pickle of this creates a file when it is read naively."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
 FOREIGN = {
     "a list": lambda path, marker: torch.save([torch.zeros(1)], path),
     "numbers": lambda path, marker: torch.save({"epoch": 3}, path),
@@ -87,9 +54,3 @@ def test_foreign_pickles_are_named_and_nothing_in_them_runs(kind, tmp_path):
     with pytest.raises(ValueError, match="weights.pt (was not read|does not hold a state dict)"):
         list(shard_tensors(path))
     assert not marker.exists()
-
-
-def test_a_state_dict_is_read_alone_or_inside_a_training_checkpoint(tmp_path):
-    for content in ({"a": torch.ones(1)}, {"state_dict": {"a": torch.ones(1)}, "epoch": 3, "optimizer": {}}):
-        torch.save(content, tmp_path / "weights.pt")
-        assert dict(shard_tensors(tmp_path / "weights.pt")) == {"a": torch.ones(1)}

@@ -73,21 +73,10 @@ def write_recipe(folder: Path, model: Path, **changes) -> Path:
     """A recipe of four steps on eight samples, constant learning rate, CPU."""
     data = folder / "data"
     data.mkdir()
-    fields = {
-        "model_name_or_path": str(model),
-        "stage": "pretrain",
-        "data_path": str(write(data, [sample(index) for index in range(8)])),
-        "output_dir": str(folder / "out"),
-        "learning_rate": 0.01,
-        "lr_scheduler_type": "constant",
-        "per_device_train_batch_size": 2,
-        "max_steps": 4,
-        "save_steps": 2,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-    }
+    fields = {"model_name_or_path": str(model), "stage": "pretrain", "output_dir": str(folder / "out")}
+    fields |= {"data_path": str(write(data, [sample(index) for index in range(8)])), "learning_rate": 0.01}
+    fields |= {"lr_scheduler_type": "constant", "per_device_train_batch_size": 2, "max_steps": 4, "save_steps": 2}
+    fields |= {"logging_steps": 1, "use_cpu": True, "disable_tqdm": True, "report_to": "none"}
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(fields | changes), encoding="utf-8")
     return path

@@ -13,6 +13,7 @@ import pytest
 import tiny
 from conversations import turn
 from datasets import Dataset, Features, Image, List, Value
+from pixels import encoded
 
 from omnifusion_hf.training.conversations import BrokenSampleError
 
@@ -21,9 +22,7 @@ DEEP = "[" * 200_000  # JSON and YAML on which Python's readers raise RecursionE
 
 
 def png(seed: int) -> bytes:
-    file = io.BytesIO()
-    tiny.image(seed).save(file, "png")
-    return file.getvalue()
+    return encoded(tiny.image(seed), "PNG")
 
 
 def mixed(count: int = 6) -> list[dict]:
@@ -68,12 +67,10 @@ def add_sample(tar: tarfile.TarFile, key: str, members: dict[str, bytes], images
 
 def hf_dataset(samples: list[dict]) -> Dataset:
     """Columns id, messages (content as a list of parts) and images."""
-    rows = []
+    rows, roles = [], {"human": "user", "gpt": "assistant"}
     for sample in samples:
-        messages = [
-            {"role": {"human": "user", "gpt": "assistant"}[each["from"]], "content": parts(each["value"])}
-            for each in sample["conversations"]
-        ]
+        turns = sample["conversations"]
+        messages = [{"role": roles[each["from"]], "content": parts(each["value"])} for each in turns]
         images = [{"bytes": each, "path": None} for each in image_files(sample)]
         rows.append({"id": sample["id"], "messages": messages, "images": images})
     part = {"type": Value("string"), "text": Value("string")}

@@ -16,21 +16,14 @@ from omnifusion_hf.inference import EXAMPLES, TINY
 TASK = """\
 task: bundled
 dataset_path: parquet
-dataset_kwargs:
-  data_files:
-    test: bundled.parquet
+dataset_kwargs: {data_files: {test: bundled.parquet}}
 test_split: test
 output_type: generate_until
 doc_to_visual: !function bundled.images_of
 doc_to_text: "{{question}}"
 doc_to_target: "{{answer}}"
-generation_kwargs:
-  max_new_tokens: 48
-  until: ["\\n\\n"]
-metric_list:
-  - metric: exact_match
-    aggregation: mean
-    higher_is_better: true
+generation_kwargs: {max_new_tokens: 48, until: ["\\n\\n"]}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """
 
 
@@ -66,11 +59,6 @@ def run(folder: Path, output: str, *options: str, launcher: list[str] | None = N
     arguments = f"pretrained={TINY},log_images={output}/images"
     fixed = ["--model", "omnifusion", "--model_args", arguments, "--output_path", output, "--log_samples"]
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / f"cache of {output}"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*program, *fixed, "--tasks", ",".join(["bundled", "tex", *standins.NAMES]), "--include_path", ".", *options],
-        cwd=folder,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    tasks = ["--tasks", ",".join(["bundled", "tex", *standins.NAMES]), "--include_path", "."]
+    command, settings = [*program, *fixed, *tasks, *options], {"capture_output": True, "text": True, "timeout": 300}
+    return subprocess.run(command, cwd=folder, env=os.environ | environment, **settings)

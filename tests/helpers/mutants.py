@@ -7,7 +7,6 @@ Each result is a line of `.mutants.jsonl`, where an interrupted run continues. T
 survived and their rate. A mutant that exceeds the time limit counts as found.
 """
 
-import argparse
 import ast
 import json
 import os
@@ -19,6 +18,9 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 
 ROOT = Path(__file__).parents[2]
@@ -50,37 +52,17 @@ class Mutant:
         return ast.unparse(ast.fix_missing_locations(tree))
 
 
-def swap_comparison(node: ast.Compare, _):
-    node.ops[0] = SWAPS[type(node.ops[0])]()
+def one_more(value: int | float) -> int | float:
+    return not value if isinstance(value, bool) else value + 1
 
 
-def swap_operator(node: ast.BinOp | ast.BoolOp, _):
-    node.op = SWAPS[type(node.op)]()
-
-
-def drop_not(node: ast.UnaryOp, _):
-    node.operand = ast.UnaryOp(ast.Not(), node.operand)
-
-
-def add_one(node: ast.Constant, _):
-    node.value = not node.value if isinstance(node.value, bool) else node.value + 1
-
-
-def return_none(node: ast.Return, _):
-    node.value = ast.Constant(None)
-
-
-def remove_statement(node: ast.AST, position: int):
-    node.body[position] = ast.Pass()
-
-
-CHANGES = {
-    "comparison": swap_comparison,
-    "operator": swap_operator,
-    "not": drop_not,
-    "constant": add_one,
-    "return": return_none,
-    "statement": remove_statement,
+CHANGES = {  # of a node, or of the statement at a position in its body
+    "comparison": lambda node, _: node.ops.__setitem__(0, SWAPS[type(node.ops[0])]()),
+    "operator": lambda node, _: setattr(node, "op", SWAPS[type(node.op)]()),
+    "not": lambda node, _: setattr(node, "operand", ast.UnaryOp(ast.Not(), node.operand)),
+    "constant": lambda node, _: setattr(node, "value", one_more(node.value)),
+    "return": lambda node, _: setattr(node, "value", ast.Constant(None)),
+    "statement": lambda node, position: node.body.__setitem__(position, ast.Pass()),
 }
 
 
@@ -149,29 +131,28 @@ def run(mutants: list[Mutant], log: Path) -> dict[str, bool]:
                     print(json.dumps([key, found[key]]), file=lines, flush=True)
             if not found[unchanged]:
                 raise SystemExit(f"the tests of {mutant.file} fail without a change; remove its line from {log}.")
-            print(
-                f"{number} of {len(mutants)}: {mutant.key} {'SURVIVED' if found[mutant.key] else 'found'}", flush=True
-            )
+            outcome = "SURVIVED" if found[mutant.key] else "found"
+            print(f"{number} of {len(mutants)}: {mutant.key} {outcome}", flush=True)
     return found
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="*", help="source files; default: those of model/ and training/")
-    parser.add_argument("--count", type=int, default=100, help="size of the sample")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
-    parser.add_argument("--output", type=Path, default=ROOT / ".mutants.jsonl", help="results, one JSON list a line")
-    options = parser.parse_args()
-    files = options.files or sorted(str(p.relative_to(ROOT)) for f in FOLDERS for p in (ROOT / f).glob("*.py"))
+def main(
+    files: Annotated[list[str] | None, typer.Argument(help="By default those of model/ and training/.")] = None,
+    count: Annotated[int, typer.Option(help="Size of the sample.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
+    output: Annotated[Path, typer.Option(help="Results, one JSON list a line.")] = ROOT / ".mutants.jsonl",
+):
+    """Change places of source files, and run the files' mirror tests."""
+    files = files or sorted(str(p.relative_to(ROOT)) for f in FOLDERS for p in (ROOT / f).glob("*.py"))
     for file in (file for file in files if not mirror_tests(file)):
         print(f"{file} has no mirror test")
     mutants = [mutant for file in files if mirror_tests(file) for mutant in mutants_of(file)]
-    sample = random.Random(options.seed).sample(mutants, min(options.count, len(mutants)))
-    found = run(sample, options.output)
+    sample = random.Random(seed).sample(mutants, min(count, len(mutants)))
+    found = run(sample, output)
     survivors = [mutant.key for mutant in sample if found[mutant.key]]
     print("\n".join(["", "survived:", *survivors]))
     print(f"{len(survivors)} of {len(sample)} survived ({len(survivors) / max(len(sample), 1):.0%})")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -14,10 +14,8 @@ def each(*pieces: str) -> list[str]:
 CLIP, DINO = "model.vision_tower.encoders.0", "model.vision_tower.encoders.1"
 LLM = "model.language_model.layers.0 model.language_model.layers.1"
 # each tower has three layers; hidden state -2 needs two of them
-CLIP_LAYERS, DINO_LAYERS = (
-    f"{CLIP}.encoder.layers.0 {CLIP}.encoder.layers.1",
-    f"{DINO}.encoder.layer.0 {DINO}.encoder.layer.1",
-)
+CLIP_LAYERS = f"{CLIP}.encoder.layers.0 {CLIP}.encoder.layers.1"
+DINO_LAYERS = f"{DINO}.encoder.layer.0 {DINO}.encoder.layer.1"
 CLIP_LINEAR = each(CLIP_LAYERS, "self_attn", "q_proj k_proj v_proj out_proj") + each(CLIP_LAYERS, "mlp", "fc1 fc2")
 # transformers 5.18 renamed them in memory; files keep the old names
 DINO_ATTENTION = ("q_proj k_proj v_proj o_proj", "attention.query attention.key attention.value output.dense")
@@ -68,11 +66,6 @@ def trained(stage: str, vision: str) -> set[str]:
     if stage != "lora" and vision != "lora":
         tower = WHOLE_TOWER if vision == "full" else []
         return {*PROJECTOR, *tower, *(WHOLE_LLM if stage == "finetune" else [ROWS])}
-    tower = {
-        "frozen": [],
-        "full": copies(WHOLE_TOWER, "vision_tower"),
-        "lora": lora(CLIP_LINEAR + DINO_LINEAR),
-    }[vision]
-    return {*copies(PROJECTOR, "multi_modal_projector"), PEFT_ROWS, *tower} | set(
-        lora(LLM_LINEAR) if stage == "lora" else []
-    )
+    towers = {"frozen": [], "full": copies(WHOLE_TOWER, "vision_tower"), "lora": lora(CLIP_LINEAR + DINO_LINEAR)}
+    llm = lora(LLM_LINEAR) if stage == "lora" else []
+    return {*copies(PROJECTOR, "multi_modal_projector"), PEFT_ROWS, *towers[vision], *llm}

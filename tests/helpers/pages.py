@@ -24,11 +24,8 @@ from omnifusion_hf.cli import main
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^(?:(?P<mark><!-- not run[^\n]*)\n)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
 # TRL 1.16 and PEFT 0.21 use names that transformers has deprecated.
-OTHERS_DEPRECATIONS = [
-    pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:`gradient_checkpointing_(en|dis)able` is deprecated:FutureWarning"),
-]
+DEPRECATED = "`(is_gradient_checkpointing|gradient_checkpointing(_(en|dis)able)?)` is deprecated"
+OTHERS_DEPRECATIONS = [pytest.mark.filterwarnings(f"ignore:{DEPRECATED}:FutureWarning")]
 MARK = re.compile(r"<!-- not run: \S.* -->")
 
 

@@ -63,20 +63,21 @@ def reference(job: str) -> dict:
     model = make_model(*job.split(",")[1:])
     loss = sum(loss_of(model, batch, model.config) for batch in batches(model.config))
     loss.backward()
-    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
-    return {"loss": loss.item(), "gradients": gradients}
+    return {"loss": loss.item(), "gradients": gradients(model)}
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    found = {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
+    return {name: grad.full_tensor() if hasattr(grad, "full_tensor") else grad for name, grad in found.items()}
 
 
 def wrap(model, parallel: str):
     """`ddp`, `ddp-unused` (looks for unused parameters), `fsdp2` (by accelerate's own code: its Accelerator would
     fall back to DDP on a CPU)."""
     if parallel == "fsdp2":
-        plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
-        )
-        accelerator = SimpleNamespace(
-            state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="no", is_main_process=True, device="cpu"
-        )
+        policy = {"auto_wrap_policy": "transformer_based_wrap", "cpu_ram_efficient_loading": False}
+        state = SimpleNamespace(fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2, **policy))
+        accelerator = SimpleNamespace(state=state, mixed_precision="no", is_main_process=True, device="cpu")
         return fsdp2_prepare_model(accelerator, model)
     return DistributedDataParallel(model, find_unused_parameters=parallel == "ddp-unused")
 
@@ -88,9 +89,7 @@ def step(parallel: str, *options: str) -> dict:
     loss = loss_of(wrapped, batches(config)[dist.get_rank()], config)
     (loss * dist.get_world_size()).backward()
     dist.all_reduce(loss.data)
-    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
-    whole = {name: grad.full_tensor() if hasattr(grad, "full_tensor") else grad for name, grad in gradients.items()}
-    return {"loss": loss.item(), "gradients": whole}
+    return {"loss": loss.item(), "gradients": gradients(model)}
 
 
 def run_rank(rank: int, folder: Path, jobs: tuple[str, ...], cured: bool):

@@ -13,8 +13,19 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionMode
 
 
 WIDTH, SIZE = 32, 28
+SIZES = {"hidden_size": WIDTH, "intermediate_size": 64, "num_attention_heads": 4}
 TEXT = ["This is a dialog with AI assistant.", "What is the sky color on this image?", "Какого цвета небо?"]
 TEXT += ["The sky is blue: two birds fly above a green hill.", "Describe the image, please!", "Небо синее."]
+
+
+class Marker:
+    """A pickle of this creates a file when it is read naively."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
 
 
 def write_tokenizer(folder: Path) -> int:
@@ -22,18 +33,10 @@ def write_tokenizer(folder: Path) -> int:
     folder.mkdir(parents=True)
     corpus = folder.parent / "corpus.txt"
     corpus.write_text("\n".join(TEXT * 20), encoding="utf-8")
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus),
-        model_prefix=str(folder / "tokenizer"),
-        vocab_size=340,
-        model_type="bpe",
-        byte_fallback=True,
-        character_coverage=1.0,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        split_digits=True,
-        minloglevel=2,
-    )
+    options = {"vocab_size": 340, "model_type": "bpe", "byte_fallback": True, "character_coverage": 1.0}
+    options |= {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "split_digits": True}
+    prefix = str(folder / "tokenizer")
+    sentencepiece.SentencePieceTrainer.train(input=str(corpus), model_prefix=prefix, minloglevel=2, **options)
     corpus.unlink()
     (folder / "tokenizer.vocab").unlink()
     return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).get_piece_size()
@@ -65,19 +68,11 @@ def write_release(folder: Path, shards: int = 1, seed: int = 0) -> Path:
     root = folder / "OmniMistral-v1_1"
     vocab_size = write_tokenizer(root / "tokenizer")
     write_projection(root / "projection.pt", WIDTH)
-    vectors = {
-        name: torch.randn(WIDTH, dtype=torch.bfloat16).requires_grad_() for name in ("USER", "BOT", "SOI", "EOI")
-    }
+    names = ("USER", "BOT", "SOI", "EOI")
+    vectors = {name: torch.randn(WIDTH, dtype=torch.bfloat16).requires_grad_() for name in names}
     torch.save(vectors, root / "special_embeddings.pt")
-    config = MistralConfig(
-        vocab_size=vocab_size,
-        hidden_size=WIDTH,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-    )
+    sizes = SIZES | {"num_hidden_layers": 2, "num_key_value_heads": 2}
+    config = MistralConfig(**sizes, vocab_size=vocab_size, initializer_range=0.3)
     MistralForCausalLM(config).to(torch.bfloat16).save_pretrained(root / "tuned-model")
     if shards > 1:
         shard(root / "tuned-model", shards)
@@ -99,15 +94,7 @@ def shard(folder: Path, shards: int):
 
 
 def vision_config() -> CLIPVisionConfig:
-    return CLIPVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=SIZE,
-        patch_size=14,
-        projection_dim=16,
-    )
+    return CLIPVisionConfig(**SIZES, num_hidden_layers=3, image_size=SIZE, patch_size=14, projection_dim=16)
 
 
 def write_vision_tower(folder: Path, kind: str = "vision", seed: int = 1) -> Path:
@@ -122,14 +109,11 @@ def write_vision_tower(folder: Path, kind: str = "vision", seed: int = 1) -> Pat
     else:
         vision.save_pretrained(folder)
     if kind == "bin":
-        weights = folder / "model.safetensors"
-        torch.save(load_file(weights), folder / "pytorch_model.bin")
-        weights.unlink()
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
     preprocessing = {"crop_size": SIZE, "size": SIZE, "do_center_crop": True, "do_resize": True, "resample": 3}
     preprocessing |= {"image_mean": [0.48145466, 0.4578275, 0.40821073], "do_normalize": True}
-    preprocessing |= {
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-        "feature_extractor_type": "CLIPFeatureExtractor",
-    }
+    preprocessing |= {"image_std": [0.26862954, 0.26130258, 0.27577711]}
+    preprocessing |= {"feature_extractor_type": "CLIPFeatureExtractor"}
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
     return folder

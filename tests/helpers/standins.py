@@ -20,14 +20,7 @@ VQA = QUESTION | {"answers": ["2"] * 10}
 DOCUMENT = QUESTION | {"questionId": "1", "answers": ["2", "two"]}
 SCIENCE = [
     QUESTION | {"hint": "", "choices": ["1", "2"], "answer": 1},
-    {
-        "image": None,
-        "question": "Which is more?",
-        "question_id": "2",
-        "hint": "Think.",
-        "choices": ["1", "2"],
-        "answer": 1,
-    },
+    QUESTION | {"image": None, "question_id": "2", "hint": "Think.", "choices": ["1", "2"], "answer": 1},
 ]
 MMMU = {"image_1": COLOUR, "question": "Look at <image 1>, then <image 2>.", "answer": "A", "options": "['x', 'y']"}
 MMMU |= {"question_type": "multiple-choice"}

@@ -4,19 +4,9 @@ import inspect
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import (
-    CLIPVisionConfig,
-    Dinov2Config,
-    DonutSwinConfig,
-    GenerationMixin,
-    InternVLVisionConfig,
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedTokenizerFast,
-    SiglipVisionConfig,
-)
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from omnifusion_hf import (
     OmniFusionConfig,
@@ -33,29 +23,25 @@ VIT = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "nu
 
 def encoder_config(family: str, image_size: int = 32):
     """A vision configuration of about 30 thousand parameters; 16 patches (Swin: 16) at 32 px."""
-    if family == "clip":
-        return CLIPVisionConfig(**VIT, image_size=image_size)
-    if family == "siglip":
-        return SiglipVisionConfig(**VIT, image_size=image_size)
     if family == "dinov2":
         vit = {key: value for key, value in VIT.items() if key != "intermediate_size"}
-        return Dinov2Config(**vit, mlp_ratio=2, image_size=image_size)
-    if family == "internvl":
-        return InternVLVisionConfig(**VIT, image_size=image_size)
-    return DonutSwinConfig(
-        image_size=image_size, patch_size=4, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4
-    )
+        return transformers.Dinov2Config(**vit, mlp_ratio=2, image_size=image_size)
+    if family == "swin":
+        sizes = {"patch_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+        return transformers.DonutSwinConfig(image_size=image_size, **sizes)
+    name = {"clip": "CLIP", "siglip": "Siglip", "internvl": "InternVL"}[family]
+    return getattr(transformers, f"{name}VisionConfig")(**VIT, image_size=image_size)
 
 
 def text_config(family: str = "mistral", **changes):
     """An LLM of two layers whose vocabulary has room for the special tokens."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    cls = {"mistral": MistralConfig, "llama": LlamaConfig}[family]
+    cls = {"mistral": transformers.MistralConfig, "llama": transformers.LlamaConfig}[family]
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
     return cls(**sizes, num_key_value_heads=2, max_position_embeddings=512, **{"vocab_size": 512, **ids, **changes})
 
 
-def llm_tokenizer(add_bos: bool = False) -> PreTrainedTokenizerFast:
+def llm_tokenizer(add_bos: bool = False) -> transformers.PreTrainedTokenizerFast:
     """A byte-fallback BPE tokenizer of the Llama kind with 400 tokens, as an LLM would bring it."""
     raw = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -64,15 +50,13 @@ def llm_tokenizer(add_bos: bool = False) -> PreTrainedTokenizerFast:
     raw.decoder = decoders.Sequence(steps)
     specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     text = ["This is a dialog with AI assistant. What colour is the sky? The sky is blue and the grass is green."] * 3
-    text += [
-        "Describe the picture: a red square above two small circles, one left of the other. Привет, как дела?"
-    ] * 3  # ids in the tests follow from every word
+    more = "Describe the picture: a red square above two small circles, one left of the other. Привет, как дела?"
+    text += [more] * 3  # ids in the tests follow from every word
     raw.train_from_iterator(text, trainers.BpeTrainer(vocab_size=400, special_tokens=specials, show_progress=False))
     if add_bos:
-        from tokenizers import processors
-
         raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=raw, **names)
 
 
 def config(encoders=("clip",), text="mistral", image_sizes=None, encoder_sizes=None, **changes) -> OmniFusionConfig:
@@ -85,17 +69,15 @@ def config(encoders=("clip",), text="mistral", image_sizes=None, encoder_sizes=N
     return OmniFusionConfig(vision_config=vision | {"image_sizes": image_sizes}, text_config=text, **ids, **changes)
 
 
-def tokenizer_with_special_tokens(add_bos: bool = False) -> PreTrainedTokenizerFast:
+def tokenizer_with_special_tokens(add_bos: bool = False) -> transformers.PreTrainedTokenizerFast:
     return add_special_tokens(llm_tokenizer(add_bos))
 
 
 def processor(model_config: OmniFusionConfig, **image_options) -> OmniFusionProcessor:
     side = model_config.vision_config.image_size
     image_processor = OmniFusionImageProcessor(size={"height": side, "width": side}, **image_options)
-    template = chat_template_for(llm_tokenizer())
-    return OmniFusionProcessor(
-        image_processor, tokenizer_with_special_tokens(), model_config.image_seq_length, chat_template=template
-    )
+    tokenizer, template = tokenizer_with_special_tokens(), chat_template_for(llm_tokenizer())
+    return OmniFusionProcessor(image_processor, tokenizer, model_config.image_seq_length, chat_template=template)
 
 
 def model(model_config: OmniFusionConfig | None = None, seed: int = 0) -> OmniFusionForConditionalGeneration:
@@ -129,7 +111,7 @@ def prompt(model_processor, *conversations, **options):
 
 def cached(cache) -> dict:
     """A kept cache as the argument of `generate()` or `forward`, which transformers 5.24 renamed."""
-    names = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    names = inspect.signature(transformers.GenerationMixin.prepare_inputs_for_generation).parameters
     return {"cache" if "cache" in names else "past_key_values": cache}
 
 

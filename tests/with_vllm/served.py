@@ -1,7 +1,6 @@
 """Tiny models that vLLM's attention can run, as folders, and what transformers and vLLM answer for them."""
 
 import base64
-import io
 import json
 import os
 import subprocess
@@ -12,19 +11,16 @@ from pathlib import Path
 import tiny
 import torch
 from PIL import Image
+from pixels import encoded
 from transformers import PreTrainedConfig
 
 from omnifusion_hf import OmniFusionForConditionalGeneration, OmniFusionProcessor
 
 
 ASK = Path(__file__).with_name("ask.py")
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "TORCHDYNAMO_DISABLE": "1",  # compiling takes longer than all of these tests
-    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-}
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+ENVIRONMENT |= {"VLLM_CPU_KVCACHE_SPACE": "1"}  # GiB
+ENVIRONMENT |= {"TORCHDYNAMO_DISABLE": "1"}  # compiling takes longer than all of these tests
 NEW_TOKENS = 12
 
 
@@ -69,11 +65,10 @@ def by_transformers(folder: Path, asked: list[list[dict]], **options) -> list[di
     found = []
     for conversation in asked:
         inputs = tiny.prompt(processor, conversation, **options)
-        output = model.generate(
-            **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, output_scores=True, return_dict_in_generate=True
-        )
-        length = inputs["input_ids"].shape[1]
-        prompt, answer = output.sequences[0, :length].tolist(), output.sequences[0, length:].tolist()
+        settings = {"do_sample": False, "output_scores": True, "return_dict_in_generate": True}
+        output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, **settings)
+        length, tokens = inputs["input_ids"].shape[1], output.sequences[0].tolist()
+        prompt, answer = tokens[:length], tokens[length:]
         logprobs = torch.cat(output.scores).log_softmax(-1)  # (answer, vocab)
         chosen = [logprobs[i, token].item() for i, token in enumerate(answer)]
         found.append({"prompt": prompt, "answer": answer, "logprobs": chosen})
@@ -103,13 +98,11 @@ def by_vllm(jobs: list[dict], **environment) -> list[list[dict]]:
 def as_openai(message: dict) -> dict:
     """A message with images as data URIs, as clients of an OpenAI-compatible server send it."""
     parts = [
-        {"type": "image_url", "image_url": {"url": data_uri(part["image"])}} if part["type"] == "image" else part
+        {"type": "image_url", "image_url": {"url": data_uri(part["image"])}} if "image" in part else part
         for part in message["content"]
     ]
     return message | {"content": parts}
 
 
 def data_uri(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(encoded(image, "PNG")).decode()

@@ -22,34 +22,17 @@ def family(name: str, **changes):
     return config_class(**fields | {"vocab_size": 512, "head_dim": 32, "hidden_size": 128} | changes)
 
 
+MIX = "concatenation, grid"
+TWO = {"encoders": ("clip", "dinov2")}
 MODELS = {
     "mlp": {},
     "mlp, grid": {"view_strategy": "grid"},
     "mlp, Swin": {"encoders": ("swin",)},
-    "mlp, CLS kept, tied head": {
-        "vision_feature_select_strategy": "full",
-        "text": served.llm(tie_word_embeddings=True),
-    },
-    "transformer, rows that are not predicted": {
-        "encoders": ("clip", "siglip"),
-        "projector_type": "transformer",
-        "predicted_vocab_size": 400,
-    },
-    "concatenation, grid": {
-        "encoders": ("clip", "dinov2"),
-        "projector_type": "concatenation",
-        "view_strategy": "grid",
-    },
-    "summation, two sizes": {
-        "encoders": ("clip", "dinov2"),
-        "projector_type": "summation",
-        "image_sizes": [32, 48],
-    },
-    "attention": {
-        "encoders": ("siglip", "internvl"),
-        "projector_type": "attention",
-        "projector_num_queries": 8,
-    },
+    "CLS kept, tied head": {"vision_feature_select_strategy": "full", "text": served.llm(tie_word_embeddings=True)},
+    "transformer": {"encoders": ("clip", "siglip"), "projector_type": "transformer", "predicted_vocab_size": 400},
+    MIX: {**TWO, "projector_type": "concatenation", "view_strategy": "grid"},
+    "summation, two sizes": {**TWO, "projector_type": "summation", "image_sizes": [32, 48]},
+    "attention": {"encoders": ("siglip", "internvl"), "projector_type": "attention", "projector_num_queries": 8},
     "gemma2, capped logits": {"text": family("gemma2")},
     "cohere, multiplied logits": {"text": family("cohere")},
     "granite, divided logits": {"text": family("granite")},
@@ -122,17 +105,17 @@ def test_the_strategy_of_views_may_be_set_for_the_engine(folders, expected, aske
 # On a CPU, vLLM 0.30 makes the buffers between stages of a pipeline only where it compiles.
 @pytest.mark.parametrize(("parallel", "compiled"), [("tensor_parallel_size", False), ("pipeline_parallel_size", True)])
 def test_two_devices_give_the_tokens_of_one(parallel, compiled, folders, expected, asked):
-    job = served.job(folders["concatenation, grid"], asked, enforce_eager=not compiled, **{parallel: 2})
+    job = served.job(folders[MIX], asked, enforce_eager=not compiled, **{parallel: 2})
     compiling = {"TORCHDYNAMO_DISABLE": "0"} if compiled else {}
     [given] = served.by_vllm([job], VLLM_CPU_OMP_THREADS_BIND="0|1", **compiling)
-    assert tokens(given) == tokens(expected["concatenation, grid"])
+    assert tokens(given) == tokens(expected[MIX])
 
 
 def test_a_folder_of_remote_code_is_enough(folders, expected, asked):
     """Without the plug-in, with `--trust-remote-code`."""
-    job = served.job(folders["concatenation, grid"], asked, trust_remote_code=True)
+    job = served.job(folders[MIX], asked, trust_remote_code=True)
     [given] = served.by_vllm([job], VLLM_PLUGINS="none")
-    assert tokens(given) == tokens(expected["concatenation, grid"])
+    assert tokens(given) == tokens(expected[MIX])
 
 
 def test_control_without_plug_in_and_remote_code_vllm_does_not_know_the_model(folders, asked):
@@ -161,7 +144,7 @@ def test_the_demo_model_answers_rightly_in_any_dtype(questions):
 
 def test_a_folder_may_be_served_in_another_dtype_than_it_was_saved_in(folders, expected, asked):
     """Two of the encoder families; answers of random models are too close a call to be kept in bfloat16."""
-    [given] = served.by_vllm([served.job(folders["concatenation, grid"], asked, dtype="bfloat16")])
-    for found, exact in zip(given, expected["concatenation, grid"]):
+    [given] = served.by_vllm([served.job(folders[MIX], asked, dtype="bfloat16")])
+    for found, exact in zip(given, expected[MIX]):
         assert found["prompt"] == exact["prompt"]
         assert found["logprobs"][0] == pytest.approx(exact["logprobs"][0], abs=0.1)

@@ -126,10 +126,7 @@ def test_a_model_of_the_tables_is_built_from_local_parts(parts, tmp_path, monkey
 @pytest.mark.parametrize(
     "arguments, told",
     [
-        (
-            ["--vision", "internvit-6b-448", "--text", "{llm}"],
-            "omnifusion convert intern-vit --source OpenGV",
-        ),
+        (["--vision", "internvit-6b-448", "--text", "{llm}"], "omnifusion convert intern-vit --source OpenGV"),
         (["--vision", "{clip}"], "--vision (once per encoder) and --text"),
         (["--vision", "{clip}/absent", "--text", "{llm}"], "cannot load `{clip}/absent`"),
         (["--vision", "{clip}", "--text", "someone/model"], "cannot load `someone/model`"),

@@ -88,23 +88,6 @@ def test_images_stand_where_the_message_has_them(own, image_processor):
     assert (inputs.input_ids == processor.image_token_id).sum() == 32 and len(inputs.pixel_values) == 2
 
 
-@ALL
-@pytest.mark.parametrize("token", ["<image>", "<img_end>", "<|im_end|>", "</s>", "<s>", "<bot>"])
-def test_special_tokens_that_a_user_types_are_text(own, token, image_processor):
-    processor = processor_with(own, image_processor)
-    ids = [tiny.prompt(processor, [tiny.user(f"a {text} b")]).input_ids[0].tolist() for text in (token, "")]
-    special = processor.tokenizer.convert_tokens_to_ids(token)
-    assert ids[0].count(special) == ids[1].count(special)
-    assert f"a {token} b" in processor.decode(ids[0], skip_special_tokens=False)
-
-
-def test_only_user_messages_hold_images(image_processor):
-    processor = processor_with(CHATML, image_processor)
-    answer = {"role": "assistant", "content": [{"type": "image", "image": tiny.image()}]}
-    with pytest.raises(Exception, match="those of the user also images"):
-        tiny.prompt(processor, [tiny.user("Draw"), answer, tiny.user("And?")])
-
-
 SPECIAL = ["<image>", "<img_start>", "<img_end>", "<user>", "<bot>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 SPECIAL += ["<|end|>", "##"]
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=[ESCAPE, "▁"]), max_size=3)
@@ -147,8 +130,9 @@ def marks(ids: list[int], processor) -> list[int]:
 @given(pieces=CUT_TEXTS, role=st.sampled_from(["user", "system", "assistant"]), alone=st.booleans())
 def test_text_is_data_however_it_is_cut(formats, pieces, role, alone):
     parts = [{"type": "text", "text": piece} for piece in pieces]
-    for name in ("omnifusion", "chatml", "marks"):  # inst leaves out what the system says
-        processor = formats[name]
+    for name, processor in formats.items():
+        if (name, role) == ("inst", "system"):
+            continue  # which it leaves out
         nothing, whole, in_parts = (
             processor.tokenizer.encode(rendered(processor, said(role, content), alone))
             for content in ("", "".join(pieces), parts)
@@ -282,7 +266,7 @@ def test_bos_comes_from_the_template_alone(own, bos, image_processor):
     assert one_step == two_steps and one_step.count(processor.tokenizer.bos_token_id) == bos
 
 
-def trained(own: str, image_processor, *messages) -> str:
+def trained(own: str | None, image_processor, *messages) -> str:
     processor = processor_with(own, image_processor)
     labels = conversations.collate(processor, [{"name": "the sample", "messages": [*messages]}])["labels"][0]
     return processor.decode(labels[labels != -100], skip_special_tokens=False).replace(" ", "")
@@ -294,8 +278,9 @@ def trained(own: str, image_processor, *messages) -> str:
         (CHATML, "Asky.<|im_end|>\nGrass.<|im_end|>\n"),
         (INST, "Asky.</s>Grass.</s>"),
         (MARKS, "Asky.<|im_end|>Grass.<|im_end|>"),
+        (None, "Asky.</s>Grass.</s>"),
     ],
-    ids=["chatml", "inst", "marks"],
+    ids=["chatml", "inst", "marks", "omnifusion"],
 )
 def test_answers_and_their_ends_are_learnt_in_every_turn(own, expected, image_processor):
     question = tiny.user("Look ", tiny.image(), "at <image> it")

@@ -125,7 +125,8 @@ def test_regions_are_not_saved():
 def test_regions_are_in_pixels_of_the_image_as_a_viewer_shows_it(orientation):
     upright, regions = tiny.image(size=(40, 60)), [[[35, 3, 50, 12]]]
     data = stored_turned(upright, orientation)
-    np.testing.assert_array_equal(levels(data, regions=regions), levels(upright, regions=regions))
+    for given in (data, Image.open(BytesIO(data))):
+        np.testing.assert_array_equal(levels(given, regions=regions), levels(upright, regions=regions))
     if orientation > 1:  # control: the stored pixels show something else there
         stored = Image.fromarray(np.asarray(Image.open(BytesIO(data))))
         assert (levels(stored, regions=[[[20, 3, 35, 12]]])[1] != levels(upright, regions=regions)[1]).any()

@@ -289,7 +289,7 @@ def test_answers_and_their_ends_are_learnt_in_every_turn(own, expected, image_pr
 
 def test_a_template_that_rewrites_earlier_turns_trains_single_turns_only(image_processor):
     assert trained(REWRITES, image_processor, *DIALOGUE[:2]) == "<think></think>Asky.<|im_end|>"
-    with pytest.raises(ValueError, match="the sample has 2 answers, the chat template marks 1 .* omnifusion"):
+    with pytest.raises(ValueError, match="the sample has 2 answers, but the chat template marks 1: .* omnifusion"):
         trained(REWRITES, image_processor, *DIALOGUE)
 
 

@@ -75,28 +75,18 @@ def test_the_best_canvas_shows_most_of_the_image():
         assert all(shown(size, best) >= shown(size, canvas) for canvas in CANVASES)
 
 
-def test_the_whole_image_is_the_first_view_of_a_grid():
-    whole = image_views((50, 70), "whole", "pad", CANVASES, SIDE)
-    assert image_views((50, 70), "grid", "pad", CANVASES, SIDE).whole == whole.whole
-
-
 def test_views_of_huge_and_thin_images_are_bounded():
     largest = 1 + max(rows * columns for rows, columns in CANVASES)
     for size in [(4, 20_000), (20_000, 4), (1, 1), (10**6, 10**6), (1, 10**9)]:
         assert len(image_views(size, "grid", "crop", CANVASES, SIDE)) <= largest
 
 
-@pytest.mark.parametrize(
-    "size, strategy, fit, said",
-    [
-        ((0, 5), "whole", "crop", "0 x 5 pixels"),
-        ((5, 5), "tiles", "crop", "view_strategy `tiles`"),
-        ((5, 5), "whole", "stretch", "image_fit `stretch`"),
-    ],
-)
-def test_bad_input_is_named(size, strategy, fit, said):
-    with pytest.raises(ValueError, match=said):
-        image_views(size, strategy, fit, CANVASES, SIDE)
+def test_bad_input_is_named():
+    bad = {"0 x 5 pixels": ((0, 5), "whole", "crop"), "view_strategy `tiles`": ((5, 5), "tiles", "crop")}
+    bad["image_fit `stretch`"] = ((5, 5), "whole", "stretch")
+    for said, given in bad.items():
+        with pytest.raises(ValueError, match=said):
+            image_views(*given, CANVASES, SIDE)
 
 
 def test_views_per_image_reads_back_what_was_counted():
@@ -137,85 +127,69 @@ def test_a_region_stays_inside_the_image_where_its_square_fits_and_is_centred_on
 
 
 def test_regions_are_sorted_by_score_or_else_in_reading_order_and_capped():
-    boxes = [[60, 50, 70, 60], [10, 10, 20, 20], [80, 10, 90, 20]]
-    detected = [
-        {"score": score, "label": "x", "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), box))}
-        for score, box in zip((0.5, 0.2, 0.9), boxes)
-    ]
-    squares = [tuple(map(float, box)) for box in boxes]
-    assert region_views((100, 100), boxes, 0.0, 9) == [squares[1], squares[2], squares[0]]
-    assert region_views((100, 100), detected, 0.0, 9) == [squares[2], squares[0], squares[1]]
-    assert region_views((100, 100), detected, 0.0, 2) == [squares[2], squares[0]]
-    assert region_views((100, 100), detected, 0.0, 0) == region_views((100, 100), [], 0.0, 9) == []
+    a, b, c = boxes = [(60.0, 50.0, 70.0, 60.0), (10.0, 10.0, 20.0, 20.0), (80.0, 10.0, 90.0, 20.0)]
+    corners = [dict(zip(("xmin", "ymin", "xmax", "ymax"), box)) for box in boxes]
+    detected = [{"score": score, "label": "x", "box": box} for score, box in zip((0.5, 0.2, 0.9), corners)]
+    assert region_views((100, 100), boxes, 0.0, 9) == [b, c, a]
+    for most, expected in ((9, [c, a, b]), (2, [c, a]), (0, [])):
+        assert region_views((100, 100), detected, 0.0, most) == expected
+    assert region_views((100, 100), [], 0.0, 9) == []
 
 
-@pytest.mark.parametrize(
-    "box, said",
-    [
-        ([10, 10, 10, 20], "empty or reversed"),
-        ([10, 30, 20, 20], "empty or reversed"),
-        ([200, 0, 210, 10], "outside the image of 100 x 50"),
-        ([0, -20, 10, 0], "outside the image"),
-        ([0.1, 0.2, 0.5, 1.0], "left and right times 100, top and bottom times 50"),
-        ([0, 0, float("nan"), 10], "not finite"),
-        ([0, 0, float("inf"), 10], "not finite"),
-        ([0, 0, 10], "is not a box"),
-        (["a", 0, 10, 10], "is not a box"),
-        ({"xmin": 0, "ymin": 0, "xmax": 5, "ymax": 5}, "is not a box"),
-        ({"score": float("nan"), "box": {"xmin": 0, "ymin": 0, "xmax": 5, "ymax": 5}}, "not finite"),
-        ({"score": 0.5, "box": {"xmin": 0, "ymin": 0, "xmax": 5, "ymax": 5}}, "some boxes have a score"),
-    ],
-)
+A, B = [0, 0, 9, 9], {"score": 1.0, "label": "x", "box": {"xmin": 0, "ymin": 0, "xmax": 5, "ymax": 5}}
+BAD_BOXES = [
+    ([10, 10, 10, 20], "box 1: .*empty or reversed"),
+    ([10, 30, 20, 20], "box 1: .*empty or reversed"),
+    ([200, 0, 210, 10], "box 1: .*outside the image of 100 x 50"),
+    ([0, -20, 10, 0], "box 1: .*outside the image"),
+    ([0.1, 0.2, 0.5, 1.0], "box 1: .*left and right times 100, top and bottom times 50"),
+    ([0, 0, float("nan"), 10], "box 1: .*not finite"),
+    ([0, 0, float("inf"), 10], "box 1: .*not finite"),
+    ([0, 0, 10], "box 1: .*is not a box"),
+    (["a", 0, 10, 10], "box 1: .*is not a box"),
+    (B["box"], "box 1: .*is not a box"),
+    (B | {"score": float("nan")}, "box 1: .*not finite"),
+    (B, "some boxes have a score"),
+]
+
+
+@pytest.mark.parametrize("box, said", BAD_BOXES)
 def test_a_box_that_shows_nothing_is_named(box, said):
-    good = [[0, 0, 10, 10]]
-    assert len(region_views((50, 100), good * 2, 0.2, 4)) == 2
-    with pytest.raises(ValueError, match=said) as raised:
-        region_views((50, 100), good + [box], 0.2, 4)
-    assert "box 1: " in str(raised.value) or "some boxes" in said
+    assert len(region_views((50, 100), [A, A], 0.2, 4)) == 2
+    with pytest.raises(ValueError, match=said):
+        region_views((50, 100), [A, box], 0.2, 4)
 
 
 def test_tiles_and_regions_come_after_the_whole_image():
     regions = region_views((50, 70), [[0, 0, 9, 9]], 0.2, 4)
     views = image_views((50, 70), "grid", "pad", CANVASES, SIDE, regions)
     assert list(views) == [views.whole, *views.tiles, *regions] and len(views) == len(list(views)) == 6
+    assert views.whole == image_views((50, 70), "whole", "pad", CANVASES, SIDE).whole
     assert views.tiles == image_views((50, 70), "grid", "pad", CANVASES, SIDE).tiles
 
 
-A, B = [0, 0, 9, 9], {"score": 1.0, "label": "x", "box": {"xmin": 0, "ymin": 0, "xmax": 5, "ymax": 5}}
+NESTED = [
+    ([A, A], [1], [[A, A]]),
+    ([B], [1], [[B]]),
+    ([], [3], [[], [], []]),
+    ([[], []], [], []),
+    ([[A], []], [2], [[A], []]),
+    ([[A], [B, B]], [1, 1], [[A], [B, B]]),
+    ([[[A], []], [[B]]], [2, 1], [[A], [], [B]]),
+    ([[], [[B]]], [0, 1], [[B]]),
+    ((np.array([A, A]), np.zeros((0, 4))), [2], [[A, A], []]),
+    (np.array([[A]]), [1], [[A]]),
+]
+UNLIKE_IMAGES = [([A], [2]), ([[A]], [2]), ([[A], [A]], []), ([A], []), ([[[A], []], [[B]]], [1, 2]), (A, [1])]
+UNLIKE_IMAGES += [("boxes", [1]), ([[[[A]]]], [1])]
 
 
-@pytest.mark.parametrize(
-    "regions, images, expected",
-    [
-        ([A, A], [1], [[A, A]]),
-        ([B], [1], [[B]]),
-        ([], [3], [[], [], []]),
-        ([[], []], [], []),
-        ([[A], []], [2], [[A], []]),
-        ([[A], [B, B]], [1, 1], [[A], [B, B]]),
-        ([[[A], []], [[B]]], [2, 1], [[A], [], [B]]),
-        ([[], [[B]]], [0, 1], [[B]]),
-        ((np.array([A, A]), np.zeros((0, 4))), [2], [[A, A], []]),
-        (np.array([[A]]), [1], [[A]]),
-    ],
-)
+@pytest.mark.parametrize("regions, images, expected", NESTED)
 def test_regions_are_nested_as_images_are(regions, images, expected):
     assert regions_per_image(regions, images) == expected
 
 
-@pytest.mark.parametrize(
-    "regions, images",
-    [
-        ([A], [2]),
-        ([[A]], [2]),
-        ([[A], [A]], []),
-        ([A], []),
-        ([[[A], []], [[B]]], [1, 2]),
-        (A, [1]),
-        ("boxes", [1]),
-        ([[[[A]]]], [1]),
-    ],
-)
+@pytest.mark.parametrize("regions, images", UNLIKE_IMAGES)
 def test_another_number_of_regions_than_of_images_raises(regions, images):
     with pytest.raises(ValueError, match="one (list|list of boxes) (of boxes )?per image"):
         regions_per_image(regions, images)

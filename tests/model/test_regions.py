@@ -140,16 +140,14 @@ def test_regions_go_to_the_processor_nested_flat_or_among_the_image_options(imag
 
 
 def test_regions_go_through_the_chat_template(images):
-    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-
-    def prompt(chat, boxes):
-        ours = tiny.processor(tiny.config())
-        return ours.apply_chat_template(chat, **options, processor_kwargs={"regions": boxes})
-
+    ours = tiny.processor(tiny.config())
     chat = [tiny.user(images[0], "What?"), tiny.assistant("A sky."), tiny.user(images[2], "And this?")]
-    flat, nested = prompt(chat, [BOXES[0], BOXES[2]]), prompt([chat], [[BOXES[0], BOXES[2]]])
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    flat = ours.apply_chat_template(chat, **options, processor_kwargs={"regions": [BOXES[0], BOXES[2]]})
+    nested = tiny.prompt(ours, chat, processor_kwargs={"regions": [[BOXES[0], BOXES[2]]]})
     assert flat.image_view_index.tolist() == [0, 1, 2, 0, 1] and same(flat, nested)
-    assert prompt([tiny.user(images[0])], BOXES[0]).image_view_index.tolist() == [0, 1, 2]
+    single = ours.apply_chat_template([tiny.user(images[0])], **options, processor_kwargs={"regions": BOXES[0]})
+    assert single.image_view_index.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("count, regions", [(None, BOXES), (1, BOXES[:2]), (3, BOXES[:2]), (3, [BOXES])])

@@ -41,6 +41,7 @@ def assembled(clip, text, **options) -> OmniFusionForConditionalGeneration:
 def test_text_gets_the_logits_of_the_llm(family, tied, clip, tmp_path):
     text = llms.save(tmp_path / "llm", family, tied)
     model, llm = assembled(clip, text), AutoModelForCausalLM.from_pretrained(text).eval()
+    assert model.config.text_config is model.model.language_model.config
     expected = llm(IDS).logits
     rows = expected.shape[-1]
     torch.testing.assert_close(model(IDS).logits[..., :rows], expected, atol=1e-5, rtol=0)

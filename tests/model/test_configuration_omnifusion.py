@@ -60,12 +60,6 @@ def test_the_papers_layer_is_the_default_and_one_layer_is_meant_for_every_encode
     assert tiny.config(("clip", "dinov2"), vision_feature_layer=-1).vision_feature_layer == [-1, -1]
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip", "dinov2", "internvl", "swin"])
-def test_visual_tokens_follow_from_size_and_patch(family):
-    assert tiny.config((family,)).image_seq_length == 16
-    assert tiny.config((family,), image_sizes=[64]).image_seq_length == 4 * 16
-
-
 @pytest.mark.parametrize(
     "projector_type, tokens", [("concatenation", 16 + 36 + 16), ("summation", 36), ("attention", 576)]
 )
@@ -94,11 +88,8 @@ def test_save_and_load_keeps_every_field(tmp_path):
     config.save_pretrained(tmp_path)
     reloaded = AutoConfig.from_pretrained(tmp_path)
     assert type(reloaded) is OmniFusionConfig
-    first, second = (
-        {name: value for name, value in one.to_dict().items() if name not in ("auto_map", "_name_or_path")}
-        for one in (config, reloaded)
-    )
-    assert first == second
+    differ = {"auto_map": None, "_name_or_path": None}
+    assert reloaded.to_dict() | differ == config.to_dict() | differ
     parts, again = (one.vision_config.encoder_configs for one in (config, reloaded))
     assert [part.to_dict() for part in parts] == [part.to_dict() for part in again]
 

@@ -1,7 +1,6 @@
 """The image processor: exact pixels, every container of an image, huge and broken files, what is saved."""
 
 import base64
-import contextlib
 import json
 import re
 import resource
@@ -10,7 +9,7 @@ import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO, StringIO
 from tempfile import SpooledTemporaryFile
 from time import sleep
@@ -98,38 +97,25 @@ def test_images_too_large_to_resize_whole_give_nearly_the_same_pixels(monkeypatc
 
 
 @pytest.fixture
-def web():
-    """A web server: `web[path]` is the body at a path, a list is sent part by part; any other path is a 404."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            body = bodies.get(self.path)
-            self.send_response(404 if body is None else 200)
-            self.end_headers()
-            with contextlib.suppress(OSError):  # the client may go away
-                for part in [body or b""] if not isinstance(body, list) else body:
-                    self.wfile.write(part)
-
-        def log_message(self, *args):
-            pass
-
-    bodies = {}
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+def web(tmp_path):
+    """The URL of a web server of the folder."""
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        bodies["url"] = f"http://127.0.0.1:{server.server_port}"
-        yield bodies
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 
 @pytest.mark.parametrize("limit, value", [("MAX_DOWNLOAD_BYTES", 1000), ("MAX_DOWNLOAD_SECONDS", -1)])
-def test_a_url_gives_the_same_pixels_within_the_limits_of_a_download(web, monkeypatch, limit, value):
-    web |= {"/image.png": encoded(PHOTO, "PNG"), "/endless": [bytes(500)] * 1000}
-    np.testing.assert_array_equal(levels(web["url"] + "/image.png"), levels(PHOTO))
+def test_a_url_gives_the_same_pixels_within_the_limits_of_a_download(web, tmp_path, monkeypatch, limit, value):
+    (tmp_path / "image.png").write_bytes(encoded(PHOTO, "PNG"))
+    (tmp_path / "large").write_bytes(bytes(10**6))
+    np.testing.assert_array_equal(levels(f"{web}/image.png"), levels(PHOTO))
     monkeypatch.setattr(image_processing_omnifusion, limit, value)
-    for path in ("/image.png", "/endless"):
-        with pytest.raises(ValueError, match=rf"{path} cannot be fetched: more than \d+ bytes or -?\d+ s"):
-            levels(web["url"] + path)
-    for url in (web["url"] + "/absent.png", "http://[::1/a.png"):
+    for url in (f"{web}/image.png", f"{web}/large"):
+        with pytest.raises(ValueError, match=rf"^{url} cannot be fetched: more than \d+ bytes or -?\d+ s"):
+            levels(url)
+    for url in (f"{web}/absent.png", "http://[::1/a.png"):
         with pytest.raises(ValueError, match=f"^{re.escape(url)} cannot be fetched: "):
             levels(url)
 

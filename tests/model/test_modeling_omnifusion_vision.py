@@ -29,9 +29,7 @@ def full_encoder(family: str, image_size: int = 32, seed: int = 0) -> nn.Module:
     return encoder
 
 
-def tower_of(
-    encoders: list[nn.Module], layers: list[int], keep_prefix: bool = False, **fields
-) -> OmniFusionVisionModel:
+def tower_of(encoders: list[nn.Module], layers, keep_prefix: bool = False, **fields) -> OmniFusionVisionModel:
     """A tower with the weights of full encoders; every weight that it has must be among theirs."""
     config = OmniFusionVisionConfig(encoder_configs=[encoder.config for encoder in encoders], **fields)
     tower = OmniFusionVisionModel(config, layers, keep_prefix).eval()
@@ -77,9 +75,8 @@ def test_all_layers_of_all_encoders_come_in_order_as_they_are_computed():
     tower = tower_of(encoders, "all", image_normalizations=[{"image_mean": [0.5] * 3, "image_std": [0.5] * 3}] * 2)
     expected = [state[:, 1:] for e in encoders for state in e(views(), output_hidden_states=True).hidden_states[1:]]
     computed, counts = [], []
-    for encoder in tower.encoders:
-        for block in blocks_of(encoder):
-            block.register_forward_hook(lambda *_: computed.append(None))
+    for block in [block for encoder in tower.encoders for block in blocks_of(encoder)]:
+        block.register_forward_hook(lambda *_: computed.append(None))
 
     def read(features):
         for feature in features:
@@ -175,13 +172,12 @@ class IntegerLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        self.scale = linear.weight.abs().max() / 127
-        weight = (linear.weight / self.scale + 128).round().to(torch.uint8)
-        self.weight, self.bias = nn.Parameter(weight, requires_grad=False), linear.bias
+        self.scale, self.bias = linear.weight.abs().max() / 127, linear.bias
+        integers = (linear.weight / self.scale + 128).round().to(torch.uint8)
+        self.weight = nn.Parameter(integers, requires_grad=False)
 
     def forward(self, hidden_states):
-        weight = (self.weight.to(hidden_states.dtype) - 128) * self.scale.to(hidden_states.dtype)
-        return nn.functional.linear(hidden_states, weight, self.bias)
+        return nn.functional.linear(hidden_states, (self.weight - 128.0) * self.scale, self.bias)
 
 
 @torch.no_grad()
@@ -234,9 +230,8 @@ def test_activations_beyond_float16_stay_finite():
 
 @pytest.mark.parametrize("cast", [lambda model: model.half(), lambda model: model.to("cpu", dtype=torch.float16)])
 def test_casting_to_float16_leaves_encoders_and_adapter_in_float32(cast):
-    weights = tiny.model().state_dict()
-    model = cast(tiny.model())
-    for name, tensor in model.state_dict().items():
+    weights, model = tiny.model().state_dict(), tiny.model()
+    for name, tensor in cast(model).state_dict().items():
         kept = "vision_tower" in name or "multi_modal_projector" in name
         assert tensor.dtype is (torch.float32 if kept else torch.float16), name
         assert not kept or torch.equal(tensor, weights[name])

@@ -2,7 +2,6 @@
 
 import base64
 import doctest
-import time
 from io import BytesIO
 
 import numpy as np
@@ -25,34 +24,34 @@ SPECIALS = ["<image>", "<img_start>", "<img_end>", "<user>", "<bot>", "</s>", "<
 SIZES = [(40, 60), (7, 5), (33, 200), (150, 20)]
 
 
-@pytest.fixture(scope="module")
-def processor() -> OmniFusionProcessor:
-    return tiny.processor(tiny.config())
-
-
 def test_examples_in_docstrings_hold():
     assert doctest.testmod(processing_omnifusion) == (0, 2)
 
 
-MODELS = [{"encoders": encoders} for encoders in (("siglip",), ("dinov2",), ("internvl",), ("swin",))]
-MODELS += [
-    {"encoders": ("clip", "dinov2"), "projector_type": "transformer"},
-    {"vision_feature_select_strategy": "full"},
-]
+BOXES = [[(0, 0, 9, 9), (20, 3, 40, 20)], [], [(0, 0, 5, 5)], []]
+OPTIONS = [{}, {"regions": BOXES}, {"view_strategy": "grid"}, {"regions": BOXES, "view_strategy": "grid"}]
+MODELS = [{"encoders": (family,)} for family in ("siglip", "dinov2", "internvl", "swin")]
+TWO = {"encoders": ("clip", "dinov2"), "projector_type": "transformer"}
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("parts", MODELS)
-def test_tokens_are_counted_alike_by_processor_engine_hook_and_model(parts):
+@pytest.mark.parametrize("parts", [*MODELS, TWO, {"vision_feature_select_strategy": "full"}])
+def test_one_place_counts_for_prompts_plans_engines_and_features(parts):
+    """Marks are included for prompts, not for engines and features."""
     model = tiny.model(tiny.config(**parts))
-    for strategy in ("whole", "grid"):
-        processor = tiny.processor(model.config, view_strategy=strategy)
-        inputs = tiny.prompt(processor, *([tiny.user(tiny.image(size=size), "What?")] for size in SIZES))
-        planned = processor._get_num_multimodal_tokens(image_sizes=SIZES)
-        features = model.get_image_features(inputs.pixel_values, inputs.image_view_index).pooler_output
-        counted = (inputs.input_ids == processor.image_token_id).sum(-1).tolist()
-        assert counted == planned.num_image_tokens == [len(tokens) for tokens in features]
-        assert sum(planned.num_image_patches) == len(inputs.pixel_values)
+    ours, totals = tiny.processor(model.config), set()
+    for options in OPTIONS:
+        inputs = ours(text=["<image>"] * 4, images=[[tiny.image(size=size)] for size in SIZES], **options)
+        count = ours.count_tokens(SIZES, context_length=100, **options)
+        planned = ours._get_num_multimodal_tokens(SIZES, **options)
+        views, index = torch.from_numpy(inputs.pixel_values), torch.from_numpy(inputs.image_view_index)
+        features = model.get_image_features(views, index).pooler_output
+        assert count.tokens == [len(row) for row in inputs.input_ids]
+        assert count.image_tokens == planned.num_image_tokens == [len(tokens) for tokens in features]
+        assert count.views == planned.num_image_patches and sum(count.views) == len(views)
+        assert count.total == sum(count.tokens) and count.share == count.total / 100
+        totals.add(count.total)
+    assert len(totals) == 4
 
 
 @pytest.mark.parametrize("change", [1, -1])
@@ -67,20 +66,11 @@ def test_a_count_off_by_one_raises_with_both_counts(change, processor):
         model(**inputs)
 
 
-@pytest.mark.parametrize(
-    "given, sample", [([[0], [1, 2]], 0), ([[0, 1, 2], []], 0), ([[0, 1], [2], [3]], 2), ([[0, 1], []], 1)]
-)
-def test_the_processor_names_the_sample_with_the_wrong_number_of_images(given, sample, processor):
-    images = [[tiny.image(seed) for seed in seeds] for seeds in given]
-    with pytest.raises(ValueError, match=rf"Sample {sample}: the prompts hold \[2, 1\] .* placeholders"):
-        processor(text=["<image><image> both?", "<image> one?"], images=images)
-
-
-def test_engines_may_ask_for_a_huge_image(processor):
-    start = time.perf_counter()
-    grid = processor._get_num_multimodal_tokens(image_sizes=[(10_000, 10_000)], view_strategy="grid")
-    assert time.perf_counter() - start < 0.5
-    assert grid.num_image_patches == [5] and grid.num_image_tokens == [5 * 16]
+def test_the_processor_names_the_sample_with_the_wrong_number_of_images(processor):
+    for given, sample in (([[0], [1, 2]], 0), ([[0, 1, 2], []], 0), ([[0, 1], [2], [3]], 2), ([[0, 1], []], 1)):
+        images = [[tiny.image(seed) for seed in seeds] for seeds in given]
+        with pytest.raises(ValueError, match=rf"Sample {sample}: the prompts hold \[2, 1\] .* placeholders"):
+            processor(text=["<image><image> both?", "<image> one?"], images=images)
 
 
 def test_the_cap_of_a_call_reaches_files(processor, tmp_path):
@@ -123,10 +113,8 @@ def test_a_turned_file_stands_upright_with_a_prompt(processor, format):
     file = encoded(tiny.image(size=(40, 60)).transpose(Image.Transpose.ROTATE_90), format, exif=exif)
     upright = Image.open(BytesIO(file)).convert("RGB")
     upright = upright if upright.size == (60, 40) else upright.transpose(Image.Transpose.ROTATE_270)  # TIFF is upright
-    given = processor(text="<image>", images=file, return_tensors="np")["pixel_values"]
-    np.testing.assert_array_equal(
-        given, processor.image_processor(np.asarray(upright), return_tensors="np").pixel_values
-    )
+    given, expected = (processor(text="<image>", images=one).pixel_values for one in (file, np.asarray(upright)))
+    np.testing.assert_array_equal(given, expected)
 
 
 def test_truncation_never_cuts_an_image_and_drops_none_silently(processor):
@@ -160,31 +148,9 @@ def test_a_typed_placeholder_is_never_bound_to_an_image(processor):
         processor(text="an <image> tag")
 
 
-def test_an_expanded_prompt_is_not_expanded_again(processor):
-    inputs = processor(text="<image> What?", images=[tiny.image()])
-    expanded = processor.decode(inputs.input_ids[0], skip_special_tokens=False)
-    assert expanded.count("<image>") == 16
-    with pytest.raises(ValueError, match="<image>"):
-        processor(text=expanded, images=[tiny.image()])
-    assert processor(text=expanded.replace("<image>" * 16, ""), images=None)  # control: without the tokens it is text
-
-
-def test_nested_and_flat_images_are_the_same(processor):
-    text = ["<image><image> both?", "none?", "<image> one?"]
-    a, b, c = (tiny.image(seed) for seed in range(3))
-    options = {"padding": True, "return_tensors": "pt"}
-    nested = processor(text=list(text), images=[[a, b], [], [c]], **options)
-    flat = processor(text=list(text), images=[a, b, c], **options)
-    assert all(torch.equal(nested[name], flat[name]) for name in nested)
-    swapped = processor(text=list(text), images=[[b, a], [], [c]], **options)
-    assert torch.equal(swapped.pixel_values[[1, 0, 2]], nested.pixel_values)
-    assert not torch.equal(swapped.pixel_values, nested.pixel_values)
-
-
-@pytest.mark.parametrize("images", [None, [], [[]], [[], []]])
-def test_no_images_in_any_spelling_is_text_only(images, processor):
-    prompts = ["Hi"] * (len(images) if images and len(images) == 2 else 1)
-    assert "pixel_values" not in processor(text=prompts, images=images)
+def test_no_images_in_any_spelling_is_text_only(processor):
+    for prompts, images in ((["Hi"], None), (["Hi"], []), (["Hi"], [[]]), (["Hi"] * 2, [[], []])):
+        assert "pixel_values" not in processor(text=prompts, images=images)
 
 
 def test_the_prompt_is_that_of_the_release(processor):

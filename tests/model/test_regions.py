@@ -64,13 +64,17 @@ def test_max_regions_caps_the_views_of_each_image():
     image, boxes = tiny.image(size=(60, 60)), [(i, i, i + 9, i + 9) for i in range(20)]
     assert len(levels(image, regions=[boxes])) == 1 + processor().max_regions
     assert len(levels(image, regions=[boxes], max_regions=7)) == 8
-    for said, options in {
-        "max_regions must be 0 or more": {"max_regions": -1},
-        "region_context must be 0 or more": {"region_context": -0.5},
-        "Regions of image 0, box 2": {"regions": [[*boxes[:2], (9, 0, 5, 5)]]},
-    }.items():
+
+
+def test_bad_options_and_boxes_are_named():
+    good = [(0, 0, 9, 9)] * 2
+    for said, options in (
+        ("max_regions must be 0 or more", {"max_regions": -1}),
+        ("region_context must be 0 or more", {"region_context": -0.5}),
+        ("Regions of image 1, box 2", {"regions": [good, [*good, (9, 0, 5, 5)]]}),
+    ):
         with pytest.raises(ValueError, match=said):
-            levels(image, **{"regions": [boxes]} | options)
+            levels([tiny.image(), tiny.image()], **{"regions": [good, good]} | options)
 
 
 def test_output_of_a_detection_pipeline_is_taken_as_it_is():
@@ -127,16 +131,17 @@ def same(first, second) -> bool:
     return all(torch.equal(torch.as_tensor(first[name]), torch.as_tensor(second[name])) for name in first)
 
 
-def test_regions_go_to_the_processor_nested_flat_or_among_the_image_options(images):
-    text, nested = ["<image><image> both?", "<image> one?"], [images[:2], images[2:]]
+def test_images_and_regions_go_to_the_processor_nested_flat_or_among_the_image_options(images):
+    text, nested = ["<image><image> both?", "none?", "<image> one?"], [images[:2], [], images[2:]]
     ours = partial(tiny.processor(tiny.config()), text=text, padding=True, return_tensors="pt")
     flat = ours(images=images, regions=BOXES)
     assert flat.image_view_index.tolist() == [0, 1, 2, 0, 0, 1]
-    assert same(flat, ours(images=nested, regions=[BOXES[:2], BOXES[2:]]))
+    assert same(flat, ours(images=nested, regions=[BOXES[:2], [], BOXES[2:]]))
     assert same(flat, ours(images=nested, regions=BOXES))
     assert same(flat, ours(images=images, images_kwargs={"regions": BOXES}))
     other = ours(images=images, regions=BOXES[::-1])
     assert other.image_view_index.tolist() == [0, 1, 0, 0, 1, 2]  # control: boxes belong to their image
+    assert not same(ours(images=images), ours(images=images[::-1]))
 
 
 def test_regions_go_through_the_chat_template(images):
@@ -164,27 +169,6 @@ def test_regions_is_no_strategy(images):
         processor(view_strategy="regions")(images)
     with pytest.raises(Exception, match="expected one of"):
         processor()(images, view_strategy="regions")
-
-
-@torch.no_grad()
-def test_one_place_counts_for_prompts_plans_engines_and_features(images):
-    """With regions, with a grid and with both: marks included for prompts, without them for engines and features."""
-    model = tiny.model()
-    ours = tiny.processor(model.config)
-    sizes = [(image.height, image.width) for image in images]
-    totals = set()
-    for options in ({}, {"regions": BOXES}, {"view_strategy": "grid"}, {"regions": BOXES, "view_strategy": "grid"}):
-        inputs = ours(text=["<image>"] * 3, images=[[image] for image in images], **options)
-        count = ours.count_tokens(sizes, context_length=100, **options)
-        planned = ours._get_num_multimodal_tokens(sizes, **options)
-        views = torch.from_numpy(inputs.pixel_values)
-        features = model.get_image_features(views, torch.from_numpy(inputs.image_view_index)).pooler_output
-        assert count.tokens == [len(row) for row in inputs.input_ids]
-        assert count.image_tokens == planned.num_image_tokens == [len(tokens) for tokens in features]
-        assert count.views == planned.num_image_patches and sum(count.views) == len(views)
-        assert count.total == sum(count.tokens) and count.share == count.total / 100
-        totals.add(count.total)
-    assert len(totals) == 4
 
 
 def test_one_size_counts_as_a_list_of_one():

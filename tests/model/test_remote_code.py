@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -41,10 +42,8 @@ options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True,
 inputs = processor.apply_chat_template([{"role": "user", "content": content}], **options)
 report["ids"] = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0].tolist()
 answer = pipeline("image-text-to-text", model=folder, trust_remote_code=True)
-greedy = {"max_new_tokens": 6, "do_sample": False}
-report["pipeline"] = answer(
-    text=[{"role": "user", "content": content}], return_full_text=False, generate_kwargs=greedy
-)[0]["generated_text"]
+greedy = {"return_full_text": False, "generate_kwargs": {"max_new_tokens": 6, "do_sample": False}}
+report["pipeline"] = answer(text=[{"role": "user", "content": content}], **greedy)[0]["generated_text"]
 model.save_pretrained(sys.argv[1] + "_again")
 report["saved_again"] = sorted(json.load(open(sys.argv[1] + "_again/config.json"))["auto_map"])
 print(json.dumps(report))
@@ -64,19 +63,17 @@ def environment_without_this_package(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(model, processor, tmp_path_factory) -> dict:
+def report(model_folder, tmp_path_factory) -> dict:
     """What the script found in that environment, far from this source tree."""
     home = tmp_path_factory.mktemp("elsewhere")
-    model.save_pretrained(home / "checkpoint")
-    processor.save_pretrained(home / "checkpoint")
+    shutil.copytree(model_folder, home / "checkpoint")
     tiny.image().save(home / "image.png")
     python = environment_without_this_package(home / "venv")
     environment = {name: value for name, value in os.environ.items() if not re.match("PYTHON|HF_|TRANSFORMERS_", name)}
     environment |= {"HF_HOME": str(home / "hf")}
-    run = subprocess.run(
-        [python, "-I", "-c", SCRIPT, home / "checkpoint", home / "image.png"],
-        env=environment, cwd=home, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    command = [python, "-I", "-c", SCRIPT, home / "checkpoint", home / "image.png"]
+    options = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
+    run = subprocess.run(command, env=environment, cwd=home, **options)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
 

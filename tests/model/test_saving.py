@@ -17,13 +17,9 @@ def assert_equal_states(first: torch.nn.Module, second: torch.nn.Module):
         assert ours[name].dtype is theirs[name].dtype and torch.equal(ours[name], theirs[name]), name
 
 
-@pytest.mark.parametrize(
-    "encoders, text, projector_type, tied",
-    [(("siglip", "internvl"), "llama", "transformer", True), (("dinov2", "swin"), "mistral", "mlp", False)],
-)
-def test_saving_and_loading_is_bit_equal(encoders, text, projector_type, tied, tmp_path):
-    text = tiny.text_config(text, tie_word_embeddings=tied)
-    model = tiny.model(tiny.config(encoders, text=text, projector_type=projector_type))
+def test_saving_and_loading_is_bit_equal(tmp_path):
+    """Of an encoder and a tied LLM that the matrix of every mix leaves out."""
+    model = tiny.model(tiny.config(("swin",), text=tiny.text_config("llama", tie_word_embeddings=True)))
     model.save_pretrained(tmp_path)
     loaded, info = OmniFusionForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
@@ -39,12 +35,6 @@ def test_every_auto_class_opens_the_folder(model, model_folder):
     base = AutoModel.from_pretrained(model_folder)
     assert type(base) is OmniFusionModel
     assert_equal_states(base, model.model)
-
-
-def test_shards_are_the_same_weights(model, tmp_path):
-    model.save_pretrained(tmp_path, max_shard_size="100KB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    assert_equal_states(OmniFusionForConditionalGeneration.from_pretrained(tmp_path), model)
 
 
 WHOLE, SHARDS = {}, {"max_shard_size": "100KB"}
@@ -96,19 +86,17 @@ def test_loading_in_float16_leaves_encoders_and_adapter_in_float32(dtype, proces
     assert torch.isfinite(loaded(**inputs).logits).all()
 
 
-def test_the_map_of_remote_code_names_every_auto_class(model, processor, model_folder, tmp_path):
-    model.model.save_pretrained(tmp_path)  # a headless folder as well
+def test_the_map_of_remote_code_names_every_auto_class(model, processor, tmp_path):
+    model.model.save_pretrained(tmp_path)  # of a headless folder as well
     processor.save_pretrained(tmp_path)
-    for folder in (model_folder, tmp_path):
-        auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
-        assert auto_map == {
-            "AutoConfig": "configuration_omnifusion.OmniFusionConfig",
-            "AutoModel": "modeling_omnifusion.OmniFusionModel",
-            "AutoModelForImageTextToText": "modeling_omnifusion.OmniFusionForConditionalGeneration",
-            "AutoProcessor": "processing_omnifusion.OmniFusionProcessor",
-        }
-        files = {path.name for path in folder.glob("*.py")}
-        assert {name.split(".")[0] + ".py" for name in auto_map.values()} <= files
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert auto_map == {
+        "AutoConfig": "configuration_omnifusion.OmniFusionConfig",
+        "AutoModel": "modeling_omnifusion.OmniFusionModel",
+        "AutoModelForImageTextToText": "modeling_omnifusion.OmniFusionForConditionalGeneration",
+        "AutoProcessor": "processing_omnifusion.OmniFusionProcessor",
+    }
+    assert all((tmp_path / f"{name.split('.')[0]}.py").is_file() for name in auto_map.values())
 
 
 def test_generation_settings_survive(tmp_path):

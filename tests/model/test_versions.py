@@ -61,10 +61,9 @@ def test_two_steps_of_the_stock_trainer_have_the_recorded_losses_and_reload(tmp_
         answers = batch.pop("assistant_masks").bool()
         return {**batch, "labels": batch["input_ids"].masked_fill(~answers, -100)}
 
-    settings = TrainingArguments(
-        str(tmp_path), max_steps=2, per_device_train_batch_size=2, learning_rate=1e-4, optim="sgd", logging_steps=1,
-        remove_unused_columns=False, report_to="none", use_cpu=True, disable_tqdm=True,
-    )  # fmt: skip
+    options = {"remove_unused_columns": False, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    options |= {"max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-4, "optim": "sgd"}
+    settings = TrainingArguments(str(tmp_path), logging_steps=1, **options)
     trainer = Trainer(model, settings, train_dataset=examples, data_collator=collate, processing_class=processor)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -17,21 +17,7 @@ from omnifusion_hf.build.tokenization import fast_tokenizer, load_tokenizer
 
 RELEASE = Path(__file__).parents[3] / "shared/airi/release_files/tokenizer/tokenizer.model"
 CHARACTERS = "abcdefghijklmnop ABC  \n\n\tпривет мир как дела небо.,!?:()[]{}0123456789éüñ中文字🙂🚀'\"-_/\\<>"
-PIECES = [
-    "What",
-    "is",
-    "the",
-    "sky",
-    "color",
-    "?",
-    *"Какого цвета небо".split(),
-    " ",
-    "  ",
-    "\n",
-    "<s",
-    "unk>",
-    "\\frac",
-]
+PIECES = [*"What is the sky color ? Какого цвета небо <s unk> \\frac{a}".split(), " ", "  ", "\n"]
 
 
 def strings(count: int) -> list[str]:

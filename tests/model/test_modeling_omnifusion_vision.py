@@ -177,7 +177,8 @@ class IntegerLinear(nn.Module):
         self.weight = nn.Parameter(integers, requires_grad=False)
 
     def forward(self, hidden_states):
-        return nn.functional.linear(hidden_states, (self.weight - 128.0) * self.scale, self.bias)
+        weight = (self.weight.to(hidden_states.dtype) - 128) * self.scale.to(hidden_states.dtype)
+        return nn.functional.linear(hidden_states, weight, self.bias)
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ from torch import nn
 from transformers import AutoModel, AutoModelForImageTextToText, BitsAndBytesConfig, MistralConfig, TorchAoConfig
 
 from omnifusion_hf.model import modeling_omnifusion
-from omnifusion_hf.model.modeling_omnifusion import quantise_only_the_llm
 
 
 pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes; quantisation was not tested")
@@ -95,4 +94,4 @@ def test_control_transformers_own_defaults_reach_adapter_and_head(method, folder
 def test_a_method_without_such_a_list_is_left_as_it_is():
     wanted = BitsAndBytesConfig(load_in_4bit=True)
     del wanted.llm_int8_skip_modules
-    assert quantise_only_the_llm(wanted).to_dict() == wanted.to_dict()
+    assert modeling_omnifusion.quantise_only_the_llm(wanted).to_dict() == wanted.to_dict()

@@ -1,6 +1,7 @@
 """Saved folders: bit-equal round trips, dtypes, buffers, and what a folder holds."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
 import tiny
@@ -32,8 +33,7 @@ def test_saving_and_loading_is_bit_equal(tmp_path):
 def test_every_auto_class_opens_the_folder(model, model_folder):
     for auto in (AutoModelForImageTextToText, AutoModelForVision2Seq):
         assert_equal_states(auto.from_pretrained(model_folder), model)
-    base = AutoModel.from_pretrained(model_folder)
-    assert type(base) is OmniFusionModel
+    assert type(base := AutoModel.from_pretrained(model_folder)) is OmniFusionModel
     assert_equal_states(base, model.model)
 
 
@@ -59,14 +59,10 @@ def test_of_two_models_saved_to_one_folder_the_second_is_loaded_and_the_first_is
 
 def test_earlier_weights_stay_where_saving_fails(model, tmp_path, monkeypatch):
     model.save_pretrained(tmp_path)
-
-    def fails(*args, **kwargs):
-        raise OSError("No space left on device")
-
+    fails = Mock(side_effect=OSError("No space left on device"))
     monkeypatch.setattr("transformers.modeling_utils.safe_save_file", fails)
     with pytest.raises(OSError, match="No space left"):
         tiny.model(model.config, seed=1).save_pretrained(tmp_path, **SHARDS)
-    monkeypatch.undo()
     assert_equal_states(OmniFusionForConditionalGeneration.from_pretrained(tmp_path), model)
 
 

@@ -172,9 +172,9 @@ class IntegerLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        self.scale, self.bias = linear.weight.abs().max() / 127, linear.bias
+        self.scale = linear.weight.abs().max() / 127
         integers = (linear.weight / self.scale + 128).round().to(torch.uint8)
-        self.weight = nn.Parameter(integers, requires_grad=False)
+        self.weight, self.bias = nn.Parameter(integers, requires_grad=False), linear.bias
 
     def forward(self, hidden_states):
         weight = (self.weight.to(hidden_states.dtype) - 128) * self.scale.to(hidden_states.dtype)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import conversations
 import llms
@@ -10,7 +11,7 @@ import tiny
 import torch
 from chat_templates import CHATML
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from omnifusion_hf import OmniFusionForConditionalGeneration
 from omnifusion_hf.build import presets
@@ -19,18 +20,6 @@ from omnifusion_hf.inference import answer_question
 
 
 RECIPE = Path(__file__).parents[2] / "omnifusion_hf/recipes" / "pretrain.yaml"
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    """Folders of two encoders, of an LLM, and of a chat-tuned one that ends turns with a token of its own."""
-    folder = tmp_path_factory.mktemp("parts")
-    torch.manual_seed(0)
-    for family in ("clip", "dinov2"):
-        AutoModel.from_config(tiny.encoder_config(family)).save_pretrained(folder / family)
-    llms.save(folder / "llm", "mistral", add_bos=True)
-    llms.save(folder / "chat", "llama", chat_template=CHATML.replace("<|im_end|>", "<unk>"))
-    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -53,8 +42,7 @@ def test_a_build_is_the_same_each_time(parts, tmp_path):
     assert all(torch.equal(weight, other[name]) for name, weight in one.items())
     torch.manual_seed(1)  # control: another seed gives another adapter
     another = OmniFusionForConditionalGeneration.from_vision_text_pretrained([parts / "clip"], parts / "llm")
-    name = "model.multi_modal_projector.linear_1.weight"
-    assert not torch.equal(another.state_dict()[name], one[name])
+    assert not torch.equal(another.state_dict()[name := "model.multi_modal_projector.linear_1.weight"], one[name])
 
 
 def test_a_mix_with_a_grid_is_built_trains_by_the_recipe_and_answers(parts, tmp_path, capsys):
@@ -77,24 +65,19 @@ def test_a_mix_with_a_grid_is_built_trains_by_the_recipe_and_answers(parts, tmp_
 
 
 def test_a_chat_tuned_llm_keeps_its_template_and_stops_at_its_own_mark(parts, tmp_path):
-    assert build(parts, tmp_path / "own", "--chat-template", "own", text="chat") == 0
-    assert build(parts, tmp_path / "omnifusion", text="chat") == 0
-    templates = [(tmp_path / name / "chat_template.jinja").read_text() for name in ("own", "omnifusion")]
-    assert "You help." in templates[0] and "You help." not in templates[1]
-    ends = [
-        json.loads((tmp_path / name / "generation_config.json").read_text())["eos_token_id"]
-        for name in ("own", "omnifusion")
-    ]
-    assert ends == [[2, 0], [2]]  # <unk> is what the template ends turns with
+    chat = llms.save(tmp_path / "chat", "llama", chat_template=CHATML.replace("<|im_end|>", "<unk>"))
+    for kind, ends in (("own", [2, 0]), ("omnifusion", [2])):  # <unk> is what the template ends turns with
+        folder = tmp_path / kind
+        assert build(parts, folder, "--chat-template", kind, text=chat) == 0
+        assert ("You help." in (folder / "chat_template.jinja").read_text()) == (kind == "own")
+        assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == ends
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{% for m in messages %}{{ m.content }} {% endfor %}",  # nothing ends an answer
-        "{% if messages[0].role != 'system' %}{{ raise_exception('a system message first') }}{% endif %}",
-    ],
-)
+NO_END = "{% for m in messages %}{{ m.content }} {% endfor %}"  # nothing ends an answer
+RAISES = "{% if messages[0].role != 'system' %}{{ raise_exception('a system message first') }}{% endif %}"
+
+
+@pytest.mark.parametrize("template", [NO_END, RAISES])
 def test_a_template_that_cannot_be_trained_is_refused(template, parts, tmp_path, capsys):
     text = llms.save(tmp_path / "chat", "llama", chat_template=template)
     assert build(parts, tmp_path / "out", "--chat-template", "own", text=text) == 2
@@ -123,38 +106,28 @@ def test_a_model_of_the_tables_is_built_from_local_parts(parts, tmp_path, monkey
     assert config["projector_type"] == "attention" and len(config["vision_config"]["encoder_configs"]) == 2
 
 
-@pytest.mark.parametrize(
-    "arguments, told",
-    [
-        (
-            ["--vision", "internvit-6b-448", "--text", "{llm}"],
-            "omnifusion convert intern-vit --source OpenGV",
-        ),
-        (["--vision", "{clip}"], "--vision (once per encoder) and --text"),
-        (["--vision", "{clip}/absent", "--text", "{llm}"], "cannot load `{clip}/absent`"),
-        (["--vision", "{clip}", "--text", "someone/model"], "cannot load `someone/model`"),
-        (["--vision", "blip={clip}", "--text", "{llm}"], "`blip` in blip={clip} is not a preset"),
-        (["--vision", "clip-vit-l-336={clip}", "--text", "{llm}"], "should give 576 tokens of width 1024"),
-        (
-            ["--vision", "{clip}", "--text", "{llm}", "--layer", "-1", "--layer", "-2"],
-            "--layer is given 2 times for 1",
-        ),
-        (["--vision", "{clip}", "--text", "{llm}", "--image-size", "30"], "not a multiple of its patch size"),
-        (["--vision", "{clip}", "--text", "{llm}", "--image-size", "0"], "use 8 or 16"),
-        (
-            ["--vision", "{clip}", "--text", "{clip}"],
-            "has no tokenizer that loads; give the folder or Hub id of an LLM",
-        ),
-        (["--vision", "{clip}", "--text", "{llm}", "--chat-template", "own"], "no chat template of its own"),
-        (["--preset", "v2"], "--preset v2 is unknown"),
-    ],
-)
-def test_mistakes_are_told_in_one_line_and_leave_nothing(arguments, told, parts, tmp_path, capsys):
+MISTAKES = {
+    "--vision internvit-6b-448 --text {llm}": "omnifusion convert intern-vit --source OpenGV",
+    "--vision {clip}": "--vision (once per encoder) and --text",
+    "--vision {clip}/absent --text {llm}": "cannot load `{clip}/absent`",
+    "--vision {clip} --text someone/model": "cannot load `someone/model`",
+    "--vision blip={clip} --text {llm}": "`blip` in blip={clip} is not a preset",
+    "--vision clip-vit-l-336={clip} --text {llm}": "should give 576 tokens of width 1024",
+    "--vision {clip} --text {llm} --layer -1 --layer -2": "--layer is given 2 times for 1",
+    "--vision {clip} --text {llm} --image-size 30": "not a multiple of its patch size",
+    "--vision {clip} --text {llm} --image-size 0": "use 8 or 16",
+    "--vision {clip} --text {clip}": "has no tokenizer that loads; give the folder or Hub id of an LLM",
+    "--vision {clip} --text {llm} --chat-template own": "no chat template of its own",
+    "--preset v2": "--preset v2 is unknown",
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES)
+def test_mistakes_are_told_in_one_line_and_leave_nothing(arguments, parts, tmp_path, capsys):
     fill = {"clip": parts / "clip", "llm": parts / "llm"}
-    arguments = [argument.format(**fill) for argument in arguments]
-    assert main(["build", *arguments, "-o", str(tmp_path / "out")]) == 2
+    assert main(["build", *arguments.format(**fill).split(), "-o", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("omnifusion: error: ") and told.format(**fill) in error
+    assert error.startswith("omnifusion: error: ") and MISTAKES[arguments].format(**fill) in error
     assert not list(tmp_path.iterdir())
 
 
@@ -165,9 +138,7 @@ def test_a_folder_that_exists_is_not_replaced(parts, tmp_path, capsys):
 
 
 def test_a_build_that_breaks_off_leaves_nothing(parts, tmp_path, monkeypatch):
-    def full_disk(*args, **kwargs):
-        raise OSError("No space left on device")
-
+    full_disk = Mock(side_effect=OSError("No space left on device"))
     monkeypatch.setattr("omnifusion_hf.OmniFusionProcessor.save_pretrained", full_disk)
-    assert build(parts, tmp_path / "out") == 2
+    assert build(parts, tmp_path / "out") == 2 and full_disk.called
     assert not list(tmp_path.iterdir())

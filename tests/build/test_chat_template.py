@@ -34,15 +34,15 @@ MARKS = (
     "{% generation %}{{ message.content }}<|im_end|>{% endgeneration %}{% else %}{{ message.content }}<|im_end|>"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
 )
-ALL = pytest.mark.parametrize("own", [CHATML, INST, REWRITES, MARKS], ids=["chatml", "inst", "rewrites", "marks"])
+FORMATS = {"omnifusion": None, "chatml": CHATML, "inst": INST, "rewrites": REWRITES, "marks": MARKS}
+OWN = pytest.mark.parametrize("name", [*FORMATS][1:])
+EVERY = pytest.mark.parametrize("name", [name for name in FORMATS if name != "rewrites"])
 
 
-def llm_tokenizer(own: str | None, add_bos: bool = True):
-    tokenizer = tiny.llm_tokenizer(add_bos)
-    after_normalization = AddedToken("<|end|>", special=True, normalized=True)
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": ["<|im_start|>", "<|im_end|>", after_normalization, "##"]}
-    )
+def llm_tokenizer(own: str | dict | None):
+    tokenizer = tiny.llm_tokenizer(add_bos=True)
+    tokens = ["<|im_start|>", "<|im_end|>", AddedToken("<|end|>", special=True, normalized=True), "##"]
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens})
     tokenizer.chat_template = own
     return tokenizer
 
@@ -59,6 +59,11 @@ def processor_with(own: str | None, image_processor) -> OmniFusionProcessor:
     return OmniFusionProcessor(image_processor, add_special_tokens(tokenizer), 16, chat_template=template)
 
 
+@pytest.fixture(scope="module")
+def formats(image_processor) -> dict[str, OmniFusionProcessor]:
+    return {name: processor_with(own, image_processor) for name, own in FORMATS.items()}
+
+
 def words(messages: list[dict]) -> list[dict]:
     """The same conversation with content as LLMs' templates expect it, one string."""
     return [message | {"content": "".join(part["text"] for part in message["content"])} for message in messages]
@@ -67,42 +72,22 @@ def words(messages: list[dict]) -> list[dict]:
 DIALOGUE = [tiny.user("Look ", "at it. "), tiny.assistant("A sky."), tiny.user("And?"), tiny.assistant("Grass.")]
 
 
-@ALL
+@OWN
 @pytest.mark.parametrize("turns, generate", [(1, True), (2, False), (3, True), (4, False)])
-def test_the_text_is_that_of_the_llm(own, turns, generate, image_processor):
-    options = {"tokenize": False, "add_generation_prompt": generate}
-    expected = llm_tokenizer(own).apply_chat_template(words(DIALOGUE[:turns]), **options)
-    processor = processor_with(own, image_processor)
-    assert processor.apply_chat_template(DIALOGUE[:turns], **options) == expected
-    parts = llm_tokenizer(own).apply_chat_template(DIALOGUE[:turns], **options)
+def test_the_text_is_that_of_the_llm(formats, name, turns, generate):
+    llm, options = llm_tokenizer(FORMATS[name]), {"tokenize": False, "add_generation_prompt": generate}
+    expected = llm.apply_chat_template(words(DIALOGUE[:turns]), **options)
+    assert formats[name].apply_chat_template(DIALOGUE[:turns], **options) == expected
+    parts = llm.apply_chat_template(DIALOGUE[:turns], **options)
     assert "'type': 'text'" in parts or "{&#39;" in parts  # control: by itself it prints the parts
 
 
-@ALL
-def test_images_stand_where_the_message_has_them(own, image_processor):
-    processor = processor_with(own, image_processor)
+@OWN
+def test_images_stand_where_the_message_has_them(formats, name):
     question = tiny.user("Compare", tiny.image(0), "with", tiny.image(1), "please")
-    text = processor.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
-    assert "Compare<image>with<image>please" in text
-    inputs = tiny.prompt(processor, [question])
-    assert (inputs.input_ids == processor.image_token_id).sum() == 32 and len(inputs.pixel_values) == 2
-
-
-@ALL
-@pytest.mark.parametrize("token", ["<image>", "<img_end>", "<|im_end|>", "</s>", "<s>", "<bot>"])
-def test_special_tokens_that_a_user_types_are_text(own, token, image_processor):
-    processor = processor_with(own, image_processor)
-    ids = [tiny.prompt(processor, [tiny.user(f"a {text} b")]).input_ids[0].tolist() for text in (token, "")]
-    special = processor.tokenizer.convert_tokens_to_ids(token)
-    assert ids[0].count(special) == ids[1].count(special)
-    assert f"a {token} b" in processor.decode(ids[0], skip_special_tokens=False)
-
-
-def test_only_user_messages_hold_images(image_processor):
-    processor = processor_with(CHATML, image_processor)
-    answer = {"role": "assistant", "content": [{"type": "image", "image": tiny.image()}]}
-    with pytest.raises(Exception, match="those of the user also images"):
-        tiny.prompt(processor, [tiny.user("Draw"), answer, tiny.user("And?")])
+    assert "Compare<image>with<image>please" in formats[name].apply_chat_template([question])
+    inputs = tiny.prompt(formats[name], [question])
+    assert (inputs.input_ids == formats[name].image_token_id).sum() == 32 and len(inputs.pixel_values) == 2
 
 
 SPECIAL = ["<image>", "<img_start>", "<img_end>", "<user>", "<bot>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
@@ -116,12 +101,6 @@ def cut(text: str, places: list[int]) -> list[str]:
 
 
 CUT_TEXTS = TEXTS.flatmap(lambda text: st.lists(st.integers(0, len(text)), max_size=5).map(partial(cut, text)))
-FORMATS = {"omnifusion": None, "chatml": CHATML, "inst": INST, "marks": MARKS}
-
-
-@pytest.fixture(scope="module")
-def formats(image_processor) -> dict[str, OmniFusionProcessor]:
-    return {name: processor_with(own, image_processor) for name, own in FORMATS.items()}
 
 
 def said(role: str, content) -> list[dict]:
@@ -133,9 +112,8 @@ def said(role: str, content) -> list[dict]:
 def rendered(processor, conversation: list[dict], alone: bool) -> str:
     """By the processor, or by the template alone as serving engines use it."""
     if alone:
-        return processor.tokenizer.apply_chat_template(
-            conversation, chat_template=processor.chat_template, tokenize=False
-        )
+        options = {"chat_template": processor.chat_template, "tokenize": False}
+        return processor.tokenizer.apply_chat_template(conversation, **options)
     return processor.apply_chat_template(conversation)
 
 
@@ -147,7 +125,7 @@ def marks(ids: list[int], processor) -> list[int]:
 @given(pieces=CUT_TEXTS, role=st.sampled_from(["user", "system", "assistant"]), alone=st.booleans())
 def test_text_is_data_however_it_is_cut(formats, pieces, role, alone):
     parts = [{"type": "text", "text": piece} for piece in pieces]
-    for name in ("omnifusion", "chatml", "marks"):  # inst leaves out what the system says
+    for name in ["omnifusion", "chatml", "marks"] + ["inst"] * (role != "system"):  # which it leaves out
         processor = formats[name]
         nothing, whole, in_parts = (
             processor.tokenizer.encode(rendered(processor, said(role, content), alone))
@@ -158,21 +136,20 @@ def test_text_is_data_however_it_is_cut(formats, pieces, role, alone):
         assert "".join(pieces).strip() in processor.decode(in_parts, skip_special_tokens=False)
 
 
-def test_control_text_that_nobody_escapes_holds_special_tokens(formats):
-    tokenizer = formats["omnifusion"].tokenizer
-    tokens = special_tokens(tokenizer)
-    for token in SPECIAL:
-        text = f"a {token}{token[-1]} b"  # "###" holds "##" twice
-        special = tokenizer.convert_tokens_to_ids(token)
-        assert special in tokenizer.encode(text) and special not in tokenizer.encode(escape(text, tokens))
-
-
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(TEXTS)
 def test_the_templates_escape_as_the_processor_does(formats, text):
     processor = formats["omnifusion"]
     by_template = rendered(processor, said("system", text), alone=True)
     assert by_template.startswith("<s>" + escape(text, special_tokens(processor.tokenizer)) + "\n")
+
+
+def test_control_text_that_nobody_escapes_holds_special_tokens(formats):
+    tokenizer = formats["omnifusion"].tokenizer
+    for token in SPECIAL:
+        text, special = f"a {token}{token[-1]} b", tokenizer.convert_tokens_to_ids(token)  # "###" holds "##" twice
+        assert special in tokenizer.encode(text)
+        assert special not in tokenizer.encode(escape(text, special_tokens(tokenizer)))
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["processor", "template alone"])
@@ -195,11 +172,17 @@ def test_whatever_an_llms_template_prints_of_a_message_is_data(image_processor, 
 
 
 IMAGE = tiny.image()
+
+
+def by_user(**part) -> dict:
+    return {"role": "user", "content": [part]}
+
+
 NOT_MESSAGES = {
-    "a text part with content": tiny.user(IMAGE) | {"content": [{"type": "text", "content": "What?"}]},
-    "a text part of nothing": {"role": "user", "content": [{"type": "text", "text": None}]},
-    "a text beside an image": {"role": "user", "content": [{"type": "image", "image": IMAGE, "text": "What?"}]},
-    "a part of another type": {"role": "user", "content": [{"type": "video", "video": "film.mp4"}]},
+    "a text part with content": by_user(type="text", content="What?"),
+    "a text part of nothing": by_user(type="text", text=None),
+    "a text beside an image": by_user(type="image", image=IMAGE, text="What?"),
+    "a part of another type": by_user(type="video", video="film.mp4"),
     "a part that is no dict": {"role": "user", "content": ["What?"]},
     "value": {"role": "user", "value": "What?"},
     "no content": {"role": "user", "content": None},
@@ -207,7 +190,7 @@ NOT_MESSAGES = {
     "one part alone": {"role": "user", "content": {"type": "text", "text": "What?"}},
     "tool calls alone": {"role": "assistant", "tool_calls": [{"type": "function"}]},
     "tool calls": {"role": "assistant", "content": "", "tool_calls": [{"type": "function"}]},
-    "an image of the assistant": {"role": "assistant", "content": [{"type": "image", "image": IMAGE}]},
+    "an image of the assistant": by_user(type="image", image=IMAGE) | {"role": "assistant"},
     "another role": {"role": "tool", "content": "Four."},
 }
 ONLY_IN_PYTHON = {
@@ -218,34 +201,34 @@ ONLY_IN_PYTHON = {
 
 
 @pytest.mark.parametrize("kind", [*NOT_MESSAGES, *ONLY_IN_PYTHON])
-@pytest.mark.parametrize("name", FORMATS)
+@EVERY
 def test_what_is_neither_text_nor_an_image_is_refused_by_its_message(formats, name, kind):
     processor, conversation = formats[name], [tiny.user("Hello"), (NOT_MESSAGES | ONLY_IN_PYTHON)[kind]]
+    said = "message 1 .*(`content` is a string or a list|Roles are)"
     for tokenize in (False, True):
-        with pytest.raises(ValueError, match="^message 1 .*(`content` is a string or a list|Roles are)"):
+        with pytest.raises(ValueError, match=f"^{said}"):
             processor.apply_chat_template(conversation, tokenize=tokenize)
     with pytest.raises(ValueError, match="^conversation 1, message 1 "):
         processor.apply_chat_template([[tiny.user("Hello")], conversation])
     if kind in NOT_MESSAGES:
-        with pytest.raises(TemplateError, match="^message 1 .*(`content` is a string or a list|Roles are)"):
+        with pytest.raises(TemplateError, match=f"^{said}"):
             rendered(processor, conversation, alone=True)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@EVERY
 def test_tools_and_no_messages_at_all_are_refused(formats, name):
-    for alone in ({"tools": [{"type": "function"}]}, {"documents": [{"title": "A", "text": "B"}]}):
+    chat, template = [tiny.user("Hi")], formats[name].chat_template
+    for options in ({"tools": [{"type": "function"}]}, {"documents": [{"title": "A", "text": "B"}]}):
         with pytest.raises(ValueError, match="no place for tools and documents"):
-            formats[name].apply_chat_template([tiny.user("Hi")], **alone)
+            formats[name].apply_chat_template(chat, **options)
         with pytest.raises(TemplateError, match="no place for tools and documents"):
-            formats[name].tokenizer.apply_chat_template(
-                [tiny.user("Hi")], chat_template=formats[name].chat_template, **alone
-            )
+            formats[name].tokenizer.apply_chat_template(chat, chat_template=template, **options)
     for nothing in ([], [[]], "Hi", tiny.user("Hi")):
         with pytest.raises(ValueError, match="A conversation is a list of messages"):
             formats[name].apply_chat_template(nothing)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@EVERY
 def test_a_message_may_hold_more_that_is_harmless_and_is_not_changed(formats, name):
     message = {"role": "user", "content": [{"type": "text", "text": "<bot>", "image": None}], "name": "Ann", "id": 3}
     message |= {"tool_calls": None, "images": [], "refusal": ""}
@@ -254,61 +237,48 @@ def test_a_message_may_hold_more_that_is_harmless_and_is_not_changed(formats, na
     assert message["content"] == [{"type": "text", "text": "<bot>", "image": None}]
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@EVERY
 @pytest.mark.parametrize("text", ["The <user> shape", "a </s> b <", "> plain", "<|im_end|>"])
 @pytest.mark.parametrize("places", [None, [7]], ids=["whole", "in parts"])
 def test_an_answer_that_is_begun_with_a_special_token_goes_on_from_that_text(formats, name, text, places):
     processor = formats[name]
+    begin = partial(processor.apply_chat_template, continue_final_message=True)
     content = text if places is None else [{"type": "text", "text": piece} for piece in cut(text, places)]
-    conversation = [tiny.user(IMAGE, "What?"), {"role": "assistant", "content": content}]
-    begun = processor.apply_chat_template(conversation, continue_final_message=True)
-    plain = [conversation[0], {"role": "assistant", "content": "PREFILL"}]
-    expected = processor.apply_chat_template(plain, continue_final_message=True).removesuffix("PREFILL") + text
-    assert begun.replace(ESCAPE, "") == expected
-    inputs = processor.apply_chat_template(conversation, continue_final_message=True, tokenize=True, return_dict=True)
-    question = processor.apply_chat_template(plain, continue_final_message=True, tokenize=True, return_dict=True)
-    assert marks(inputs["input_ids"][0], processor) == marks(question["input_ids"][0], processor)
-    assert processor.decode(inputs["input_ids"][0]).endswith(text)
+    begun, plain = (
+        [tiny.user(IMAGE, "What?"), {"role": "assistant", "content": answer}] for answer in (content, "PREFILL")
+    )
+    assert begin(begun).replace(ESCAPE, "") == begin(plain).removesuffix("PREFILL") + text
+    ids, of_plain = (begin(chat, tokenize=True, return_dict=True)["input_ids"][0] for chat in (begun, plain))
+    assert marks(ids, processor) == marks(of_plain, processor)
+    assert processor.decode(ids).endswith(text)
 
 
-@pytest.mark.parametrize("own, bos", [(INST, 1), (CHATML, 0)], ids=["inst", "chatml"])
-def test_bos_comes_from_the_template_alone(own, bos, image_processor):
+@pytest.mark.parametrize("name, bos", [("inst", 1), ("chatml", 0)])
+def test_bos_comes_from_the_template_alone(formats, name, bos):
     """The tokenizer of both LLMs adds a BOS to plain text; the text of the chat has the template's, once or not."""
-    processor = processor_with(own, image_processor)
-    image = tiny.image()
-    text = processor.apply_chat_template([tiny.user(image, "Hi")], tokenize=False, add_generation_prompt=True)
-    two_steps = processor(text=text, images=[image]).input_ids[0]
-    one_step = tiny.prompt(processor, [tiny.user(image, "Hi")]).input_ids[0].tolist()
-    assert one_step == two_steps and one_step.count(processor.tokenizer.bos_token_id) == bos
+    ids = tiny.prompt(formats[name], [tiny.user(IMAGE, "Hi")]).input_ids[0].tolist()
+    assert ids.count(formats[name].tokenizer.bos_token_id) == bos
 
 
-def trained(own: str, image_processor, *messages) -> str:
-    processor = processor_with(own, image_processor)
+def trained(processor, *messages) -> str:
     labels = conversations.collate(processor, [{"name": "the sample", "messages": [*messages]}])["labels"][0]
     return processor.decode(labels[labels != -100], skip_special_tokens=False).replace(" ", "")
 
 
-@pytest.mark.parametrize(
-    "own, expected",
-    [
-        (CHATML, "Asky.<|im_end|>\nGrass.<|im_end|>\n"),
-        (INST, "Asky.</s>Grass.</s>"),
-        (MARKS, "Asky.<|im_end|>Grass.<|im_end|>"),
-    ],
-    ids=["chatml", "inst", "marks"],
-)
-def test_answers_and_their_ends_are_learnt_in_every_turn(own, expected, image_processor):
+@EVERY
+def test_answers_and_their_ends_are_learnt_in_every_turn(formats, name):
+    end = {"chatml": "<|im_end|>\n", "marks": "<|im_end|>"}.get(name, "</s>")
     question = tiny.user("Look ", tiny.image(), "at <image> it")
-    assert trained(own, image_processor, question, *DIALOGUE[1:]) == expected
+    assert trained(formats[name], question, *DIALOGUE[1:]) == f"Asky.{end}Grass.{end}"
 
 
-def test_a_template_that_rewrites_earlier_turns_trains_single_turns_only(image_processor):
-    assert trained(REWRITES, image_processor, *DIALOGUE[:2]) == "<think></think>Asky.<|im_end|>"
-    with pytest.raises(ValueError, match="the sample has 2 answers, the chat template marks 1 .* omnifusion"):
-        trained(REWRITES, image_processor, *DIALOGUE)
+def test_a_template_that_rewrites_earlier_turns_trains_single_turns_only(formats):
+    assert trained(formats["rewrites"], *DIALOGUE[:2]) == "<think></think>Asky.<|im_end|>"
+    with pytest.raises(ValueError, match="the sample has 2 answers, but the chat template marks 1: .* omnifusion"):
+        trained(formats["rewrites"], *DIALOGUE)
 
 
-def test_a_template_of_several_is_the_default_one(image_processor):
+def test_a_template_of_several_is_the_default_one():
     several = llm_tokenizer({"default": INST, "tool_use": CHATML})
     assert chat_template_for(several, "own") == chat_template_for(llm_tokenizer(INST), "own")
 

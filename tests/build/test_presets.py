@@ -31,37 +31,32 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", PAPER)
-def test_presets_are_rows_of_the_encoder_table(name):
-    preset = ENCODERS[name]
-    assert (preset.image_size, preset.tokens, preset.width, preset.layer) == PAPER[name]
+def test_presets_are_rows_of_the_encoder_table():
+    presets = {name: ENCODERS[name] for name in PAPER}
+    assert PAPER == {name: (row.image_size, row.tokens, row.width, row.layer) for name, row in presets.items()}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_encoder_is_accepted_and_another_is_not(name):
-    preset, encoder = ENCODERS[name], PUBLISHED[name]
-    preset.check(name, OmniFusionVisionConfig(encoder_configs=[encoder]), 0)
-    size = {"image_size": preset.image_size, "num_attention_heads": 1}
-    others = [
-        CLIPVisionConfig(hidden_size=preset.width + 64, patch_size=14, **size),
-        CLIPVisionConfig(hidden_size=preset.width, patch_size=28, **size),
-        CLIPVisionConfig(hidden_size=preset.width, patch_size=14, image_size=140, num_attention_heads=1),
-    ]
-    for other in others:
+    preset = ENCODERS[name]
+    preset.check(name, OmniFusionVisionConfig(encoder_configs=[PUBLISHED[name]]), 0)
+    right = {"hidden_size": preset.width, "patch_size": 14, "image_size": preset.image_size}
+    for wrong in ({"hidden_size": preset.width + 64}, {"patch_size": 28}, {"image_size": 140}):
+        other = CLIPVisionConfig(**right | wrong, num_attention_heads=1)
         with pytest.raises(ValueError, match=rf"{name} should give {preset.tokens} tokens of width {preset.width}"):
             preset.check(name, OmniFusionVisionConfig(encoder_configs=[other]), 0)
 
 
-@pytest.mark.parametrize(
-    "names, sizes",
-    [
-        (["clip-vit-l-336", "dinov2-l"], [336, 336]),  # 24 x 24 tokens each
-        (["siglip-base-512", "dinov2-l"], [512, 448]),  # 32 x 32
-        (["dinov2-l"], [518]),
-        (["dinov2-l", "clip-vit-l-336"], [518, 336]),  # CLIP has one size
-    ],
-)
-def test_dinov2_behind_another_encoder_gives_as_many_tokens(names, sizes):
+DEFAULT_SIZES = [
+    (["clip-vit-l-336", "dinov2-l"], [336, 336]),  # 24 x 24 tokens each
+    (["siglip-base-512", "dinov2-l"], [512, 448]),  # 32 x 32
+    (["dinov2-l"], [518]),
+    (["dinov2-l", "clip-vit-l-336"], [518, 336]),  # CLIP has one size
+]
+
+
+@pytest.mark.parametrize("names, sizes", DEFAULT_SIZES)
+def test_dinov2_after_another_encoder_gives_as_many_tokens(names, sizes):
     vision = OmniFusionVisionConfig(encoder_configs=[PUBLISHED[name] for name in names])
     assert default_sizes([ENCODERS[name] for name in names], vision) == sizes
 
@@ -69,14 +64,13 @@ def test_dinov2_behind_another_encoder_gives_as_many_tokens(names, sizes):
 def test_models_are_made_of_presets_and_conversions_exist():
     for model in MODELS.values():
         assert set(model.vision) <= ENCODERS.keys() and model.text in TEXTS
-    for preset in ENCODERS.values():
-        if preset.convert:
-            assert (Path(__file__).parents[2] / "conversion" / preset.convert).is_file()
+    folder = Path(__file__).parents[2] / "conversion"
+    names = [preset.convert for preset in ENCODERS.values() if preset.convert]
+    assert names and all((folder / f"convert_{name.replace('-', '_')}.py").is_file() for name in names)
 
 
 def test_the_models_of_the_mix_table_differ_in_the_adapter_alone():
-    mixes = [MODELS[f"clip-dinov2-{kind}"] for kind in ("concatenation", "summation", "attention")]
-    assert [mix.projector for mix in mixes] == ["concatenation", "summation", "attention"]
-    assert {(mix.vision, mix.text, mix.views) for mix in mixes} == {
-        (("clip-vit-l-336", "dinov2-l"), "mistral-7b", "whole")
-    }
+    for kind in ("concatenation", "summation", "attention"):
+        mix = MODELS[f"clip-dinov2-{kind}"]
+        assert (mix.projector, mix.vision, mix.text) == (kind, ("clip-vit-l-336", "dinov2-l"), "mistral-7b")
+        assert mix.views == "whole"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from release import write_tokenizer
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from omnifusion_hf import add_special_tokens
@@ -16,23 +17,7 @@ from omnifusion_hf.build.tokenization import fast_tokenizer, load_tokenizer
 
 RELEASE = Path(__file__).parents[3] / "shared/airi/release_files/tokenizer/tokenizer.model"
 CHARACTERS = "abcdefghijklmnop ABC  \n\n\tпривет мир как дела небо.,!?:()[]{}0123456789éüñ中文字🙂🚀'\"-_/\\<>"
-PIECES = [
-    "What",
-    "is",
-    "the",
-    "sky",
-    "color",
-    "?",
-    "Какого",
-    "цвета",
-    "небо",
-    " ",
-    "  ",
-    "\n",
-    "<s",
-    "unk>",
-    "\\frac{a}",
-]
+PIECES = [*"What is the sky color ? Какого цвета небо <s unk> \\frac{a}".split(), " ", "  ", "\n"]
 
 
 def strings(count: int) -> list[str]:
@@ -83,8 +68,7 @@ def test_an_llm_folder_without_a_tokenizer_json_is_loaded_as_its_sentencepiece_m
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     tokenizer = load_tokenizer(tmp_path)
     assert different(tokenizer, SentencePieceProcessor(model_file=str(tiny_model)), strings(200)) == []
-    assert adds_bos(tokenizer) == (add_bos is not False)
-    assert tokenizer.chat_template == "{{ messages }}"
+    assert adds_bos(tokenizer) == (add_bos is not False) and tokenizer.chat_template == "{{ messages }}"
 
 
 def test_tokens_beside_a_sentencepiece_model_are_not_lost(tiny_model, tmp_path):
@@ -96,8 +80,6 @@ def test_tokens_beside_a_sentencepiece_model_are_not_lost(tiny_model, tmp_path):
 
 
 def test_comparison_sees_a_tokenizer_without_its_leading_space(tiny_model):
-    from tokenizers import normalizers
-
     tokenizer, reference = both(tiny_model)
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace(" ", "▁")
     assert len(different(tokenizer, reference, strings(100))) > 50
@@ -118,10 +100,8 @@ def test_decoding_gives_the_text_back(tiny_model):
 
 
 def test_another_kind_of_model_is_refused(tmp_path):
-    import sentencepiece
-
     (tmp_path / "corpus.txt").write_text("What is the sky color? The sky is blue.\n" * 50)
-    sentencepiece.SentencePieceTrainer.train(
+    SentencePieceTrainer.train(
         input=str(tmp_path / "corpus.txt"), model_prefix=str(tmp_path / "m"), vocab_size=22, model_type="unigram"
     )
     with pytest.raises(ValueError, match="not a Llama-style BPE"):

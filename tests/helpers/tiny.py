@@ -101,12 +101,11 @@ def assistant(text: str) -> dict:
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
-def prompt(model_processor, *conversations, **options):
+def prompt(model_processor, *conversations, processor_kwargs: dict | None = None, **options):
     """Model inputs for a batch of conversations that end with a question."""
-    return model_processor.apply_chat_template(
-        list(conversations), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
-        processor_kwargs={"padding": True}, **options,
-    )  # fmt: skip
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"} | options
+    given = {"padding": True} | (processor_kwargs or {})
+    return model_processor.apply_chat_template(list(conversations), processor_kwargs=given, **options)
 
 
 def cached(cache) -> dict:

@@ -63,12 +63,15 @@ def test_compiled_image_features_are_the_tokens_of_all_images():
         torch.compile(views_per_image, fullgraph=True, backend="eager")(inputs.image_view_index)
 
 
+COMPILES = {  # views, dynamic shapes, most images, graphs
+    "one view": ("whole", None, 4, 2),
+    "several views": ("grid", None, 4, 2),
+    "control: static shapes": ("whole", False, 3, 3),
+}
+
+
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "view_strategy, dynamic, most_images, frames",
-    [("whole", None, 4, 2), ("grid", None, 4, 2), ("whole", False, 3, 3)],
-    ids=["one view", "several views", "control: static shapes"],
-)
+@pytest.mark.parametrize("view_strategy, dynamic, most_images, frames", COMPILES.values(), ids=COMPILES)
 def test_one_to_four_images_compile_twice_at_most(view_strategy, dynamic, most_images, frames):
     model, counter = cold_model(), CompileCounterWithBackend("eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter, dynamic=dynamic)
@@ -90,10 +93,9 @@ def test_a_compiled_model_still_refuses_a_wrong_number_of_features():
 
 
 def test_training_compiles_with_the_same_gradients():
-    model = cold_model().train()
+    model, gradients = cold_model().train(), []
     inputs = inputs_of(model, 2)
     inputs["labels"] = inputs.input_ids.where(inputs.input_ids < 400, -100)
-    gradients = []
     for step in (torch.compile(model, fullgraph=True, backend="aot_eager"), model):
         model.zero_grad()
         step(**inputs).loss.backward()
@@ -111,19 +113,14 @@ def test_the_default_backend_gives_the_same_logits():
 
 
 def answer(model, inputs, **options) -> list[int]:
-    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False} | options
+    options |= {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
     return model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :].tolist()
 
 
 def test_static_cache_gives_the_tokens_of_the_dynamic_one_compiled_or_not():
     """transformers compiles the steps of a static cache by itself, but on accelerators only."""
     model, graphs = cold_model(), []
-
-    def count(graph, example_inputs, **options):
-        graphs.append(graph)
-        return graph
-
-    everywhere = CompileConfig(fullgraph=True, backend=count)
+    everywhere = CompileConfig(fullgraph=True, backend=lambda graph, *_, **__: graphs.append(graph) or graph)
     everywhere._compile_all_devices = True
     for num_images in (2, 1):
         inputs = inputs_of(model, num_images)

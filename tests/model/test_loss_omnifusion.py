@@ -19,26 +19,19 @@ from omnifusion_hf.model.loss_omnifusion import chunked_cross_entropy, is_plain,
 from omnifusion_hf.training.stages import apply_stage
 
 
-SIZES = {
-    "vocab_size": 512,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "initializer_range": 0.2,
-}
+SIZES = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SIZES |= {"initializer_range": 0.2}
+TIED = tiny.text_config(initializer_range=0.2, tie_word_embeddings=True)
 # head -> changes of the configuration, and whether logits of chunks are enough
 HEADS = {
     "untied": ({}, True),
-    "tied": ({"text": tiny.text_config(initializer_range=0.2, tie_word_embeddings=True)}, True),
+    "tied": ({"text": TIED}, True),
     "v1.1, rows never predicted": ({"predicted_vocab_size": 400}, True),
     "scaled": ({"text": CohereConfig(**SIZES, logit_scale=0.25)}, True),
     "divided": ({"text": GraniteConfig(**SIZES, logits_scaling=4.0)}, True),
     "soft cap": ({"text": Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=2.0)}, False),
-    "trained rows of a tied head": (
-        {"text": tiny.text_config(tie_word_embeddings=True, initializer_range=0.2)},
-        False,
-    ),
+    "trained rows of a tied head": ({"text": TIED}, False),
 }
 
 
@@ -81,12 +74,14 @@ def test_loss_and_gradients_are_those_of_all_logits(kind, num_items):
 
 
 @pytest.mark.parametrize("skip_logits", [False, True])
-def test_labels_that_were_shifted_before_are_not_shifted_again(skip_logits):
+def test_loss_is_that_of_the_next_token_and_labels_that_were_shifted_before_are_not_shifted_again(skip_logits):
     """Where a sequence is cut over several devices, the second half's first label is the first half's last."""
     model, given = tiny.model().train(), batch()
+    logits = model(input_ids=given["input_ids"]).logits
     model.skip_logits = skip_logits
     shifted = nn.functional.pad(given["labels"], (0, 1), value=-100)[:, 1:].contiguous()
     whole = model(**given).loss
+    torch.testing.assert_close(whole, nn.functional.cross_entropy(logits.flatten(0, 1), shifted.flatten()))
     torch.testing.assert_close(model(**given, shift_labels=shifted).loss, whole)
     assert not torch.isclose(model(**given | {"labels": shifted}).loss, whole)
     other = {"labels": given["labels"].masked_fill(given["labels"] == -100, 7), "ignore_index": 7}
@@ -106,15 +101,15 @@ def test_stock_trainer_smooths_the_labels_of_the_next_token(kind, tmp_path):
     else:
         model.__class__ = kind
     args = TrainingArguments(str(tmp_path), label_smoothing_factor=0.3, use_cpu=True, report_to="none")
-    given, trainer = batch(), Trainer(model, args)
-    logits = model(**given).logits[:, :-1].flatten(0, 1)
-
-    def smoothed(labels: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(logits, labels.flatten(), label_smoothing=0.3)
-
-    loss = trainer.compute_loss(model, dict(given))
-    torch.testing.assert_close(loss, smoothed(given["labels"][:, 1:]))
-    assert not torch.isclose(loss, smoothed(given["labels"][:, :-1]), rtol=1e-3)
+    given = batch()
+    logits, labels = model(**given).logits[:, :-1].flatten(0, 1), given["labels"]
+    loss = Trainer(model, args).compute_loss(model, dict(given))
+    expected, unshifted = (
+        nn.functional.cross_entropy(logits, part.flatten(), label_smoothing=0.3)
+        for part in (labels[:, 1:], labels[:, :-1])
+    )
+    torch.testing.assert_close(loss, expected)
+    assert not torch.isclose(loss, unshifted, rtol=1e-3)
 
 
 def test_control_another_weight_gives_another_loss_and_gradients():
@@ -133,14 +128,12 @@ def test_a_label_that_is_never_predicted_is_refused_by_name(skip_logits, soft_ca
     model = tiny.model(tiny.config(predicted_vocab_size=300, text=text)).train(training)
     model.skip_logits = skip_logits
     inputs = batch()
-    assert model(**inputs).loss < 20  # control: labels are below 300
     inputs["labels"][1, 7] = 299
-    assert model(**inputs).loss < 20
+    assert model(**inputs).loss < 20  # control: labels are below 300
     inputs["labels"][1, 7] = 300
-    with pytest.raises(ValueError, match="Label 300 is never predicted: config.predicted_vocab_size is 300. .*None"):
-        model(**inputs)
-    with pytest.raises(ValueError, match="Label 300 is never predicted"):
-        model(**batch(), shift_labels=inputs["labels"])
+    for given in (inputs, batch() | {"shift_labels": inputs["labels"]}):
+        with pytest.raises(ValueError, match="Label 300 is never predicted: .*predicted_vocab_size is 300. .*None"):
+            model(**given)
     model.config.predicted_vocab_size = None
     assert model(**inputs).loss < 20
 
@@ -183,32 +176,25 @@ def peak_bytes(run: Callable[[], torch.Tensor], trace: Path) -> int:
 
 
 @pytest.mark.parametrize(("changes", "bound"), [({}, 0.25), ({"final_logit_softcapping": 2.0}, None)])
-def test_memory_of_the_loss_where_every_position_is_labelled(tmp_path, changes, bound):
+def test_memory_of_the_loss_is_less_and_positions_without_label_cost_nothing(tmp_path, changes, bound):
     config = tiny.config(text=tiny.text_config(vocab_size=4096, **changes))
-    head = nn.Linear(32, 4096, bias=False)
-    states = torch.randn(1, 512, 32, requires_grad=True)
+    head, states = nn.Linear(32, 4096, bias=False), torch.randn(1, 512, 32, requires_grad=True)
     labels = torch.randint(0, 4096, (1, 512))
 
-    def stock() -> torch.Tensor:
-        return ForCausalLMLoss(predict(states, head, config), labels, vocab_size=4096)
+    def peak(loss, labels) -> int:
+        return peak_bytes(lambda: loss(states, labels), tmp_path / "trace.json")
 
-    theirs = peak_bytes(stock, tmp_path / "stock.json")
-    ours = peak_bytes(lambda: loss_of_answers(states, labels, head, config), tmp_path / "ours.json")
+    def ours(states, labels) -> torch.Tensor:
+        return loss_of_answers(states, labels, head, config)
+
+    theirs = peak(lambda *given: ForCausalLMLoss(predict(states, head, config), labels, vocab_size=4096), labels)
     assert theirs >= 2 * 512 * 4096 * 4  # the control: logits and their gradients are seen
-    assert (ours < bound * theirs) if bound else (ours > 0.5 * theirs)
-
-
-def test_positions_without_label_cost_nothing(tmp_path):
-    config = tiny.config(text=tiny.text_config(vocab_size=4096, final_logit_softcapping=2.0))  # not chunked
-    head = nn.Linear(32, 4096, bias=False)
-    states = torch.randn(1, 512, 32, requires_grad=True)
-    labels = torch.randint(0, 4096, (1, 512))
-    few = torch.where(torch.arange(512) % 8 == 0, labels, -100)
-    peaks = [
-        peak_bytes(lambda: loss_of_answers(states, kept, head, config), tmp_path / "trace.json")  # noqa: B023
-        for kept in (labels, few)
-    ]
-    assert peaks[1] < 0.25 * peaks[0]
+    if bound:
+        assert peak(ours, labels) < bound * theirs
+    else:  # not chunked
+        few = torch.where(torch.arange(512) % 8 == 0, labels, -100)
+        whole = peak(ours, labels)
+        assert whole > 0.5 * theirs and peak(ours, few) < 0.25 * whole
 
 
 def test_autocast_computes_in_its_dtype(monkeypatch):

@@ -29,26 +29,16 @@ def config(projector_type: str, encoders: tuple[str, ...]):
 
 def batch(processor, images=IMAGES, regions=None, answer: bool = False) -> dict:
     """Two conversations, one with an image, one with another; with `answer`, what training needs."""
-    conversations = [[tiny.user(image, "What?")] for image in images]
-    if answer:
-        conversations = [[*turns, tiny.assistant("A red square.")] for turns in conversations]
-    options = {"padding": True} | ({} if regions is None else {"regions": [[boxes] for boxes in regions]})
-    return processor.apply_chat_template(
-        conversations,
-        add_generation_prompt=not answer,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs=options,
-    )
+    chats = [[tiny.user(image, "What?"), *[tiny.assistant("A red square.")] * answer] for image in images]
+    options = {} if regions is None else {"regions": [[boxes] for boxes in regions]}
+    return tiny.prompt(processor, *chats, add_generation_prompt=not answer, processor_kwargs=options)
 
 
 def train_one_step(model, inputs: dict, folder):
     apply_stage(model, "pretrain")
     options = {"learning_rate": 0.01, "use_cpu": True, "report_to": "none", "save_strategy": "no"}
     args = TrainingArguments(str(folder), max_steps=1, disable_tqdm=True, remove_unused_columns=False, **options)
-    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
-    sample = dict(inputs) | {"labels": labels}
+    sample = {**inputs, "labels": inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)}
     Trainer(model, args, train_dataset=[sample], data_collator=lambda samples: samples[0]).train()
 
 
@@ -82,16 +72,8 @@ def test_every_mix_builds_trains_saves_loads_and_generates(projector_type, encod
         assert torch.equal(logits, model(**inputs).logits)
         others = batch(processor, (tiny.image(3, (40, 60)), tiny.image(4, (30, 30))), regions)
         assert not torch.allclose(loaded(**others).logits, logits, atol=1e-2)  # control: the images matter
-    answers = loaded.generate(**inputs, num_beams=2, do_sample=False, min_new_tokens=4, max_new_tokens=4)
-    alone = [
-        loaded.generate(
-            **batch(processor, [image], regions and [boxes]),
-            num_beams=2,
-            do_sample=False,
-            min_new_tokens=4,
-            max_new_tokens=4,
-        )
-        for image, boxes in zip(IMAGES, regions or [None, None])
-    ]
-    for together, single in zip(answers, alone):
-        assert together[-4:].tolist() == single[0, -4:].tolist()
+    options = {"num_beams": 2, "do_sample": False, "min_new_tokens": 4, "max_new_tokens": 4}
+    answers = loaded.generate(**inputs, **options)
+    for together, image, boxes in zip(answers, IMAGES, regions or [None, None]):
+        alone = loaded.generate(**batch(processor, [image], regions and [boxes]), **options)
+        assert together[-4:].tolist() == alone[0, -4:].tolist()

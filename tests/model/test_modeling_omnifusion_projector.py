@@ -36,29 +36,15 @@ def pytorch_layer(layer: nn.Module, norm_first: bool = False) -> nn.TransformerE
     return reference.eval()
 
 
-def randomise_norms(layer: nn.Module):
-    for norm in (layer.norm1, layer.norm2):
-        nn.init.normal_(norm.weight)
-        nn.init.normal_(norm.bias)
-
-
 @torch.no_grad()
 def test_the_transformer_adapter_equals_pytorchs_encoder_layer():
-    projector = adapter("transformer")
-    randomise_norms(projector.transformer_layer)
-    [hidden_states] = features()
-    expected = projector.linear(pytorch_layer(projector.transformer_layer)(hidden_states))
-    torch.testing.assert_close(projector([hidden_states]), expected, rtol=0, atol=1e-6)
-    pre_norm = projector.linear(pytorch_layer(projector.transformer_layer, norm_first=True)(hidden_states))
-    assert not torch.allclose(projector([hidden_states]), pre_norm, atol=1e-2)  # control: the other order of norms
-
-
-@torch.no_grad()
-def test_attention_is_over_all_tokens_in_no_order():
     projector, [hidden_states] = adapter("transformer"), features()
-    permuted = projector([hidden_states.flip(1)]).flip(1)
-    torch.testing.assert_close(permuted, projector([hidden_states]), rtol=0, atol=1e-5)
-    assert not torch.allclose(projector([hidden_states[:, :8]]), projector([hidden_states])[:, :8], atol=1e-3)
+    layer = projector.transformer_layer
+    randomised(layer.norm1), randomised(layer.norm2)
+    output = projector([hidden_states])
+    torch.testing.assert_close(output, projector.linear(pytorch_layer(layer)(hidden_states)), rtol=0, atol=1e-6)
+    pre_norm = projector.linear(pytorch_layer(layer, norm_first=True)(hidden_states))
+    assert not torch.allclose(output, pre_norm, atol=1e-2)  # control: the other order of norms
 
 
 @torch.no_grad()
@@ -95,14 +81,9 @@ def test_the_concatenation_adapter_is_linear_maps_then_the_transformer_adapter_o
     first, second = features(patches=16) + features(patches=36)
     one, two = projector.encoder_linears
     sequence = torch.cat([first @ one.weight.T + one.bias, second @ two.weight.T + two.bias], dim=1)
-    layer = pytorch_layer(projector.transformer_layer)
-    expected = projector.linear(layer(sequence))
+    expected = projector.linear(pytorch_layer(projector.transformer_layer)(sequence))
     assert expected.shape == (3, 16 + 36, 32)
     torch.testing.assert_close(projector(iter([first, second])), expected, rtol=0, atol=1e-5)
-    apart = [
-        projector.linear(pytorch_layer(projector.transformer_layer)(part)) for part in sequence.split([16, 36], 1)
-    ]
-    assert not torch.allclose(expected, torch.cat(apart, dim=1), atol=1e-2)  # control: they see one another
 
 
 def merged_literally(merge: nn.Module, layers: list[torch.Tensor]) -> torch.Tensor:
@@ -121,9 +102,6 @@ def test_the_summation_adapter_is_the_papers_formula_with_short_sequences_contin
     expected = projector.linear(nn.functional.gelu(sum(padded)))
     output = projector(feature for encoder in layers for feature in encoder)
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
-    if len(set(lengths)) > 1:  # control: padding at the front would be another sum
-        ahead = [torch.cat([torch.zeros(3, max(lengths) - m.shape[1], 32), m], dim=1) for m in merges]
-        assert not torch.allclose(expected, projector.linear(nn.functional.gelu(sum(ahead))), atol=1e-2)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -161,8 +139,6 @@ def test_the_attention_adapter_reads_both_sequences_with_trained_queries():
     expected = projector.linear(nn.functional.gelu(reference(queries, sequence, sequence)[0]))
     assert expected.shape == (3, 7, 32)
     torch.testing.assert_close(projector([*layers[0], *layers[1]]), expected, rtol=1e-4, atol=1e-5)
-    swapped = projector.linear(nn.functional.gelu(reference(sequence, queries, queries)[0]))
-    assert swapped.shape == (3, 16 + 36, 32)  # the paper's other reading gives another number of tokens
 
 
 def test_layers_are_taken_one_at_a_time_and_let_go():
@@ -199,9 +175,9 @@ def test_weights_missing_from_a_checkpoint_start_as_in_a_new_model(projector_typ
             assert 0.015 < loaded.queries.std() < 0.025
 
 
-@pytest.mark.parametrize("projector_type", sorted(PROJECTORS))
-def test_adapters_are_made_of_layers_that_serving_engines_can_replace(projector_type):
-    assert not any(isinstance(module, nn.MultiheadAttention) for module in adapter(projector_type).modules())
+def test_adapters_are_made_of_layers_that_serving_engines_can_replace():
+    modules = [module for kind in PROJECTORS for module in adapter(kind).modules()]
+    assert not any(isinstance(module, nn.MultiheadAttention) for module in modules)
 
 
 def test_dropout_acts_in_the_four_places_of_pytorchs_layer_and_in_training_only(monkeypatch):

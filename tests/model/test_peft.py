@@ -31,16 +31,9 @@ def tied(tmp_path_factory):
 def run(request, ran_page, tied, tmp_path_factory) -> pages.Run:
     if request.param == "the bundled model":
         return ran_page(PAGE)
-    folder = tmp_path_factory.mktemp("page")
-    page = pages.changed(
-        PAGE,
-        folder,
-        (
-            'folder = "omnifusion_hf/tiny"\nimages = Path(folder,',
-            f'folder = "{tied}"\nimages = Path("omnifusion_hf/tiny",',
-        ),
-    )
-    return pages.run_page(page, folder)
+    folder, bundled = tmp_path_factory.mktemp("page"), 'folder = "omnifusion_hf/tiny"\nimages = Path(folder,'
+    replaced = f'folder = "{tied}"\nimages = Path("omnifusion_hf/tiny",'
+    return pages.run_page(pages.changed(PAGE, folder, (bundled, replaced)), folder)
 
 
 def logits(model: nn.Module, processor) -> torch.Tensor:

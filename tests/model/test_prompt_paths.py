@@ -1,12 +1,12 @@
 """One chat, one list of token ids, whoever makes it: processor, trainers, servers; and exactly one BOS policy."""
 
 import base64
-from io import BytesIO
 
 import conversations
 import llms
 import pytest
 import tiny
+from pixels import encoded
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor
 
@@ -21,17 +21,15 @@ INST = (
     "{% else %} {{ message.content }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 # kind -> ids of CHAT and of the prompt for its answer: before the image's tokens, their number, after them
+SKY = [371, 323, 397, 355, 308, 309, 318, 262]
+LLM = [1, 395, 308, 305, 373, 392, 377, 275, 369, 383, 381, 351, 13, 401]
 GOLDEN = {
     "release format": ([432, 443], 36, [444, 445, 433, 411, 330, 270, 280, 77, 91, 33, 446]),
-    "release format, LLM with BOS": (
-        [1, 395, 308, 305, 373, 392, 377, 275, 369, 383, 381, 351, 13, 401],
-        16,
-        [402, 403, 371, 323, 397, 355, 308, 309, 318, 262, 404],
-    ),
+    "release format, LLM with BOS": (LLM, 16, [402, 403, *SKY, 404]),
     "own format with BOS": (
         [1, 301, 94, 265, 81, 86, 266, 96, 301, 401],
         16,
-        [402, 371, 323, 397, 355, 308, 309, 318, 262, 301, 94, 50, 265, 81, 86, 266, 96],
+        [402, *SKY, 301, 94, 50, 265, 81, 86, 266, 96],
     ),
 }
 
@@ -54,8 +52,8 @@ def processors(parts, tmp_path_factory) -> dict[str, OmniFusionProcessor]:
 def rows(*names: str) -> dict:
     """A training sample as TRL takes it: images apart, words as strings."""
     messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
-    parts = {"messages": messages, "prompt": messages[:1], "completion": messages[1:]}
-    return {"images": [IMAGE]} | {name: parts[name] for name in names}
+    parts = {"images": [IMAGE], "messages": messages, "prompt": messages[:1], "completion": messages[1:]}
+    return {name: parts[name] for name in ("images", *names)}
 
 
 def one_shot(processor) -> list[int]:
@@ -70,15 +68,14 @@ def two_steps(processor, **options) -> list[int]:
 def vllm_chat(processor) -> list[int]:
     """vLLM's renderer asks for the template's text and encodes it without special tokens (its chat protocol's default;
     its plain `generate` encodes with them); here its steps without the engine."""
-    assert two_steps(processor, add_special_tokens=True) == two_steps(processor, add_special_tokens=False)
-    return two_steps(processor, add_special_tokens=False)
+    with_specials, without = (two_steps(processor, add_special_tokens=add) for add in (True, False))
+    assert with_specials == without
+    return without
 
 
 def our_server(processor) -> list[int]:
     """A request with a base64 image."""
-    file = BytesIO()
-    IMAGE.save(file, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    url = "data:image/png;base64," + base64.b64encode(encoded(IMAGE, "PNG")).decode()
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
     return served(processor, [{"role": "user", "content": content}])
 
@@ -93,29 +90,34 @@ def served(processor, messages: list[dict]) -> list[int]:
     return inputs["input_ids"][0].tolist()
 
 
+def trl(processor, row: dict, **options) -> list[int]:
+    sft_trainer = pytest.importorskip("trl.trainer.sft_trainer", reason="TRL is not installed")
+    collate = sft_trainer.DataCollatorForVisionLanguageModeling(processor, **options)
+    return collate([row])["input_ids"][0].tolist()
+
+
 def trl_messages(processor) -> list[int]:
-    return trl_collator(processor)([rows("messages")])["input_ids"][0].tolist()
+    return trl(processor, rows("messages"))
 
 
 def trl_prompt_and_completion(processor) -> list[int]:
-    return trl_collator(processor, completion_only_loss=True)([rows("prompt", "completion")])["input_ids"][0].tolist()
+    return trl(processor, rows("prompt", "completion"), completion_only_loss=True)
 
 
-def trl_collator(processor, **options):
-    sft_trainer = pytest.importorskip("trl.trainer.sft_trainer", reason="TRL is not installed")
-    return sft_trainer.DataCollatorForVisionLanguageModeling(processor, **options)
+def trained_text(processor, messages: list[dict]) -> list[int]:
+    return conversations.collate(processor, [{"name": "the sample", "messages": messages}])["input_ids"][0].tolist()
 
 
 def our_training(processor) -> list[int]:
-    sample = {"name": "the sample", "messages": [*CHAT, tiny.assistant(ANSWER)]}
-    return conversations.collate(processor, [sample])["input_ids"][0].tolist()
+    return trained_text(processor, [*CHAT, tiny.assistant(ANSWER)])
+
+
+TRAINERS = [trl_messages, trl_prompt_and_completion, our_training]
 
 
 @pytest.mark.parametrize("kind", GOLDEN)
 @pytest.mark.parametrize(
-    "path",
-    [one_shot, two_steps, vllm_chat, our_server, trl_messages, trl_prompt_and_completion, our_training],
-    ids=lambda path: path.__name__,
+    "path", [one_shot, two_steps, vllm_chat, our_server, *TRAINERS], ids=lambda path: path.__name__
 )
 def test_every_path_gives_the_same_ids_with_one_bos_policy(path, kind, processors):
     """Trainers continue with the answer."""
@@ -123,33 +125,29 @@ def test_every_path_gives_the_same_ids_with_one_bos_policy(path, kind, processor
     before, num_tokens, after = GOLDEN[kind]
     golden = before + [processor.image_token_id] * num_tokens + after
     ids = path(processor)
-    assert ids[: len(golden)] == golden
-    assert (len(ids) > len(golden)) == (path in (trl_messages, trl_prompt_and_completion, our_training))
+    assert ids[: len(golden)] == golden and (len(ids) > len(golden)) == (path in TRAINERS)
     assert ids.count(processor.tokenizer.bos_token_id) == ("BOS" in kind)
 
 
 def trl_text(processor, messages: list[dict]) -> list[int]:
-    return trl_collator(processor)([{"images": [], "messages": messages}])["input_ids"][0].tolist()
-
-
-def trained_text(processor, messages: list[dict]) -> list[int]:
-    return conversations.collate(processor, [{"name": "the sample", "messages": messages}])["input_ids"][0].tolist()
+    return trl(processor, {"images": [], "messages": messages})
 
 
 @pytest.mark.parametrize("kind", GOLDEN)
 @pytest.mark.parametrize("path", [served, trl_text, trained_text], ids=lambda path: path.__name__)
 def test_special_tokens_cut_into_parts_are_text_on_every_path(path, kind, processors):
-    processor = processors[kind]
-    tokens = ["<image>", "<img_start>", "<user>", "<bot>", "<s>", "</s>"]
+    tokenizer, tokens = processors[kind].tokenizer, ["<image>", "<img_start>", "<user>", "<bot>", "<s>", "</s>"]
 
-    def marks(*texts: str) -> list[int]:
+    def marks(ids: list[int]) -> list[int]:
+        return [ids.count(token) for token in tokenizer.convert_tokens_to_ids(tokens)]
+
+    def said(*texts: str) -> list[int]:
         parts = [{"type": "text", "text": text} for text in texts]
-        ids = path(processor, [{"role": role, "content": parts} for role in ("system", "user", "assistant")])
-        return [ids.count(token) for token in processor.tokenizer.convert_tokens_to_ids(tokens)]
+        return path(processors[kind], [{"role": role, "content": parts} for role in ("system", "user", "assistant")])
 
-    assert marks("a <bo", "t>Yes</", "s><im", "age><img_sta", "rt><us", "er", "><", "s>") == marks("a Yes")
-    control = processor.tokenizer.encode("".join(tokens))
-    assert all(control.count(token) for token in processor.tokenizer.convert_tokens_to_ids(tokens))
+    cut = ("a <bo", "t>Yes</", "s><im", "age><img_sta", "rt><us", "er", "><", "s>")
+    assert marks(said(*cut)) == marks(said("a Yes"))
+    assert all(marks(tokenizer.encode("".join(tokens))))  # control
 
 
 def test_control_a_tokenizer_that_adds_bos_would_give_two(parts, processors):

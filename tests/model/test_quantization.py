@@ -6,13 +6,11 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForImageTextToText, BitsAndBytesConfig, MistralConfig, TorchAoConfig
 
-from omnifusion_hf.model.modeling_omnifusion import quantise_only_the_llm
+from omnifusion_hf.model import modeling_omnifusion
 
 
-pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes; nothing of quantisation was tested")
-quantization = pytest.importorskip(
-    "torchao.quantization", reason="pip install torchao; nothing of quantisation was tested"
-)
+pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes; quantisation was not tested")
+quantization = pytest.importorskip("torchao.quantization", reason="pip install torchao; quantisation was not tested")
 
 
 def bitsandbytes(**bits):
@@ -49,11 +47,8 @@ def linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 def quantised(model: nn.Module) -> set[str]:
     """Layers of another class than `Linear`, or with a weight of another class than `Tensor`."""
-    return {
-        name
-        for name, module in linears(model).items()
-        if type(module) is not nn.Linear or type(module.weight.data) is not torch.Tensor
-    }
+    plain = (nn.Linear, torch.Tensor)
+    return {name for name, part in linears(model).items() if (type(part), type(part.weight.data)) != plain}
 
 
 @pytest.mark.parametrize("skip", [None, ["q_proj"]])
@@ -81,17 +76,14 @@ def test_the_llm_alone_is_quantised_and_a_list_of_ones_own_is_added(method, skip
 @pytest.mark.parametrize("method", METHODS)
 def test_the_model_without_its_head_too(method, folder):
     model = AutoModel.from_pretrained(folder, quantization_config=METHODS[method](["q_proj"]), device_map="cpu")
-    assert quantised(model) == {
-        name for name in linears(model) if name.startswith("language_model") and "q_proj" not in name
-    }
+    llm = {name for name in linears(model) if name.startswith("language_model") and "q_proj" not in name}
+    assert quantised(model) == llm
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_control_transformers_own_defaults_reach_adapter_and_head(method, folder, monkeypatch):
-    monkeypatch.setattr("omnifusion_hf.model.modeling_omnifusion.quantise_only_the_llm", lambda config: config)
-    monkeypatch.setattr(
-        "omnifusion_hf.model.modeling_omnifusion.OmniFusionPreTrainedModel._keep_in_fp32_modules", None
-    )
+    monkeypatch.setattr(modeling_omnifusion, "quantise_only_the_llm", lambda config: config)
+    monkeypatch.setattr(modeling_omnifusion.OmniFusionPreTrainedModel, "_keep_in_fp32_modules", None)
     wanted = METHODS[method](["q_proj"])
     model = AutoModelForImageTextToText.from_pretrained(folder, quantization_config=wanted, device_map="cpu")
     parts = {name.removeprefix("model.").split(".")[0] for name in quantised(model)}
@@ -102,4 +94,4 @@ def test_control_transformers_own_defaults_reach_adapter_and_head(method, folder
 def test_a_method_without_such_a_list_is_left_as_it_is():
     wanted = BitsAndBytesConfig(load_in_4bit=True)
     del wanted.llm_int8_skip_modules
-    assert quantise_only_the_llm(wanted).to_dict() == wanted.to_dict()
+    assert modeling_omnifusion.quantise_only_the_llm(wanted).to_dict() == wanted.to_dict()

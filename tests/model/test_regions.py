@@ -1,5 +1,6 @@
 """Regions: boxes of a caller or a detector become views; what they show, where they stand, what they cost."""
 
+from functools import partial
 from io import BytesIO
 
 import numpy as np
@@ -51,49 +52,43 @@ def test_slivers_and_boxes_of_one_pixel_have_a_view():
 
 def test_views_are_whole_then_tiles_then_regions():
     images, regions = [tiny.image(0, (40, 90)), tiny.image(1, (50, 50))], [[(3, 3, 20, 20), (30, 3, 70, 30)], []]
-    grid = levels(images, view_strategy="grid")
     both = processor(view_strategy="grid")(images, regions=regions, return_tensors="pt")
     first = both.image_view_index.tolist().index(0, 1)
-    views = levels(images, view_strategy="grid", regions=regions)
-    np.testing.assert_array_equal(np.delete(views, [first - 2, first - 1], axis=0), grid)
-    expected = levels(images, regions=regions)[1:3]
-    np.testing.assert_array_equal(views[first - 2 : first], expected)
-    assert (expected[0] != expected[1]).any()
+    views, alone = levels(images, view_strategy="grid", regions=regions), levels(images, regions=regions)[1:3]
+    np.testing.assert_array_equal(np.delete(views, [first - 2, first - 1], 0), levels(images, view_strategy="grid"))
+    np.testing.assert_array_equal(views[first - 2 : first], alone)
+    assert (alone[0] != alone[1]).any()
 
 
 def test_max_regions_caps_the_views_of_each_image():
-    image, regions = tiny.image(size=(60, 60)), [[(i, i, i + 9, i + 9) for i in range(20)]]
-    assert len(levels(image, regions=regions)) == 1 + processor().max_regions
-    assert len(levels(image, regions=regions, max_regions=7)) == 8
-    with pytest.raises(ValueError, match="max_regions must be 0 or more"):
-        levels(image, regions=regions, max_regions=-1)
-    with pytest.raises(ValueError, match="region_context must be 0 or more"):
-        levels(image, regions=regions, region_context=-0.5)
+    image, boxes = tiny.image(size=(60, 60)), [(i, i, i + 9, i + 9) for i in range(20)]
+    assert len(levels(image, regions=[boxes])) == 1 + processor().max_regions
+    assert len(levels(image, regions=[boxes], max_regions=7)) == 8
 
 
-def test_a_bad_box_is_named_with_its_image():
-    images = [tiny.image(0), tiny.image(1)]
-    with pytest.raises(ValueError, match="Regions of image 1, box 2"):
-        levels(images, regions=[[(0, 0, 9, 9)], [(0, 0, 9, 9), (0, 0, 9, 9), (9, 0, 5, 5)]])
-    with pytest.raises(ValueError, match="1 lists of regions for 2 images"):
-        levels(images, regions=[[(0, 0, 9, 9)]])
+def test_bad_options_and_boxes_are_named():
+    good = [(0, 0, 9, 9)] * 2
+    for said, options in (
+        ("max_regions must be 0 or more", {"max_regions": -1}),
+        ("region_context must be 0 or more", {"region_context": -0.5}),
+        ("Regions of image 1, box 2", {"regions": [good, [*good, (9, 0, 5, 5)]]}),
+    ):
+        with pytest.raises(ValueError, match=said):
+            levels([tiny.image(), tiny.image()], **{"regions": [good, good]} | options)
 
 
 def test_output_of_a_detection_pipeline_is_taken_as_it_is():
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config = YolosConfig(**sizes, image_size=[64, 64], patch_size=16, num_detection_tokens=3, num_labels=2)
-    size = {"height": 64, "width": 64}
-    detect = pipeline(
-        "object-detection", YolosForObjectDetection(config), image_processor=YolosImageProcessor(size=size)
-    )
+    ours = YolosImageProcessor(size={"height": 64, "width": 64})
+    detect = pipeline("object-detection", YolosForObjectDetection(config), image_processor=ours)
     images = [tiny.image(0), tiny.image(1)]
     found = detect(images, threshold=0.0)
     assert all(len(boxes) == 3 for boxes in found)
     ranked = [sorted(boxes, key=lambda box: -box["score"]) for boxes in found]
-    plan = processor().plan_views([(40, 60), (40, 60)], regions=found)
-    alone = [processor().plan_views([(40, 60)], regions=[box])[0].regions[0] for box in ranked[0]]
-    assert plan[0].regions == alone
+    plan = processor().plan_views([(40, 60)] * 2, regions=found)
+    assert plan[0].regions == [processor().plan_views([(40, 60)], regions=[box])[0].regions[0] for box in ranked[0]]
     np.testing.assert_array_equal(levels(images, regions=found), levels(images, regions=ranked))
     np.testing.assert_array_equal(levels(images[0], regions=found[0]), levels(images, regions=found)[:4])
 
@@ -101,20 +96,12 @@ def test_output_of_a_detection_pipeline_is_taken_as_it_is():
 def test_sizes_alone_tell_the_views():
     """The plan has as many views as there are pixels for, whatever options the call has."""
     sizes, regions = [(40, 60), (100, 30)], [[(0, 0, 9, 9)], []]
-    images = [tiny.image(size=size) for size in sizes]
-    for options in (
-        {},
-        {"view_strategy": "grid"},
-        {"regions": regions},
-        {"regions": regions, "view_strategy": "grid"},
-    ):
-        options |= {"size": {"height": 16, "width": 16}}
-        counted = [len(views) for views in processor().plan_views(sizes, **options)]
-        index = processor()(images, **options, return_tensors="np").image_view_index
-        assert views_per_image(index) == counted
-        for size, boxes, count in zip(sizes, regions, counted):
-            own = options | {"regions": boxes} if "regions" in options else options
-            assert processor().get_number_of_image_patches(*size, own) == count
+    options = {"regions": regions, "view_strategy": "grid", "size": {"height": 16, "width": 16}}
+    index = processor()([tiny.image(size=size) for size in sizes], **options, return_tensors="np").image_view_index
+    counts = [len(views) for views in processor().plan_views(sizes, **options)]
+    assert views_per_image(index) == counts
+    for size, boxes, count in zip(sizes, regions, counts):
+        assert processor().get_number_of_image_patches(*size, options | {"regions": boxes}) == count
 
 
 def test_regions_are_not_saved():
@@ -125,7 +112,8 @@ def test_regions_are_not_saved():
 def test_regions_are_in_pixels_of_the_image_as_a_viewer_shows_it(orientation):
     upright, regions = tiny.image(size=(40, 60)), [[[35, 3, 50, 12]]]
     data = stored_turned(upright, orientation)
-    np.testing.assert_array_equal(levels(data, regions=regions), levels(upright, regions=regions))
+    for given in (data, Image.open(BytesIO(data))):
+        np.testing.assert_array_equal(levels(given, regions=regions), levels(upright, regions=regions))
     if orientation > 1:  # control: the stored pixels show something else there
         stored = Image.fromarray(np.asarray(Image.open(BytesIO(data))))
         assert (levels(stored, regions=[[[20, 3, 35, 12]]])[1] != levels(upright, regions=regions)[1]).any()
@@ -143,26 +131,25 @@ def same(first, second) -> bool:
     return all(torch.equal(torch.as_tensor(first[name]), torch.as_tensor(second[name])) for name in first)
 
 
-def test_regions_go_to_the_processor_nested_flat_or_among_the_image_options(images):
-    ours = tiny.processor(tiny.config())
-    text, nested = ["<image><image> both?", "<image> one?"], [images[:2], images[2:]]
-    options = {"padding": True, "return_tensors": "pt"}
-    flat = ours(text=text, images=images, regions=BOXES, **options)
+def test_images_and_regions_go_to_the_processor_nested_flat_or_among_the_image_options(images):
+    text, nested = ["<image><image> both?", "none?", "<image> one?"], [images[:2], [], images[2:]]
+    ours = partial(tiny.processor(tiny.config()), text=text, padding=True, return_tensors="pt")
+    flat = ours(images=images, regions=BOXES)
     assert flat.image_view_index.tolist() == [0, 1, 2, 0, 0, 1]
-    assert same(flat, ours(text=text, images=nested, regions=[BOXES[:2], BOXES[2:]], **options))
-    assert same(flat, ours(text=text, images=nested, regions=BOXES, **options))
-    assert same(flat, ours(text=text, images=images, images_kwargs={"regions": BOXES}, **options))
-    other = ours(text=text, images=images, regions=[BOXES[2], BOXES[1], BOXES[0]], **options)
+    assert same(flat, ours(images=nested, regions=[BOXES[:2], [], BOXES[2:]]))
+    assert same(flat, ours(images=nested, regions=BOXES))
+    assert same(flat, ours(images=images, images_kwargs={"regions": BOXES}))
+    other = ours(images=images, regions=BOXES[::-1])
     assert other.image_view_index.tolist() == [0, 1, 0, 0, 1, 2]  # control: boxes belong to their image
+    assert not same(ours(images=images), ours(images=images[::-1]))
 
 
 def test_regions_go_through_the_chat_template(images):
     ours = tiny.processor(tiny.config())
-    conversation = [tiny.user(images[0], "What?"), tiny.assistant("A sky."), tiny.user(images[2], "And this?")]
+    chat = [tiny.user(images[0], "What?"), tiny.assistant("A sky."), tiny.user(images[2], "And this?")]
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    boxes = [BOXES[0], BOXES[2]]
-    flat = ours.apply_chat_template(conversation, **options, processor_kwargs={"regions": boxes})
-    nested = ours.apply_chat_template([conversation], **options, processor_kwargs={"regions": [boxes]})
+    flat = ours.apply_chat_template(chat, **options, processor_kwargs={"regions": [BOXES[0], BOXES[2]]})
+    nested = tiny.prompt(ours, chat, processor_kwargs={"regions": [[BOXES[0], BOXES[2]]]})
     assert flat.image_view_index.tolist() == [0, 1, 2, 0, 1] and same(flat, nested)
     single = ours.apply_chat_template([tiny.user(images[0])], **options, processor_kwargs={"regions": BOXES[0]})
     assert single.image_view_index.tolist() == [0, 1, 2]
@@ -184,27 +171,6 @@ def test_regions_is_no_strategy(images):
         processor()(images, view_strategy="regions")
 
 
-@torch.no_grad()
-def test_one_place_counts_for_prompts_plans_engines_and_features(images):
-    """With regions, with a grid and with both: marks included for prompts, without them for engines and features."""
-    model = tiny.model()
-    ours = tiny.processor(model.config)
-    sizes = [(image.height, image.width) for image in images]
-    totals = set()
-    for options in ({}, {"regions": BOXES}, {"view_strategy": "grid"}, {"regions": BOXES, "view_strategy": "grid"}):
-        inputs = ours(text=["<image>"] * 3, images=[[image] for image in images], **options)
-        count = ours.count_tokens(sizes, context_length=100, **options)
-        planned = ours._get_num_multimodal_tokens(sizes, **options)
-        views = torch.from_numpy(inputs.pixel_values)
-        features = model.get_image_features(views, torch.from_numpy(inputs.image_view_index)).pooler_output
-        assert count.tokens == [len(row) for row in inputs.input_ids]
-        assert count.image_tokens == planned.num_image_tokens == [len(tokens) for tokens in features]
-        assert count.views == planned.num_image_patches and sum(count.views) == len(views)
-        assert count.total == sum(count.tokens) and count.share == count.total / 100
-        totals.add(count.total)
-    assert len(totals) == 4
-
-
 def test_one_size_counts_as_a_list_of_one():
     ours = tiny.processor(tiny.config())
     assert ours.count_tokens((40, 60), regions=BOXES[0]) == ours.count_tokens([(40, 60)], regions=BOXES[:1])
@@ -212,13 +178,3 @@ def test_one_size_counts_as_a_list_of_one():
         with pytest.raises(ValueError, match=r"image_sizes are \(height, width\) of each image"):
             ours.count_tokens(shapes)
     assert ours.count_tokens([]).total == 0 and ours.count_tokens((40, 60)).share is None
-
-
-@torch.no_grad()
-def test_the_answer_depends_on_the_region(model, images):
-    ours = tiny.processor(model.config)
-    logits = [
-        model(**ours(text="<image> What?", images=images[0], regions=[box], return_tensors="pt")).logits[0, -1]
-        for box in (BOXES[0][0], BOXES[0][1], BOXES[0][0])
-    ]
-    assert torch.equal(logits[0], logits[2]) and not torch.allclose(logits[0], logits[1])

@@ -1,16 +1,12 @@
-"""Saved folders: bit-equal round trips, dtypes, buffers, and a folder that needs nothing else, not even a network."""
+"""Saved folders: bit-equal round trips, dtypes, buffers, and what a folder holds."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
+from unittest.mock import Mock
 
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, GenerationConfig, pipeline
+from transformers import AutoModel, AutoModelForImageTextToText, GenerationConfig
 
 from omnifusion_hf import AutoModelForVision2Seq, OmniFusionForConditionalGeneration, OmniFusionModel
 
@@ -22,18 +18,9 @@ def assert_equal_states(first: torch.nn.Module, second: torch.nn.Module):
         assert ours[name].dtype is theirs[name].dtype and torch.equal(ours[name], theirs[name]), name
 
 
-@pytest.mark.parametrize(
-    "encoders, text, projector_type, tied",
-    [
-        (("clip",), "mistral", "mlp", False),
-        (("siglip", "internvl"), "llama", "transformer", True),
-        (("dinov2",), "llama", "mlp", False),
-        (("swin",), "mistral", "transformer", False),
-    ],
-)
-def test_saving_and_loading_is_bit_equal(encoders, text, projector_type, tied, tmp_path):
-    text = tiny.text_config(text, tie_word_embeddings=tied)
-    model = tiny.model(tiny.config(encoders, text=text, projector_type=projector_type))
+def test_saving_and_loading_is_bit_equal(tmp_path):
+    """Of an encoder and a tied LLM that the matrix of every mix leaves out."""
+    model = tiny.model(tiny.config(("swin",), text=tiny.text_config("llama", tie_word_embeddings=True)))
     model.save_pretrained(tmp_path)
     loaded, info = OmniFusionForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
@@ -46,15 +33,8 @@ def test_saving_and_loading_is_bit_equal(encoders, text, projector_type, tied, t
 def test_every_auto_class_opens_the_folder(model, model_folder):
     for auto in (AutoModelForImageTextToText, AutoModelForVision2Seq):
         assert_equal_states(auto.from_pretrained(model_folder), model)
-    base = AutoModel.from_pretrained(model_folder)
-    assert type(base) is OmniFusionModel
+    assert type(base := AutoModel.from_pretrained(model_folder)) is OmniFusionModel
     assert_equal_states(base, model.model)
-
-
-def test_shards_are_the_same_weights(model, tmp_path):
-    model.save_pretrained(tmp_path, max_shard_size="100KB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    assert_equal_states(OmniFusionForConditionalGeneration.from_pretrained(tmp_path), model)
 
 
 WHOLE, SHARDS = {}, {"max_shard_size": "100KB"}
@@ -79,14 +59,10 @@ def test_of_two_models_saved_to_one_folder_the_second_is_loaded_and_the_first_is
 
 def test_earlier_weights_stay_where_saving_fails(model, tmp_path, monkeypatch):
     model.save_pretrained(tmp_path)
-
-    def fails(*args, **kwargs):
-        raise OSError("No space left on device")
-
+    fails = Mock(side_effect=OSError("No space left on device"))
     monkeypatch.setattr("transformers.modeling_utils.safe_save_file", fails)
     with pytest.raises(OSError, match="No space left"):
         tiny.model(model.config, seed=1).save_pretrained(tmp_path, **SHARDS)
-    monkeypatch.undo()
     assert_equal_states(OmniFusionForConditionalGeneration.from_pretrained(tmp_path), model)
 
 
@@ -96,37 +72,27 @@ def test_saving_beside_lora_weights_says_that_these_are_loaded_first(model, tmp_
     assert "has LoRA weights too, which from_pretrained loads" in caplog.text
 
 
-def test_the_folder_holds_no_layer_that_is_not_used(model_folder):
-    names = set(load_file(model_folder / "model.safetensors"))
-    assert any("vision_tower.encoders.0.encoder.layers.1." in name for name in names)
-    assert not any("layers.2." in name and "vision_tower" in name or "post_layernorm" in name for name in names)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_loading_in_float16_leaves_encoders_and_adapter_in_float32(dtype, model_folder):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_loading_in_float16_leaves_encoders_and_adapter_in_float32(dtype, processor, model_folder):
     loaded = OmniFusionForConditionalGeneration.from_pretrained(model_folder, dtype=dtype)
-    asked = getattr(torch, dtype)
     for name, parameter in loaded.named_parameters():
-        wide = dtype == "float16" and ("vision_tower" in name or "multi_modal_projector" in name)
-        assert parameter.dtype is (torch.float32 if wide else asked), name
-    processor = AutoProcessor.from_pretrained(model_folder)
+        wide = dtype is torch.float16 and ("vision_tower" in name or "multi_modal_projector" in name)
+        assert parameter.dtype is (torch.float32 if wide else dtype), name
     inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
     assert torch.isfinite(loaded(**inputs).logits).all()
 
 
-def test_the_map_of_remote_code_names_every_auto_class(model, processor, model_folder, tmp_path):
-    model.model.save_pretrained(tmp_path)  # a headless folder as well
+def test_the_map_of_remote_code_names_every_auto_class(model, processor, tmp_path):
+    model.model.save_pretrained(tmp_path)  # of a headless folder as well
     processor.save_pretrained(tmp_path)
-    for folder in (model_folder, tmp_path):
-        auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
-        assert auto_map == {
-            "AutoConfig": "configuration_omnifusion.OmniFusionConfig",
-            "AutoModel": "modeling_omnifusion.OmniFusionModel",
-            "AutoModelForImageTextToText": "modeling_omnifusion.OmniFusionForConditionalGeneration",
-            "AutoProcessor": "processing_omnifusion.OmniFusionProcessor",
-        }
-        files = {path.name for path in folder.glob("*.py")}
-        assert {name.split(".")[0] + ".py" for name in auto_map.values()} <= files
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert auto_map == {
+        "AutoConfig": "configuration_omnifusion.OmniFusionConfig",
+        "AutoModel": "modeling_omnifusion.OmniFusionModel",
+        "AutoModelForImageTextToText": "modeling_omnifusion.OmniFusionForConditionalGeneration",
+        "AutoProcessor": "processing_omnifusion.OmniFusionProcessor",
+    }
+    assert all((tmp_path / f"{name.split('.')[0]}.py").is_file() for name in auto_map.values())
 
 
 def test_generation_settings_survive(tmp_path):
@@ -152,9 +118,8 @@ class Planted(OmniFusionForConditionalGeneration):
 
 
 def test_buffers_are_right_after_loading(tmp_path):
-    model = Planted(
-        tiny.config(("clip", "dinov2", "internvl"), image_sizes=[32, 32, 32], projector_type="transformer")
-    )
+    encoders = ("clip", "dinov2", "internvl")
+    model = Planted(tiny.config(encoders, image_sizes=[32, 32, 32], projector_type="transformer"))
     model.save_pretrained(tmp_path)
     buffers = dict(model.named_buffers())
     planted_is_wrong = []
@@ -165,65 +130,3 @@ def test_buffers_are_right_after_loading(tmp_path):
         planted_is_wrong.append(not torch.equal(loaded.pop("planted"), buffers["planted"]))
         assert all(torch.equal(loaded[name], buffers[name]) for name in loaded)
     assert any(planted_is_wrong)  # control
-
-
-OFFLINE = """
-import json, socket, sys
-
-def refuse(*args, **kwargs):
-    raise RuntimeError("the network was used")
-
-socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
-try:
-    socket.create_connection(("huggingface.co", 443))
-except RuntimeError:
-    pass
-else:
-    sys.exit("sockets are not blocked")
-
-import omnifusion_hf
-from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-folder, image = sys.argv[1:]
-processor, model = AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder)
-content = [{"type": "image", "image": Image.open(image)}, {"type": "text", "text": "What?"}]
-options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-inputs = processor.apply_chat_template([{"role": "user", "content": content}], **options)
-print(json.dumps(model.generate(**inputs, max_new_tokens=6, do_sample=False)[0].tolist()))
-"""
-
-
-def test_the_folder_alone_answers_without_a_network(model, processor, model_folder, tmp_path):
-    image = tmp_path / "image.png"
-    tiny.image().save(image)
-    moved = shutil.copytree(model_folder, tmp_path / "moved")
-    hidden = {"HF_HOME", "HF_HUB_CACHE", "TRANSFORMERS_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"}
-    environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    environment |= {"HF_HOME": str(tmp_path / "empty"), "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run(
-        [sys.executable, "-c", OFFLINE, str(moved), str(image)],
-        env=environment, cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
-    expected = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0].tolist()
-    assert json.loads(run.stdout.splitlines()[-1]) == expected
-
-
-def test_a_folder_that_lacks_a_file_is_refused(model_folder, tmp_path):
-    """Control: the test above does depend on what lies in the folder."""
-    folder = shutil.copytree(model_folder, tmp_path / "broken")
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(OSError, match="model.safetensors"):
-        AutoModelForImageTextToText.from_pretrained(folder)
-
-
-def test_the_pipeline_answers_from_the_folder(model, processor, model_folder):
-    answer = pipeline("image-text-to-text", model=str(model_folder))
-    message = tiny.user(tiny.image(), "What?")
-    options = {"max_new_tokens": 6, "do_sample": False}
-    [output] = answer(text=[message], return_full_text=False, generate_kwargs=options)
-    inputs = tiny.prompt(processor, [message])
-    expected = model.generate(**inputs, **options)[0, inputs.input_ids.shape[1] :]
-    assert output["generated_text"].strip() == processor.decode(expected, skip_special_tokens=True).strip() != ""

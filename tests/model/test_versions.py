@@ -43,13 +43,9 @@ def test_the_bundled_questions_get_the_recorded_answers(bundled):
 def test_beams_over_several_views_give_the_recorded_answers(bundled):
     """Where beams take each other's views, these change."""
     model, processor = bundled
-    names = ["digit-1.png", "text-3-characters-1.png"]
-    chats = [[tiny.user(image(name), "What is written?")] for name in names]
+    chats = [[tiny.user(image(name), "What is written?")] for name in ("digit-1.png", "text-3-characters-1.png")]
     chats.append([tiny.user(image("digit-2.png"), image("colour-1.png"), "Which digit is shown?")])
-    options = {"processor_kwargs": {"padding": True, "view_strategy": "grid"}}
-    inputs = processor.apply_chat_template(
-        chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **options
-    )
+    inputs = tiny.prompt(processor, *chats, processor_kwargs={"view_strategy": "grid"})
     assert generate_text(model, inputs, processor, 12, num_beams=3, num_return_sequences=2) == BEAMS
 
 
@@ -60,18 +56,14 @@ def test_two_steps_of_the_stock_trainer_have_the_recorded_losses_and_reload(tmp_
     examples = json.loads(EXAMPLES.read_text(encoding="utf-8"))[:4]
 
     def collate(samples):
-        batch = processor.apply_chat_template(
-            [[tiny.user(image(one["image"]), one["question"]), tiny.assistant("red")] for one in samples],
-            tokenize=True, return_dict=True, return_tensors="pt", return_assistant_tokens_mask=True,
-            processor_kwargs={"padding": True},
-        )  # fmt: skip
+        chats = [[tiny.user(image(one["image"]), one["question"]), tiny.assistant("red")] for one in samples]
+        batch = tiny.prompt(processor, *chats, add_generation_prompt=False, return_assistant_tokens_mask=True)
         answers = batch.pop("assistant_masks").bool()
         return {**batch, "labels": batch["input_ids"].masked_fill(~answers, -100)}
 
-    settings = TrainingArguments(
-        str(tmp_path), max_steps=2, per_device_train_batch_size=2, learning_rate=1e-4, optim="sgd", logging_steps=1,
-        remove_unused_columns=False, report_to="none", use_cpu=True, disable_tqdm=True,
-    )  # fmt: skip
+    options = {"remove_unused_columns": False, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    options |= {"max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-4, "optim": "sgd"}
+    settings = TrainingArguments(str(tmp_path), logging_steps=1, **options)
     trainer = Trainer(model, settings, train_dataset=examples, data_collator=collate, processing_class=processor)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -117,7 +109,6 @@ def test_every_entrance_of_a_folder_meets_the_check(entrance):
 
 def test_setup_asks_for_the_same_versions():
     oldest, too_new = TRANSFORMERS_VERSIONS
-    assert f'"transformers>={oldest},<{too_new}"' in (ROOT / "setup.py").read_text(encoding="utf-8")
-    assert re.search(
-        rf"MINORS = .*range\({oldest.split('.')[1]}, \d+\)", (ROOT / "noxfile.py").read_text(encoding="utf-8")
-    )
+    setup, nox = ((ROOT / name).read_text(encoding="utf-8") for name in ("setup.py", "noxfile.py"))
+    assert f'"transformers>={oldest},<{too_new}"' in setup
+    assert re.search(rf"MINORS = .*range\({oldest.split('.')[1]}, \d+\)", nox)

@@ -6,6 +6,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import conversations
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -24,11 +25,8 @@ from omnifusion_hf.training.preprocessing import ConversationEncoder
 
 
 # Encoders and image strategy: one layer of one encoder, of two, every layer of two.
-MODELS = {
-    "mlp": (["clip"], {}),
-    "grid": (["clip", "siglip"], {"view_strategy": "grid"}),
-    "summation": (["clip", "dinov2"], {}),
-}
+GRID = {"view_strategy": "grid"}
+MODELS = {"mlp": (["clip"], {}), "grid": (["clip", "siglip"], GRID), "summation": (["clip", "dinov2"], {})}
 
 
 def model_and_processor(name: str = "mlp", seed: int = 0, **changes):
@@ -98,7 +96,6 @@ def run(folder: Path, base: Path, **changes) -> list[tuple]:
 LORA = {"stage": "lora", "lora_rank": 4, "packing": True, "max_length": 128, "bf16": True}
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's
 @pytest.mark.parametrize(("name", "options"), [*((name, {"stage": "finetune"}) for name in MODELS), ("mlp", LORA)])
 def test_losses_equal_the_uncached_runs_to_the_bit(tmp_path, monkeypatch, name, options):
     for part in model_and_processor(name):
@@ -121,9 +118,7 @@ def test_samples_are_those_of_the_dataset_with_features_for_pixels(tmp_path):
         row = rows[index]
         pixels, features = sample.pop("pixel_values", None), row.pop("pixel_values", None)
         assert (pixels is None) == (features is None) and row.keys() == sample.keys()
-        assert all(
-            torch.equal(torch.as_tensor(row[key]), torch.as_tensor(sample[key])) for key in row.keys() - {"name"}
-        )
+        assert all(np.array_equal(row[key], sample[key]) for key in row)
         assert pixels is None or features.shape == (len(pixels), 16 * 32 * 2)
 
 
@@ -163,14 +158,14 @@ def test_killed_while_encoding_it_goes_on_with_what_is_missing(tmp_path, monkeyp
     assert sum(encoded) == len(stored(tmp_path)) == 3
 
 
-@pytest.mark.parametrize(
-    ("weights", "image", "options", "changed"),
-    [
-        (1, {}, {}, "encoder_weights was .* and is .*"),
-        (0, {"image_fit": "pad"}, {}, 'settings: image_processor.image_fit was "crop" and is "pad"'),
-        (0, {}, {"bf16": True}, 'autocast was "None" and is "torch.bfloat16"'),
-    ],
-)
+OTHERS = [
+    (1, {}, {}, "encoder_weights was .* and is .*"),
+    (0, {"image_fit": "pad"}, {}, 'settings: image_processor.image_fit was "crop" and is "pad"'),
+    (0, {}, {"bf16": True}, 'autocast was "None" and is "torch.bfloat16"'),
+]
+
+
+@pytest.mark.parametrize(("weights", "image", "options", "changed"), OTHERS)
 def test_cache_of_other_encoders_or_settings_is_refused_with_its_cure(tmp_path, weights, image, options, changed):
     cached(tmp_path, *model_and_processor())
     with pytest.raises(ValueError, match=f"{changed}. Set cache_vision_features to another folder, or delete this"):
@@ -178,26 +173,15 @@ def test_cache_of_other_encoders_or_settings_is_refused_with_its_cure(tmp_path, 
     assert cached(tmp_path, *model_and_processor(max_image_pixels=9999))
 
 
-def test_encoders_that_train_are_refused(tmp_path):
+def test_what_cannot_be_cached_is_refused(tmp_path, monkeypatch):
     model, processor = model_and_processor()
+    with pytest.raises(ValueError, match="streamed"):
+        cached(tmp_path, model, processor, IterableDataset())
     with pytest.raises(ValueError, match="here they train"):
-        cached(tmp_path, model.requires_grad_(True), processor)
-
-
-def test_encoders_in_pieces_are_refused(tmp_path, monkeypatch):
-    model, processor = model_and_processor()
+        cached(tmp_path, model_and_processor()[0].requires_grad_(True), processor)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="does not work with FSDP or DeepSpeed"):
         cached(tmp_path, model, processor)
-
-
-def test_streamed_samples_are_refused(tmp_path):
-    class Stream(IterableDataset):
-        def __iter__(self):
-            yield from ()
-
-    with pytest.raises(ValueError, match="streamed"):
-        cached(tmp_path, *model_and_processor(), Stream())
 
 
 def test_full_disk_is_refused_with_numbers_before_anything_is_encoded(tmp_path, monkeypatch, encoded, capsys):
@@ -237,8 +221,7 @@ def fill_as_one_of_two(rank: int, folder: Path, port: int):
 
 
 def test_processes_share_the_encoding_and_have_all_of_it(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     multiprocessing.start_processes(fill_as_one_of_two, (tmp_path, port), nprocs=2, start_method="fork")
     assert len(list((tmp_path / "cache").iterdir())) == 2
@@ -246,31 +229,14 @@ def test_processes_share_the_encoding_and_have_all_of_it(tmp_path):
     rows = cached(tmp_path, *model_and_processor())
     for rank in range(2):
         for index, row in enumerate(torch.load(tmp_path / f"{rank}.pt", weights_only=False)):
-            assert row["input_ids"] == rows[index]["input_ids"]
-            assert ("pixel_values" in row) == ("pixel_values" in rows[index])
-            assert "pixel_values" not in row or torch.equal(row["pixel_values"], rows[index]["pixel_values"])
+            assert row.keys() == rows[index].keys()
+            assert all(
+                np.array_equal(row[key], rows[index][key]) for key in ("input_ids", "pixel_values") if key in row
+            )
 
 
 SETTINGS = {"weights": "a", "side": "32"}
 ROWS = {"x": torch.arange(4.0), "y": torch.full((4,), torch.pi)}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_come_back_in_the_order_asked_for_to_the_bit(tmp_path, dtype):
-    rows = {name: row.to(dtype) for name, row in ROWS.items()}
-    FeatureShards(tmp_path, SETTINGS).write(rows)
-    shards = FeatureShards(tmp_path, SETTINGS)
-    assert torch.equal(shards.read(["y", "x", "y"]), torch.stack([rows["y"], rows["x"], rows["y"]]))
-    assert "x" in shards and "z" not in shards
-
-
-def test_shards_of_other_processes_are_found_when_they_are_looked_for(tmp_path):
-    mine, other = FeatureShards(tmp_path, SETTINGS), FeatureShards(tmp_path, SETTINGS)
-    other.write({"x": ROWS["x"]})
-    mine.write({"y": ROWS["y"]})
-    assert "x" not in mine
-    mine.find()
-    assert torch.equal(mine.read(["x", "y"]), torch.stack([ROWS["x"], ROWS["y"]]))
 
 
 def test_a_shard_cut_off_while_written_does_not_count(tmp_path, monkeypatch):
@@ -290,12 +256,8 @@ def test_a_shard_cut_off_while_written_does_not_count(tmp_path, monkeypatch):
     assert FeatureShards(tmp_path, SETTINGS).shard_of.keys() == ROWS.keys()
 
 
-def test_shards_of_other_settings_and_foreign_files_are_refused_by_what_differs(tmp_path):
+def test_shards_of_fewer_settings_and_foreign_files_are_refused_by_what_differs(tmp_path):
     FeatureShards(tmp_path, SETTINGS).write(ROWS)
-    with pytest.raises(
-        ValueError, match="other settings: side was 32 and is 64. Set cache_vision_features to another"
-    ):
-        FeatureShards(tmp_path, SETTINGS | {"side": "64"})
     with pytest.raises(ValueError, match="other settings: side was 32 and is None"):
         FeatureShards(tmp_path, {"weights": "a"})
     save_file(ROWS, tmp_path / "a.safetensors")
@@ -317,8 +279,7 @@ def test_views_and_weights_of_other_values_have_other_names():
     assert view_name(pixels) == view_name(pixels.transpose(1, 2).contiguous().transpose(1, 2))
     assert view_name(pixels) != view_name(pixels.nextafter(torch.ones(())))
     layer = nn.Linear(2, 2).bfloat16()
-    before = weights_hash(layer)
-    assert before == weights_hash(layer)
+    assert (before := weights_hash(layer)) == weights_hash(layer)
     layer.bias.data[0] += 1
     assert before != weights_hash(layer)
 

@@ -34,7 +34,7 @@ def lora_run(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "override, message",
+    ("override", "message"),
     [
         ("adam_beta2=0.95", "adam_beta2 was 0.999 and is 0.95"),
         ("max_grad_norm=0.5", "max_grad_norm was 1.0 and is 0.5"),
@@ -44,6 +44,11 @@ def lora_run(tmp_path_factory) -> Path:
         ("conversation_format=v1.1", "conversation_format was llava and is v1.1"),
         ("lr_scheduler_kwargs={num_cycles: 2}", "lr_scheduler_kwargs was None and is {'num_cycles': 2}"),
         ("accelerator_config={even_batches: false}", "accelerator_config.even_batches was True and is False"),
+        ("stage=finetune", "stage was lora and is finetune"),
+        ("learning_rate=0.5", "learning_rate was 0.01 and is 0.5"),
+        ("optim=adafactor", "and is adafactor"),
+        ("data_seed=7", "data_seed was 42 and is 7"),
+        ("gradient_accumulation_steps=2", "global_batch was 2 and is 4"),
         ("vision_tuning=full", "vision_tuning was frozen and is full"),
     ],
 )

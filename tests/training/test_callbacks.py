@@ -169,11 +169,10 @@ def recipe(folder: Path, base: Path, **changes) -> Path:
 
 def mixed_and_packed(folder: Path, base: Path) -> Path:
     """As `recipe`, of a mixture of two sources, several samples to a row, read by a worker process."""
-    path = recipe(folder, base, packing=True, max_length=160, dataloader_num_workers=1)
+    path = recipe(folder, base, stage="finetune", packing=True, max_length=160, dataloader_num_workers=1)
     fields = yaml.safe_load(path.read_text())
-    mixture = conversations.write_mixture(
-        folder, *({"path": fields["data_path"], "weight": weight} for weight in (1, 2))
-    )
+    sources = [{"path": fields["data_path"], "weight": weight} for weight in (1, 2)]
+    mixture = conversations.write_mixture(folder, *sources)
     path.write_text(yaml.safe_dump(fields | {"data_path": str(mixture)}))
     return path
 

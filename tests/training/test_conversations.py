@@ -18,14 +18,11 @@ def flat(messages: list[dict]) -> list[tuple]:
     return [(message["role"], *map(shown, message["content"])) for message in messages]
 
 
-MARKED = [
-    ("<image>\nWhat?", "a", ("[a]", "What?")),
-    ("What?\n<image>", "a", ("What?", "[a]")),
-    ("<image>", "a", ("[a]",)),
-]
-MARKED += [("<image><image>\nWhich?", ["a", "b"], ("[a]", "[b]", "Which?")), ("What?", [], ("What?",))]
+MARKED = [("<image>\nWhat?", "a", ("[a]", "What?")), ("What?\n<image>", "a", ("What?", "[a]"))]
+MARKED += [("<image>", "a", ("[a]",)), ("<image><image>\nWhich?", ["a", "b"], ("[a]", "[b]", "Which?"))]
 MARKED += [("Is <image> or\n<image>\nbigger?\nSay.", ["a", "b"], ("Is ", "[a]", " or", "[b]", "bigger?\nSay."))]
 MARKED += [("What?", ["a", "b"], ("[a]", "[b]", "What?")), ("What is <image>?", None, ("What is <image>?",))]
+MARKED += [("What?", [], ("What?",))]
 
 
 @pytest.mark.parametrize(("question", "image", "content"), MARKED)

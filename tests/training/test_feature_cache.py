@@ -15,13 +15,14 @@ from accelerate import PartialState
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import multiprocessing, nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 from omnifusion_hf.io import staged_file
 from omnifusion_hf.training import feature_cache
+from omnifusion_hf.training.conversations import BadSamples
 from omnifusion_hf.training.feature_cache import FeatureShards, as_metadata, view_name, weights_hash
-from omnifusion_hf.training.preprocessing import ConversationEncoder
+from omnifusion_hf.training.preprocessing import ConversationEncoder, EncodedStream
 
 
 # Encoders and image strategy: one layer of one encoder, of two, every layer of two.
@@ -122,7 +123,7 @@ def test_samples_are_those_of_the_dataset_with_features_for_pixels(tmp_path):
         assert pixels is None or features.shape == (len(pixels), 16 * 32 * 2)
 
 
-def test_images_are_read_to_name_and_to_encode_their_views_and_never_again(tmp_path, encoded):
+def test_images_are_read_to_name_and_to_encode_their_new_views_and_never_again(tmp_path, encoded):
     model, processor = model_and_processor()
     samples = Samples(processor)
     rows = cached(tmp_path, model, processor, samples)
@@ -130,11 +131,6 @@ def test_images_are_read_to_name_and_to_encode_their_views_and_never_again(tmp_p
     assert [rows[index] for index in range(5)] and len(samples.read) == 8
     cached(tmp_path, model_and_processor()[0], processor, samples)
     assert samples.read[8:] == [0, 1, 2, 3, 4] and sum(encoded) == 3
-
-
-def test_only_new_views_are_encoded(tmp_path, encoded):
-    model, processor = model_and_processor()
-    cached(tmp_path, model, processor)
     cached(tmp_path, model_and_processor()[0], processor, Samples(processor, (2, 7, 1, 8)))
     assert sum(encoded) == len(stored(tmp_path)) == len(set(stored(tmp_path))) == 5
 
@@ -176,7 +172,7 @@ def test_cache_of_other_encoders_or_settings_is_refused_with_its_cure(tmp_path, 
 def test_what_cannot_be_cached_is_refused(tmp_path, monkeypatch):
     model, processor = model_and_processor()
     with pytest.raises(ValueError, match="streamed"):
-        cached(tmp_path, model, processor, IterableDataset())
+        cached(tmp_path, model, processor, EncodedStream(None, None, BadSamples()))
     with pytest.raises(ValueError, match="here they train"):
         cached(tmp_path, model_and_processor()[0].requires_grad_(True), processor)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

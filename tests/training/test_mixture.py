@@ -14,7 +14,7 @@ import tiny
 from accelerate.data_loader import IterableDatasetShard
 from conversations import sample, turn
 from torch.utils.data import DataLoader, IterableDataset
-from training_runs import changed, rerun, weights
+from training_runs import changed, rerun, resume, weights
 
 from omnifusion_hf.io import RECIPES
 from omnifusion_hf.training.conversations import BadSamples, BrokenSampleError, SampleReader
@@ -123,49 +123,36 @@ def test_broken_sample_of_a_source_is_named_or_left_out(tmp_path):
     assert sorted(ids(conversations.load(path, policy="skip"))) == ["a0", "a1", "a2", "s0"]
 
 
-HUGE = ["samples: 100000000000", f"samples: 1{'0' * 400}", f"weight: 1{'0' * 400}"]
+MISTAKEN = {
+    "sources: []": "must hold one list", "seed: 1\nsources: [{path: a.json}]": "must hold one list",
+    "[1]": "must hold one list", "sources: [{path: a.json}, {samples: 3}]": "source 1: needs `path`",
+    "sources: [{path: 3}]": "'path' expected str, got int", "sources: [{path: a, path: b}]": 'duplicate key "path"',
+    "sources: [{path: ''}]": "source 0: .*'path': .*must name a file, a folder or a Hub id",
+    "sources: [{path: absent.json}]": "source 0: no file absent.json",
+    "sources: [{path: absent.png}]": "source 0: cannot read absent.png: ",
+    "sources: [{path: nobody/nothing}]": "source 0: cannot read nobody/nothing: ",
+    "sources: [{path: a}, {path: b.json, samples: 1k}]": "source 1: .*'samples': .*'1k'.*<class 'int'>",
+    "sources: [{path: a, weight: 1}, {path: b.json}]": "or a `weight` to every one",
+    "sources: [{path: a, weight: 1}, {path: b.json, samples: 1}]": "or a `weight` to every one",
+    "sources: [{path: a.parquet, streaming: true}, {path: b.json}]": "stream all sources or none",
+    "sources: [": "is not YAML: ", f"samples: {'9' * 5000}": "is not YAML: ", "samples: 2026-99-99": "is not YAML: ",
+    "\ufeffsources: []".encode("utf-16-le"): "is not UTF-8",
+}  # fmt: skip
+OF_A_FIELD = {
+    "sample: 3": ".*'sample': 3", "samples: 0": ".*'samples': .*above 0 and at most 1,000,.* got 0",
+    "samples: 1.5": ".*'samples'", "samples: true": ".*'samples'", "weight: -1": ".*'weight': .*above 0",
+    "weight: .inf": ".*'weight': .*above 0", "weight: .nan": ".*'weight': .*above 0",
+    "instructions: Say.": ".*'instructions' expected a list, got str", "instructions: [1]": ".*list 'instructions'",
+    "instructions: null": ".*'instructions' expected a list, got NoneType", "columns: {images: 1}": ".*dict 'columns'",
+    "columns: [caption]": ".*'columns' expected a dict, got list", "image_folder: 3": ".*'image_folder' with value 3",
+    "streaming: no": ".*'streaming' expected bool, got str", "samples: 100000000000": ".* at most 1,000,",
+    "conversation_format: x": ".*'conversation_format' expected one of .*llava",
+    f"samples: 1{'0' * 400}": ".* at most 1,000,", f"weight: 1{'0' * 400}": ".* at most 1,000,",
+}  # fmt: skip
+MISTAKEN |= {f"sources: [{{path: a.json, {one}}}]": f"source 0: {message}" for one, message in OF_A_FIELD.items()}
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("sources: []", "must hold one list"),
-        ("seed: 1\nsources: [{path: a.json}]", "must hold one list"),
-        ("[1]", "must hold one list"),
-        ("sources: [{path: a.json}, {samples: 3}]", "source 1: needs `path`"),
-        ("sources: [{path: a.json, sample: 3}]", "source 0: .*'sample': 3"),
-        ("sources: [{path: a.json, samples: 0}]", "source 0: .*'samples': .*above 0 and at most 1,000,.* got 0"),
-        ("sources: [{path: a.json}, {path: b.json, samples: 1k}]", "source 1: .*'samples': .*'1k'.*<class 'int'>"),
-        ("sources: [{path: a.json, samples: 1.5}]", "'samples'"),
-        ("sources: [{path: a.json, samples: true}]", "'samples'"),
-        ("sources: [{path: a.json, weight: -1}]", "'weight': .*above 0"),
-        ("sources: [{path: a.json, weight: .inf}]", "'weight': .*above 0"),
-        ("sources: [{path: a.json, weight: .nan}]", "'weight': .*above 0"),
-        ("sources: [{path: a.json, instructions: Describe.}]", "'instructions' expected a list, got str"),
-        ("sources: [{path: a.json, instructions: [1]}]", "list 'instructions'"),
-        ("sources: [{path: a.json, instructions: null}]", "'instructions' expected a list, got NoneType"),
-        ("sources: [{path: a.json, columns: [caption]}]", "'columns' expected a dict, got list"),
-        ("sources: [{path: a.json, columns: {images: 1}}]", "dict 'columns'"),
-        ("sources: [{path: a.json, streaming: no}]", "'streaming' expected bool, got str"),
-        ("sources: [{path: a.json, image_folder: 3}]", "'image_folder' with value 3"),
-        ("sources: [{path: 3}]", "'path' expected str, got int"),
-        ("sources: [{path: a.json, path: b.json}]", 'duplicate key "path"'),
-        ("sources: [{path: a.json, conversation_format: x}]", "'conversation_format' expected one of .*llava"),
-        ("sources: [{path: a.json, weight: 1}, {path: b.json}]", "or a `weight` to every one"),
-        ("sources: [{path: a.json, weight: 1}, {path: b.json, samples: 1}]", "or a `weight` to every one"),
-        ("sources: [{path: a.parquet, streaming: true}, {path: b.json}]", "stream all sources or none"),
-        ("sources: [{path: ''}]", "source 0: .*'path': .*must name a file, a folder or a Hub id"),
-        ("sources: [{path: absent.json}]", "source 0: no file absent.json"),
-        ("sources: [{path: absent.png}]", "source 0: cannot read absent.png: "),
-        ("sources: [{path: nobody/nothing}]", "source 0: cannot read nobody/nothing: "),
-        ("sources: [", "is not YAML: "),
-        (f"samples: {'9' * 5000}", "is not YAML: "),
-        (f"samples: {data_files.DEEP}", "is not YAML: "),
-        ("samples: 2026-99-99", "is not YAML: "),
-        ("\ufeffsources: []".encode("utf-16-le"), "is not UTF-8"),
-        *((f"sources: [{{path: a.json, {field}}}]", "source 0: .* at most 1,000,") for field in HUGE),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), MISTAKEN.items(), ids=range(len(MISTAKEN)))
 def test_mistaken_mixtures_are_named_in_little_time_and_memory(tmp_path, monkeypatch, text, message):
     data_files.without_hub(monkeypatch)
     path = tmp_path / "mixture.yaml"
@@ -195,10 +182,8 @@ def test_stage_2_is_the_papers_table():
 
 
 def test_sources_that_are_too_much_together_are_refused_too(tmp_path):
-    with (
-        data_files.in_little_time_and_memory(),
-        pytest.raises(ValueError, match="yaml: .* 1,200,000,000 samples together"),
-    ):
+    message = "mixture.yaml: .* 1,200,000,000 samples together"
+    with data_files.in_little_time_and_memory(), pytest.raises(ValueError, match=message):
         mix(tmp_path, a=(2, {"samples": 6 * 10**8}), b=(2, {"samples": 6 * 10**8}))
 
 
@@ -213,24 +198,27 @@ def write_parquet(folder: Path, samples: list[dict], files: int = 2) -> Path:
 
 def mixture_of(folder: Path, **weights: float) -> Path:
     """A mixture file over streams whose samples' ids begin with their source's letter."""
-    entries = []
-    for name, weight in weights.items():
-        samples = [each | {"id": f"{name}{index}"} for index, each in enumerate(data_files.mixed())]
-        path = write_parquet(folder / name, samples)
-        entries.append({"path": str(path), "streaming": True, "weight": weight})
+    for name in weights:
+        write_parquet(folder / name, [each | {"id": f"{name}{i}"} for i, each in enumerate(data_files.mixed())])
+    paths = {name: str(folder / name / "*.parquet") for name in weights}
+    entries = ({"path": paths[name], "streaming": True, "weight": weight} for name, weight in weights.items())
     return conversations.write_mixture(folder, *entries)
 
 
-def test_stream_gives_the_samples_of_the_table_over_and_over(tmp_path):
-    path = write_parquet(tmp_path, data_files.mixed())
-    stream = conversations.load(path, streaming=True)
-    assert isinstance(stream, IterableDataset)
-    assert sorted(ids(stream, 6)) == [f"s{index}" for index in range(6)]
+@pytest.fixture
+def stream(tmp_path) -> IterableDataset:
+    return conversations.load(write_parquet(tmp_path, data_files.mixed()), streaming=True)
+
+
+def test_stream_gives_the_samples_of_the_table_over_and_over(tmp_path, stream):
+    shards = data_files.write_shards(tmp_path, [sample(index) for index in range(6)])  # all of one kind
+    for each in (stream, conversations.load(shards, streaming=True)):
+        assert sorted(ids(each, 6)) == [f"s{index}" for index in range(6)]
     passes = ids(stream, 18)
     assert Counter(Counter(passes).values()) == {3: 6} and passes[:6] != passes[6:12] != passes[12:]
     encoder = ConversationEncoder(PROCESSOR)
     encoded = {item["name"][-3:-1]: item for item in islice(encode(stream, encoder, BadSamples()), 6)}
-    for item in conversations.load(path):
+    for item in conversations.load(tmp_path / "*.parquet"):
         assert encoded[item["name"][-3:-1]]["input_ids"] == encoder(item)["input_ids"]
 
 
@@ -242,8 +230,7 @@ def test_order_and_mix_are_functions_of_the_seed(tmp_path):
     assert 0.6 < sum(name[0] == "a" for name in first) / 60 < 0.95
 
 
-def test_workers_share_the_files_out_and_none_may_go_without(tmp_path):
-    stream = conversations.load(write_parquet(tmp_path, data_files.mixed()), streaming=True)
+def test_workers_share_the_files_out_and_none_may_go_without(tmp_path, stream):
     loader = DataLoader(stream, batch_size=1, num_workers=2, collate_fn=lambda items: items[0]["name"][-3:-1])
     assert sorted(islice(loader, 6)) == [f"s{index}" for index in range(6)]
     stream = conversations.load(write_parquet(tmp_path / "one", data_files.mixed(), files=1), streaming=True)
@@ -251,8 +238,7 @@ def test_workers_share_the_files_out_and_none_may_go_without(tmp_path):
         next(iter(DataLoader(stream, num_workers=2)))
 
 
-def test_devices_share_the_samples_out(tmp_path):
-    stream = conversations.load(write_parquet(tmp_path, data_files.mixed()), streaming=True)
+def test_devices_share_the_samples_out(stream):
     shards = [IterableDatasetShard(stream, batch_size=2, num_processes=2, process_index=rank) for rank in (0, 1)]
     first, second = (ids(shard, 4) for shard in shards)
     assert [*first[:2], *second[:2], *first[2:], *second[2:]] == ids(stream, 8)
@@ -301,25 +287,14 @@ def test_stream_of_which_nothing_can_be_used_ends(broken, monkeypatch):
         next(iter(encode(stream, encoder, bad_samples)))
 
 
-def test_shards_of_one_kind_of_sample_stream(tmp_path):
-    path = data_files.write_shards(tmp_path, [sample(index) for index in range(6)])
-    assert sorted(ids(conversations.load(path, streaming=True), 6)) == [f"s{index}" for index in range(6)]
-
-
-def final_weights(recipe: Path, *overrides: str) -> dict:
-    rerun(recipe, *overrides)
-    return weights(recipe.parent / "out")
-
-
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("streaming", [True, False])
-def test_resumed_run_over_a_mixture_ends_with_the_weights_of_an_undisturbed_one(tmp_path, base, streaming, workers):
-    path = mixture_of(tmp_path, a=3, b=1)
-    path.write_text(path.read_text().replace("streaming: true", f"streaming: {str(streaming).lower()}"))
-    recipe = conversations.write_recipe(tmp_path, base, data_path=str(path), dataloader_num_workers=workers)
-    whole = final_weights(recipe)
-    shutil.rmtree(tmp_path / "out/checkpoint-4")
-    (tmp_path / "out/model.safetensors").unlink()
-    assert not changed(final_weights(recipe, "resume_from_checkpoint=true"), whole)
-    shutil.rmtree(tmp_path / "out/checkpoint-4")
-    assert changed(final_weights(recipe, "resume_from_checkpoint=true", "ignore_data_skip=true"), whole)
+def test_resumed_run_over_a_mixture_of_streams_ends_with_the_weights_of_an_undisturbed_one(tmp_path, base, workers):
+    data = mixture_of(tmp_path, a=3, b=1)
+    recipe = conversations.write_recipe(tmp_path, base, data_path=str(data), dataloader_num_workers=workers)
+    rerun(recipe)
+    whole = weights(tmp_path / "out")
+    for options in ([], ["ignore_data_skip=true"]):  # the second is the control
+        shutil.rmtree(tmp_path / "out/checkpoint-4")
+        (tmp_path / "out/model.safetensors").unlink()
+        resume(recipe, *options)
+        assert bool(changed(weights(tmp_path / "out"), whole)) == bool(options)

@@ -62,19 +62,13 @@ def test_the_arguments_optimizer_and_schedule_are_used(tmp_path):
     assert scheduler.get_last_lr()[0] == pytest.approx(5e-5)  # the one that Trainer logs
 
 
-def test_a_rate_for_a_frozen_part_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="vision_tower has a learning rate, but this stage does not train it"):
-        trainer(apply_stage(tiny.model(), "finetune"), tmp_path, vision=1e-6)
-
-
-def test_optimizers_that_make_their_own_groups_take_no_rates(tmp_path):
+def test_rates_of_frozen_parts_below_zero_and_beside_muon_are_refused(tmp_path):
     model = apply_stage(tiny.model(), "finetune")
+    with pytest.raises(ValueError, match="vision_tower has a learning rate, but this stage does not train it"):
+        trainer(model, tmp_path, vision=1e-6)
     assert type(trainer(model, tmp_path, "muon").optimizer) is MuonWithAdamW
     with pytest.raises(ValueError, match="muon.*leave out those of multi_modal_projector"):
         trainer(model, tmp_path, "muon", projector=1e-3)
-
-
-def test_a_rate_below_zero_is_refused(tmp_path):
     check_optimizer(None, arguments(tmp_path), {"vision_tower": 0.0})
     with pytest.raises(ValueError, match="0 or more, got -0.1 of vision_tower"):
         check_optimizer(None, arguments(tmp_path), {"vision_tower": -0.1, "multi_modal_projector": 1e-3})

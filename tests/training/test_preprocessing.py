@@ -6,7 +6,7 @@ import tiny
 from conversations import NONE, ONE, TWO
 from PIL import Image
 from tiny import assistant, user
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from transformers import processing_utils
 from transformers.testing_utils import CaptureLogger
 
@@ -14,7 +14,7 @@ from omnifusion_hf import OmniFusionProcessor
 from omnifusion_hf.build.chat_template import chat_template_for
 from omnifusion_hf.training.conversations import BadSamples, BrokenSampleError
 from omnifusion_hf.training.mixture import Mixture
-from omnifusion_hf.training.preprocessing import ConversationEncoder, EncodedDataset, encode, pixel_size_of
+from omnifusion_hf.training.preprocessing import ConversationEncoder, EncodedDataset, EncodedStream, pixel_size_of
 
 
 PROCESSOR = tiny.processor(tiny.config())
@@ -46,16 +46,15 @@ def test_special_tokens_in_text_are_text():
     assert learnt(typed).strip() == "<image>, <user> and <img_end></s>"
 
 
-def test_sample_over_max_length_is_refused_by_name_and_never_cut():
+def test_what_cannot_be_encoded_whole_is_refused_by_the_samples_name():
     length = len(ENCODE(ONE)["input_ids"])
     assert len(ConversationEncoder(PROCESSOR, max_length=length)(ONE)["input_ids"]) == length
     with pytest.raises(BrokenSampleError, match=f"sample of 4 turns has {length} tokens .* is {length - 1}"):
         ConversationEncoder(PROCESSOR, max_length=length - 1)(ONE)
-
-
-def test_sample_with_nothing_to_learn_is_refused_by_name():
     with pytest.raises(BrokenSampleError, match="sample of 1 turns has no token to learn"):
         ENCODE(conversations.item(user("Hello?")))
+    with pytest.raises(BrokenSampleError, match="sample of 2 turns: .*regions"):
+        ENCODE(TWO | {"regions": [[[0, 0, 2, 2]]]})
 
 
 def test_regions_become_views_of_their_own_image():
@@ -66,11 +65,6 @@ def test_regions_become_views_of_their_own_image():
     assert regions["image_view_index"].tolist() == [0, 1, 2, 0]
     assert regions["input_ids"].count(PROCESSOR.image_token_id) == 4 * PROCESSOR.image_seq_length
     assert learnt(regions) == learnt(plain)
-
-
-def test_what_the_processor_refuses_is_refused_by_the_samples_name():
-    with pytest.raises(BrokenSampleError, match="sample of 2 turns: .*regions"):
-        ENCODE(TWO | {"regions": [[[0, 0, 2, 2]]]})
 
 
 def own_format() -> OmniFusionProcessor:
@@ -171,7 +165,7 @@ def test_length_of_a_broken_image_is_left_to_the_encoder(of_many_lengths, tmp_pa
 
 def test_streams_have_no_lengths():
     with pytest.raises(ValueError, match="these are streamed; use packing"):
-        encode(IterableDataset(), ENCODE, BadSamples()).lengths()
+        EncodedStream(None, ENCODE, BadSamples()).lengths()
 
 
 def test_size_of_an_image_as_file_bytes_and_image(tmp_path):

@@ -43,7 +43,6 @@ def documented() -> list[tuple]:
     return re.findall(r"^\| `(\w+)` \| ([\w, -]+) \| (\d+) \| ([\d.]+) \|$", DOCS.read_text(encoding="utf-8"), re.M)
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21 reads it
 @pytest.mark.parametrize("stage", STAGES)
 def test_documented_memory_is_the_formulas(plans, stage):
     rows = [row for row in documented() if row[0] == stage]

@@ -3,7 +3,6 @@
 import json
 import shutil
 from importlib import import_module
-from pathlib import Path
 
 import conversations
 import pytest
@@ -19,11 +18,6 @@ from omnifusion_hf.training.stages import STAGES, part_of
 
 
 WHOLE = ["pretrain", "finetune"]  # stages that leave plain folders; of the others: test_lora.py
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return conversations.write_model(tmp_path_factory.mktemp("base"))
 
 
 @pytest.mark.parametrize("stage", WHOLE)
@@ -76,27 +70,17 @@ def test_checkpoint_on_the_way_is_the_whole_model_of_that_step(tmp_path, base, s
     assert AutoModelForImageTextToText.from_pretrained(checkpoint) and AutoProcessor.from_pretrained(checkpoint)
 
 
-@pytest.mark.parametrize("stage", WHOLE)
-def test_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, base, stage):
-    run(tmp_path, base, stage=stage)
-    whole = weights(tmp_path / "out")
-    shutil.rmtree(tmp_path / "out/checkpoint-4")
-    (tmp_path / "out/model.safetensors").unlink()
-    assert resume(tmp_path / "recipe.yaml")["steps"] == 4
-    assert not changed(whole, weights(tmp_path / "out"))
-
-
-def test_resumed_stage_1_of_a_bfloat16_llm_is_exact_and_its_checkpoints_load_without_a_word(tmp_path, caplog):
+def test_stage_1_of_a_bfloat16_llm_resumes_exactly_and_keeps_its_dtype_in_checkpoints_that_load(tmp_path, caplog):
     base = conversations.write_model(tmp_path, dtype=torch.bfloat16)
-    run(tmp_path / "run", base)
+    run(tmp_path / "run", base, bf16=True)
     out, rows = tmp_path / "run/out", "model.language_model.embed_tokens.special_token_rows"
-    whole, halfway = weights(out), weights(out / "checkpoint-2")
-    assert rows not in whole and halfway[rows].dtype == torch.float32
+    whole, halfway, last = (weights(folder) for folder in (out, out / "checkpoint-2", out / "checkpoint-4"))
+    assert rows not in whole and {tensor.dtype for tensor in whole.values()} == {torch.bfloat16}
+    assert halfway[rows].dtype == halfway["model.multi_modal_projector.linear_1.weight"].dtype == torch.float32
     assert not torch.equal(halfway[rows], halfway[rows].bfloat16().float())  # rounding would lose something
     with caplog.at_level("WARNING", logger="transformers"):
         AutoModelForImageTextToText.from_pretrained(out / "checkpoint-2")
     assert "special_token_rows" not in caplog.text
-    last = weights(out / "checkpoint-4")
     shutil.rmtree(out / "checkpoint-4")
     resume(tmp_path / "run/recipe.yaml")
     assert not changed(whole, weights(out)) and not changed(last, weights(out / "checkpoint-4"))
@@ -129,14 +113,6 @@ def test_bfloat16_data_workers_checkpointing_and_eager_attention_run(tmp_path, b
     options = {"bf16": True, "dataloader_num_workers": 1, "activation_checkpointing": True}
     summary = run(tmp_path, base, stage="finetune", attn_implementation="eager", **options)
     assert summary["steps"] == 4
-
-
-def test_folder_keeps_the_checkpoints_dtype(tmp_path):
-    base = conversations.write_model(tmp_path, dtype=torch.bfloat16)
-    run(tmp_path / "run", base, bf16=True)
-    assert {tensor.dtype for tensor in weights(tmp_path / "run/out").values()} == {torch.bfloat16}
-    on_the_way = weights(tmp_path / "run/out/checkpoint-4")["model.multi_modal_projector.linear_1.weight"]
-    assert on_the_way.dtype == torch.float32
 
 
 def test_smoothed_labels_raise_a_runs_loss_a_little_and_are_refused_where_the_loss_would_be_another(tmp_path, base):

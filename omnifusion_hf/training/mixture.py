@@ -17,13 +17,7 @@ from huggingface_hub.dataclasses import strict, validated_field
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..io import named, read_text, read_yaml, recipe_path
-from .conversations import (
-    BadSamples,
-    BrokenSampleError,
-    ConversationDataset,
-    ConversationFormat,
-    SampleReader,
-)
+from .conversations import BadSamples, BrokenSampleError, ConversationDataset, ConversationFormat, SampleReader
 from .identity import as_bytes, content_hash
 from .readers import load_hf_dataset, open_rows, row_of_dataset, undecoded
 

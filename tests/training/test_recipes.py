@@ -13,16 +13,10 @@ from omnifusion_hf.training.arguments import accumulation, check_smoothing, desc
 # stage -> learning rate, global batch
 PAPER = {"pretrain": (1e-3, 256), "finetune": (2e-5, 128), "lora": (2e-5, 128)}
 # recipe -> stage, sequence length, conversation format
-SHIPPED = {
-    "pretrain": ("pretrain", 2048, "llava"),
-    "finetune": ("finetune", 2048, "llava"),
-    "finetune_lora": ("lora", 2048, "llava"),
-    "finetune_grid": ("finetune", 4096, "llava"),
-    "tex_adapter": ("pretrain", 2048, "llava"),
-    "tex_lora": ("lora", 2048, "llava"),
-    "v1_1_pretrain": ("pretrain", 2048, "v1.1"),
-    "v1_1_finetune": ("finetune", 2048, "v1.1"),
-}
+SHIPPED = {name: ("pretrain", 2048, "llava") for name in ("pretrain", "tex_adapter")}
+SHIPPED |= {"finetune": ("finetune", 2048, "llava"), "finetune_grid": ("finetune", 4096, "llava")}
+SHIPPED |= {name: ("lora", 2048, "llava") for name in ("finetune_lora", "tex_lora")}
+SHIPPED |= {f"v1_1_{stage}": (stage, 2048, "v1.1") for stage in ("pretrain", "finetune")}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from torch import multiprocessing, nn
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
-from omnifusion_hf.io import staged_file
 from omnifusion_hf.training import feature_cache
 from omnifusion_hf.training.conversations import BadSamples
 from omnifusion_hf.training.feature_cache import FeatureShards, as_metadata, view_name, weights_hash
@@ -61,11 +60,7 @@ def cached(folder: Path, model, processor, samples=None, **options) -> feature_c
 
 def stored(folder: Path) -> list[str]:
     """Names of all rows of the cache in a folder, shard by shard."""
-    names = []
-    for path in (folder / "cache").iterdir():
-        with safe_open(path, "pt") as shard:
-            names += shard.keys()
-    return names
+    return [name for path in (folder / "cache").iterdir() for name in safe_open(path, "pt").keys()]
 
 
 @pytest.fixture
@@ -136,7 +131,6 @@ def test_images_are_read_to_name_and_to_encode_their_new_views_and_never_again(t
 
 
 def test_killed_while_encoding_it_goes_on_with_what_is_missing(tmp_path, monkeypatch, encoded):
-    model, processor = model_and_processor()
     monkeypatch.setattr(feature_cache, "SHARD_BYTES", 1)
     counting = feature_cache.compute_features
 
@@ -147,10 +141,10 @@ def test_killed_while_encoding_it_goes_on_with_what_is_missing(tmp_path, monkeyp
 
     monkeypatch.setattr(feature_cache, "compute_features", dies)
     with pytest.raises(KeyboardInterrupt):
-        cached(tmp_path, model, processor)
+        cached(tmp_path, *model_and_processor())
     assert 0 < len(stored(tmp_path)) < 3
     monkeypatch.setattr(feature_cache, "compute_features", counting)
-    cached(tmp_path, model_and_processor()[0], processor)
+    cached(tmp_path, *model_and_processor())
     assert sum(encoded) == len(stored(tmp_path)) == 3
 
 
@@ -238,16 +232,13 @@ ROWS = {"x": torch.arange(4.0), "y": torch.full((4,), torch.pi)}
 def test_a_shard_cut_off_while_written_does_not_count(tmp_path, monkeypatch):
     def dies(rows, path, metadata):
         path.write_bytes(b"half")
+        assert not FeatureShards(tmp_path, SETTINGS).shard_of
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(feature_cache, "save_file", dies)
         FeatureShards(tmp_path, SETTINGS).write(ROWS)
     assert not list(tmp_path.iterdir())
-    with staged_file(tmp_path / "features-at-work.safetensors") as part:
-        save_file(ROWS, part, SETTINGS)
-        assert not FeatureShards(tmp_path, SETTINGS).shard_of
-    (tmp_path / "features-at-work.safetensors").unlink()
     FeatureShards(tmp_path, SETTINGS).write(ROWS)
     assert FeatureShards(tmp_path, SETTINGS).shard_of.keys() == ROWS.keys()
 

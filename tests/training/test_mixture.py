@@ -11,7 +11,6 @@ import data_files
 import datasets
 import pytest
 import tiny
-from accelerate.data_loader import IterableDatasetShard
 from conversations import sample, turn
 from torch.utils.data import DataLoader, IterableDataset
 from training_runs import changed, rerun, resume, weights
@@ -236,12 +235,6 @@ def test_workers_share_the_files_out_and_none_may_go_without(tmp_path, stream):
     stream = conversations.load(write_parquet(tmp_path / "one", data_files.mixed(), files=1), streaming=True)
     with pytest.raises(ValueError, match="has 1 files for 2 workers; set dataloader_num_workers=1 or less"):
         next(iter(DataLoader(stream, num_workers=2)))
-
-
-def test_devices_share_the_samples_out(stream):
-    shards = [IterableDatasetShard(stream, batch_size=2, num_processes=2, process_index=rank) for rank in (0, 1)]
-    first, second = (ids(shard, 4) for shard in shards)
-    assert [*first[:2], *second[:2], *first[2:], *second[2:]] == ids(stream, 8)
 
 
 @pytest.fixture

@@ -93,19 +93,15 @@ def parts_changed(before: Path, after: Path) -> set[str]:
     return {part_of(name) for name in changed(weights(before), weights(after))}
 
 
-def test_recipes_rates_reach_the_run(tmp_path, base):
+def test_recipes_rates_reach_the_run_and_the_adapters_counts_for_special_token_rows(tmp_path, base):
     """A part whose rate is 0 does not change."""
-    options = {"stage": "finetune", "vision_tuning": "full", "learning_rate": 0.0, "vision_learning_rate": 0.01}
+    options = {"vision_tuning": "full", "learning_rate": 0.0, "vision_learning_rate": 0.01}
     run(tmp_path, base, **options)
     assert parts_changed(base, tmp_path / "out") == {"vision_tower"}
     rates = ["vision_learning_rate=0.0", "projector_learning_rate=0.01"]
-    rerun(tmp_path / "recipe.yaml", *rates, f"output_dir={tmp_path / 'other'}")
-    assert parts_changed(base, tmp_path / "other") == {"multi_modal_projector"}
-
-
-def test_projector_rate_counts_for_special_token_rows_that_train_on_their_own(tmp_path, base):
-    run(tmp_path, base, learning_rate=0.0, projector_learning_rate=0.01)
-    assert parts_changed(base, tmp_path / "out") == {"multi_modal_projector", "language_model"}
+    for stage, rows in {"finetune": set(), "pretrain": {"language_model"}}.items():
+        rerun(tmp_path / "recipe.yaml", f"stage={stage}", *rates, f"output_dir={tmp_path / stage}")
+        assert parts_changed(base, tmp_path / stage) == {"multi_modal_projector"} | rows
 
 
 @pytest.fixture

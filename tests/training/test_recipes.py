@@ -13,9 +13,9 @@ from omnifusion_hf.training.arguments import accumulation, check_smoothing, desc
 # stage -> learning rate, global batch
 PAPER = {"pretrain": (1e-3, 256), "finetune": (2e-5, 128), "lora": (2e-5, 128)}
 # recipe -> stage, sequence length, conversation format
-SHIPPED = {name: ("pretrain", 2048, "llava") for name in ("pretrain", "tex_adapter")}
+SHIPPED = dict.fromkeys(("pretrain", "tex_adapter"), ("pretrain", 2048, "llava"))
 SHIPPED |= {"finetune": ("finetune", 2048, "llava"), "finetune_grid": ("finetune", 4096, "llava")}
-SHIPPED |= {name: ("lora", 2048, "llava") for name in ("finetune_lora", "tex_lora")}
+SHIPPED |= dict.fromkeys(("finetune_lora", "tex_lora"), ("lora", 2048, "llava"))
 SHIPPED |= {f"v1_1_{stage}": (stage, 2048, "v1.1") for stage in ("pretrain", "finetune")}
 
 

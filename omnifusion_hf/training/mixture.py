@@ -17,19 +17,18 @@ from huggingface_hub.dataclasses import strict, validated_field
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..io import named, read_text, read_yaml, recipe_path
-from .conversations import (
-    BadSamples,
-    BrokenSampleError,
-    ConversationDataset,
-    ConversationFormat,
-    SampleReader,
-)
+from .conversations import BadSamples, BrokenSampleError, ConversationDataset, ConversationFormat, SampleReader
 from .identity import as_bytes, content_hash
 from .readers import load_hf_dataset, open_rows, row_of_dataset, undecoded
 
 
 MOST = 10**9  # samples of one pass; the order of a mixture takes about 40 bytes per sample
 SHUFFLE_BUFFER = 1000  # rows of a stream that are held to be shuffled, their images not decoded
+
+
+def _not_empty(path):
+    if not path:
+        raise ValueError("must name a file, a folder or a Hub id, got an empty text")
 
 
 def _positive(number):
@@ -47,7 +46,7 @@ class Source:
     streaming: reads the data in sequence while training, for data larger than the disk; `samples` are a share then.
     """
 
-    path: str
+    path: str = validated_field(_not_empty)
     image_folder: str | None = None
     samples: int | None = validated_field(_positive, default=None)
     weight: int | float | None = validated_field(_positive, default=None)
@@ -221,10 +220,14 @@ def load_data(given: Source, seed: int, bad_samples: BadSamples) -> Dataset | It
     sources = read_mixture(given.path, given)
     if len({source.streaming for source in sources}) == 2:
         raise ValueError(f"{given.path} mixes streams with sources read by index; stream all sources or none.")
-    datasets = [_load(source, seed, bad_samples) for source in sources]
+    datasets = []
+    for number, source in enumerate(sources):
+        with named(f"{given.path}, source {number}"):
+            datasets.append(_load(source, seed, bad_samples))
     if sources[0].streaming:
         return StreamMixture(datasets, [source.weight or source.samples or 1.0 for source in sources], seed)
-    return Mixture(datasets, counts_of(sources, [len(dataset) for dataset in datasets]), seed)
+    with named(given.path):
+        return Mixture(datasets, counts_of(sources, [len(dataset) for dataset in datasets]), seed)
 
 
 def _load(source: Source, seed: int, bad_samples: BadSamples) -> Dataset | IterableDataset:

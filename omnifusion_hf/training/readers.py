@@ -68,7 +68,7 @@ class TarRows:
     """
 
     def __init__(self, paths: list[Path]):
-        self.paths = self.files = paths
+        self.files = paths
         starts = [_sample_starts(path) for path in tqdm(paths, desc="indexing shards", leave=False, disable=None)]
         self.starts = np.concatenate(starts)  # bytes into the shard
         self.shards = np.repeat(np.arange(len(paths)), [len(each) for each in starts])
@@ -79,7 +79,7 @@ class TarRows:
 
     def __getitem__(self, index: int) -> dict:
         members = {}
-        with _Shard(self.paths[self.shards[index]]) as file:
+        with _Shard(self.files[self.shards[index]]) as file:
             file.seek(self.starts[index])
             for key, name, member, tar in _members(tarfile.open(fileobj=file, mode="r:")):
                 if members.setdefault("__key__", key) != key:
@@ -93,7 +93,7 @@ class TarRows:
 
     def place(self, index: int) -> str:
         shard = self.shards[index]
-        return f"{self.paths[shard]}, sample {index - self.first[shard]}"
+        return f"{self.files[shard]}, sample {index - self.first[shard]}"
 
 
 class _Shard(io.FileIO):

@@ -45,6 +45,12 @@ def write(folder: Path, samples: list) -> Path:
     return path
 
 
+def write_mixture(folder: Path, *sources: dict) -> Path:
+    path = folder / "mixture.yaml"
+    path.write_text(yaml.safe_dump({"sources": sources}), encoding="utf-8")
+    return path
+
+
 def load(path: Path, policy: str = "error", seed: int = 0, **source):
     """Raw samples of a file; `source` are fields of [`Source`]."""
     return load_data(Source(str(path), **source), seed, BadSamples(policy))

@@ -88,6 +88,12 @@ def parts(text: str) -> list[dict]:
     return [part for part in content if part["text"] != ""]
 
 
+def without_hub(patch: pytest.MonkeyPatch):
+    """Names of the Hub fail at once instead of after retries."""
+    for module in ("huggingface_hub.constants", "datasets.config"):
+        patch.setattr(f"{module}.HF_HUB_OFFLINE", True)
+
+
 @contextmanager
 def in_little_time_and_memory(seconds: int = 20, most_bytes: int = 2**28):
     tracemalloc.start()

@@ -8,6 +8,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 from tiny import assistant, user
+from transformers import AutoProcessor
 
 from omnifusion_hf import OmniFusionForConditionalGeneration
 from omnifusion_hf.cli import main
@@ -55,6 +56,13 @@ def log_of(folder: Path) -> list[dict]:
 def figures(folder: Path, *names: str) -> list[tuple]:
     """These figures of each logged step."""
     return [tuple(entry[name] for name in names) for entry in log_of(folder)]
+
+
+def logits(model, folder: Path) -> torch.Tensor:
+    """Those of a question about an image, tokenized by the processor in a folder."""
+    inputs = tiny.prompt(AutoProcessor.from_pretrained(folder), [user(tiny.image(0), "What colour is the sky?")])
+    with torch.no_grad():
+        return model.eval()(**inputs).logits
 
 
 def batch(model, images: bool = True) -> dict:

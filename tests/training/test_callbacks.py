@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,6 @@ import torch
 import training_runs
 import yaml
 from PIL import Image
-from safetensors.torch import save_file
 from torch import distributed as dist
 from training_runs import changed, command, log_of, rerun, weights
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -37,7 +37,7 @@ from omnifusion_hf.training.trainer import OmniFusionTrainer
 
 FIGURES = {"samples_per_second", "tokens_per_second", "visual_token_share", "peak_memory_gb"}
 PROCESSOR = tiny.processor(tiny.config())
-SAMPLES = [ConversationEncoder(PROCESSOR)(item) for item in (conversations.NONE, conversations.ONE, conversations.TWO)]
+SAMPLES = list(map(ConversationEncoder(PROCESSOR), (conversations.NONE, conversations.ONE, conversations.TWO)))
 ON_CPU = SimpleNamespace(device=torch.device("cpu"))
 TOKENS = sum(len(sample["input_ids"]) for sample in SAMPLES)
 
@@ -88,11 +88,9 @@ def finished(tmp_path_factory):
 def test_log_lines_and_reports_say_speed_memory_and_time_left(finished):
     folder, _, reported = finished
     lines = log_of(folder)
-    assert len(lines) == 6
-    assert lines == [entry | {"step": step} for step, entry in enumerate(reported[:6], 1)]
+    assert len(lines) == 6 and lines == [entry | {"step": step} for step, entry in enumerate(reported[:6], 1)]
     assert all(FIGURES <= line.keys() and min(line[figure] for figure in FIGURES) > 0 for line in lines)
-    left = [line["minutes_left"] for line in lines]
-    assert left[-1] == 0 and all(minutes >= 0 for minutes in left)
+    assert lines[-1]["minutes_left"] == 0 == min(line["minutes_left"] for line in lines)
 
 
 def test_summary_is_of_the_whole_run_and_reaches_the_card(finished):
@@ -133,14 +131,13 @@ def test_plot_is_an_image_of_the_losses(tmp_path):
 def test_without_matplotlib_or_with_a_full_disk_the_log_says_so(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(callbacks.logger, "propagate", True, raising=False)
     logging.getLogger("transformers").propagate = True
-    history = [{"step": 1, "loss": 1.0}]
     (tmp_path / "no_folder").touch()
-    callbacks.plot_loss(history, tmp_path / "no_folder")
+    callbacks.plot_loss([{"step": 1, "loss": 1.0}], tmp_path / "no_folder")
     assert "no plot of the loss" in caplog.text and "no_folder" in caplog.text
     callbacks.plot_loss([{"step": 1, "train_runtime": 1}], tmp_path)
     assert "none was logged" in caplog.text
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    callbacks.plot_loss(history, tmp_path)
+    callbacks.plot_loss([{"step": 1, "loss": 1.0}], tmp_path)
     assert "pip install 'omnifusion_hf[plot]'" in caplog.text and len(list(tmp_path.iterdir())) == 1
 
 
@@ -153,6 +150,14 @@ def base(tmp_path_factory) -> Path:
     return conversations.write_model(tmp_path_factory.mktemp("base"), projector_type="transformer")
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, base) -> Path:
+    """The folder of an undisturbed run."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert command(recipe(folder, base)) == 0
+    return folder
+
+
 def recipe(folder: Path, base: Path, **changes) -> Path:
     """Two epochs over shuffled samples, a checkpoint every third step."""
     folder.mkdir()
@@ -162,11 +167,11 @@ def recipe(folder: Path, base: Path, **changes) -> Path:
 
 def mixed_and_packed(folder: Path, base: Path) -> Path:
     """As `recipe`, of a mixture of two sources, several samples to a row, read by a worker process."""
-    path = recipe(folder, base, packing=True, max_length=160, dataloader_num_workers=1)
+    path = recipe(folder, base, stage="finetune", packing=True, max_length=160, dataloader_num_workers=1)
     fields = yaml.safe_load(path.read_text())
     sources = [{"path": fields["data_path"], "weight": weight} for weight in (1, 2)]
-    (folder / "mixture.yaml").write_text(yaml.safe_dump({"sources": sources}))
-    path.write_text(yaml.safe_dump(fields | {"data_path": str(folder / "mixture.yaml")}))
+    mixture = conversations.write_mixture(folder, *sources)
+    path.write_text(yaml.safe_dump(fields | {"data_path": str(mixture)}))
     return path
 
 
@@ -181,27 +186,22 @@ def assert_same_run(one: Path, other: Path):
     assert not changed(weights(one / "out"), weights(other / "out"))
 
 
-class SignalAtStep(TrainerCallback):
+def send_in_step(patch: pytest.MonkeyPatch, number: int, step: int):
     """Sends this process a signal in the middle of a step."""
 
-    def __init__(self, number: int, step: int):
-        self.number, self.step = number, step
+    class SignalAtStep(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            if state.global_step + 1 == step:
+                os.kill(os.getpid(), number)
 
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        if state.global_step + 1 == self.step:
-            os.kill(os.getpid(), self.number)
-
-
-def send_in_step(patch: pytest.MonkeyPatch, number: int, step: int):
     def trainer(*args, callbacks, **options) -> OmniFusionTrainer:
-        return OmniFusionTrainer(*args, callbacks=[*callbacks, SignalAtStep(number, step)], **options)
+        return OmniFusionTrainer(*args, callbacks=[*callbacks, SignalAtStep()], **options)
 
     patch.setattr(train_module, "OmniFusionTrainer", trainer)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_saves_at_the_steps_end_and_the_run_goes_on_as_if_undisturbed(tmp_path, base, capsys, number):
-    assert command(recipe(tmp_path / "whole", base)) == 0
+def test_signal_saves_at_the_steps_end_and_the_run_goes_on_as_if_undisturbed(tmp_path, base, whole, capsys, number):
     path, before = recipe(tmp_path / "stopped", base), signal.getsignal(number)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
         send_in_step(patch, number, step=5)
@@ -211,7 +211,7 @@ def test_signal_saves_at_the_steps_end_and_the_run_goes_on_as_if_undisturbed(tmp
     assert checkpoints(tmp_path / "stopped") == {3, 5}
     assert not (tmp_path / "stopped/out/training_summary.json").exists()
     assert command(path, "--resume") == 0
-    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    assert_same_run(tmp_path / "stopped", whole)
 
 
 def test_signal_in_the_last_step_ends_a_finished_run(tmp_path, base, monkeypatch):
@@ -251,98 +251,58 @@ def test_run_killed_in_the_middle_of_a_checkpoint_goes_on_from_the_one_before_as
     process.start()
     process.join(150)
     assert process.exitcode == -signal.SIGKILL
-    assert checkpoints(tmp_path / "killed") == {3, 6}
     assert (tmp_path / "killed/out/checkpoint-6/model.safetensors").exists()
     assert command(path, "--resume") == 0
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
-def test_control_without_the_random_state_the_runs_differ(tmp_path, base):
-    for name in ("whole", "stopped"):
-        assert command(recipe(tmp_path / name, base)) == 0
-    for file in tmp_path.glob("stopped/out/checkpoint-*/rng_state.pth"):
+def test_control_without_the_random_state_the_runs_differ(tmp_path, whole):
+    out = shutil.copytree(whole / "out", tmp_path / "out")
+    for file in out.glob("checkpoint-*/rng_state.pth"):
         file.unlink()
     for step in (6, STEPS):
-        (tmp_path / f"stopped/out/checkpoint-{step}/trainer_state.json").unlink()
-    assert command(tmp_path / "stopped/recipe.yaml", "--resume") == 0
+        (out / f"checkpoint-{step}/trainer_state.json").unlink()
+    assert command(whole / "recipe.yaml", f"output_dir={out}", "--resume") == 0
     with pytest.raises(AssertionError):
-        assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+        assert_same_run(tmp_path, whole)
 
 
-def test_half_written_checkpoints_are_not_resumed_from(tmp_path):
-    args = TrainingArguments(str(tmp_path), resume_from_checkpoint="true", use_cpu=True)
-    for step in (3, 6, 10):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text("{}")
-        torch.save({"cpu": torch.zeros(9)}, tmp_path / f"checkpoint-{step}/rng_state.pth")
-    assert checkpoint_to_resume(args, {}).endswith("checkpoint-10")
-    states = (tmp_path / "checkpoint-10/rng_state.pth").read_bytes()
-    (tmp_path / "checkpoint-10/rng_state.pth").write_bytes(states[:-9])
-    assert checkpoint_to_resume(args, {}).endswith("checkpoint-6")
-    (tmp_path / "checkpoint-6/trainer_state.json").write_text('{"log_history": [')
-    assert checkpoint_to_resume(args, {}).endswith("checkpoint-3")
-    (tmp_path / "checkpoint-3/trainer_state.json").unlink()
-    assert checkpoint_to_resume(args, {}) is None
+def test_resuming_takes_the_last_checkpoint_or_the_named_one_and_nothing_starts_among_others(tmp_path):
+    def resumed(given: str) -> str | None:
+        return checkpoint_to_resume(TrainingArguments(str(tmp_path), resume_from_checkpoint=given, use_cpu=True), {})
 
-
-@pytest.mark.parametrize(("given", "found"), [("true", "checkpoint-3"), ("false", None), ("a/b", "a/b")])
-def test_resuming_takes_the_last_checkpoint_or_the_named_one_and_nothing_starts_among_others(tmp_path, given, found):
-    args = TrainingArguments(str(tmp_path), resume_from_checkpoint=given, use_cpu=True)
-    assert checkpoint_to_resume(args, {}) == (given if given == "a/b" else None)
-    for name in ("checkpoint-3", "checkpoint-old", "checkpoint-12-copy", "my-checkpoint-9"):
+    assert [resumed(given) for given in ("true", "false", "a/b")] == [None, None, "a/b"]
+    for name in ("checkpoint-3", "checkpoint-10", "checkpoint-old", "checkpoint-12-copy", "my-checkpoint-19"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "trainer_state.json").write_text("{}")
-    if found is None:
-        with pytest.raises(ValueError, match="checkpoint-3 is of an earlier run"):
-            checkpoint_to_resume(args, {})
-    else:
-        assert checkpoint_to_resume(args, {}).endswith(found)
+    assert [resumed(given) for given in ("true", "a/b")] == [str(tmp_path / "checkpoint-10"), "a/b"]
+    with pytest.raises(ValueError, match="checkpoint-10 is of an earlier run"):
+        resumed("false")
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "scheduler.pt", "config.json"])
-def test_checkpoint_with_a_file_that_is_cut_off_is_passed_over_and_refused_where_it_is_named(tmp_path, base, file):
+def test_damaged_checkpoint_is_passed_over_and_refused_where_it_is_named(tmp_path, base):
     path = recipe(tmp_path / "run", base, max_steps=2, save_steps=1)
     assert command(path) == 0
-    out = tmp_path / "run/out"
-    last = parse_recipe(path, ["resume_from_checkpoint=true"])[1]
-    assert checkpoint_to_resume(last, {}).endswith("checkpoint-2")
-    cut = out / "checkpoint-2" / file
-    cut.write_bytes(cut.read_bytes()[:-40])
-    assert checkpoint_to_resume(last, {}).endswith("checkpoint-1")
-    named = parse_recipe(path, [f"resume_from_checkpoint={out}/checkpoint-2"])[1]
-    with pytest.raises(ValueError, match="checkpoint-2 is incomplete or damaged"):
-        checkpoint_to_resume(named, {})
+    first, second = (tmp_path / f"run/out/checkpoint-{step}" for step in (1, 2))
+    last, named = (parse_recipe(path, [f"resume_from_checkpoint={each}"])[1] for each in ("true", second))
+    (second / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model.safetensors"}}')
+    assert checkpoint_to_resume(last, {}) == checkpoint_to_resume(named, {}) == str(second)
+    files = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "config.json", "trainer_state.json")
+    damaged = {name: (second / name).read_bytes()[:-40] for name in files}
+    damaged["model.safetensors.index.json"] = b'{"weight_map": {"a": "a_missing_shard.safetensors"}}'
+    for name, content in damaged.items():
+        undamaged = (second / name).read_bytes()
+        (second / name).write_bytes(content)
+        assert checkpoint_to_resume(last, {}) == str(first), name
+        with pytest.raises(ValueError, match="checkpoint-2 is incomplete or damaged"):
+            checkpoint_to_resume(named, {})
+        (second / name).write_bytes(undamaged)
+    for checkpoint, found in ((second, str(first)), (first, None)):  # written last
+        (checkpoint / "trainer_state.json").unlink()
+        assert checkpoint_to_resume(last, {}) == found
 
 
-def test_checkpoint_without_one_of_its_shards_is_not_whole(tmp_path):
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    (tmp_path / "trainer_state.json").write_text("{}")
-    for number, whole in ((1, False), (2, True)):
-        save_file({"a": torch.zeros(9)}, tmp_path / f"model-0000{number}-of-00002.safetensors")
-        assert callbacks.is_whole(tmp_path) == whole
-
-
-def test_run_is_not_resumed_as_another_and_none_starts_among_its_checkpoints(tmp_path, base, capsys):
-    path = recipe(tmp_path / "run", base, max_steps=3)
-    assert command(path) == 0
-    others = {
-        "stage=finetune": "stage was pretrain and is finetune",
-        "learning_rate=0.5": "learning_rate was 0.01 and is 0.5",
-        "optim=adafactor": "optimizer was .* and is adafactor",
-        "data_seed=7": "data_seed was 42 and is 7",
-        "gradient_accumulation_steps=2": "global_batch was 2 and is 4",
-    }
-    for other, message in others.items():
-        assert command(path, other, "--resume") == 2
-        assert re.search(f"checkpoint-3 is of a run with other settings: {message}. Continue", capsys.readouterr().err)
-    assert command(path) == 2
-    assert "checkpoint-3 is of an earlier run: continue it with --resume, or change" in capsys.readouterr().err
-    assert command(path, "max_steps=4", "bf16=true", "--resume") == 0
-    assert checkpoints(tmp_path / "run") == {3, 4}
-
-
-def test_complete_run_that_is_resumed_stays_as_it_is(tmp_path, base):
+def test_complete_run_that_is_resumed_stays_as_it_is(tmp_path, base, capsys):
     """Also in the middle of an epoch; with another step to go it goes on."""
     path = recipe(tmp_path / "run", base, max_steps=3, lr_scheduler_type="constant")
     results, summary = [], tmp_path / "run/out/training_summary.json"
@@ -351,18 +311,19 @@ def test_complete_run_that_is_resumed_stays_as_it_is(tmp_path, base):
         assert command(path, *options) == 0
         results.append(weights(tmp_path / "run/out"))
         assert (summary.read_bytes() == before) == (len(options) == 1)
-        assert json.loads((tmp_path / "run/out/training_summary.json").read_text())["steps"] == 3 + (len(options) > 1)
+        assert json.loads(summary.read_text())["steps"] == 3 + (len(options) > 1)
     first, again, longer = results
-    assert not changed(first, again) and changed(first, longer)
+    assert not changed(first, again) and changed(first, longer) and checkpoints(tmp_path / "run") == {3, 4}
+    assert command(path) == 2
+    assert "checkpoint-4 is of an earlier run: continue it with --resume, or change" in capsys.readouterr().err
 
 
 def test_summary_is_that_of_a_complete_run(tmp_path):
     (tmp_path / "training_summary.json").write_text("{}")
     begin, args = IdentityCallback({"stage": "lora"}), TrainingArguments(str(tmp_path), use_cpu=True)
-    begin.on_train_begin(args, TrainerState(max_steps=3, global_step=3), TrainerControl())
-    assert begin.complete and [path.name for path in tmp_path.iterdir()] == ["training_summary.json"]
-    begin.on_train_begin(args, TrainerState(max_steps=3, global_step=2), TrainerControl())
-    assert not begin.complete and [path.name for path in tmp_path.iterdir()] == ["training_settings.json"]
+    for step, left in ((3, "training_summary.json"), (2, "training_settings.json")):
+        begin.on_train_begin(args, TrainerState(max_steps=3, global_step=step), TrainerControl())
+        assert begin.complete == (step == 3) and [path.name for path in tmp_path.iterdir()] == [left]
 
 
 def test_ctrl_c_at_a_terminal_reaches_workers_too_and_still_saves(tmp_path, base):
@@ -376,8 +337,7 @@ def test_ctrl_c_at_a_terminal_reaches_workers_too_and_still_saves(tmp_path, base
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT and "SIGINT: stopped with a checkpoint at step" in errors
-    args = TrainingArguments(str(tmp_path / "run/out"), resume_from_checkpoint="true", use_cpu=True)
-    assert checkpoint_to_resume(args, {}).endswith(f"checkpoint-{max(checkpoints(tmp_path / 'run'))}")
+    assert callbacks.is_whole(tmp_path / f"run/out/checkpoint-{max(checkpoints(tmp_path / 'run'))}")
 
 
 def stop_one_of_two(rank: int, folder: Path):
@@ -390,10 +350,5 @@ def stop_one_of_two(rank: int, folder: Path):
 
 
 def test_signal_to_one_rank_stops_all_at_the_same_step(tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    processes = [context.Process(target=stop_one_of_two, args=(rank, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(100)
+    torch.multiprocessing.start_processes(stop_one_of_two, (tmp_path,), nprocs=2, start_method="forkserver")
     assert [(tmp_path / name).read_text() for name in "01"] == ["True True 15"] * 2

@@ -1,5 +1,6 @@
 """LLaVA-format data: where images go, what is refused and how it is named, that images open late."""
 
+import re
 from io import BytesIO
 
 import conversations
@@ -13,25 +14,18 @@ from omnifusion_hf.training.conversations import BadSamples, BrokenSampleError, 
 
 def flat(messages: list[dict]) -> list[tuple]:
     """Messages as (role, part, part, …), an image as its file name in brackets."""
-    return [
-        (m["role"], *(f"[{p['image']}]" if p["type"] == "image" else p["text"] for p in m["content"]))
-        for m in messages
-    ]
+    shown = lambda part: f"[{part['image']}]" if part["type"] == "image" else part["text"]  # noqa: E731
+    return [(message["role"], *map(shown, message["content"])) for message in messages]
 
 
-@pytest.mark.parametrize(
-    ("question", "image", "content"),
-    [
-        ("<image>\nWhat?", "a", ("[a]", "What?")),
-        ("What?\n<image>", "a", ("What?", "[a]")),
-        ("<image><image>\nWhich?", ["a", "b"], ("[a]", "[b]", "Which?")),
-        ("Is <image> or\n<image>\nbigger?\nSay.", ["a", "b"], ("Is ", "[a]", " or", "[b]", "bigger?\nSay.")),
-        ("<image>", "a", ("[a]",)),
-        ("What?", ["a", "b"], ("[a]", "[b]", "What?")),
-        ("What is <image>?", None, ("What is <image>?",)),
-        ("What?", [], ("What?",)),
-    ],
-)
+MARKED = [("<image>\nWhat?", "a", ("[a]", "What?")), ("What?\n<image>", "a", ("What?", "[a]"))]
+MARKED += [("<image>", "a", ("[a]",)), ("<image><image>\nWhich?", ["a", "b"], ("[a]", "[b]", "Which?"))]
+MARKED += [("Is <image> or\n<image>\nbigger?\nSay.", ["a", "b"], ("Is ", "[a]", " or", "[b]", "bigger?\nSay."))]
+MARKED += [("What?", ["a", "b"], ("[a]", "[b]", "What?")), ("What is <image>?", None, ("What is <image>?",))]
+MARKED += [("What?", [], ("What?",))]
+
+
+@pytest.mark.parametrize(("question", "image", "content"), MARKED)
 def test_marks_become_images_in_their_place(question, image, content):
     turns = [turn("human", question), turn("gpt", "It is <image>\n.")]
     expected = [("user", *content), ("assistant", "It is <image>\n.")]
@@ -39,16 +33,10 @@ def test_marks_become_images_in_their_place(question, image, content):
 
 
 def test_images_of_later_turns_follow_the_order_of_the_list():
-    turns = [
-        turn("system", "Be brief."),
-        turn("user", "<image>A?"),
-        turn("assistant", "x"),
-        turn("human", "B? <image>"),
-    ]
-    messages = to_messages({"image": ["a", "b"], "conversations": [*turns, turn("gpt", "y")]})
-    assert flat(messages) == [
-        ("system", "Be brief."), ("user", "[a]", "A?"), ("assistant", "x"), ("user", "B? ", "[b]"), ("assistant", "y"),
-    ]  # fmt: skip
+    said = [("system", "Be brief."), ("user", "<image>A?"), ("assistant", "x"), ("human", "B? <image>"), ("gpt", "y")]
+    messages = to_messages({"image": ["a", "b"], "conversations": [turn(*each) for each in said]})
+    expected = [said[0], ("user", "[a]", "A?"), said[2], ("user", "B? ", "[b]"), ("assistant", "y")]
+    assert flat(messages) == expected
 
 
 QUESTION, ANSWER = sample(1)["conversations"]
@@ -99,9 +87,8 @@ def test_columns_that_say_nothing_or_where_a_sample_comes_from_are_passed_over(t
     empty = {"system": None, "videos": [], "tools": "", "images": [], "messages": None}
     origin = {"model": "gpt-4", "source": "coco", "url": "https://a.b", "width": 3, "task": "vqa", "caption": "A sky."}
     turns = [QUESTION | {"weight": None}, ANSWER]
-    plain, full = conversations.load(
-        conversations.write(tmp_path, [sample(1), sample(1, **empty, **origin, conversations=turns)])
-    )
+    samples = [sample(1), sample(1, **empty, **origin, conversations=turns)]
+    plain, full = conversations.load(conversations.write(tmp_path, samples))
     assert [message["role"] for message in full["messages"]] == ["user", "assistant"]
     assert full["messages"][1] == plain["messages"][1]
 
@@ -132,13 +119,10 @@ def test_marks_in_listed_text_are_marks_and_count():
 
 @pytest.mark.parametrize("message", BROKEN)
 def test_broken_sample_is_refused_at_load_with_file_index_and_id(tmp_path, message):
-    whole = conversations.write(tmp_path, [sample(0), sample(1)])
-    assert len(conversations.load(whole)) == 2
+    assert len(conversations.load(conversations.write(tmp_path, [sample(0), sample(1)]))) == 2
     path = conversations.write(tmp_path, [sample(0), sample(1, **BROKEN[message])])
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(f"{path}, sample 1 (id s1): ") + f".*{re.escape(message)}"):
         conversations.load(path)
-    assert str(error.value).startswith(f"{path}, sample 1 (id s1): ")
-    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "[1,"])
@@ -149,15 +133,11 @@ def test_file_that_is_not_a_list_of_samples_is_refused(tmp_path, text):
         conversations.load(path)
 
 
-def test_images_open_late_and_errors_name_the_sample(tmp_path):
-    path = conversations.write(tmp_path, [sample(0), sample(1)])
-    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:200])
-    dataset = conversations.load(path)
-    assert [each["messages"][0]["content"][0]["image"] for each in dataset] == [tmp_path / "0.png", tmp_path / "1.png"]
+def test_images_open_late_and_not_above_max_image_pixels(tmp_path):
+    dataset = conversations.load(conversations.write(tmp_path, [sample(0)]))
+    assert dataset[0]["messages"][0]["content"][0]["image"] == tmp_path / "0.png"
     image = opened(dataset[0])["messages"][0]["content"][0]["image"]
     assert isinstance(image, Image.Image) and image.tobytes() == tiny.image(0).tobytes()
-    with pytest.raises(ValueError, match=r"sample 1 \(id s1\): cannot read .*1\.png"):
-        opened(dataset[1])
     with pytest.raises(ValueError, match=r"sample 0 \(id s0\): .*max_image_pixels"):
         opened(dataset[0], max_image_pixels=100)
 
@@ -177,12 +157,12 @@ def test_broken_image_of_any_kind_is_named(tmp_path):
 def test_only_broken_samples_without_a_good_one_between_them_are_too_many(monkeypatch):
     monkeypatch.setattr(BadSamples, "most_in_a_row", 3)
 
-    def read(items: str) -> str:
-        def check(item: str) -> str:
-            if item == "-":
-                raise BrokenSampleError("broken")
-            return item
+    def check(item: str) -> str:
+        if item == "-":
+            raise BrokenSampleError("broken")
+        return item
 
+    def read(items: str) -> str:
         return "".join(map_good(check, items, BadSamples("skip")))
 
     assert read("--a--b--") == "ab"
@@ -191,10 +171,8 @@ def test_only_broken_samples_without_a_good_one_between_them_are_too_many(monkey
 
 
 def test_image_folder_is_the_jsons_own_unless_given(tmp_path):
-    path = conversations.write(tmp_path, [sample(0)])
-    moved = tmp_path / "elsewhere" / "samples.json"
-    moved.parent.mkdir()
-    path.rename(moved)
+    (tmp_path / "elsewhere").mkdir()
+    moved = conversations.write(tmp_path, [sample(0)]).rename(tmp_path / "elsewhere/samples.json")
     with pytest.raises(ValueError, match="set image_folder"):
         conversations.load(moved)
     assert len(conversations.load(moved, image_folder=str(tmp_path))) == 1

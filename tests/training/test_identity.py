@@ -33,43 +33,46 @@ def lora_run(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "override, message",
-    [
-        ("adam_beta2=0.95", "adam_beta2 was 0.999 and is 0.95"),
-        ("max_grad_norm=0.5", "max_grad_norm was 1.0 and is 0.5"),
-        ("lora_dropout=0.5", "lora_dropout was 0.05 and is 0.5"),
-        ("warmup_steps=3", "warmup_steps was 0 and is 3"),
-        ("train_sampling_strategy=group_by_length", "train_sampling_strategy was random and is group_by_length"),
-        ("conversation_format=v1.1", "conversation_format was llava and is v1.1"),
-        ("lr_scheduler_kwargs={num_cycles: 2}", "lr_scheduler_kwargs was None and is {'num_cycles': 2}"),
-        ("accelerator_config={even_batches: false}", "accelerator_config.even_batches was True and is False"),
-        ("vision_tuning=full", "vision_tuning was frozen and is full"),
-    ],
-)
+OVERRIDES = {
+    "adam_beta2=0.95": "adam_beta2 was 0.999 and is 0.95", "max_grad_norm=0.5": "max_grad_norm was 1.0 and is 0.5",
+    "lora_dropout=0.5": "lora_dropout was 0.05 and is 0.5", "warmup_steps=3": "warmup_steps was 0 and is 3",
+    "train_sampling_strategy=group_by_length": "train_sampling_strategy was random and is group_by_length",
+    "conversation_format=v1.1": "conversation_format was llava and is v1.1", "optim=adafactor": "and is adafactor",
+    "lr_scheduler_kwargs={num_cycles: 2}": "lr_scheduler_kwargs was None and is {'num_cycles': 2}",
+    "accelerator_config={even_batches: false}": "accelerator_config.even_batches was True and is False",
+    "stage=finetune": "stage was lora and is finetune", "learning_rate=0.5": "learning_rate was 0.01 and is 0.5",
+    "data_seed=7": "data_seed was 42 and is 7", "gradient_accumulation_steps=2": "global_batch was 2 and is 4",
+    "vision_tuning=full": "vision_tuning was frozen and is full",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("override", "message"), OVERRIDES.items())
 def test_what_decides_the_result_is_the_same_when_a_run_goes_on(lora_run, override, message, capsys):
     assert command(lora_run, override, "--resume") == 2
     assert message in (said := capsys.readouterr().err)
     assert said.count(" and is ") == 1 + override.startswith("conversation")  # there the samples differ, too
 
 
+def copied(recipe: Path, base: Path, data: Path) -> list[str]:
+    """Copies the base model and the data of a run; returns the overrides that name the copies."""
+    fields = yaml.safe_load(recipe.read_text())
+    shutil.copytree(fields["model_name_or_path"], base)
+    shutil.copytree(Path(fields["data_path"]).parent, data)
+    return [f"model_name_or_path={base}", f"data_path={data}/samples.json"]
+
+
 def test_what_does_not_decide_it_may_differ_and_a_moved_base_and_data_are_the_same(lora_run, tmp_path, capsys):
     free = ["logging_steps=7", "save_steps=9", "dataloader_num_workers=1", "bf16=true", "seed=42", "run_name=x"]
-    fields = yaml.safe_load(lora_run.read_text())
-    base = shutil.copytree(fields["model_name_or_path"], tmp_path / "other name")
-    data = shutil.copytree(Path(fields["data_path"]).parent, tmp_path / "other data")
-    moved = [f"model_name_or_path={base}", f"data_path={data}/samples.json"]
+    moved = copied(lora_run, tmp_path / "other name", tmp_path / "other data")
     assert command(lora_run, *free, *moved, "--resume") == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", ["an answer", "an image", "the base model", "its tokenizer"])
 def test_other_content_under_the_same_name_is_another_run(lora_run, what, tmp_path, capsys):
-    fields = yaml.safe_load(lora_run.read_text())
-    base = shutil.copytree(fields["model_name_or_path"], tmp_path / "tiny")
-    data = shutil.copytree(Path(fields["data_path"]).parent, tmp_path / "data")
+    base, data = tmp_path / "tiny", tmp_path / "data"
+    moved = copied(lora_run, base, data)
     if what == "an answer":
-        samples = (data / "samples.json").read_text()
-        (data / "samples.json").write_text(samples.replace("blue", "gray", 1))
+        (data / "samples.json").write_text((data / "samples.json").read_text().replace("blue", "gray", 1))
     elif what == "an image":
         tiny.image(9).save(data / "3.png")
     elif what == "the base model":
@@ -79,7 +82,6 @@ def test_other_content_under_the_same_name_is_another_run(lora_run, what, tmp_pa
     else:
         (base / "tokenizer.json").write_text((base / "tokenizer.json").read_text() + "\n")
     name = "source.0.content" if what in ("an answer", "an image") else "base_model"
-    moved = [f"model_name_or_path={base}", f"data_path={data}/samples.json"]
     assert command(lora_run, *moved, "--resume") == 2
     assert re.search(rf"settings: {name} was \w{{16}} and is \w{{16}}\. Continue", capsys.readouterr().err)
 
@@ -128,7 +130,6 @@ def test_streams_are_known_by_their_first_rows_and_mixtures_by_what_they_draw(tm
     data_files.hf_dataset(samples).to_parquet(tmp_path / "rows.parquet")
     other = conversations.load(tmp_path / "rows.parquet", streaming=True).identity()
     assert known[0] == known[1] != other
-    path = tmp_path / "mixture.yaml"
     for drawn in (3, 4):
-        path.write_text(yaml.safe_dump({"sources": [{"path": str(tmp_path / "rows.parquet"), "samples": drawn}]}))
+        path = conversations.write_mixture(tmp_path, {"path": str(tmp_path / "rows.parquet"), "samples": drawn})
         assert [source["drawn"] for source in conversations.load(path).identity()] == [drawn]

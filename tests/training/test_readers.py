@@ -1,9 +1,11 @@
 """One loader: the same samples come out of every format, lazily, and what is broken is named by file and index."""
 
+import gzip
 import io
 import json
 import sys
 import tarfile
+from pathlib import Path
 
 import conversations
 import data_files
@@ -37,28 +39,21 @@ def expected(tmp_path):
     return contents(conversations.load(conversations.write(tmp_path, SAMPLES)))
 
 
-def test_jsonl_holds_the_same_samples_as_json(tmp_path, expected):
-    path = data_files.write_jsonl(tmp_path, SAMPLES)
-    assert contents(conversations.load(path)) == expected
-    assert contents(conversations.load(data_files.write_jsonl(tmp_path, SAMPLES[::-1]))) != expected
-
-
-def test_tar_shards_hold_the_same_samples_as_json(tmp_path, expected):
-    dataset = conversations.load(data_files.write_shards(tmp_path, SAMPLES))
-    assert contents(dataset) == expected
-    assert [dataset[index]["name"] for index in (0, 5)] == [
-        f"{tmp_path}/shard-0.tar, sample 0 (id s0)",
-        f"{tmp_path}/shard-1.tar, sample 1 (id s5)",
-    ]
-
-
-def test_datasets_in_a_folder_and_in_parquet_hold_the_same_samples_as_json(tmp_path, expected):
+def write_all(folder) -> list[Path]:
+    """The samples as JSON lines, shards, a saved data set and a table."""
     dataset = data_files.hf_dataset(SAMPLES)
-    dataset.save_to_disk(tmp_path / "saved")
-    dataset.to_parquet(tmp_path / "rows.parquet")
-    for path in (tmp_path / "saved", tmp_path / "rows.parquet"):
-        assert contents(conversations.load(path)) == expected
-    assert conversations.load(tmp_path / "saved")[2]["name"] == f"{tmp_path}/saved, row 2 (id s2)"
+    dataset.save_to_disk(folder / "saved")
+    dataset.to_parquet(folder / "rows.parquet")
+    written = data_files.write_jsonl(folder, SAMPLES), data_files.write_shards(folder, SAMPLES)
+    return [*written, folder / "saved", folder / "rows.parquet"]
+
+
+def test_every_format_holds_the_same_samples_as_json_and_names_them(tmp_path, expected):
+    datasets = [conversations.load(path) for path in write_all(tmp_path)]
+    assert [contents(dataset) for dataset in datasets] == [expected] * 4
+    places = ["samples.jsonl, line 11", "shard-1.tar, sample 1", "saved, row 5", "rows.parquet, row 5"]
+    assert [dataset[5]["name"] for dataset in datasets] == [f"{tmp_path}/{place} (id s5)" for place in places]
+    assert contents(conversations.load(data_files.write_jsonl(tmp_path, SAMPLES[::-1]))) != expected
 
 
 def test_columns_of_other_names_and_plain_text_are_understood(tmp_path):
@@ -68,10 +63,8 @@ def test_columns_of_other_names_and_plain_text_are_understood(tmp_path):
     data_files.Dataset.from_dict(rows).to_parquet(tmp_path / "rows.parquet")
     options = {"image_folder": str(tmp_path), "columns": {"messages": "dialogue", "images": "file"}}
     dataset = conversations.load(tmp_path / "rows.parquet", **options)
-    assert [part["type"] for message in dataset[0]["messages"] for part in message["content"]] == [
-        "image",
-        *["text"] * 2,
-    ]
+    parts = [part["type"] for message in dataset[0]["messages"] for part in message["content"]]
+    assert parts == ["image", "text", "text"]
     with pytest.raises(BrokenSampleError, match=r"rows\.parquet, row 0: no column 'talk'; there are \['caption'"):
         conversations.load(tmp_path / "rows.parquet", columns={"messages": "talk"})[0]
 
@@ -79,10 +72,9 @@ def test_columns_of_other_names_and_plain_text_are_understood(tmp_path):
 def test_images_are_decoded_only_when_their_sample_is_encoded(tmp_path, monkeypatch):
     files = []
     monkeypatch.setattr(Image, "open", lambda file, _open=Image.open: files.append(file) or _open(file))
-    paths = [data_files.write_shards(tmp_path, SAMPLES), data_files.write_jsonl(tmp_path, SAMPLES)]
-    data_files.hf_dataset(SAMPLES).to_parquet(tmp_path / "rows.parquet")
+    paths = write_all(tmp_path)
     files.clear()
-    for path in (*paths, tmp_path / "rows.parquet"):
+    for path in paths:
         dataset = conversations.load(path)
         assert dataset[2] and not files
         opened(dataset[2])
@@ -90,34 +82,29 @@ def test_images_are_decoded_only_when_their_sample_is_encoded(tmp_path, monkeypa
         files.clear()
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "tar", "parquet"])
-def test_corrupt_image_is_named_by_file_and_index(tmp_path, kind, monkeypatch):
+def test_corrupt_image_is_named_by_file_and_index(tmp_path, monkeypatch):
     whole = data_files.png(3)
     monkeypatch.setattr(data_files, "png", lambda seed: whole[:200] if seed == 3 else whole)
-    if kind == "jsonl":
-        path, place = data_files.write_jsonl(tmp_path, SAMPLES), "line 7"
-        (tmp_path / "3.png").write_bytes(whole[:200])
-    elif kind == "tar":
-        path, place = data_files.write_shards(tmp_path, SAMPLES, per_shard=3), "shard-1.tar, sample 0"
-    else:
-        path, place = tmp_path / "rows.parquet", "row 3"
-        data_files.hf_dataset(SAMPLES).to_parquet(path)
-    dataset = conversations.load(path)
-    assert opened(dataset[0])
-    with pytest.raises(BrokenSampleError, match=rf"{place} \(id s3\): cannot read"):
-        opened(dataset[3])
+    paths = write_all(tmp_path)
+    (tmp_path / "3.png").write_bytes(whole[:200])
+    for path, place in zip(paths, ("line 7", "shard-0.tar, sample 3", "saved, row 3", "rows.parquet, row 3")):
+        dataset = conversations.load(path)
+        assert opened(dataset[0])
+        with pytest.raises(BrokenSampleError, match=rf"{place} \(id s3\): cannot read"):
+            opened(dataset[3])
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [("{", "line 3: Expecting"), ('"x"', "line 3: a sample must be an object"), ("{}", "line 3: a sample needs")],
-)
-def test_broken_line_is_named_by_its_number(tmp_path, line, message):
+LINES = [("{", "Expecting"), ('"x"', "a sample must be an object"), ("{}", "a sample needs"), (data_files.DEEP, "")]
+LINES += [('{"x": ' * 200_000, ""), ("9" * 5000, ""), ('{"regions": [[[0, 0, 1%s, 9]]]}' % ("0" * 400), "")]
+
+
+@pytest.mark.parametrize(("line", "message"), LINES)
+def test_broken_line_is_named_by_its_number_and_counted_in_a_run_that_skips(tmp_path, line, message):
     path = data_files.write_jsonl(tmp_path, [sample(0), sample(1)])
-    path.write_text(path.read_text().replace(json.dumps(sample(1)), line))
-    with pytest.raises(BrokenSampleError, match=message):
+    path.write_text(path.read_text() + "\n" + line)
+    with pytest.raises(BrokenSampleError, match=f"{path}, line 4: {message}"):
         conversations.load(path)
-    assert len(conversations.load(path, policy="skip")) == 1
+    assert data_files.read_all(path, policy="skip") == 2
 
 
 def write_tar(folder, *members: dict[str, bytes], images=()):
@@ -157,44 +144,30 @@ def test_shard_sample_that_lists_another_number_of_images_is_refused(tmp_path):
         conversations.load(path)[0]
 
 
-def test_shard_that_is_cut_off_or_compressed_is_refused(tmp_path):
-    path = write_tar(tmp_path, {"json": json.dumps(sample(0)).encode()}, images=[data_files.png(0)])
-    assert len(conversations.load(path)) == 1
-    whole = path.read_bytes()
-    compressed = io.BytesIO()
-    with tarfile.open(fileobj=compressed, mode="w:gz") as tar:
-        data_files.add_sample(tar, "k", {"txt": b"x"})
-    for content_ in (whole[:2000], compressed.getvalue()):
-        path.write_bytes(content_)
-        with pytest.raises(ValueError, match=r"x\.tar is not a complete, uncompressed tar file"):
-            conversations.load(path)
-
-
 @pytest.mark.parametrize("name", ["absent.json", "absent-*.tar", "absent.parquet"])
 def test_file_that_is_not_there_is_named(tmp_path, name):
     with pytest.raises(ValueError, match="absent"):
         conversations.load(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
-def test_text_of_another_encoding_is_named_and_the_mark_of_windows_is_none(tmp_path, name):
-    write = data_files.write_jsonl if name == "a.jsonl" else conversations.write
-    path, text = tmp_path / name, write(tmp_path, [sample(0, id="ü")]).read_text().replace("\\u00fc", "ü")
+@pytest.mark.parametrize("write", [conversations.write, data_files.write_jsonl])
+def test_text_of_another_encoding_is_named_and_the_mark_of_windows_is_none(tmp_path, write):
+    path = write(tmp_path, [sample(0, id="ü")])
+    text = path.read_text().replace("\\u00fc", "ü")
     path.write_text(text, encoding="utf-8-sig")
     assert conversations.load(path)[0]["name"].endswith("(id ü)")
     path.write_text(text, encoding="latin-1")
-    with pytest.raises(ValueError, match=rf"{name} is not UTF-8"):
+    with pytest.raises(ValueError, match=rf"{path} is not UTF-8"):
         conversations.load(path)
 
 
 def test_names_may_hold_brackets_and_a_pattern_of_several_files_is_refused(tmp_path, expected):
     folder = tmp_path / "[v1] ü"
     folder.mkdir()
-    paths = [conversations.write(folder, SAMPLES), folder / "one.tar", folder / "rows.parquet"]
-    data_files.write_shards(folder, SAMPLES, per_shard=9).with_name("shard-0.tar").rename(paths[1])
-    data_files.hf_dataset(SAMPLES).to_parquet(paths[2])
-    for path in paths:
-        assert contents(conversations.load(path)) == expected
+    write_all(folder)
+    (folder / "shard-1.tar").unlink()
+    for name in ("samples.json", "samples.jsonl", "rows.parquet", "saved", "shard-0.tar"):
+        assert contents(conversations.load(folder / name)) == expected[: 4 if name.endswith("tar") else 6]
     (tmp_path / "a.json").write_text("[]")
     with pytest.raises(ValueError, match=r"\*\.json matches 2 files; list them as sources of a mixture"):
         conversations.load(tmp_path / "*.json")
@@ -216,17 +189,6 @@ def test_missing_package_says_how_to_install_it(tmp_path, monkeypatch):
     assert conversations.load(conversations.write(tmp_path, SAMPLES))
 
 
-@pytest.mark.parametrize(
-    "line", [data_files.DEEP, '{"x": ' * 200_000, "9" * 5000, '{"regions": [[[0, 0, 1%s, 9]]]}' % ("0" * 400)]
-)
-def test_one_bad_line_is_counted_and_does_not_end_a_run_that_skips(tmp_path, line):
-    path = data_files.write_jsonl(tmp_path, [sample(0), sample(1)])
-    path.write_text(path.read_text() + "\n" + line)
-    assert data_files.read_all(path, policy="skip") == 2
-    with pytest.raises(BrokenSampleError, match=rf"{path}, line 4: "):
-        conversations.load(path)
-
-
 def test_bad_json_in_a_shard_and_sparse_members_are_named_and_counted(tmp_path):
     with tarfile.open(tmp_path / "deep.tar", "w") as tar:
         data_files.add_sample(tar, "k0", {"json": data_files.DEEP.encode()})
@@ -243,16 +205,15 @@ def test_bad_json_in_a_shard_and_sparse_members_are_named_and_counted(tmp_path):
             conversations.load(tmp_path / "sparse.tar")[0]
 
 
-def test_shard_with_samples_behind_its_end_or_a_damaged_head_is_refused(tmp_path):
+def test_shard_that_is_cut_off_compressed_joined_or_has_a_damaged_head_is_refused(tmp_path):
     data_files.write_shards(tmp_path, data_files.mixed(4), per_shard=2)
-    one, other = (tmp_path / f"shard-{index}.tar" for index in range(2))
-    whole, joined = one.read_bytes(), one.read_bytes() + other.read_bytes()
-    assert data_files.read_all(one) == 2
-    with tarfile.open(one) as tar:
+    path, other = (tmp_path / f"shard-{index}.tar" for index in range(2))
+    assert data_files.read_all(path) == 2
+    with tarfile.open(path) as tar:
         second = tar.getmembers()[2].offset
-    for content in (joined, whole[:second] + b"?" * 512 + whole[second + 512 :]):
-        one.write_bytes(content)
-        with pytest.raises(
-            ValueError, match=r"shard-0\.tar is not a complete.*data follows the end or .* at byte \d+"
-        ):
-            conversations.load(one)
+    whole, follows = path.read_bytes(), ".*data follows the end or .* at byte \\d+"
+    broken = {whole[:2000]: "", gzip.compress(whole): "", whole + other.read_bytes(): follows}
+    for content, reason in (broken | {whole[:second] + b"?" * 512 + whole[second + 512 :]: follows}).items():
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"shard-0\.tar is not a complete, uncompressed tar file{reason}"):
+            conversations.load(path)

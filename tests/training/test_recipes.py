@@ -1,38 +1,22 @@
 """Fields of a recipe, the shipped recipes (the paper's table), and a global batch that devices do not change."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import conversations
 import pytest
 import tiny
 import transformers
 import yaml
-from training_runs import log_of, rerun
 
-import omnifusion_hf
+from omnifusion_hf.io import RECIPES
 from omnifusion_hf.training.arguments import accumulation, check_smoothing, describe_batch, parse_recipe
 
-
-# PEFT 0.21 reads an attribute that transformers renamed
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
-RECIPES = Path(omnifusion_hf.__file__).parent / "recipes"
 
 # stage -> learning rate, global batch
 PAPER = {"pretrain": (1e-3, 256), "finetune": (2e-5, 128), "lora": (2e-5, 128)}
 # recipe -> stage, sequence length, conversation format
-SHIPPED = {
-    "pretrain": ("pretrain", 2048, "llava"),
-    "finetune": ("finetune", 2048, "llava"),
-    "finetune_lora": ("lora", 2048, "llava"),
-    "finetune_grid": ("finetune", 4096, "llava"),
-    "tex_adapter": ("pretrain", 2048, "llava"),
-    "tex_lora": ("lora", 2048, "llava"),
-    "v1_1_pretrain": ("pretrain", 2048, "v1.1"),
-    "v1_1_finetune": ("finetune", 2048, "v1.1"),
-}
+SHIPPED = dict.fromkeys(("pretrain", "tex_adapter"), ("pretrain", 2048, "llava"))
+SHIPPED |= {"finetune": ("finetune", 2048, "llava"), "finetune_grid": ("finetune", 4096, "llava")}
+SHIPPED |= dict.fromkeys(("finetune_lora", "tex_lora"), ("lora", 2048, "llava"))
+SHIPPED |= {f"v1_1_{stage}": (stage, 2048, "v1.1") for stage in ("pretrain", "finetune")}
 
 
 @pytest.mark.parametrize(
@@ -85,11 +69,8 @@ def test_every_recipe_is_in_the_table_of_this_test():
 def test_recipe_says_what_the_paper_says(name):
     stage, length, conversation_format = SHIPPED[name]
     model_data, args = parse_recipe(RECIPES / f"{name}.yaml", ["use_cpu=true"])
-    assert (model_data.stage, model_data.max_length, model_data.conversation_format) == (
-        stage,
-        length,
-        conversation_format,
-    )
+    assert (model_data.stage, model_data.max_length) == (stage, length)
+    assert model_data.conversation_format == conversation_format
     assert (args.learning_rate, model_data.global_batch_size) == PAPER[stage]
     assert (args.weight_decay, args.bf16, args.num_train_epochs) == (0.0, True, 1)
     assert "adamw" in args.optim and model_data.optimizer is None
@@ -135,36 +116,9 @@ def test_accumulation_may_be_given_instead():
     assert parse_recipe(RECIPES / "pretrain.yaml", overrides)[1].gradient_accumulation_steps == 4
 
 
-def test_run_accumulates_to_the_global_batch_and_prints_it(tmp_path, capsys):
-    base = conversations.write_model(tmp_path)
-    summary = rerun(conversations.write_recipe(tmp_path, base, global_batch_size=8))
-    assert "global batch 8 = 2 per process x 1 processes x 4 steps of accumulation" in capsys.readouterr().out
-    assert summary["global_batch"] == 8
-    assert log_of(tmp_path / "out")[-1]["epoch"] == 4  # 4 steps on 8 samples
-
-
 def test_batch_that_one_process_with_several_devices_makes_otherwise_is_refused(tmp_path, monkeypatch):
     recipe, args = parse_recipe(conversations.write_recipe(tmp_path, tmp_path, global_batch_size=8))
     assert describe_batch(recipe, args).startswith("global batch 8 = 2 per process")
     monkeypatch.setattr(type(args), "train_batch_size", 4)
     with pytest.raises(ValueError, match="one process per device"):
         describe_batch(recipe, args)
-
-
-def test_two_processes_learn_what_one_learns(tmp_path):
-    """LoRA on LLM and encoders, one global batch; the control is a batch of half the size."""
-    base = conversations.write_model(tmp_path)
-    tuning = {"stage": "lora", "vision_tuning": "lora", "lora_rank": 4, "lora_dropout": 0.0}
-    sizes = {"global_batch_size": 8, "per_device_train_batch_size": 1, "max_steps": 2}
-    recipe = conversations.write_recipe(tmp_path, base, **tuning, **sizes)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "omnifusion_hf.cli", "train", str(recipe), f"output_dir={tmp_path / 'two'}"]
-    done = subprocess.run(command, cwd=RECIPES.parent, capture_output=True, text=True, timeout=170)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "global batch 8 = 1 per process x 2 processes x 4 steps" in done.stdout
-    for folder, batch in (("one", 8), ("half", 4)):
-        rerun(recipe, f"output_dir={tmp_path / folder}", f"global_batch_size={batch}")
-    logs = {folder: log_of(tmp_path / folder) for folder in ("one", "two", "half")}
-    for figure in ("loss", "grad_norm"):
-        one, two, half = ([entry[figure] for entry in logs[folder]] for folder in ("one", "two", "half"))
-        assert one == pytest.approx(two, rel=1e-5) and one != pytest.approx(half, rel=1e-3)

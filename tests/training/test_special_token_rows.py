@@ -10,12 +10,12 @@ from training_runs import batch, changed, saved, step
 from omnifusion_hf.training.stages import apply_stage, part_of
 
 
-def untied():
-    return tiny.model()
+def untied(**text):
+    return tiny.model(tiny.config(text=tiny.text_config(**text)))
 
 
 def tied():
-    return tiny.model(tiny.config(text=tiny.text_config(tie_word_embeddings=True)))
+    return untied(tie_word_embeddings=True)
 
 
 @pytest.mark.parametrize("make", [untied, tied])

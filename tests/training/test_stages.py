@@ -9,10 +9,6 @@ from training_runs import batch, changed, saved, step
 from omnifusion_hf.training.stages import STAGES, apply_stage, format_plan, stage_plan
 
 
-# PEFT 0.21 reads an attribute that transformers renamed
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
-
 @pytest.mark.parametrize("vision", ["frozen", "full", "lora"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_stage_trains_exactly_these_names_and_one_step_changes_them_all(stage, vision):
@@ -40,14 +36,14 @@ def test_no_parameter_of_a_trained_tower_is_left_without_a_gradient(family):
     assert tower and not [name for name, parameter in tower.items() if parameter.grad is None]
 
 
-def test_unknown_stage_is_refused():
-    with pytest.raises(ValueError, match="`sft` is unknown; use one of .*finetune"):
-        apply_stage(tiny.model(), "sft")
-
-
-def test_lora_on_the_tower_beside_a_whole_llm_is_refused():
-    with pytest.raises(ValueError, match="finetune trains the whole LLM.*vision_tuning: full"):
-        apply_stage(tiny.model(), "finetune", "lora")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["sft"], "`sft` is unknown; use one of .*finetune"),
+     (["finetune", "lora"], "finetune trains the whole LLM.*vision_tuning: full")],
+)  # fmt: skip
+def test_unknown_stages_and_lora_on_the_tower_beside_a_whole_llm_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        apply_stage(tiny.model(), *options)
 
 
 def test_plan_counts_what_the_optimizer_will_hold():
@@ -95,17 +91,9 @@ def test_frozen_encoder_drops_no_paths_in_training_mode():
     assert not differ()
 
 
-CHECKPOINTED = {
-    "tower LoRA": ("pretrain", "lora"),
-    "LLM LoRA": ("lora", "frozen"),
-    "adapter only": ("pretrain", "frozen"),
-}
-
-
 @pytest.mark.parametrize("use_reentrant", [True, False])
-@pytest.mark.parametrize("case", CHECKPOINTED)
-def test_checkpointing_keeps_gradients_of_the_trained_and_the_frozen_frozen(case, use_reentrant):
-    stage, vision = CHECKPOINTED[case]
+@pytest.mark.parametrize(("stage", "vision"), [("pretrain", "lora"), ("lora", "frozen"), ("pretrain", "frozen")])
+def test_checkpointing_keeps_gradients_of_the_trained_and_the_frozen_frozen(stage, vision, use_reentrant):
     model = tiny.model()
     inputs = batch(model)
     model = apply_stage(model, stage, vision)

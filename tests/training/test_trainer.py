@@ -1,8 +1,7 @@
 """The trainer: batches of similar length, which a resumed run takes in their order."""
 
-import conversations
 import pytest
-import training_runs
+from training_runs import changed, figures, rerun, run, weights
 
 from omnifusion_hf.training.trainer import LengthGroupedSampler
 
@@ -46,16 +45,14 @@ def test_order_is_that_of_runs_of_earlier_versions():
     assert list(sampler) == [2, 7, 6, 3, 1, 5, 4, 0]
 
 
-def test_run_takes_batches_of_similar_length_and_resumes_in_their_order(tmp_path):
-    base = conversations.write_model(tmp_path / "base")
+def test_run_takes_batches_of_similar_length_and_resumes_in_their_order(tmp_path, base):
     changes = {"train_sampling_strategy": "group_by_length", "max_steps": 7, "save_steps": 6}
-    training_runs.run(tmp_path / "run", base, **changes)
-    whole = training_runs.weights(tmp_path / "run/out")
-    losses = training_runs.figures(tmp_path / "run/out", "loss")
+    run(tmp_path / "run", base, **changes)
+    whole = weights(tmp_path / "run/out")
+    losses = figures(tmp_path / "run/out", "loss")
     assert losses[:4] != losses[4:]
     (tmp_path / "run/out/model.safetensors").unlink()
-    checkpoint = tmp_path / "run/out/checkpoint-6"
-    training_runs.rerun(tmp_path / "run/recipe.yaml", f"resume_from_checkpoint={checkpoint}")
-    assert not training_runs.changed(whole, training_runs.weights(tmp_path / "run/out"))
-    training_runs.run(tmp_path / "random", base, **changes | {"train_sampling_strategy": "random"})
-    assert training_runs.changed(whole, training_runs.weights(tmp_path / "random/out"))
+    rerun(tmp_path / "run/recipe.yaml", f"resume_from_checkpoint={tmp_path}/run/out/checkpoint-6")
+    assert not changed(whole, weights(tmp_path / "run/out"))
+    run(tmp_path / "random", base, **changes | {"train_sampling_strategy": "random"})
+    assert changed(whole, weights(tmp_path / "random/out"))

@@ -7,11 +7,11 @@ import conversations
 import llms
 import pages
 import pytest
-import tiny
 import torch
 from conversations import NONE, ONE, TWO
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from training_runs import changed, logits
+from transformers import AutoModelForImageTextToText
 
 from omnifusion_hf import OmniFusionForConditionalGeneration, OmniFusionProcessor
 
@@ -31,20 +31,8 @@ def load(folder=pages.ROOT / TINY) -> nn.Module:
     return AutoModelForImageTextToText.from_pretrained(folder, dtype="float32")
 
 
-def changed_tensors(trained: nn.Module, base: nn.Module) -> set[str]:
-    before, after = base.state_dict(), trained.state_dict()
-    assert before.keys() == after.keys()
-    return {name for name in before if not torch.equal(before[name], after[name])}
-
-
 def losses(trainer) -> list[float]:
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
-
-
-def logits(model: nn.Module, folder) -> torch.Tensor:
-    inputs = tiny.prompt(AutoProcessor.from_pretrained(folder), [tiny.user(tiny.image(), "What is this?")])
-    with torch.no_grad():
-        return model.eval()(**inputs).logits
 
 
 def as_rows(samples: list[dict]) -> list[dict]:
@@ -52,18 +40,13 @@ def as_rows(samples: list[dict]) -> list[dict]:
     rows = []
     for sample in samples:
         parts = [part for message in sample["messages"] for part in message["content"] if part["type"] == "image"]
-        messages = [
-            message | {"content": [{k: v for k, v in part.items() if k != "image"} for part in message["content"]]}
-            for message in sample["messages"]
-        ]
+        bare = [[{k: v for k, v in part.items() if k != "image"} for part in m["content"]] for m in sample["messages"]]
+        messages = [message | {"content": content} for message, content in zip(sample["messages"], bare)]
         rows.append({"images": [part["image"] for part in parts], "messages": messages})
     return rows
 
 
-TRAINED = {
-    "pretrain": r"multi_modal_projector|embed_tokens",
-    "finetune": r"multi_modal_projector|language_model|lm_head",
-}
+TRAINED = {"pretrain": "_projector|embed_tokens", "finetune": "_projector|language_model|lm_head"}
 
 
 @pytest.mark.parametrize("stage", TRAINED)
@@ -76,7 +59,8 @@ def test_the_script_trains_exactly_what_the_stage_says(stage, ran_page, tmp_path
     seen = losses(run.names[0]["trainer"])
     assert len(seen) == 3 and all(map(math.isfinite, seen)) and seen[-1] < seen[0]
     tuned, base = load(run.folder / "tuned"), load()
-    assert changed_tensors(tuned, base) == {name for name in base.state_dict() if re.search(TRAINED[stage], name)}
+    before, after = base.state_dict(), tuned.state_dict()
+    assert changed(before, after) == {name for name in before if re.search(TRAINED[stage], name)}
     table, before = (model.get_input_embeddings().weight for model in (tuned, base))
     rows = set((table != before).any(-1).nonzero().flatten().tolist())
     assert (rows <= set(base.config.special_token_ids)) == (stage == "pretrain")
@@ -89,28 +73,25 @@ def test_the_saved_folder_has_the_logits_of_the_trained_model(ran_page):
     assert not torch.equal(logits(load(), run.folder / "tuned"), trained)  # control
 
 
+def assert_collated_as_ours(rows: list[dict], processor, samples: list[dict], **options):
+    batch = DataCollatorForVisionLanguageModeling(processor, **options)(rows)
+    for name, ours in conversations.collate(processor, samples).items():
+        assert torch.equal(batch[name], ours), name
+
+
 @pytest.mark.parametrize("views", ["processor", "grid_processor"])
 @pytest.mark.parametrize("samples", [[ONE, TWO, NONE], [NONE]])
 def test_batches_of_assistant_only_loss_are_those_of_our_own_training(views, samples, request):
     processor = request.getfixturevalue(views)
-    batch = DataCollatorForVisionLanguageModeling(processor, assistant_only_loss=True)(as_rows(samples))
-    ours = conversations.collate(processor, samples)
-    for name in ours:
-        assert torch.equal(batch[name], ours[name]), name
-    whole = DataCollatorForVisionLanguageModeling(processor)(as_rows(samples))
-    assert not torch.equal(whole["labels"], ours["labels"])  # control: the questions too
+    assert_collated_as_ours(as_rows(samples), processor, samples, assistant_only_loss=True)
+    with pytest.raises(AssertionError, match="labels"):  # control: the questions too
+        assert_collated_as_ours(as_rows(samples), processor, samples)
 
 
 def test_batches_of_prompt_and_completion_are_those_of_our_own_training(processor):
-    samples = [TWO, NONE]
-    rows = [
-        {"images": row["images"], "prompt": row["messages"][:1], "completion": row["messages"][1:]}
-        for row in as_rows(samples)
-    ]
-    batch = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)(rows)
-    ours = conversations.collate(processor, samples)
-    for name in ours:
-        assert torch.equal(batch[name], ours[name]), name
+    given = (row.values() for row in as_rows([TWO, NONE]))
+    rows = [{"images": images, "prompt": turns[:1], "completion": turns[1:]} for images, turns in given]
+    assert_collated_as_ours(rows, processor, [TWO, NONE], completion_only_loss=True)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -145,12 +126,9 @@ def test_lora_trains_its_factors_the_adapter_and_the_special_rows_and_loads_to_t
 def test_lora_trains_on_an_llm_of_four_bits(tmp_path):
     pytest.importorskip("bitsandbytes")
     four = 'dtype="bfloat16", quantization_config=BitsAndBytesConfig(load_in_4bit=True))\nlora'
-    page = pages.changed(
-        PAGE,
-        tmp_path,
-        ('dtype="float32")\nlora', four),
-        ("import LoraConfig\n", "import LoraConfig\nfrom transformers import BitsAndBytesConfig\n"),
-    )
+    imported = "import LoraConfig\n"
+    more = (imported, f"{imported}from transformers import BitsAndBytesConfig\n")
+    page = pages.changed(PAGE, tmp_path, ('dtype="float32")\nlora', four), more)
     trainer = pages.run_page(page, tmp_path).names[1]["lora_trainer"]
     assert len(losses(trainer)) == 3 and all(map(math.isfinite, losses(trainer)))
     factors = [parameter for name, parameter in trainer.model.named_parameters() if "lora_B" in name]
@@ -188,7 +166,5 @@ def test_dpo_and_grpo_run_three_steps(bundled, strategy, model_folder, tmp_path)
     (tmp_path / "scratch").mkdir()
     names = pages.run_page(page, tmp_path / "scratch").names[-1]
     for trainer in (names["dpo_trainer"], names["grpo_trainer"]):
-        assert trainer.state.global_step == 3
-        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        assert len(losses) == 3 and all(map(math.isfinite, losses))
+        assert trainer.state.global_step == len(losses(trainer)) == 3 and all(map(math.isfinite, losses(trainer)))
     assert names["processor"].image_processor.view_strategy == strategy

@@ -44,11 +44,6 @@ CONTENT = (
 NO_TOOLS = "The chat format has no place for tools and documents; write them into the text of a message."
 # Fields whose content would be lost if they are not read; other strings and numbers, such as a `name`, are ignored.
 CARRIERS = set("content value text image images image_url audio video tool_calls function_call".split())
-# Arguments of `apply_chat_template` that are not variables of the template.
-NOT_FOR_THE_TEMPLATE = {
-    "tokenize", "return_dict", "return_tensors", "processor_kwargs", "padding", "truncation", "max_length",
-    "load_audio_from_video",
-}  # fmt: skip
 
 
 def special_tokens(tokenizer) -> list[str]:
@@ -137,13 +132,6 @@ class TokenCount:
     views: V of each image, which is also its encoder passes.
     image_seq_length: P, visual tokens per view.
     context_length: the LLM's context in tokens, if known.
-
-    >>> print(TokenCount([5], 576, context_length=4096))
-    5 views x 576 + 2 marks = 2882 tokens, 70.4% of a context of 4096
-    >>> print(TokenCount([5, 1], 576))
-    image 0: 5 views x 576 + 2 marks = 2882 tokens
-    image 1: 1 view x 576 + 2 marks = 578 tokens
-    total: 3460 tokens
     """
 
     views: list[int]
@@ -245,14 +233,11 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         image_options: dict | None = None,
         **config,
     ) -> "OmniFusionProcessor":
-        """The processor of a model that is assembled from pretrained parts; needs the package omnifusion_hf.
+        """The processor of [`OmniFusionForConditionalGeneration.from_vision_text_pretrained`], with its arguments.
 
         Args:
-            vision: names or folders of the vision encoders; the first one's image processor gives normalisation.
-            text: name or folder of the LLM, whose tokenizer is used.
             chat_template: `"omnifusion"`, the format of the release, or `"own"`, that of a chat-tuned LLM.
             image_options: fields of [`OmniFusionImageProcessor`], such as `view_strategy` or `image_fit`.
-            config: fields of [`OmniFusionConfig`], the same as for the model.
         """
         build = import_module("omnifusion_hf.build.assemble")
         return build.assemble_processor(cls, vision, text, chat_template, image_options or {}, **config)
@@ -325,28 +310,26 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         return outputs
 
     def _assistant_masks(self, conversation, chat_template, outputs: BatchFeature, **kwargs) -> list[list[int]]:
-        """(B, L), 1 for tokens that the template marks as an answer: the mask of the prompts before their images are
-        expanded, in which every `<image>` is repeated to the number of its tokens."""
+        """(B, L), 1 for tokens that the template marks as an answer. Each token of the prompt before its images are
+        expanded is a token of the expanded prompt; the others are padding, marks and further `<image>` tokens."""
         is_batch = isinstance(conversation[0], (list, tuple))
-        template_options = {name: value for name, value in kwargs.items() if name not in NOT_FOR_THE_TEMPLATE}
         texts, answers = render_jinja_template(  # the tokenizer's mask misses escaped starts before 5.24
             conversation if is_batch else [conversation],
             chat_template=chat_template or self.chat_template,
             return_assistant_tokens_mask=True,
-            **self.tokenizer.special_tokens_map | template_options,
+            **self.tokenizer.special_tokens_map | kwargs,
         )
-        prompts = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-        expanded, masks = outputs["input_ids"], []
-        expanded = expanded.tolist() if hasattr(expanded, "tolist") else expanded
-        for ids, places, marked, whole, attended in zip(
-            prompts["input_ids"], prompts["offset_mapping"], answers, expanded, outputs["attention_mask"]
-        ):
-            starts = (place for place, token in enumerate(whole) if token == self.image_start_token_id)
-            spans = (whole.index(self.image_end_token_id, start) - start + 1 for start in starts)
-            lengths = [next(spans) if token == self.image_token_id else 1 for token in ids]
-            learnt = [any(start < last and first < end for first, last in marked) for start, end in places]
-            mask = iter([int(mark) for mark, length in zip(learnt, lengths) for _ in range(length)])
-            masks.append([next(mask) if int(real) else 0 for real in attended])  # 0 where padded
+        places = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        masks = []
+        for row, spans, ids, attended in zip(places, answers, outputs["input_ids"], outputs["attention_mask"]):
+            ids = np.where(attended, ids, self.image_end_token_id)
+            is_image = ids == self.image_token_id
+            is_mark = np.isin(ids, (self.image_start_token_id, self.image_end_token_id))
+            unexpanded = ~is_mark & ~(is_image & np.roll(is_image, 1))
+            is_answer = [any(start < last and first < end for first, last in spans) for start, end in row]
+            mask = np.zeros_like(ids)
+            mask[unexpanded] = is_answer[: unexpanded.sum()]
+            masks.append(mask.tolist())
         return masks
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
@@ -374,7 +357,7 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         return TokenCount([len(boxes) for boxes in views], self.image_seq_length, context_length)
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
-        """Image tokens and views, from (height, width) of each image; serving engines plan memory with it."""
+        """[`count_tokens`] in transformers' form; serving engines plan memory with it."""
         if image_sizes is None:
             return MultiModalData()
         count = self.count_tokens(image_sizes, **kwargs)

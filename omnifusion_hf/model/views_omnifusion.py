@@ -183,7 +183,7 @@ def image_views(
     if min(size) < 1:
         raise ValueError(f"An image of {size[0]} x {size[1]} pixels has no content; remove it from the input.")
     if strategy not in ("whole", "grid"):
-        raise ValueError(f"view_strategy `{strategy}` is unknown; use 'whole' or 'grid'; both take regions of a call.")
+        raise ValueError(f"view_strategy `{strategy}` is unknown; use 'whole' or 'grid'. Both take regions of a call.")
     tiles = grid_views(size, canvases, side) if strategy == "grid" else []
     return ImageViews(whole_view(size, fit, side), tiles, regions or [])
 

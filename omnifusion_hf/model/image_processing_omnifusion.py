@@ -77,8 +77,7 @@ def load_image(source, max_pixels: int, input_data_format=None, do_convert_rgb: 
 
 
 def open_image(source, max_pixels: int) -> Image.Image:
-    """Opens, without decoding, a path, URL, base64 or data URI, the bytes of a file, an open file, or the `{"bytes",
-    "path"}` of datasets. Raises a `ValueError` that names it."""
+    """Opens, without decoding, a path, URL, base64, data URI, bytes, open file, or datasets' `{"bytes", "path"}`."""
     file, name = _file_and_name(source)
     with _naming(name):
         image = _pillow_open(file, max_pixels)
@@ -122,11 +121,12 @@ def _check_pixels(image: Image.Image, name: str, max_pixels: int):
 
 def _file_and_name(source) -> tuple[str | BinaryIO, str]:
     """The argument of Pillow's `open`, and a name for messages."""
-    name = None
+    path = None
     if isinstance(source, dict):
-        name, source = source.get("path"), source.get("path") if source.get("bytes") is None else source["bytes"]
+        path = source.get("path")
+        source = path if source.get("bytes") is None else source["bytes"]
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return BytesIO(bytes(source)), str(name or f"{len(source)} bytes")
+        return BytesIO(bytes(source)), str(path or f"{len(source)} bytes")
     if isinstance(source, (str, os.PathLike)):
         return _file_of_text(os.fsdecode(source))
     if hasattr(source, "read"):
@@ -254,11 +254,10 @@ def images_per_prompt(images) -> list[int]:
 
 
 def cut_image(image: Image.Image, views: ImageViews, side: int, resample: int, background: tuple) -> list[Image.Image]:
-    """The views of an image, resampled to `side` x `side`; outside the image they have the background colour.
+    """The views of an image, `side` x `side`; outside the image they have the background colour.
 
-    Whole image and tiles are cut from the image resized to whole pixels, because Pillow reads a box in float32 and
-    would be off by one level here and there. Regions, and views of strips whose resized image would have more than
-    `MAX_RESIZED_PIXELS`, are resampled directly.
+    Whole image and tiles are cut from the resized image, because Pillow reads a box in float32 and would be off by
+    one level here and there. Regions, and strips whose resized image would be too large, are resampled directly.
     """
     resized = {image.size: image}
 
@@ -283,12 +282,11 @@ def cut_image(image: Image.Image, views: ImageViews, side: int, resample: int, b
 class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
     r"""
     Turns images into views: `pixel_values` (ΣV, 3, S, S) float32, flat over the batch, and `image_view_index` (ΣV,),
-    which counts from 0 within each image (and stays right when views of several requests are sliced or joined).
-    The views of an image: the whole image, the tiles of `view_strategy="grid"`, the `regions` of the call.
+    which counts from 0 within each image. The views of an image: the whole image, the tiles of `view_strategy="grid"`,
+    the `regions` of the call. Images are everything that [`load_image`] takes, alone, listed or nested per prompt.
 
-    Images are everything that [`load_image`] takes, alone, listed or nested per prompt; anything else raises a
-    `ValueError` that names it. `do_rescale=False` with `do_normalize=False` leaves views in 0..255; `image_mean` and
-    `image_std` are always in 0..1. Source: paper section 3.3; v1.1 uses `image_fit="crop"`, bicubic, S=336.
+    `do_rescale=False` with `do_normalize=False` leaves views in 0..255; `image_mean` and `image_std` are always in
+    0..1. Source: paper section 3.3; v1.1 uses `image_fit="crop"`, bicubic, S=336.
     """
 
     valid_kwargs = OmniFusionImageProcessorKwargs
@@ -367,9 +365,8 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
         """The views of images of known (height, width); `options` are those of a call, `regions` included."""
         options = {name: getattr(self, name) for name in self.valid_kwargs.__annotations__} | options
         side = self._checked_side(**options)
-        regions = [[] for _ in image_sizes]
-        if options["regions"] is not None:
-            regions = regions_per_image(options["regions"], [len(image_sizes)])
+        regions = [] if options["regions"] is None else options["regions"]
+        regions = regions_per_image(regions, [len(image_sizes)])
         chosen = [options[name] for name in ("view_strategy", "image_fit", "grid_canvases")]
         plan = []
         for index, (size, boxes) in enumerate(zip(image_sizes, regions)):
@@ -383,10 +380,10 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
     def _checked_side(self, size, do_resize: bool, **options) -> int:
         """S; raises `ValueError` for options that no view can have."""
         size = get_size_dict(size if isinstance(size, (int, list, tuple)) else dict(size))
-        if not size.get("height") or size["height"] != size.get("width"):
-            raise ValueError(f"size must be square, {{'height': S, 'width': S}}, got {size}.")
-        if not do_resize:
-            raise ValueError("Views are always resized to S x S; do_resize must stay True.")
+        if not do_resize or not size.get("height") or size["height"] != size.get("width"):
+            raise ValueError(
+                f"Views are resized to squares: do_resize must be True, size {{'height': S, 'width': S}}, got {size}."
+            )
         for name in ("region_context", "max_regions"):
             if not 0 <= options[name] < float("inf"):
                 raise ValueError(f"{name} must be 0 or more, got {options[name]}.")

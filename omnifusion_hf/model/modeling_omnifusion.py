@@ -31,7 +31,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging, to
 
 from .configuration_omnifusion import AUTO_MAP, OmniFusionConfig
 from .generation_omnifusion import OmniFusionGenerationMixin
-from .loss_omnifusion import check_labels, loss_of_answers, predict
+from .loss_omnifusion import check_labels, predict
 from .modeling_omnifusion_projector import PROJECTORS
 from .modeling_omnifusion_vision import OmniFusionVisionModel, side_by_side
 from .views_omnifusion import views_per_image
@@ -307,8 +307,8 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
     _tp_plan = {"lm_head": "colwise_gather_output"}
     # Training checkpoints have these rows twice, also in the precision in which they train.
     _keys_to_ignore_on_load_unexpected = [r"special_token_rows$"]
-    # Set by training, which needs only the loss: the logits of a batch are its largest tensor.
-    skip_logits = False
+    # Set by training, which needs only the loss: computes it from hidden states, without the logits of the batch.
+    loss_from_states = None
 
     def __init__(self, config: OmniFusionConfig):
         super().__init__(config)
@@ -385,12 +385,12 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
         logits = loss = None
         for given in (labels, kwargs.get("shift_labels")):
             check_labels(given, self.config)
-        if self.skip_logits and self.training and labels is not None:
-            loss = loss_of_answers(hidden_states, labels, self.lm_head, self.config, **kwargs)
+        if self.loss_from_states is not None and self.training and labels is not None:
+            loss = self.loss_from_states(hidden_states, labels, self.lm_head, self.config, **kwargs)
         else:
             logits = predict(hidden_states, self.lm_head, self.config)  # (B, L, vocab)
-        if labels is not None and loss is None:
-            loss = self.loss_function(logits, labels, self.config.text_config.vocab_size, **kwargs)
+            if labels is not None:
+                loss = self.loss_function(logits, labels, self.config.text_config.vocab_size, **kwargs)
         outputs = shared_fields(outputs, OmniFusionCausalLMOutputWithPast)
         return OmniFusionCausalLMOutputWithPast(loss=loss, logits=logits, **outputs)
 

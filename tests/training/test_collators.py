@@ -21,6 +21,7 @@ from omnifusion_hf.training.collators import (
     packing_collator,
     plan_rows,
 )
+from omnifusion_hf.training.loss import loss_of_answers
 from omnifusion_hf.training.preprocessing import ConversationEncoder
 
 
@@ -81,7 +82,7 @@ SAMPLES = encoded(
 
 def model_of(text_config, **changes) -> nn.Module:
     model = tiny.model(tiny.config(text=text_config, **changes)).train()
-    model.skip_logits = True
+    model.loss_from_states = loss_of_answers
     return model
 
 

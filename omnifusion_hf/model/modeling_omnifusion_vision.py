@@ -14,12 +14,11 @@ layers are in memory.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, DonutSwinModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
@@ -32,28 +31,11 @@ from .configuration_omnifusion import ENCODER_FAMILIES, OmniFusionVisionConfig
 logger = logging.get_logger(__name__)
 
 
-class EncoderParts(NamedTuple):
-    """The paths of a family's blocks and of the modules after them, which are dropped."""
+class SwinEncoder(DonutSwinModel):  # trf-ignore: TRF057
+    """The patch embeddings return a tuple, on which `enable_input_require_grads` (checkpointed LoRA) fails."""
 
-    blocks: str
-    after_blocks: tuple[str, ...]
-    options: dict = {}  # of `forward` and the embeddings, for an image size other than the encoder's own
-    block_arguments: tuple = ()  # after the hidden states
-
-
-ANY_SIZE = {"interpolate_pos_encoding": True}
-ENCODER_PARTS = {
-    "clip_vision_model": EncoderParts("encoder.layers", ("post_layernorm",), ANY_SIZE, (None,)),
-    "siglip_vision_model": EncoderParts("encoder.layers", ("post_layernorm", "head"), ANY_SIZE, (None,)),
-    "dinov2": EncoderParts("encoder.layer", ("layernorm",)),
-    "internvl_vision": EncoderParts("encoder.layer", ("layernorm",)),
-    "donut-swin": EncoderParts("encoder.layers", ("pooler",), ANY_SIZE),
-}
-
-
-def needed_blocks(layer: int, num_layers: int) -> int:
-    """The number of blocks below hidden state `layer` (0: the embeddings; negative counts from the end)."""
-    return layer if layer >= 0 else num_layers + 1 + layer
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embeddings.projection
 
 
 def last_layers(config: OmniFusionVisionConfig, feature_layers: list[int] | Literal["all"]) -> list[int]:
@@ -63,21 +45,16 @@ def last_layers(config: OmniFusionVisionConfig, feature_layers: list[int] | Lite
 
 def trim_encoder(encoder: PreTrainedModel, layer: int) -> PreTrainedModel:
     """Removes, in place, everything that hidden state `layer` does not need."""
-    parts = ENCODER_PARTS[encoder.config.model_type]
-    del encoder.get_submodule(parts.blocks)[needed_blocks(layer, encoder.config.num_hidden_layers) :]
-    for name in parts.after_blocks:
+    family = ENCODER_FAMILIES[encoder.config.model_type]
+    # There is one hidden state more than blocks: 0 is the output of the embeddings.
+    del encoder.get_submodule(family.blocks)[layer % (encoder.config.num_hidden_layers + 1) :]
+    for name in family.after_blocks:
         if getattr(encoder, name, None) is not None:
             setattr(encoder, name, nn.Identity())
     encoder.embeddings.mask_token = None  # used in the pretraining of encoders only
     if encoder.config.model_type == "donut-swin":
-        # Not a bound method: pickle would look for it by its name in the encoder's class.
-        encoder.get_input_embeddings = partial(_patch_projection, encoder)
+        encoder.__class__ = SwinEncoder
     return encoder
-
-
-def _patch_projection(encoder: PreTrainedModel) -> nn.Module:
-    """Swin's patch embeddings return a tuple, on which `enable_input_require_grads` (checkpointed LoRA) fails."""
-    return encoder.embeddings.patch_embeddings.projection
 
 
 def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
@@ -111,15 +88,15 @@ def needs_graph(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> bool:
 
 def each_layer(encoder: PreTrainedModel, pixel_values: torch.Tensor, with_graph: bool) -> Iterator[torch.Tensor]:
     """The output of each block (ΣV, prefix + P_e, d_e) as it is computed; the encoder's `forward` would keep all."""
-    parts = ENCODER_PARTS[encoder.config.model_type]
+    family = ENCODER_FAMILIES[encoder.config.model_type]
     # The consumer runs between yields, so that no grad mode may be left set there.
     with torch.set_grad_enabled(with_graph):
-        hidden_states = encoder.embeddings(pixel_values, **parts.options)
+        hidden_states = encoder.embeddings(pixel_values, **family.size_options)
         if encoder.config.model_type == "clip_vision_model":
             hidden_states = encoder.pre_layrnorm(hidden_states)  # spelled so in its weights
-    for block in encoder.get_submodule(parts.blocks):
+    for block in encoder.get_submodule(family.blocks):
         with torch.set_grad_enabled(with_graph):
-            hidden_states = block(hidden_states, *parts.block_arguments)
+            hidden_states = block(hidden_states, *family.block_arguments)
         yield hidden_states
 
 
@@ -144,13 +121,10 @@ class OmniFusionVisionOutput(ModelOutput):  # trf-ignore: TRF057
 
 
 class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
-    r"""
-    1-N vision encoders over the same views.
+    """1-N vision encoders over the same views.
 
-    Args:
-        config: the encoders, their sizes and normalisations.
-        feature_layers: the hidden state in use of each encoder, or "all".
-        keep_prefix: whether CLS tokens stay before the patches (`vision_feature_select_strategy="full"`).
+    feature_layers: the hidden state in use of each encoder, or "all".
+    keep_prefix: whether CLS tokens stay before the patches (`vision_feature_select_strategy="full"`).
     """
 
     config: OmniFusionVisionConfig
@@ -191,13 +165,12 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
         Args:
             pixel_values: (ΣV, 3, S, S), normalised for the first encoder; any float dtype.
             projector: gets the features (ΣV, P_e, d_e) one after another: one per encoder, or all layers of the first
-                encoder, then of the next. It runs inside this `forward`, because layers are computed while it reads
-                them and FSDP and ZeRO hold the encoders' weights only here. By default features are listed.
+                encoder, then of the next. It runs here, because layers are computed while it reads them and FSDP and
+                ZeRO hold the encoders' weights only in this `forward`. By default features are listed.
             kwargs: `output_hidden_states` and `output_attentions` as in transformers.
         """
-        recorded = {}
-        for name in ("output_hidden_states", "output_attentions"):
-            recorded[name] = getattr(self.config, name) if kwargs.get(name) is None else kwargs[name]
+        given = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
+        recorded = {name: getattr(self.config, name) if value is None else value for name, value in given.items()}
         hidden_states, attentions, last_features = [], [], {}
 
         def features() -> Iterator[torch.Tensor]:
@@ -225,7 +198,7 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
         views = views.to(encoder.dtype)
         if self.every_layer and not any(recorded.values()):
             return {}, each_layer(encoder, views, with_graph)
-        options = ENCODER_PARTS[encoder.config.model_type].options
+        options = ENCODER_FAMILIES[encoder.config.model_type].size_options
         with torch.set_grad_enabled(with_graph):
             outputs = encoder(views, return_dict=True, **options | recorded)
         return outputs, outputs.hidden_states[1:] if self.every_layer else [outputs.last_hidden_state]
@@ -236,18 +209,17 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
         ours, given = config.image_normalizations[index], config.image_normalizations[0]
         if ours == given and size == pixel_values.shape[-1]:
             return pixel_values
-        (mean, std), (first_mean, first_std) = (mean_and_std(each, pixel_values.device) for each in (ours, given))
+        mean, std, first_mean, first_std = (
+            torch.tensor(each[key], device=pixel_values.device).view(3, 1, 1)
+            for each in (ours, given)
+            for key in ("image_mean", "image_std")
+        )
         colours = pixel_values.float() * first_std + first_mean
         if size != pixel_values.shape[-1]:
             colours = nn.functional.interpolate(
                 colours, size=(size, size), mode="bicubic", align_corners=False, antialias=True
             ).clamp(0, 1)  # (ΣV, 3, S_e, S_e)
         return (colours - mean) / std
-
-
-def mean_and_std(normalization: dict, device: torch.device) -> list[torch.Tensor]:
-    """`image_mean` and `image_std` of an image processor, each (1, 3, 1, 1)."""
-    return [torch.tensor(normalization[key], device=device).view(1, 3, 1, 1) for key in ("image_mean", "image_std")]
 
 
 __all__ = ["OmniFusionVisionModel"]

@@ -20,10 +20,7 @@ from transformers.generation import (
     SuppressTokensLogitsProcessor,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-)
+from transformers.models.auto import modeling_auto
 
 
 class SuppressSpecialTokens(SuppressTokensLogitsProcessor):
@@ -47,8 +44,8 @@ class OmniFusionGenerationMixin(GenerationMixin):
         super().__init_subclass__(**kwargs)
         # Tables by class name: Trainer shifts smoothed labels of causal LMs only, and the server of transformers gives
         # images to multimodal models only. FSDP2 makes subclasses, as users do.
-        for names in (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES):
-            names[cls.__name__] = cls.__name__
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[cls.__name__] = cls.__name__
+        modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[cls.__name__] = cls.__name__
 
     def generate(
         self,

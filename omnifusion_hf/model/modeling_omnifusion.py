@@ -7,8 +7,7 @@
 """OmniFusion (arXiv 2404.06212): views -> encoders -> adapter -> visual tokens in place of `<image>` -> LLM.
 
 Provenance: skeleton and names are those of transformers' `LlavaForConditionalGeneration`, so that its tools work.
-Differences: several encoders and views, trained special tokens, a loss of the labelled positions only, and the
-adapters of paper section 3.2.
+Differences: several encoders and views, trained special tokens, and the adapters of paper section 3.2.
 """
 
 import copy
@@ -43,14 +42,14 @@ logger = logging.get_logger(__name__)
 # transformers 5.24 renamed the cache. It is not named here: `**kwargs` and inherited fields pass it on.
 @dataclass
 class OmniFusionModelOutputWithPast(ModelOutputWithPast):  # trf-ignore: TRF057
-    """As `BaseModelOutputWithPast`; image_outputs: the result of `get_image_features`."""
+    """image_outputs: the result of `get_image_features`."""
 
     image_outputs: BaseModelOutputWithPooling | None = None
 
 
 @dataclass
 class OmniFusionCausalLMOutputWithPast(CausalLMOutputWithPast):  # trf-ignore: TRF057
-    """As `CausalLMOutputWithPast`; image_outputs: the result of `get_image_features`."""
+    """image_outputs: the result of `get_image_features`."""
 
     image_outputs: BaseModelOutputWithPooling | None = None
 
@@ -136,11 +135,8 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         if torch.float16 not in (*args, *kwargs.values()):
             return super().to(*args, **kwargs)
         for name, module in self.named_children():
-            dtype = torch.float32 if name in self._keep_in_fp32_modules else torch.float16
-            module.to(
-                *(dtype if value is torch.float16 else value for value in args),
-                **{key: dtype if value is torch.float16 else value for key, value in kwargs.items()},
-            )
+            swap = {torch.float16: torch.float32} if name in self._keep_in_fp32_modules else {}
+            module.to(*(swap.get(arg, arg) for arg in args), **{k: swap.get(arg, arg) for k, arg in kwargs.items()})
         return self
 
 
@@ -199,11 +195,9 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
     ) -> tuple | BaseModelOutputWithPooling:
         """Visual tokens of the images; the only way to encode them.
 
-        Args:
-            pixel_values: (ΣV, 3, S, S).
-            image_view_index: (ΣV,), 0 at the first view of each image; without it every view is an image.
-
-        Returns: `last_hidden_state` (ΣV, max P_e, Σd), the encoders' last features with concatenated channels, and
+        pixel_values: (ΣV, 3, S, S).
+        image_view_index: (ΣV,), 0 at the first view of each image; without it every view is an image.
+        Returns `last_hidden_state` (ΣV, max P_e, Σd), the encoders' last features with concatenated channels, and
         `pooler_output`, the adapter's output, one (V·P, D) per image (in a compiled graph one (ΣV·P, D) for all).
         """
         if image_view_index is not None and len(image_view_index) != len(pixel_values):
@@ -323,17 +317,12 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
     def from_vision_text_pretrained(
         cls, vision: list[str], text: str, dtype: torch.dtype | str = "auto", **config
     ) -> "OmniFusionForConditionalGeneration":
-        """Assembles a model from pretrained encoders and a pretrained LLM; needs the package omnifusion_hf.
+        """Assembles a model from pretrained parts, whose weights stay bit-identical; needs the package omnifusion_hf.
 
-        Args:
-            vision: names or folders of the vision encoders, in the adapter's order.
-            text: name or folder of a causal language model.
-            dtype: dtype to load the parts in, as in `from_pretrained`.
-            config: fields of [`OmniFusionConfig`]: `projector_type`, `vision_feature_layer`, `image_sizes`, …
-
-        Weights of the parts stay bit-identical; the adapter is untrained, and special tokens get new vocabulary rows
-        (padded to a multiple of 64). Raises `ValueError` for an LLM whose answers to text would change.
-        Its processor: [`OmniFusionProcessor.from_vision_text_pretrained`] with the same arguments.
+        vision, text: names or folders of the encoders, in the adapter's order, and of a causal language model.
+        dtype: to load the parts in, as in `from_pretrained`.
+        config: fields of [`OmniFusionConfig`] and its vision part: `projector_type`, `image_sizes`, …
+        Raises `ValueError` for an LLM whose answers to text would change.
         """
         return import_module("omnifusion_hf.build.assemble").assemble(cls, vision, text, dtype, **config)
 
@@ -364,16 +353,11 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | OmniFusionCausalLMOutputWithPast:
         r"""
-        pixel_values (`torch.Tensor` of shape `(ΣV, 3, S, S)`):
-            Views of all images of the batch, in the order of their placeholders.
-        image_view_index (`torch.LongTensor` of shape `(ΣV,)`):
-            0 at each image's first view, then counting up.
-        labels (`torch.LongTensor` of shape `(B, L)`):
-            Ids to predict, -100 where none; shifted inside.
-        mm_encoder_outputs (`dict`):
-            `{"image": get_image_features(...)}` computed before, instead of `pixel_values`.
-        image_embeds (`torch.Tensor` of shape `(B, N, D)`):
-            Visual tokens of each sample, padded at the end; `generate()` passes them instead of `pixel_values`.
+        pixel_values: (ΣV, 3, S, S), views of all images of the batch, in the order of their placeholders.
+        image_view_index: (ΣV,), 0 at each image's first view, then counting up.
+        labels: (B, L), ids to predict, -100 where none; shifted inside.
+        mm_encoder_outputs: `{"image": get_image_features(...)}` computed before, instead of `pixel_values`.
+        image_embeds: (B, N, D), visual tokens of each sample, padded at the end, which `generate()` passes instead.
         """
         outputs = self.model(
             input_ids=input_ids, pixel_values=pixel_values, image_view_index=image_view_index,

@@ -112,8 +112,8 @@ class ConcatenationProjector(nn.Module):
 
 
 class NormLinear(nn.Module):
-    """Adds `c W LN(x)` to a sum. W and LN's gain g and shift s are parameters of this module, because serving engines
-    pack the weights of nn.Linear and nn.LayerNorm, which could not be read then."""
+    """Adds `c W LN(x)` to a sum. W and LN's gain g and shift s are its own, because serving engines pack the weights
+    of nn.Linear and nn.LayerNorm, which could not be read then."""
 
     def __init__(self, width: int, output_width: int):
         super().__init__()
@@ -147,10 +147,8 @@ class NormLinear(nn.Module):
 
 
 class LayerMerge(nn.Module):
-    """`Σ_l c_l W_l LN_l(x_l)` over the layers of one encoder; `c` is trained (COMM, arXiv 2310.08825).
-
-    The coefficients start equal. The maps have no bias, so that a missing token adds nothing. Layers are added to one
-    accumulator as they come: neither their features nor their projections are kept.
+    """`Σ_l c_l W_l LN_l(x_l)` over the layers of one encoder; `c` is trained and starts equal. The maps have no bias,
+    so that a missing token adds nothing. Layers are added as they come: neither they nor their projections are kept.
     """
 
     def __init__(self, num_layers: int, width: int, output_width: int):
@@ -182,8 +180,7 @@ def add_sequences(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def layer_merges(config: OmniFusionConfig) -> nn.ModuleList:
-    width = config.text_config.hidden_size
-    encoders = config.vision_config.encoder_configs
+    width, encoders = config.text_config.hidden_size, config.vision_config.encoder_configs
     return nn.ModuleList(LayerMerge(encoder.num_hidden_layers, encoder.hidden_size, width) for encoder in encoders)
 
 

@@ -112,15 +112,12 @@ class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     r"""
     The vision encoders, in the order in which the adapter sees them (paper section 3.1 and the encoder table).
 
-    encoder_configs (`list`, *optional*, defaults to one CLIP ViT-L/14-336):
-        Configurations (objects or dicts with `model_type`) of transformers' CLIP, SigLIP, DINOv2, InternVL and
-        Donut-Swin vision models.
-    image_sizes (`list[int]`, *optional*):
-        Side in pixels of a view for each encoder; by default the encoder's own. The first one is the size of
+    encoder_configs: configurations (objects or dicts with `model_type`) of transformers' CLIP, SigLIP, DINOv2,
+        InternVL and Donut-Swin vision models. Default: CLIP ViT-L/14-336.
+    image_sizes: side in pixels of a view for each encoder; by default the encoder's own. The first one is the size of
         `pixel_values`; the model resizes views for the other encoders on the device.
-    image_normalizations (`list[dict]`, *optional*):
-        `{"image_mean": [...], "image_std": [...]}` per encoder, RGB in [0, 1]. None, for one encoder or for all, is
-        the family's published normalisation.
+    image_normalizations: `{"image_mean": [...], "image_std": [...]}` per encoder, RGB in [0, 1]. None, for one encoder
+        or for all, is the family's published normalisation.
     """
 
     model_type = "omnifusion_vision"
@@ -219,27 +216,20 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     r"""
     Configuration of [`OmniFusionForConditionalGeneration`].
 
-    projector_type (`"mlp"`, `"transformer"`, `"concatenation"`, `"summation"` or `"attention"`, defaults to `"mlp"`):
-        The adapter (paper section 3.2). `mlp` and `transformer` concatenate the encoders' channels and need equal
-        token counts; `concatenation` concatenates their tokens; `summation` adds up all layers of all encoders;
-        `attention` reads all layers with trained queries.
-    projector_num_attention_heads, projector_intermediate_size, projector_dropout:
-        Heads, feed-forward width and dropout in training (v1.1: 4, 2048, 0.1) of `transformer` and `concatenation`;
-        heads and dropout of `attention`.
-    projector_num_queries (`int`, defaults to 576):
-        Rows of the trained matrix of `attention`: its visual tokens per view.
-    vision_feature_layer (`int`, `list[int]` or `"all"`, *optional*):
-        The hidden state of each encoder that is used: 0 is the output of the embeddings, -1 that of the last layer.
-        `summation` and `attention` take `"all"` only. Default of the others: -2 as in the paper (-1 for InternViT and
-        Swin).
-    vision_feature_select_strategy (`"default"` or `"full"`, defaults to `"default"`):
-        `"default"` drops the CLS token, as the paper always does; `"full"` keeps it.
-    image_token_id, image_start_token_id, image_end_token_id, user_token_id, bot_token_id (`int`):
-        Vocabulary rows of the special tokens. Both stages train them; they are never generated.
-    predicted_vocab_size (`int`, *optional*):
-        Rows from this one on get no probability in loss and generation; by default every row is predicted. Converted
-        v1.1 sets it, so that its added rows do not change its distribution. Labels of such rows raise `ValueError`.
-        `resize_token_embeddings` unsets it; unset it to train tokens that were added to free rows.
+    projector_type: the adapter (paper section 3.2). `mlp` and `transformer` concatenate the encoders' channels and
+        need equal token counts; `concatenation` concatenates their tokens; `summation` adds up all layers of all
+        encoders; `attention` reads all layers with trained queries.
+    projector_num_attention_heads, projector_intermediate_size, projector_dropout: heads, feed-forward width and
+        dropout in training (defaults: v1.1's) of `transformer` and `concatenation`; heads and dropout of `attention`.
+    projector_num_queries: rows of the trained matrix of `attention`, its visual tokens per view.
+    vision_feature_layer: the hidden state of each encoder that is used: 0 is the output of the embeddings, -1 that of
+        the last layer. `summation` and `attention` take `"all"` only. Default of the others: -2 as in the paper (-1
+        for InternViT and Swin).
+    vision_feature_select_strategy: `"default"` drops the CLS token, as the paper always does; `"full"` keeps it.
+    image_token_id, ..., bot_token_id: vocabulary rows of the special tokens, trained in both stages, never generated.
+    predicted_vocab_size: rows from this one on get no probability in loss and generation; by default every row is
+        predicted. Converted v1.1 sets it, so that its added rows do not change its distribution. Labels of such rows
+        raise `ValueError`. `resize_token_embeddings` unsets it; unset it to train tokens added to free rows.
     """
 
     model_type = "omnifusion"

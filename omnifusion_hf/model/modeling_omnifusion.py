@@ -103,8 +103,7 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
             remove_earlier_weights(Path(save_directory), kwargs.get("variant"))
 
     def load_adapter(self, peft_model_id: str | None = None, adapter_name: str | None = None, **kwargs):
-        """As transformers' own. Before 5.18, transformers loads LoRA's factors only, without the adapter and the
-        special tokens' rows that PEFT saves in the same file; PEFT loads them here."""
+        """As transformers' own, which before 5.18 loads LoRA's factors only; here PEFT loads the rest of its file."""
         info = super().load_adapter(peft_model_id, adapter_name, **kwargs)
         if peft_model_id is None or Version(transformers.__version__) >= Version("5.18"):
             return info
@@ -325,9 +324,6 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
         Raises `ValueError` for an LLM whose answers to text would change.
         """
         return import_module("omnifusion_hf.build.assemble").assemble(cls, vision, text, dtype, **config)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
 
     def get_image_features(  # trf-ignore: TRF057
         self,

@@ -203,8 +203,7 @@ class SummationProjector(nn.Module):
 class AttentionProjector(nn.Module):
     """`W gelu(attention(query=Q, key=value=[gelu(m_1) | … | gelu(m_N)])) + b` with `m_e = Σ_l c_el W_el LN_el(x_el)`.
 
-    Q is a trained matrix whose rows become the visual tokens: the reading of the paper that gives its 576 tokens. (The
-    text also calls Q key and value, which would give as many tokens as the encoders have.)
+    Q is a trained matrix whose rows become the visual tokens: the reading of the paper that gives its 576 tokens.
     """
 
     def __init__(self, config: OmniFusionConfig):

@@ -6,10 +6,9 @@
 # governing permissions and limitations under the License.
 """The frozen encoders: one set of views in, patch features of one layer or of all layers out, encoder by encoder.
 
-Provenance: the encoders are transformers' own vision models (CLIP, SigLIP, DINOv2, InternVL, Donut-Swin), so that
-published weights load unchanged. Differences: layers above the one in use, final norms and pooling heads are neither
-built nor computed, and an adapter of all layers (paper section 3.2) gets each layer as it is computed, so that no two
-layers are in memory.
+Provenance: transformers' own vision models, so that published weights load unchanged. Differences: what comes after
+the layer in use is neither built nor computed, and an adapter of all layers (paper section 3.2) gets each layer as it
+is computed, so that no two layers are in memory.
 """
 
 from collections.abc import Callable, Iterable, Iterator

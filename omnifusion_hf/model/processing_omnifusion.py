@@ -6,9 +6,9 @@
 # governing permissions and limitations under the License.
 """Text and images to model inputs: text as data, the images of each prompt, and the count of image tokens.
 
-Provenance: a transformers processor in the manner of `LlavaProcessor`; the prompt format is that of the authors'
-release v1.1. Differences: every `<image>` becomes `<img_start>` + V·P x `<image>` + `<img_end>` (V views of P visual
-tokens), special tokens in a user's text stay text, and images are counted per prompt.
+Provenance: a processor like `LlavaProcessor`; the prompt format is that of the authors' release v1.1. Differences:
+every `<image>` becomes `<img_start>` + V·P x `<image>` + `<img_end>` (V views of P visual tokens), special tokens in a
+user's text stay text, and images are counted per prompt.
 """
 
 from collections.abc import Mapping
@@ -173,11 +173,9 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
     r"""
     Prepares prompts and images for [`OmniFusionForConditionalGeneration`].
 
-    image_seq_length (`int`):
-        P, the visual tokens of one view; `OmniFusionConfig.image_seq_length`.
-    return_image_view_index (`bool`):
-        False omits `image_view_index`, which the model does not need, for trainers that pass on known keys only (TRL's
-        GRPO).
+    image_seq_length: P, the visual tokens of one view; `OmniFusionConfig.image_seq_length`.
+    return_image_view_index: False omits `image_view_index`, which the model does not need, for trainers that pass on
+        known keys only (TRL's GRPO).
 
     The images of a batch are nested (`[[a, b], [c]]`, one list per prompt, checked per prompt) or flat, in the order
     of the placeholders; `images=[]` means none. `regions=` are boxes that become views, nested or flat as the images
@@ -185,14 +183,9 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
     """
 
     def __init__(
-        self,
-        image_processor=None,
-        tokenizer=None,
-        image_seq_length=576,
-        chat_template=None,
-        return_image_view_index=True,
-        **kwargs,
-    ):
+        self, image_processor=None, tokenizer=None, image_seq_length=576, chat_template=None,
+        return_image_view_index=True, **kwargs,
+    ):  # fmt: skip
         self.image_seq_length = image_seq_length
         self.return_image_view_index = return_image_view_index
         for name, default in SPECIAL_TOKENS.items():
@@ -200,8 +193,7 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
             token_id = tokenizer.convert_tokens_to_ids(token)
             if token_id is None or token_id == tokenizer.unk_token_id:
                 raise ValueError(
-                    f"The tokenizer does not know `{token}`; prepare it with "
-                    "omnifusion_hf.add_special_tokens(tokenizer) or OmniFusionProcessor.from_vision_text_pretrained."
+                    f"The tokenizer does not know `{token}`; prepare it with omnifusion_hf.add_special_tokens."
                 )
             setattr(self, name, token)
             setattr(self, f"{name}_id", token_id)
@@ -226,18 +218,12 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
 
     @classmethod
     def from_vision_text_pretrained(
-        cls,
-        vision: list[str],
-        text: str,
-        chat_template: str = "omnifusion",
-        image_options: dict | None = None,
-        **config,
+        cls, vision: list[str], text: str, chat_template="omnifusion", image_options: dict | None = None, **config
     ) -> "OmniFusionProcessor":
         """The processor of [`OmniFusionForConditionalGeneration.from_vision_text_pretrained`], with its arguments.
 
-        Args:
-            chat_template: `"omnifusion"`, the format of the release, or `"own"`, that of a chat-tuned LLM.
-            image_options: fields of [`OmniFusionImageProcessor`], such as `view_strategy` or `image_fit`.
+        chat_template: `"omnifusion"`, the format of the release, or `"own"`, that of a chat-tuned LLM.
+        image_options: fields of [`OmniFusionImageProcessor`], such as `view_strategy` or `image_fit`.
         """
         build = import_module("omnifusion_hf.build.assemble")
         return build.assemble_processor(cls, vision, text, chat_template, image_options or {}, **config)
@@ -341,11 +327,9 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
     def count_tokens(self, image_sizes, context_length: int | None = None, **image_options) -> TokenCount:
         """The tokens of images, from their sizes alone. Nothing else counts them.
 
-        Args:
-            image_sizes: (height, width) of one image, or a list with that of each.
-            context_length: the LLM's context, `model.config.text_config.max_position_embeddings`.
-            image_options: as in a call, such as `regions=[[0, 0, 90, 90]]` or `view_strategy="grid"`; regions flat,
-                one list per image.
+        image_sizes: (height, width) of one image, or a list with that of each.
+        context_length: the LLM's context, `model.config.text_config.max_position_embeddings`.
+        image_options: as in a call, such as `view_strategy="grid"` or `regions`, flat, one list per image.
         """
         sizes = np.atleast_2d(image_sizes).tolist() if len(image_sizes) else []
         if not all(np.shape(size) == (2,) for size in sizes):

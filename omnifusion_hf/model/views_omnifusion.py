@@ -6,9 +6,8 @@ Provenance: own code. `whole_view` gives the boxes of CLIP's and LLaVA's preproc
 LLaVA-NeXT's choice of canvas, with the whole image as the first view.
 
 A view is the square of S pixels that an encoder sees at once: the whole image, a tile of its grid, or a region. A box
-is `(left, top, right, bottom)` as floats, in pixels of the *original* image; pixels outside the image are padding.
-Boxes of the whole image and of tiles come from "resize to whole pixels, then crop", and give those whole-pixel sizes
-back exactly. The box of a region is whole pixels itself.
+is `(left, top, right, bottom)` in pixels of the *original* image; pixels outside the image are padding. Boxes of the
+whole image and of tiles give the whole-pixel sizes of the resized image exactly; those of regions are whole pixels.
 """
 
 import math
@@ -47,18 +46,15 @@ def _window(size: tuple[int, int], resized: tuple[int, int], corner: tuple[int, 
 
 
 def whole_view(size: tuple[int, int], fit: ImageFit, side: int) -> Box:
-    """The box of the view that shows the whole image.
+    """The box of the view of `side` pixels that shows the whole image, whose size is (height, width).
 
     `crop`: shortest edge to `side`, centre crop (CLIP). `pad`: longest edge to `side`, centred. `squash`: both edges.
-
-    Args: size: (height, width) of the image. side: S, the view's side in pixels.
     """
     height, width = size
     if fit == "squash":
         return (0.0, 0.0, float(width), float(height))
     if fit == "crop":
-        scale_edge = min(size)
-        resized = (int(side * height / scale_edge), int(side * width / scale_edge))
+        resized = (int(side * height / min(size)), int(side * width / min(size)))
     elif fit == "pad":
         resized = fit_inside(size, (side, side))
     else:
@@ -84,8 +80,7 @@ def best_canvas(size: tuple[int, int], canvases: list[list[int]], side: int) -> 
         shown = min(height * width, size[0] * size[1])
         return shown, -rows * columns
 
-    rows, columns = max(canvases, key=score)
-    return rows, columns
+    return tuple(max(canvases, key=score))
 
 
 def grid_views(size: tuple[int, int], canvases: list[list[int]], side: int) -> list[Box]:
@@ -136,10 +131,8 @@ def clip_region(size: tuple[int, int], box: Box) -> Box:
 
 
 def square_region(size: tuple[int, int], box: Box, context: float) -> Box:
-    """The square of whole pixels around a box, with a margin of `context` / 2 x its longer side.
-
-    The square is moved into the image if it fits; otherwise it is centred on the image and padded.
-    """
+    """The square of whole pixels around a box, with a margin of `context` / 2 x its longer side: inside the image if
+    it fits, else centred on it and padded."""
     left, top, right, bottom = box
     side = round(max(right - left, bottom - top) * (1 + context))
 
@@ -172,12 +165,7 @@ def region_views(size: tuple[int, int], regions: list, context: float, max_regio
 
 
 def image_views(
-    size: tuple[int, int],
-    strategy: ViewStrategy,
-    fit: ImageFit,
-    canvases: list[list[int]],
-    side: int,
-    regions: list[Box] | None = None,
+    size: tuple[int, int], strategy: ViewStrategy, fit: ImageFit, canvases: list[list[int]], side: int, regions=()
 ) -> ImageViews:
     """All views of an image; `regions` come from [`region_views`]. Raises `ValueError` for an image without pixels."""
     if min(size) < 1:
@@ -185,7 +173,7 @@ def image_views(
     if strategy not in ("whole", "grid"):
         raise ValueError(f"view_strategy `{strategy}` is unknown; use 'whole' or 'grid'. Both take regions of a call.")
     tiles = grid_views(size, canvases, side) if strategy == "grid" else []
-    return ImageViews(whole_view(size, fit, side), tiles, regions or [])
+    return ImageViews(whole_view(size, fit, side), tiles, list(regions))
 
 
 def regions_per_image(regions, images_per_prompt: list[int]) -> list[list]:

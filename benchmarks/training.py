@@ -40,7 +40,7 @@ from transformers import (
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from omnifusion_hf import OmniFusionConfig, OmniFusionForConditionalGeneration, OmniFusionImageProcessor
-from omnifusion_hf.model.loss_omnifusion import predict
+from omnifusion_hf.model.modeling_omnifusion import predict
 from omnifusion_hf.training.collators import PaddingCollator, packing_collator
 from omnifusion_hf.training.feature_cache import cached_dataset
 from omnifusion_hf.training.loss import loss_of_answers

@@ -6,9 +6,8 @@
 # governing permissions and limitations under the License.
 """Configuration of OmniFusion (arXiv 2404.06212): 1-N frozen vision encoders, a trainable adapter, a decoder-only LLM.
 
-Provenance: the fields and their names follow transformers' `LlavaConfig`; the encoder families are those of the
-paper's encoder table. Differences: several encoders, and numbers that follow from them (visual tokens of a view,
-widths) are properties. An invalid mix raises `ValueError` when the configuration is made.
+Provenance: fields as in transformers' `LlavaConfig`; encoders as in the paper's encoder table. Differences: several
+encoders, and numbers that follow from them are properties. An invalid mix raises when the configuration is made.
 """
 
 import re
@@ -262,7 +261,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
             text_config = self.text_config or {"vocab_size": 32064}
             self.text_config = AutoConfig.for_model(**{"model_type": "mistral"} | text_config)
         super().__post_init__(**{"auto_map": dict(AUTO_MAP)} | kwargs)
-        self._resolve_feature_layers()
+        self._set_feature_layers()
         # Text configurations have the flag for their own head; ours needs it here.
         self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
         self._check_feature_layers()
@@ -272,7 +271,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     def to_diff_dict(self) -> dict:
         return super().to_diff_dict() | {name: saved_fields(getattr(self, name)) for name in self.sub_configs}
 
-    def _resolve_feature_layers(self):
+    def _set_feature_layers(self):
         encoders, given = self.vision_config.encoder_configs, self.vision_feature_layer
         if isinstance(given, int):
             self.vision_feature_layer = [given] * len(encoders)
@@ -339,14 +338,12 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     @property
     def special_token_ids(self) -> list[int]:
         """Rows that both stages train and that generation suppresses."""
-        ids = (self.image_token_id, self.image_start_token_id, self.image_end_token_id)
-        return [*ids, self.user_token_id, self.bot_token_id]
+        return [getattr(self, f"{name}_id") for name in SPECIAL_TOKENS]
 
     @property
     def num_encoder_tokens(self) -> list[int]:
         """Tokens per view of each encoder, with CLS if it is kept."""
-        vision = self.vision_config
-        keep_prefix = self.vision_feature_select_strategy == "full"
+        vision, keep_prefix = self.vision_config, self.vision_feature_select_strategy == "full"
         prefixes = [ENCODER_FAMILIES[config.model_type].prefix_tokens for config in vision.encoder_configs]
         return [vision.num_patches(i) + keep_prefix * prefix for i, prefix in enumerate(prefixes)]
 

@@ -6,9 +6,8 @@
 # governing permissions and limitations under the License.
 """Images to `pixel_values`: load safely, show as a viewer would, cut the views, normalise for the first encoder.
 
-Provenance: an image processor of transformers' Pillow backend; crop and normalisation are CLIP's. Differences: several
-views per image (paper section 3.3) from [`views_omnifusion`], any image that Pillow reads, and Pillow's antialiased
-resampling on every machine, with which the published figures were measured.
+Provenance: transformers' Pillow backend; crop and normalisation are CLIP's. Differences: several views per image
+(paper section 3.3), any image that Pillow reads, and its antialiased resampling on every machine.
 """
 
 import base64
@@ -63,10 +62,9 @@ _pillow_limit = Lock()
 
 
 def load_image(source, max_pixels: int, input_data_format=None, do_convert_rgb: bool = True) -> Image.Image:
-    """The image as a viewer shows it: decoded, upright, on white where transparent, RGB.
-
-    `source` is a PIL image, an array or tensor ([`array_to_image`]) or anything that [`open_image`] opens. Other input
-    and broken images raise a `ValueError` that names them. `do_convert_rgb=False` only decodes.
+    """The image as a viewer shows it: decoded, upright, on white where transparent, RGB; `do_convert_rgb=False` only
+    decodes. `source` is a PIL image, an array or tensor ([`array_to_image`]) or anything that [`open_image`] opens.
+    Other input and broken images raise a `ValueError` that names them.
     """
     if isinstance(source, np.ndarray) or is_torch_tensor(source):
         source = array_to_image(source, input_data_format)
@@ -240,17 +238,19 @@ def to_levels(array: np.ndarray) -> np.ndarray:
     return np.round(array * (255 // top)).clip(0, 255).astype(np.uint8)
 
 
+def is_nested(images) -> bool:
+    return isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) > 3
+
+
 def flat(images) -> list:
     """All images one after another, whether alone, listed, nested or in an array (N, H, W, C)."""
-    nested = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) > 3
-    return [image for item in images for image in flat(item)] if nested else [images]
+    return [image for item in images for image in flat(item)] if is_nested(images) else [images]
 
 
-def images_per_prompt(images) -> list[int]:
-    """[3, 1] for [[a, b, c], [d]]; images that are not nested count as one prompt."""
-    if isinstance(images, (list, tuple)) and any(isinstance(sample, (list, tuple)) for sample in images):
-        return [len(flat(sample)) for sample in images]
-    return [len(flat(images))]
+def images_per_prompt(images) -> list[int] | None:
+    """[3, 1] for [[a, b, c], [d]]; None for images that are not nested per prompt."""
+    nested = isinstance(images, (list, tuple)) and any(isinstance(sample, (list, tuple)) for sample in images)
+    return [len(flat(sample)) for sample in images] if nested else None
 
 
 def cut_image(image: Image.Image, views: ImageViews, side: int, resample: int, background: tuple) -> list[Image.Image]:
@@ -320,19 +320,19 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
 
     def fetch_images(self, image_url_or_urls, max_image_pixels: int | None = None, input_data_format=None):
         """Decodes everything that is not a PIL image yet; nesting is kept."""
-        if isinstance(image_url_or_urls, (list, tuple)) or getattr(image_url_or_urls, "ndim", 0) > 3:
-            return [self.fetch_images(item, max_image_pixels, input_data_format) for item in image_url_or_urls]
-        if isinstance(image_url_or_urls, Image.Image):
-            return image_url_or_urls
-        limit, layout = max_image_pixels or self.max_image_pixels, input_data_format or self.input_data_format
-        return load_image(image_url_or_urls, limit, layout, False)
+        source, layout = image_url_or_urls, input_data_format or self.input_data_format
+        if is_nested(source):
+            return [self.fetch_images(item, max_image_pixels, layout) for item in source]
+        is_decoded = isinstance(source, Image.Image)
+        return source if is_decoded else load_image(source, max_image_pixels or self.max_image_pixels, layout, False)
 
     def preprocess(self, images, *args, **kwargs) -> BatchFeature:  # trf-ignore: TRF057
         """As transformers' own; `regions` are nested as the images are."""
         images = self.fetch_images(images, kwargs.get("max_image_pixels"), kwargs.get("input_data_format"))
+        flat_images = flat(images)
         if (regions := kwargs.get("regions", self.regions)) is not None:
-            kwargs["regions"] = regions_per_image(regions, images_per_prompt(images))
-        return super().preprocess(flat(images), *args, **kwargs)
+            kwargs["regions"] = regions_per_image(regions, images_per_prompt(images) or [len(flat_images)])
+        return super().preprocess(flat_images, *args, **kwargs)
 
     def process_image(self, image: Image.Image, *, max_image_pixels: int, do_convert_rgb: bool = True, **kwargs):
         """A decoded image as a viewer shows it, still a PIL image."""
@@ -381,9 +381,7 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
         """S; raises `ValueError` for options that no view can have."""
         size = get_size_dict(size if isinstance(size, (int, list, tuple)) else dict(size))
         if not do_resize or not size.get("height") or size["height"] != size.get("width"):
-            raise ValueError(
-                f"Views are resized to squares: do_resize must be True, size {{'height': S, 'width': S}}, got {size}."
-            )
+            raise ValueError(f"do_resize must be True and size {{'height': S, 'width': S}}, got {do_resize}, {size}.")
         for name in ("region_context", "max_regions"):
             if not 0 <= options[name] < float("inf"):
                 raise ValueError(f"{name} must be 0 or more, got {options[name]}.")

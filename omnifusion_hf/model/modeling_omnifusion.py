@@ -21,6 +21,7 @@ from packaging.version import Version
 from torch import distributed as dist
 from torch import nn
 from transformers import AutoModel
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast as ModelOutputWithPast
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast, ModelOutput
 from transformers.modeling_utils import PreTrainedModel
@@ -30,7 +31,6 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging, to
 
 from .configuration_omnifusion import AUTO_MAP, OmniFusionConfig
 from .generation_omnifusion import OmniFusionGenerationMixin
-from .loss_omnifusion import check_labels, predict
 from .modeling_omnifusion_projector import PROJECTORS
 from .modeling_omnifusion_vision import OmniFusionVisionModel, side_by_side
 from .views_omnifusion import views_per_image
@@ -42,16 +42,12 @@ logger = logging.get_logger(__name__)
 # transformers 5.24 renamed the cache. It is not named here: `**kwargs` and inherited fields pass it on.
 @dataclass
 class OmniFusionModelOutputWithPast(ModelOutputWithPast):  # trf-ignore: TRF057
-    """image_outputs: the result of `get_image_features`."""
-
-    image_outputs: BaseModelOutputWithPooling | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None  # of `get_image_features`
 
 
 @dataclass
 class OmniFusionCausalLMOutputWithPast(CausalLMOutputWithPast):  # trf-ignore: TRF057
-    """image_outputs: the result of `get_image_features`."""
-
-    image_outputs: BaseModelOutputWithPooling | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None  # of `get_image_features`
 
 
 def shared_fields(outputs: ModelOutput, output_class: type[ModelOutput]) -> dict:
@@ -173,6 +169,38 @@ def trains_on_many_ranks() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def scale_logits(logits: torch.Tensor, text_config: PreTrainedConfig) -> torch.Tensor:
+    """Logit scaling after lm_head (Cohere, Granite, Gemma 2) of logits (…, vocab)."""
+    if getattr(text_config, "logit_scale", None) is not None:
+        logits = logits * text_config.logit_scale
+    if getattr(text_config, "logits_scaling", None) is not None:
+        logits = logits / text_config.logits_scaling
+    cap = getattr(text_config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def predict(hidden_states: torch.Tensor, head: nn.Module, config: OmniFusionConfig) -> torch.Tensor:
+    """Logits (…, vocab) of hidden states (…, D)."""
+    logits = scale_logits(head(hidden_states), config.text_config)
+    # CODEPATH: set in conversions of the authors' v1.1, whose vocabulary had no special tokens
+    if config.predicted_vocab_size is not None:
+        logits[..., config.predicted_vocab_size :] = torch.finfo(logits.dtype).min
+    return logits
+
+
+def check_labels(labels: torch.LongTensor | None, config: OmniFusionConfig):
+    """Raises `ValueError` for a label whose row is never predicted: its loss would be infinite."""
+    rows = config.predicted_vocab_size
+    if rows is not None and labels is not None:
+        torch_compilable_check(
+            (labels < rows).all(),
+            lambda: (
+                f"Label {labels.max().item()} is never predicted: config.predicted_vocab_size is {rows}. Set it to "
+                "None to teach tokens that were added (resize_token_embeddings does), or mask the label with -100."
+            ),
+        )
+
+
 class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
     """Encoders, adapter and LLM without its head."""
 
@@ -187,11 +215,9 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
 
     @can_return_tuple
     def get_image_features(  # trf-ignore: TRF057
-        self,
-        pixel_values: torch.Tensor,
-        image_view_index: torch.LongTensor | None = None,
+        self, pixel_values: torch.Tensor, image_view_index: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | BaseModelOutputWithPooling:
+    ) -> tuple | BaseModelOutputWithPooling:  # fmt: skip
         """Visual tokens of the images; the only way to encode them.
 
         pixel_values: (ΣV, 3, S, S).
@@ -246,11 +272,6 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         )
         return mask.unsqueeze(-1).to(inputs_embeds.device)
 
-    def _without_padding(self, image_embeds: torch.Tensor, input_ids: torch.LongTensor) -> torch.Tensor:
-        """(B, N, D) -> (ΣV·P, D): as many rows of each sample as it has `<image>` tokens."""
-        num_tokens = (input_ids == self.config.image_token_id).sum(-1, keepdim=True).to(image_embeds.device)  # (B, 1)
-        return image_embeds[torch.arange(image_embeds.shape[1], device=image_embeds.device) < num_tokens]
-
     @can_return_tuple
     def forward(  # trf-ignore: TRF057
         self,
@@ -264,7 +285,7 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         image_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | OmniFusionModelOutputWithPast:
-        if (input_ids is None) ^ (inputs_embeds is not None):
+        if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if sum(given is not None for given in (pixel_values, mm_encoder_outputs or None, image_embeds)) > 1:
             raise ValueError("pixel_values, mm_encoder_outputs and image_embeds are the same images; pass only one")
@@ -278,7 +299,9 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         if image_outputs is not None:
             image_features = torch.cat(image_outputs.pooler_output)  # (ΣV·P, D)
         elif image_embeds is not None:
-            image_features = self._without_padding(image_embeds, input_ids)  # (ΣV·P, D)
+            num_tokens = (input_ids == self.config.image_token_id).sum(-1, keepdim=True)  # (B, 1)
+            is_token = torch.arange(image_embeds.shape[1], device=num_tokens.device) < num_tokens  # (B, N)
+            image_features = image_embeds[is_token.to(image_embeds.device)]  # (ΣV·P, D)
         elif self.training and trains_on_many_ranks():
             image_features = self._tokens_of_no_image(inputs_embeds.device)
         elif input_ids is not None and input_ids.shape[1] > 1:  # a single token is a generated one, never <image>
@@ -326,11 +349,9 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
         return import_module("omnifusion_hf.build.assemble").assemble(cls, vision, text, dtype, **config)
 
     def get_image_features(  # trf-ignore: TRF057
-        self,
-        pixel_values: torch.Tensor,
-        image_view_index: torch.LongTensor | None = None,
+        self, pixel_values: torch.Tensor, image_view_index: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | BaseModelOutputWithPooling:
+    ) -> tuple | BaseModelOutputWithPooling:  # fmt: skip
         return self.model.get_image_features(pixel_values, image_view_index, **kwargs)
 
     @can_return_tuple

@@ -6,9 +6,8 @@
 # governing permissions and limitations under the License.
 """The adapters of paper section 3.2: features of the encoders to visual tokens of the LLM's width.
 
-Provenance: `mlp` is LLaVA-1.5's adapter; `transformer` is PyTorch's `TransformerEncoderLayer` and a linear map, as in
-the authors' release v1.1; the merge of layers in `summation` and `attention` follows COMM (arXiv 2310.08825).
-Differences: the attention is made of Linear layers, and layers are merged as they come instead of being stacked.
+Provenance: `mlp` is LLaVA-1.5's adapter, `transformer` that of the authors' release v1.1; the merge of layers follows
+COMM (arXiv 2310.08825), but layers are merged as they come instead of being stacked.
 
 An adapter reads features (views, P_e, d_e) in the order in which the encoders yield them: one per encoder, or
 (summation, attention) every layer of the first encoder, then of the next. It returns (views, P, D).

@@ -192,9 +192,7 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
             token = getattr(tokenizer, name, None) or default
             token_id = tokenizer.convert_tokens_to_ids(token)
             if token_id is None or token_id == tokenizer.unk_token_id:
-                raise ValueError(
-                    f"The tokenizer does not know `{token}`; prepare it with omnifusion_hf.add_special_tokens."
-                )
+                raise ValueError(f"The tokenizer does not know `{token}`; use omnifusion_hf.add_special_tokens.")
             setattr(self, name, token)
             setattr(self, f"{name}_id", token_id)
         if tokenizer("a" + ESCAPE).input_ids != tokenizer("a").input_ids:
@@ -259,12 +257,12 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             return  # images alone, or text that transformers refuses
         found = [prompt.count(self.image_token) for prompt in prompts]
-        nested = isinstance(images, (list, tuple)) and any(isinstance(sample, (list, tuple)) for sample in images)
-        given = images_per_prompt([] if images is None else images)
-        if given != (found if nested else [sum(found)]):
+        counts = images_per_prompt(images)
+        given = counts or [0 if images is None else len(flat(images))]
+        if given != (found if counts else [sum(found)]):
             differ = [i for i, (count, placeholders) in enumerate(zip_longest(given, found)) if count != placeholders]
             raise ValueError(
-                (f"Sample {differ[0]}: " if nested else "")
+                (f"Sample {differ[0]}: " if counts else "")
                 + f"the prompts hold {found} `{self.image_token}` placeholders, but {given} images were given. The "
                 "number of image tokens in the prompts should be the same as the number of images: pass one list of "
                 "images per prompt, in the order of its placeholders."

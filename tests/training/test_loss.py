@@ -14,8 +14,8 @@ from transformers import CohereConfig, Gemma2Config, GraniteConfig, Trainer, Tra
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from omnifusion_hf import OmniFusionForConditionalGeneration
-from omnifusion_hf.model.loss_omnifusion import predict
-from omnifusion_hf.training import loss as head_omnifusion
+from omnifusion_hf.model.modeling_omnifusion import predict
+from omnifusion_hf.training import loss as loss_in_training
 from omnifusion_hf.training.loss import chunked_cross_entropy, is_plain, loss_of_answers
 from omnifusion_hf.training.stages import apply_stage
 
@@ -219,7 +219,7 @@ def test_autocast_computes_in_its_dtype(monkeypatch):
         seen.append((states.dtype, weight.dtype))
         return torch.zeros(len(targets), dtype=states.dtype)
 
-    monkeypatch.setattr(head_omnifusion.F, "linear_cross_entropy", spy)
+    monkeypatch.setattr(loss_in_training.F, "linear_cross_entropy", spy)
     arguments = (torch.randn(4, 8), torch.randn(16, 8), torch.arange(4), tiny.text_config())
     chunked_cross_entropy(*arguments)
     with torch.autocast("cpu", torch.bfloat16):

@@ -56,23 +56,15 @@ ALL_LAYERS = ("summation", "attention")
 
 @dataclass(frozen=True)
 class EncoderFamily:
-    """What differs between the families of transformers' vision models.
+    """What differs between the families of transformers' vision models."""
 
-    prefix_tokens: tokens before the patches (CLS), dropped by `vision_feature_select_strategy="default"`.
-    normalization: the published one, the default of `image_normalizations`.
-    blocks, after_blocks: the paths of its blocks and of the modules after them, which are not used.
-    feature_layer: the default of `vision_feature_layer` (paper, encoder table).
-    size_options: of `forward` and the embeddings, for an image size other than the encoder's own.
-    block_arguments: of `forward` of a block, after the hidden states.
-    """
-
-    prefix_tokens: int
-    normalization: dict[str, list[float]]
-    blocks: str
-    after_blocks: tuple[str, ...]
-    feature_layer: int = -2
-    size_options: dict[str, bool] = field(default_factory=dict)
-    block_arguments: tuple = ()
+    prefix_tokens: int  # before the patches (CLS), dropped by `vision_feature_select_strategy="default"`
+    normalization: dict[str, list[float]]  # the published one, the default of `image_normalizations`
+    blocks: str  # the path of its blocks
+    after_blocks: tuple[str, ...]  # the names of modules after them, which are not used
+    feature_layer: int = -2  # the default of `vision_feature_layer` (paper, encoder table)
+    size_options: dict[str, bool] = field(default_factory=dict)  # of `forward`, for another image size than its own
+    block_arguments: tuple = ()  # of a block's `forward`, after the hidden states
 
 
 CLIP = {"image_mean": image_utils.OPENAI_CLIP_MEAN, "image_std": image_utils.OPENAI_CLIP_STD}

@@ -53,9 +53,7 @@ class OmniFusionGenerationMixin(GenerationMixin):
         logits_processor: LogitsProcessorList | None = None,
         **kwargs,
     ):
-        """As transformers' own, with `pixel_values` and `image_view_index` of the processor. With a kept cache, images
-        are those of the whole conversation or only the new ones.
-
+        """As transformers' own. With a kept cache, images are those of the whole conversation or only the new ones.
         Special tokens are never generated. `no_repeat_ngram_in_prompt=False` in the generation configuration
         (converted v1.1 has it) limits the n-gram ban to the answer.
         """

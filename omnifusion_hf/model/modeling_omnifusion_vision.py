@@ -110,13 +110,10 @@ def side_by_side(features: list[torch.Tensor]) -> torch.Tensor:
 
 @dataclass
 class OmniFusionVisionOutput(ModelOutput):  # trf-ignore: TRF057
-    """features: the result of `projector`. last_features: the last features of each encoder, (ΣV, P_e, d_e).
-    hidden_states: the first encoder's embeddings, then the computed blocks of all encoders. attentions: of these."""
-
-    features: list[torch.Tensor] | torch.Tensor | None = None
-    last_features: list[torch.Tensor] | None = None
-    hidden_states: tuple[torch.Tensor] | None = None
-    attentions: tuple[torch.Tensor] | None = None
+    features: list[torch.Tensor] | torch.Tensor | None = None  # the result of `projector`
+    last_features: list[torch.Tensor] | None = None  # of each encoder, (ΣV, P_e, d_e)
+    hidden_states: tuple[torch.Tensor] | None = None  # the first encoder's embeddings, then the blocks of all encoders
+    attentions: tuple[torch.Tensor] | None = None  # of these blocks
 
 
 class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057

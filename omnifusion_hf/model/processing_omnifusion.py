@@ -66,9 +66,7 @@ def escape(text: str, tokens: list[str]) -> str:
 
 def messages_as_data(conversation: list, tokens: list[str], place: str = "") -> list:
     """A conversation, or a list of them, in which no text can become one of `tokens`, however it was cut into parts.
-
-    Raises `ValueError` that names the message which holds more than text and, from the user, images.
-    """
+    Raises `ValueError` that names the message which holds more than text and, from the user, images."""
     if not isinstance(conversation, (list, tuple)) or not conversation:
         raise ValueError(f"{place}A conversation is a list of messages, got {conversation!r:.80}.")
     if isinstance(conversation[0], (list, tuple)):
@@ -127,16 +125,11 @@ def _check_nothing_lost(given: Mapping, read: tuple[str, ...], place: str):
 
 @dataclass(frozen=True)
 class TokenCount:
-    """The tokens of images in an LLM's context.
+    """The tokens of images in an LLM's context."""
 
-    views: V of each image, which is also its encoder passes.
-    image_seq_length: P, visual tokens per view.
-    context_length: the LLM's context in tokens, if known.
-    """
-
-    views: list[int]
-    image_seq_length: int
-    context_length: int | None = None
+    views: list[int]  # V of each image, which is also its encoder passes
+    image_seq_length: int  # P, visual tokens per view
+    context_length: int | None = None  # the LLM's context in tokens, if known
 
     @property
     def image_tokens(self) -> list[int]:
@@ -232,10 +225,8 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         text: TextInput | PreTokenizedInput | list[TextInput] | list[PreTokenizedInput] | None = None,
         **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
-        """`input_ids` and `attention_mask` (B, L), `pixel_values` (ΣV, 3, S, S), `image_view_index` (ΣV,).
-
-        Raises `ValueError` if images, regions and placeholders do not match, or if truncation cuts into an image.
-        """
+        """`input_ids` and `attention_mask` (B, L), `pixel_values` (ΣV, 3, S, S), `image_view_index` (ΣV,). Raises
+        `ValueError` if images, regions and placeholders do not match, or if truncation cuts into an image."""
         options = kwargs.get("images_kwargs", {}) | kwargs
         if isinstance(images, (list, tuple)) and not flat(images):
             images = None

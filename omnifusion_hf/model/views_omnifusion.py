@@ -122,10 +122,7 @@ def clip_region(size: tuple[int, int], box: Box) -> Box:
             f"times {width}, top and bottom times {height}."
         )
     if left >= width or top >= height or right <= 0 or bottom <= 0:
-        raise ValueError(
-            f"{list(box)} is outside the image of {width} x {height} pixels (width x height); boxes are in pixels "
-            "of the upright image."
-        )
+        raise ValueError(f"{list(box)} is outside the image of {width} x {height} pixels (width x height, upright).")
     right, bottom = min(width, math.ceil(right)), min(height, math.ceil(bottom))
     return (max(0, math.floor(left)), max(0, math.floor(top)), right, bottom)
 
@@ -146,11 +143,8 @@ def square_region(size: tuple[int, int], box: Box, context: float) -> Box:
 
 
 def region_views(size: tuple[int, int], regions: list, context: float, max_regions: int) -> list[Box]:
-    """Views of the regions of one image: clipped, sorted, capped, squared.
-
-    Sorted by falling score or, without scores, in reading order (top edge, then left edge); the first `max_regions`
-    are kept. Raises `ValueError` that names the first box which is not one or is outside the image.
-    """
+    """Views of the first `max_regions` boxes of one image by falling score or, without scores, in reading order (top
+    edge, then left edge). Raises `ValueError` that names the first box which is not one or is outside the image."""
     found = []
     for index, region in enumerate(regions):
         try:
@@ -177,11 +171,8 @@ def image_views(
 
 
 def regions_per_image(regions, images_per_prompt: list[int]) -> list[list]:
-    """One list of boxes per image of a batch.
-
-    `regions` are the boxes of the only image, one list of boxes per image, or such lists nested per prompt, as lists,
-    arrays or tensors. Raises `ValueError` if their number is not that of the images.
-    """
+    """One list of boxes per image of a batch, from the boxes of the only image, one list of boxes per image, or such
+    lists nested per prompt, as lists, arrays or tensors. `ValueError` if their number is not that of the images."""
     regions, num_images = _as_lists(regions), sum(images_per_prompt)
     levels = _levels(regions)
     if levels == -math.inf:

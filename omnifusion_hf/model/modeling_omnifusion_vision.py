@@ -203,17 +203,18 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
         ours, given = config.image_normalizations[index], config.image_normalizations[0]
         if ours == given and size == pixel_values.shape[-1]:
             return pixel_values
-        mean, std, first_mean, first_std = (
-            torch.tensor(each[key], device=pixel_values.device).view(3, 1, 1)
-            for each in (ours, given)
-            for key in ("image_mean", "image_std")
-        )
+        (mean, std), (first_mean, first_std) = (mean_and_std(each, pixel_values.device) for each in (ours, given))
         colours = pixel_values.float() * first_std + first_mean
         if size != pixel_values.shape[-1]:
             colours = nn.functional.interpolate(
                 colours, size=(size, size), mode="bicubic", align_corners=False, antialias=True
             ).clamp(0, 1)  # (ΣV, 3, S_e, S_e)
         return (colours - mean) / std
+
+
+def mean_and_std(normalization: dict, device: torch.device) -> list[torch.Tensor]:
+    """`image_mean` and `image_std` of an image processor, each (1, 3, 1, 1)."""
+    return [torch.tensor(normalization[key], device=device).view(1, 3, 1, 1) for key in ("image_mean", "image_std")]
 
 
 __all__ = ["OmniFusionVisionModel"]

@@ -380,8 +380,10 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
     def _checked_side(self, size, do_resize: bool, **options) -> int:
         """S; raises `ValueError` for options that no view can have."""
         size = get_size_dict(size if isinstance(size, (int, list, tuple)) else dict(size))
-        if not do_resize or not size.get("height") or size["height"] != size.get("width"):
-            raise ValueError(f"do_resize must be True and size {{'height': S, 'width': S}}, got {do_resize}, {size}.")
+        if not size.get("height") or size["height"] != size.get("width"):
+            raise ValueError(f"size must be square, {{'height': S, 'width': S}}, got {size}.")
+        if not do_resize:
+            raise ValueError("Views are always resized to S x S; do_resize must stay True.")
         for name in ("region_context", "max_regions"):
             if not 0 <= options[name] < float("inf"):
                 raise ValueError(f"{name} must be 0 or more, got {options[name]}.")

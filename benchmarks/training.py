@@ -40,9 +40,10 @@ from transformers import (
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from omnifusion_hf import OmniFusionConfig, OmniFusionForConditionalGeneration, OmniFusionImageProcessor
-from omnifusion_hf.model.loss_omnifusion import loss_of_answers, predict
+from omnifusion_hf.model.modeling_omnifusion import predict
 from omnifusion_hf.training.collators import PaddingCollator, packing_collator
 from omnifusion_hf.training.feature_cache import cached_dataset
+from omnifusion_hf.training.loss import loss_of_answers
 from omnifusion_hf.training.stages import apply_stage
 
 
@@ -93,7 +94,7 @@ def omnifusion(vision: dict, side: int) -> OmniFusionForConditionalGeneration:
     model = OmniFusionForConditionalGeneration(
         OmniFusionConfig(vision_config={"encoder_configs": [encoder]}, text_config=text, **ids)
     )
-    model.skip_logits = True
+    model.loss_from_states = loss_of_answers
     return model
 
 

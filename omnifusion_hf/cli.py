@@ -86,7 +86,27 @@ def build(
         raise ValueError(f"--preset {preset} is unknown; use one of {', '.join(MODELS)}.")
     if preset is None and not {"vision", "text"} <= given.keys():
         raise ValueError("give --vision (once per encoder) and --text, or --preset.")
-    build(Build(**(vars(MODELS[given.pop("preset")]) if preset else {}) | given), output)
+    built = build(Build(**(vars(MODELS[given.pop("preset")]) if preset else {}) | given), output)
+    print(_parts_and_next_command(*built, output))
+
+
+def _parts_and_next_command(model, processor, folder) -> str:
+    """The parts, the plan of stage 1 (for which the model is prepared), and the command of stage 1."""
+    from .inference import context_length
+    from .training.stages import apply_stage, format_plan, stage_plan
+
+    config, vision = model.config, model.config.vision_config
+    encoders = [f"{c.model_type} {size} px" for c, size in zip(vision.encoder_configs, vision.image_sizes)]
+    cost = processor.count_tokens((1080, 1920), context_length(config.text_config))
+    next_command = f"omnifusion train pretrain model_name_or_path={folder} data_path=DATA.json image_folder=IMAGES"
+    if cost.total > 1536:  # the recipe's max_length is 2048, and the conversation needs room
+        next_command += f" max_length={-(-(cost.total + 512) // 2048) * 2048}"
+    return (
+        f"{folder}: {' + '.join(encoders)} -> {config.projector_type} -> {config.text_config.model_type}\n"
+        f"{format_plan(stage_plan(apply_stage(model, 'pretrain')))}\n"
+        f"{config.image_seq_length} tokens per view; an image of 1920 x 1080: {cost}\n"
+        f"next, stage 1: {next_command}"
+    )
 
 
 @app.command()

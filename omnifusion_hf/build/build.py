@@ -10,12 +10,10 @@ import torch
 from jinja2 import TemplateError
 from transformers import AutoConfig
 
-from ..inference import context_length
 from ..io import check_new, staged_folder
 from ..model.configuration_omnifusion import ALL_LAYERS, ENCODER_FAMILIES, OmniFusionVisionConfig
 from ..model.modeling_omnifusion import OmniFusionForConditionalGeneration
 from ..model.processing_omnifusion import OmniFusionProcessor
-from ..training.stages import apply_stage, format_plan, stage_plan
 from .assemble import assemble_vision_config
 from .presets import ENCODERS, TEXTS, EncoderPreset
 
@@ -41,8 +39,8 @@ class Build:
     dtype: str = "auto"
 
 
-def build(plan: Build, folder: str | Path):
-    """Writes the folder, whole or not at all, and prints its contents and the next command.
+def build(plan: Build, folder: str | Path) -> tuple[OmniFusionForConditionalGeneration, OmniFusionProcessor]:
+    """Writes the folder, whole or not at all; returns what it holds.
 
     Raises `ValueError` for a folder that exists, a missing part, one that must be converted first, and an invalid mix.
     """
@@ -66,8 +64,7 @@ def build(plan: Build, folder: str | Path):
     with staged_folder(folder, replace=False) as staged:
         model.save_pretrained(staged)
         processor.save_pretrained(staged)
-        summary = report(model, processor, folder)
-    print(summary)
+    return model, processor
 
 
 def resolve_encoder(given: str) -> tuple[EncoderPreset | None, str]:
@@ -150,22 +147,3 @@ def stop_where_answers_end(model: OmniFusionForConditionalGeneration, processor:
         )
     known = model.generation_config.eos_token_id
     model.generation_config.eos_token_id = list(dict.fromkeys([*known, ends[0]]))
-
-
-def report(model: OmniFusionForConditionalGeneration, processor: OmniFusionProcessor, folder: Path) -> str:
-    """The parts, the plan of stage 1 (for which the model is prepared), and the command of stage 1."""
-    vision, text = model.config.vision_config, model.config.text_config
-    encoders = [f"{c.model_type} {size} px" for c, size in zip(vision.encoder_configs, vision.image_sizes)]
-    cost = processor.count_tokens((1080, 1920), context_length(text))
-    data = "data_path=DATA.json image_folder=IMAGES"
-    next_command = f"omnifusion train pretrain model_name_or_path={folder} {data}"
-    if cost.total > 1536:  # the recipe's max_length is 2048, and the conversation needs room
-        next_command += f" max_length={2048 * math.ceil((cost.total + 512) / 2048)}"
-    return "\n".join(
-        [
-            f"{folder}: {' + '.join(encoders)} -> {model.config.projector_type} -> {text.model_type}",
-            format_plan(stage_plan(apply_stage(model, "pretrain"))),
-            f"{model.config.image_seq_length} tokens per view; an image of 1920 x 1080: {cost}",
-            f"next, stage 1: {next_command}",
-        ]
-    )

@@ -6,13 +6,12 @@
 # governing permissions and limitations under the License.
 """Configuration of OmniFusion (arXiv 2404.06212): 1-N frozen vision encoders, a trainable adapter, a decoder-only LLM.
 
-Provenance: the fields and their names follow transformers' `LlavaConfig`; the encoder families are those of the
-paper's encoder table. Differences: several encoders, and numbers that follow from them (visual tokens of a view,
-widths) are properties. An invalid mix raises `ValueError` when the configuration is made.
+Provenance: fields as in transformers' `LlavaConfig`; encoders as in the paper's encoder table. Differences: several
+encoders, and numbers that follow from them are properties. An invalid mix raises when the configuration is made.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import transformers
@@ -29,16 +28,9 @@ if not Version(TRANSFORMERS_VERSIONS[0]) <= Version(transformers.__version__) < 
     )
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig
+from transformers import AutoConfig, image_utils
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.image_utils import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    IMAGENET_STANDARD_MEAN,
-    IMAGENET_STANDARD_STD,
-    OPENAI_CLIP_MEAN,
-    OPENAI_CLIP_STD,
-)
+from transformers.utils.type_validators import interval
 
 
 # The remote code of a saved folder, for users without this package; TRL reads it from every configuration.
@@ -64,29 +56,27 @@ ALL_LAYERS = ("summation", "attention")
 
 @dataclass(frozen=True)
 class EncoderFamily:
-    """A family of transformers' vision models.
+    """What differs between the families of transformers' vision models."""
 
-    prefix_tokens: tokens before the patches (CLS), dropped by `vision_feature_select_strategy="default"`.
-    image_mean, image_std: the published normalisation, the default of `image_normalizations`.
-    feature_layer: the default of `vision_feature_layer` (paper, encoder table).
-    """
-
-    prefix_tokens: int
-    image_mean: list[float]
-    image_std: list[float]
-    feature_layer: int = -2
-
-    @property
-    def normalization(self) -> dict[str, list[float]]:
-        return {"image_mean": list(self.image_mean), "image_std": list(self.image_std)}
+    prefix_tokens: int  # before the patches (CLS), dropped by `vision_feature_select_strategy="default"`
+    normalization: dict[str, list[float]]  # the published one, the default of `image_normalizations`
+    blocks: str  # the path of its blocks
+    after_blocks: tuple[str, ...]  # the names of modules after them, which are not used
+    feature_layer: int = -2  # the default of `vision_feature_layer` (paper, encoder table)
+    size_options: dict[str, bool] = field(default_factory=dict)  # of `forward`, for another image size than its own
+    block_arguments: tuple = ()  # of a block's `forward`, after the hidden states
 
 
+CLIP = {"image_mean": image_utils.OPENAI_CLIP_MEAN, "image_std": image_utils.OPENAI_CLIP_STD}
+HALF = {"image_mean": image_utils.IMAGENET_STANDARD_MEAN, "image_std": image_utils.IMAGENET_STANDARD_STD}
+IMAGENET = {"image_mean": image_utils.IMAGENET_DEFAULT_MEAN, "image_std": image_utils.IMAGENET_DEFAULT_STD}
+ANY_SIZE = {"interpolate_pos_encoding": True}
 ENCODER_FAMILIES = {
-    "clip_vision_model": EncoderFamily(1, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
-    "siglip_vision_model": EncoderFamily(0, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
-    "dinov2": EncoderFamily(1, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
-    "internvl_vision": EncoderFamily(1, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, feature_layer=-1),
-    "donut-swin": EncoderFamily(0, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, feature_layer=-1),
+    "clip_vision_model": EncoderFamily(1, CLIP, "encoder.layers", ("post_layernorm",), -2, ANY_SIZE, (None,)),
+    "siglip_vision_model": EncoderFamily(0, HALF, "encoder.layers", ("post_layernorm", "head"), -2, ANY_SIZE, (None,)),
+    "dinov2": EncoderFamily(1, IMAGENET, "encoder.layer", ("layernorm",)),
+    "internvl_vision": EncoderFamily(1, IMAGENET, "encoder.layer", ("layernorm",), -1),
+    "donut-swin": EncoderFamily(0, HALF, "encoder.layers", ("pooler",), -1, ANY_SIZE),
 }
 
 
@@ -96,6 +86,11 @@ def _side(size: int | list[int] | tuple[int, int], name: str) -> int:
     if len(sides) != 1:
         raise ValueError(f"{name} must be square, got {size}; set both sides to one number.")
     return sides.pop()
+
+
+def check_one_per_encoder(name: str, values: list, encoders: list):
+    if len(values) != len(encoders):
+        raise ValueError(f"{name} has {len(values)} entries for {len(encoders)} encoders; give one per encoder.")
 
 
 def saved_fields(config: PreTrainedConfig) -> dict:
@@ -108,15 +103,12 @@ class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     r"""
     The vision encoders, in the order in which the adapter sees them (paper section 3.1 and the encoder table).
 
-    encoder_configs (`list`, *optional*, defaults to one CLIP ViT-L/14-336):
-        Configurations (objects or dicts with `model_type`) of transformers' CLIP, SigLIP, DINOv2, InternVL and
-        Donut-Swin vision models.
-    image_sizes (`list[int]`, *optional*):
-        Side in pixels of a view for each encoder; by default the encoder's own. The first one is the size of
+    encoder_configs: configurations (objects or dicts with `model_type`) of transformers' CLIP, SigLIP, DINOv2,
+        InternVL and Donut-Swin vision models. Default: CLIP ViT-L/14-336.
+    image_sizes: side in pixels of a view for each encoder; by default the encoder's own. The first one is the size of
         `pixel_values`; the model resizes views for the other encoders on the device.
-    image_normalizations (`list[dict]`, *optional*):
-        `{"image_mean": [...], "image_std": [...]}` per encoder, RGB in [0, 1]. None, for one encoder or for all, is
-        the family's published normalisation.
+    image_normalizations: `{"image_mean": [...], "image_std": [...]}` per encoder, RGB in [0, 1]. None, for one encoder
+        or for all, is the family's published normalisation.
     """
 
     model_type = "omnifusion_vision"
@@ -140,7 +132,9 @@ class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
             self.image_sizes = [_side(config.image_size, "image_size") for config in self.encoder_configs]
         if self.image_normalizations is None:
             self.image_normalizations = [None] * len(self.encoder_configs)
-        self._check_lengths()
+        for name in ("image_sizes", "image_normalizations"):
+            check_one_per_encoder(name, getattr(self, name), self.encoder_configs)
+        self._check_sizes()
         self.image_normalizations = [
             ENCODER_FAMILIES[config.model_type].normalization | (given or {})
             for given, config in zip(self.image_normalizations, self.encoder_configs)
@@ -157,13 +151,7 @@ class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
                     "(of a two-tower model pass its vision_config)."
                 )
 
-    def _check_lengths(self):
-        for name in ("image_sizes", "image_normalizations"):
-            if len(getattr(self, name)) != len(self.encoder_configs):
-                raise ValueError(
-                    f"{name} has {len(getattr(self, name))} entries for {len(self.encoder_configs)} encoders; "
-                    "give one per encoder, in the same order."
-                )
+    def _check_sizes(self):
         for size, config in zip(self.image_sizes, self.encoder_configs):
             # An encoder's own size need not be a multiple: SigLIP so400m has 384 and 14.
             patch = _side(config.patch_size, "patch_size")
@@ -219,27 +207,20 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     r"""
     Configuration of [`OmniFusionForConditionalGeneration`].
 
-    projector_type (`"mlp"`, `"transformer"`, `"concatenation"`, `"summation"` or `"attention"`, defaults to `"mlp"`):
-        The adapter (paper section 3.2). `mlp` and `transformer` concatenate the encoders' channels and need equal
-        token counts; `concatenation` concatenates their tokens; `summation` adds up all layers of all encoders;
-        `attention` reads all layers with trained queries.
-    projector_num_attention_heads, projector_intermediate_size, projector_dropout:
-        Heads, feed-forward width and dropout in training (v1.1: 4, 2048, 0.1) of `transformer` and `concatenation`;
-        heads and dropout of `attention`.
-    projector_num_queries (`int`, defaults to 576):
-        Rows of the trained matrix of `attention`: its visual tokens per view.
-    vision_feature_layer (`int`, `list[int]` or `"all"`, *optional*):
-        The hidden state of each encoder that is used: 0 is the output of the embeddings, -1 that of the last layer.
-        `summation` and `attention` take `"all"` only. Default of the others: -2 as in the paper (-1 for InternViT and
-        Swin).
-    vision_feature_select_strategy (`"default"` or `"full"`, defaults to `"default"`):
-        `"default"` drops the CLS token, as the paper always does; `"full"` keeps it.
-    image_token_id, image_start_token_id, image_end_token_id, user_token_id, bot_token_id (`int`):
-        Vocabulary rows of the special tokens. Both stages train them; they are never generated.
-    predicted_vocab_size (`int`, *optional*):
-        Rows from this one on get no probability in loss and generation; by default every row is predicted. Converted
-        v1.1 sets it, so that its added rows do not change its distribution. Labels of such rows raise `ValueError`.
-        `resize_token_embeddings` unsets it; unset it to train tokens that were added to free rows.
+    projector_type: the adapter (paper section 3.2). `mlp` and `transformer` concatenate the encoders' channels and
+        need equal token counts; `concatenation` concatenates their tokens; `summation` adds up all layers of all
+        encoders; `attention` reads all layers with trained queries.
+    projector_num_attention_heads, projector_intermediate_size, projector_dropout: heads, feed-forward width and
+        dropout in training (defaults: v1.1's) of `transformer` and `concatenation`; heads and dropout of `attention`.
+    projector_num_queries: rows of the trained matrix of `attention`, its visual tokens per view.
+    vision_feature_layer: the hidden state of each encoder that is used: 0 is the output of the embeddings, -1 that of
+        the last layer. `summation` and `attention` take `"all"` only. Default of the others: -2 as in the paper (-1
+        for InternViT and Swin).
+    vision_feature_select_strategy: `"default"` drops the CLS token, as the paper always does; `"full"` keeps it.
+    image_token_id, ..., bot_token_id: vocabulary rows of the special tokens, trained in both stages, never generated.
+    predicted_vocab_size: rows from this one on get no probability in loss and generation; by default every row is
+        predicted. Converted v1.1 sets it, so that its added rows do not change its distribution. Labels of such rows
+        raise `ValueError`. `resize_token_embeddings` unsets it; unset it to train tokens added to free rows.
     """
 
     model_type = "omnifusion"
@@ -251,10 +232,10 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     projector_type: Literal["mlp", "transformer", "concatenation", "summation", "attention"] = "mlp"
-    projector_num_attention_heads: int = 4
-    projector_intermediate_size: int = 2048
+    projector_num_attention_heads: int = interval(min=1)(default=4)
+    projector_intermediate_size: int = interval(min=1)(default=2048)
     projector_dropout: float | int = 0.1
-    projector_num_queries: int = 576
+    projector_num_queries: int = interval(min=1)(default=576)
     vision_feature_layer: int | list[int] | Literal["all"] | None = None
     vision_feature_select_strategy: Literal["default", "full"] = "default"
     image_token_id: int = 32000
@@ -272,7 +253,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
             text_config = self.text_config or {"vocab_size": 32064}
             self.text_config = AutoConfig.for_model(**{"model_type": "mistral"} | text_config)
         super().__post_init__(**{"auto_map": dict(AUTO_MAP)} | kwargs)
-        self._resolve_feature_layers()
+        self._set_feature_layers()
         # Text configurations have the flag for their own head; ours needs it here.
         self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
         self._check_feature_layers()
@@ -282,7 +263,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     def to_diff_dict(self) -> dict:
         return super().to_diff_dict() | {name: saved_fields(getattr(self, name)) for name in self.sub_configs}
 
-    def _resolve_feature_layers(self):
+    def _set_feature_layers(self):
         encoders, given = self.vision_config.encoder_configs, self.vision_feature_layer
         if isinstance(given, int):
             self.vision_feature_layer = [given] * len(encoders)
@@ -293,18 +274,13 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     def _check_feature_layers(self):
         if (self.vision_feature_layer == "all") != (self.projector_type in ALL_LAYERS):
             raise ValueError(
-                f"vision_feature_layer {self.vision_feature_layer} with projector_type `{self.projector_type}`: the "
-                f"adapters {' and '.join(ALL_LAYERS)} read all layers, the others one layer of each encoder; omit "
-                "vision_feature_layer, or choose another adapter."
+                f"vision_feature_layer {self.vision_feature_layer} with projector_type `{self.projector_type}`: "
+                f"{' and '.join(ALL_LAYERS)} read all layers, the others one layer of each encoder; omit it."
             )
         if self.vision_feature_layer == "all":
             return
         encoders = self.vision_config.encoder_configs
-        if len(self.vision_feature_layer) != len(encoders):
-            raise ValueError(
-                f"vision_feature_layer has {len(self.vision_feature_layer)} entries for {len(encoders)} encoders; "
-                "give one number for all or one per encoder."
-            )
+        check_one_per_encoder("vision_feature_layer", self.vision_feature_layer, encoders)
         for layer, config in zip(self.vision_feature_layer, encoders):
             depth = config.num_hidden_layers
             if not -depth - 1 <= layer <= depth:
@@ -314,7 +290,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
                 )
             if config.model_type == "donut-swin" and layer not in (-1, depth):
                 raise ValueError(
-                    f"vision_feature_layer {layer}: a Swin encoder changes its grid from stage to stage, so only its "
+                    f"vision_feature_layer {layer}: a Swin encoder changes its grid between stages, so that only its "
                     "last hidden state has a defined token count; use -1."
                 )
 
@@ -322,28 +298,21 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         counts = self.num_encoder_tokens
         if self.projector_type in ("mlp", "transformer") and len(set(counts)) > 1:
             raise ValueError(
-                f"projector_type `{self.projector_type}` concatenates the encoders' channels and needs one token "
-                f"count, but the encoders give {counts} tokens per view; change image_sizes (now "
-                f"{self.vision_config.image_sizes}) so that image size / patch size is equal, or use concatenation, "
-                "summation or attention."
+                f"projector_type `{self.projector_type}` concatenates channels, but the encoders give {counts} tokens "
+                f"per view; set image_sizes (now {self.vision_config.image_sizes}) to equal image size / patch size, "
+                "or use concatenation, summation or attention."
             )
         families = [config.model_type for config in self.vision_config.encoder_configs]
         if self.projector_type in ALL_LAYERS and "donut-swin" in families:
             raise ValueError(
                 f"projector_type `{self.projector_type}` reads all layers on one grid, but a Swin encoder changes its "
-                f"grid from stage to stage (encoders: {families}); use mlp, transformer or concatenation."
+                f"grid between stages (encoders: {families}); use mlp, transformer or concatenation."
             )
-        for name in ("num_queries", "num_attention_heads", "intermediate_size"):
-            if getattr(self, f"projector_{name}") < 1:
-                raise ValueError(f"projector_{name} must be 1 or more, got {getattr(self, f'projector_{name}')}.")
         if not 0 <= self.projector_dropout < 1:
             raise ValueError(f"projector_dropout must be at least 0 and below 1, got {self.projector_dropout}.")
         width, heads = self.projector_attention_width, self.projector_num_attention_heads
         if width is not None and width % heads:
-            raise ValueError(
-                f"The {self.projector_type} adapter's attention has width {width}, which is not a multiple of "
-                f"projector_num_attention_heads {heads}; choose a divisor of {width}."
-            )
+            raise ValueError(f"projector_num_attention_heads is {heads}, but must be a divisor of {width}, the width.")
 
     def _check_vocabulary(self):
         ids, rows = self.special_token_ids, self.text_config.vocab_size
@@ -354,21 +323,19 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
             )
         if self.predicted_vocab_size is not None and not 0 < self.predicted_vocab_size <= rows:
             raise ValueError(
-                f"predicted_vocab_size must be from 1 to the {rows} rows of the vocabulary, or None for all of them; "
+                f"predicted_vocab_size must be None or 1 to the {rows} rows of the vocabulary; "
                 f"got {self.predicted_vocab_size}."
             )
 
     @property
     def special_token_ids(self) -> list[int]:
         """Rows that both stages train and that generation suppresses."""
-        ids = (self.image_token_id, self.image_start_token_id, self.image_end_token_id)
-        return [*ids, self.user_token_id, self.bot_token_id]
+        return [getattr(self, f"{name}_id") for name in SPECIAL_TOKENS]
 
     @property
     def num_encoder_tokens(self) -> list[int]:
         """Tokens per view of each encoder, with CLS if it is kept."""
-        vision = self.vision_config
-        keep_prefix = self.vision_feature_select_strategy == "full"
+        vision, keep_prefix = self.vision_config, self.vision_feature_select_strategy == "full"
         prefixes = [ENCODER_FAMILIES[config.model_type].prefix_tokens for config in vision.encoder_configs]
         return [vision.num_patches(i) + keep_prefix * prefix for i, prefix in enumerate(prefixes)]
 

@@ -10,7 +10,6 @@ from functools import wraps
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers.cache_utils import Cache
 from transformers.generation import (
     GenerationConfig,
     GenerationMixin,
@@ -20,10 +19,7 @@ from transformers.generation import (
     SuppressTokensLogitsProcessor,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
-)
+from transformers.models.auto import modeling_auto
 
 
 class SuppressSpecialTokens(SuppressTokensLogitsProcessor):
@@ -47,8 +43,8 @@ class OmniFusionGenerationMixin(GenerationMixin):
         super().__init_subclass__(**kwargs)
         # Tables by class name: Trainer shifts smoothed labels of causal LMs only, and the server of transformers gives
         # images to multimodal models only. FSDP2 makes subclasses, as users do.
-        for names in (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES):
-            names[cls.__name__] = cls.__name__
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[cls.__name__] = cls.__name__
+        modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[cls.__name__] = cls.__name__
 
     def generate(
         self,
@@ -57,9 +53,7 @@ class OmniFusionGenerationMixin(GenerationMixin):
         logits_processor: LogitsProcessorList | None = None,
         **kwargs,
     ):
-        """As transformers' own, with `pixel_values` and `image_view_index` of the processor. With a kept cache, images
-        are those of the whole conversation or only the new ones.
-
+        """As transformers' own. With a kept cache, images are those of the whole conversation or only the new ones.
         Special tokens are never generated. `no_repeat_ngram_in_prompt=False` in the generation configuration
         (converted v1.1 has it) limits the n-gram ban to the answer.
         """
@@ -85,9 +79,8 @@ class OmniFusionGenerationMixin(GenerationMixin):
 
     def _images_for_generation(self, input_ids: torch.LongTensor, kwargs: dict) -> dict:
         """The images in `kwargs` as one row of visual tokens per sample, which `generate()` can repeat."""
-        given = {name: kwargs.pop(name, None) for name in ("pixel_values", "image_view_index", "mm_encoder_outputs")}
-        cache = _cache_of(kwargs)
-        tokens = self._new_visual_tokens(input_ids, 0 if cache is None else cache.get_seq_length(), **given)
+        given = [kwargs.pop(name, None) for name in ("pixel_values", "image_view_index", "mm_encoder_outputs")]
+        tokens = self._new_visual_tokens(input_ids, _cached_length(kwargs), *given)
         if not any(map(len, tokens)):
             return {}
         if kwargs.get("assistant_model") is None:
@@ -97,12 +90,7 @@ class OmniFusionGenerationMixin(GenerationMixin):
 
     @torch.no_grad()
     def _new_visual_tokens(
-        self,
-        input_ids: torch.LongTensor,
-        cached_length: int,
-        pixel_values: torch.Tensor | None,
-        image_view_index: torch.LongTensor | None,
-        mm_encoder_outputs: dict | None,
+        self, input_ids: torch.LongTensor, cached_length: int, pixel_values, image_view_index, mm_encoder_outputs
     ) -> list[torch.Tensor]:
         """Visual tokens for the places after a kept cache, one (N, D) per sample; `ValueError` for a wrong number."""
         is_image = input_ids == self.config.image_token_id
@@ -129,16 +117,15 @@ class OmniFusionGenerationMixin(GenerationMixin):
     @wraps(GenerationMixin.prepare_inputs_for_generation)
     def prepare_inputs_for_generation(self, *args, is_first_iteration: bool = False, **kwargs) -> dict:
         inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
-        cache = _cache_of(kwargs)
-        if not is_first_iteration and cache is not None and cache.get_seq_length():  # images are in the cache
+        if not is_first_iteration and _cached_length(kwargs):  # images are in the cache
             for name in ("image_embeds", "mm_encoder_outputs"):
                 inputs.pop(name, None)
         return inputs
 
 
-def _cache_of(kwargs: dict) -> Cache | None:
-    """The kept cache among arguments; transformers 5.24 renamed it."""
-    return kwargs.get("cache", kwargs.get("past_key_values"))
+def _cached_length(kwargs: dict) -> int:
+    cache = kwargs.get("cache", kwargs.get("past_key_values"))  # transformers 5.24 renamed it
+    return 0 if cache is None else cache.get_seq_length()
 
 
 __all__ = ["OmniFusionGenerationMixin"]

@@ -6,9 +6,8 @@
 # governing permissions and limitations under the License.
 """Images to `pixel_values`: load safely, show as a viewer would, cut the views, normalise for the first encoder.
 
-Provenance: an image processor of transformers' Pillow backend; crop and normalisation are CLIP's. Differences: several
-views per image (paper section 3.3) from [`views_omnifusion`], any image that Pillow reads, and Pillow's antialiased
-resampling on every machine, with which the published figures were measured.
+Provenance: transformers' Pillow backend; crop and normalisation are CLIP's. Differences: several views per image
+(paper section 3.3), any image that Pillow reads, and its antialiased resampling on every machine.
 """
 
 import base64
@@ -63,10 +62,9 @@ _pillow_limit = Lock()
 
 
 def load_image(source, max_pixels: int, input_data_format=None, do_convert_rgb: bool = True) -> Image.Image:
-    """The image as a viewer shows it: decoded, upright, on white where transparent, RGB.
-
-    `source` is a PIL image, an array or tensor ([`array_to_image`]) or anything that [`open_image`] opens. Other input
-    and broken images raise a `ValueError` that names them. `do_convert_rgb=False` only decodes.
+    """The image as a viewer shows it: decoded, upright, on white where transparent, RGB; `do_convert_rgb=False` only
+    decodes. `source` is a PIL image, an array or tensor ([`array_to_image`]) or anything that [`open_image`] opens.
+    Other input and broken images raise a `ValueError` that names them.
     """
     if isinstance(source, np.ndarray) or is_torch_tensor(source):
         source = array_to_image(source, input_data_format)
@@ -77,8 +75,7 @@ def load_image(source, max_pixels: int, input_data_format=None, do_convert_rgb: 
 
 
 def open_image(source, max_pixels: int) -> Image.Image:
-    """Opens, without decoding, a path, URL, base64 or data URI, the bytes of a file, an open file, or the `{"bytes",
-    "path"}` of datasets. Raises a `ValueError` that names it."""
+    """Opens, without decoding, a path, URL, base64, data URI, bytes, open file, or datasets' `{"bytes", "path"}`."""
     file, name = _file_and_name(source)
     with _naming(name):
         image = _pillow_open(file, max_pixels)
@@ -122,11 +119,12 @@ def _check_pixels(image: Image.Image, name: str, max_pixels: int):
 
 def _file_and_name(source) -> tuple[str | BinaryIO, str]:
     """The argument of Pillow's `open`, and a name for messages."""
-    name = None
+    path = None
     if isinstance(source, dict):
-        name, source = source.get("path"), source.get("path") if source.get("bytes") is None else source["bytes"]
+        path = source.get("path")
+        source = path if source.get("bytes") is None else source["bytes"]
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return BytesIO(bytes(source)), str(name or f"{len(source)} bytes")
+        return BytesIO(bytes(source)), str(path or f"{len(source)} bytes")
     if isinstance(source, (str, os.PathLike)):
         return _file_of_text(os.fsdecode(source))
     if hasattr(source, "read"):
@@ -240,25 +238,26 @@ def to_levels(array: np.ndarray) -> np.ndarray:
     return np.round(array * (255 // top)).clip(0, 255).astype(np.uint8)
 
 
+def is_nested(images) -> bool:
+    return isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) > 3
+
+
 def flat(images) -> list:
     """All images one after another, whether alone, listed, nested or in an array (N, H, W, C)."""
-    nested = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) > 3
-    return [image for item in images for image in flat(item)] if nested else [images]
+    return [image for item in images for image in flat(item)] if is_nested(images) else [images]
 
 
-def images_per_prompt(images) -> list[int]:
-    """[3, 1] for [[a, b, c], [d]]; images that are not nested count as one prompt."""
-    if isinstance(images, (list, tuple)) and any(isinstance(sample, (list, tuple)) for sample in images):
-        return [len(flat(sample)) for sample in images]
-    return [len(flat(images))]
+def images_per_prompt(images) -> list[int] | None:
+    """[3, 1] for [[a, b, c], [d]]; None for images that are not nested per prompt."""
+    nested = isinstance(images, (list, tuple)) and any(isinstance(sample, (list, tuple)) for sample in images)
+    return [len(flat(sample)) for sample in images] if nested else None
 
 
 def cut_image(image: Image.Image, views: ImageViews, side: int, resample: int, background: tuple) -> list[Image.Image]:
-    """The views of an image, resampled to `side` x `side`; outside the image they have the background colour.
+    """The views of an image, `side` x `side`; outside the image they have the background colour.
 
-    Whole image and tiles are cut from the image resized to whole pixels, because Pillow reads a box in float32 and
-    would be off by one level here and there. Regions, and views of strips whose resized image would have more than
-    `MAX_RESIZED_PIXELS`, are resampled directly.
+    Whole image and tiles are cut from the resized image, because Pillow reads a box in float32 and would be off by
+    one level here and there. Regions, and strips whose resized image would be too large, are resampled directly.
     """
     resized = {image.size: image}
 
@@ -283,12 +282,11 @@ def cut_image(image: Image.Image, views: ImageViews, side: int, resample: int, b
 class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
     r"""
     Turns images into views: `pixel_values` (ΣV, 3, S, S) float32, flat over the batch, and `image_view_index` (ΣV,),
-    which counts from 0 within each image (and stays right when views of several requests are sliced or joined).
-    The views of an image: the whole image, the tiles of `view_strategy="grid"`, the `regions` of the call.
+    which counts from 0 within each image. The views of an image: the whole image, the tiles of `view_strategy="grid"`,
+    the `regions` of the call. Images are everything that [`load_image`] takes, alone, listed or nested per prompt.
 
-    Images are everything that [`load_image`] takes, alone, listed or nested per prompt; anything else raises a
-    `ValueError` that names it. `do_rescale=False` with `do_normalize=False` leaves views in 0..255; `image_mean` and
-    `image_std` are always in 0..1. Source: paper section 3.3; v1.1 uses `image_fit="crop"`, bicubic, S=336.
+    `do_rescale=False` with `do_normalize=False` leaves views in 0..255; `image_mean` and `image_std` are always in
+    0..1. Source: paper section 3.3; v1.1 uses `image_fit="crop"`, bicubic, S=336.
     """
 
     valid_kwargs = OmniFusionImageProcessorKwargs
@@ -322,19 +320,19 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
 
     def fetch_images(self, image_url_or_urls, max_image_pixels: int | None = None, input_data_format=None):
         """Decodes everything that is not a PIL image yet; nesting is kept."""
-        if isinstance(image_url_or_urls, (list, tuple)) or getattr(image_url_or_urls, "ndim", 0) > 3:
-            return [self.fetch_images(item, max_image_pixels, input_data_format) for item in image_url_or_urls]
-        if isinstance(image_url_or_urls, Image.Image):
-            return image_url_or_urls
-        limit, layout = max_image_pixels or self.max_image_pixels, input_data_format or self.input_data_format
-        return load_image(image_url_or_urls, limit, layout, False)
+        source, layout = image_url_or_urls, input_data_format or self.input_data_format
+        if is_nested(source):
+            return [self.fetch_images(item, max_image_pixels, layout) for item in source]
+        is_decoded = isinstance(source, Image.Image)
+        return source if is_decoded else load_image(source, max_image_pixels or self.max_image_pixels, layout, False)
 
     def preprocess(self, images, *args, **kwargs) -> BatchFeature:  # trf-ignore: TRF057
         """As transformers' own; `regions` are nested as the images are."""
         images = self.fetch_images(images, kwargs.get("max_image_pixels"), kwargs.get("input_data_format"))
+        flat_images = flat(images)
         if (regions := kwargs.get("regions", self.regions)) is not None:
-            kwargs["regions"] = regions_per_image(regions, images_per_prompt(images))
-        return super().preprocess(flat(images), *args, **kwargs)
+            kwargs["regions"] = regions_per_image(regions, images_per_prompt(images) or [len(flat_images)])
+        return super().preprocess(flat_images, *args, **kwargs)
 
     def process_image(self, image: Image.Image, *, max_image_pixels: int, do_convert_rgb: bool = True, **kwargs):
         """A decoded image as a viewer shows it, still a PIL image."""
@@ -367,9 +365,8 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
         """The views of images of known (height, width); `options` are those of a call, `regions` included."""
         options = {name: getattr(self, name) for name in self.valid_kwargs.__annotations__} | options
         side = self._checked_side(**options)
-        regions = [[] for _ in image_sizes]
-        if options["regions"] is not None:
-            regions = regions_per_image(options["regions"], [len(image_sizes)])
+        regions = [] if options["regions"] is None else options["regions"]
+        regions = regions_per_image(regions, [len(image_sizes)])
         chosen = [options[name] for name in ("view_strategy", "image_fit", "grid_canvases")]
         plan = []
         for index, (size, boxes) in enumerate(zip(image_sizes, regions)):

@@ -7,8 +7,7 @@
 """OmniFusion (arXiv 2404.06212): views -> encoders -> adapter -> visual tokens in place of `<image>` -> LLM.
 
 Provenance: skeleton and names are those of transformers' `LlavaForConditionalGeneration`, so that its tools work.
-Differences: several encoders and views, trained special tokens, a loss of the labelled positions only, and the
-adapters of paper section 3.2.
+Differences: several encoders and views, trained special tokens, and the adapters of paper section 3.2.
 """
 
 import copy
@@ -22,6 +21,7 @@ from packaging.version import Version
 from torch import distributed as dist
 from torch import nn
 from transformers import AutoModel
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast as ModelOutputWithPast
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast, ModelOutput
 from transformers.modeling_utils import PreTrainedModel
@@ -31,7 +31,6 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging, to
 
 from .configuration_omnifusion import AUTO_MAP, OmniFusionConfig
 from .generation_omnifusion import OmniFusionGenerationMixin
-from .loss_omnifusion import check_labels, loss_of_answers, predict
 from .modeling_omnifusion_projector import PROJECTORS
 from .modeling_omnifusion_vision import OmniFusionVisionModel, side_by_side
 from .views_omnifusion import views_per_image
@@ -43,16 +42,12 @@ logger = logging.get_logger(__name__)
 # transformers 5.24 renamed the cache. It is not named here: `**kwargs` and inherited fields pass it on.
 @dataclass
 class OmniFusionModelOutputWithPast(ModelOutputWithPast):  # trf-ignore: TRF057
-    """As `BaseModelOutputWithPast`; image_outputs: the result of `get_image_features`."""
-
-    image_outputs: BaseModelOutputWithPooling | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None  # of `get_image_features`
 
 
 @dataclass
 class OmniFusionCausalLMOutputWithPast(CausalLMOutputWithPast):  # trf-ignore: TRF057
-    """As `CausalLMOutputWithPast`; image_outputs: the result of `get_image_features`."""
-
-    image_outputs: BaseModelOutputWithPooling | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None  # of `get_image_features`
 
 
 def shared_fields(outputs: ModelOutput, output_class: type[ModelOutput]) -> dict:
@@ -104,8 +99,7 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
             remove_earlier_weights(Path(save_directory), kwargs.get("variant"))
 
     def load_adapter(self, peft_model_id: str | None = None, adapter_name: str | None = None, **kwargs):
-        """As transformers' own. Before 5.18, transformers loads LoRA's factors only, without the adapter and the
-        special tokens' rows that PEFT saves in the same file; PEFT loads them here."""
+        """As transformers' own, which before 5.18 loads LoRA's factors only; here PEFT loads the rest of its file."""
         info = super().load_adapter(peft_model_id, adapter_name, **kwargs)
         if peft_model_id is None or Version(transformers.__version__) >= Version("5.18"):
             return info
@@ -136,11 +130,8 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         if torch.float16 not in (*args, *kwargs.values()):
             return super().to(*args, **kwargs)
         for name, module in self.named_children():
-            dtype = torch.float32 if name in self._keep_in_fp32_modules else torch.float16
-            module.to(
-                *(dtype if value is torch.float16 else value for value in args),
-                **{key: dtype if value is torch.float16 else value for key, value in kwargs.items()},
-            )
+            swap = {torch.float16: torch.float32} if name in self._keep_in_fp32_modules else {}
+            module.to(*(swap.get(arg, arg) for arg in args), **{k: swap.get(arg, arg) for k, arg in kwargs.items()})
         return self
 
 
@@ -178,6 +169,38 @@ def trains_on_many_ranks() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def scale_logits(logits: torch.Tensor, text_config: PreTrainedConfig) -> torch.Tensor:
+    """Logit scaling after lm_head (Cohere, Granite, Gemma 2) of logits (…, vocab)."""
+    if getattr(text_config, "logit_scale", None) is not None:
+        logits = logits * text_config.logit_scale
+    if getattr(text_config, "logits_scaling", None) is not None:
+        logits = logits / text_config.logits_scaling
+    cap = getattr(text_config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def predict(hidden_states: torch.Tensor, head: nn.Module, config: OmniFusionConfig) -> torch.Tensor:
+    """Logits (…, vocab) of hidden states (…, D)."""
+    logits = scale_logits(head(hidden_states), config.text_config)
+    # CODEPATH: set in conversions of the authors' v1.1, whose vocabulary had no special tokens
+    if config.predicted_vocab_size is not None:
+        logits[..., config.predicted_vocab_size :] = torch.finfo(logits.dtype).min
+    return logits
+
+
+def check_labels(labels: torch.LongTensor | None, config: OmniFusionConfig):
+    """Raises `ValueError` for a label whose row is never predicted: its loss would be infinite."""
+    rows = config.predicted_vocab_size
+    if rows is not None and labels is not None:
+        torch_compilable_check(
+            (labels < rows).all(),
+            lambda: (
+                f"Label {labels.max().item()} is never predicted: config.predicted_vocab_size is {rows}. Set it to "
+                "None to teach tokens that were added (resize_token_embeddings does), or mask the label with -100."
+            ),
+        )
+
+
 class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
     """Encoders, adapter and LLM without its head."""
 
@@ -192,18 +215,14 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
 
     @can_return_tuple
     def get_image_features(  # trf-ignore: TRF057
-        self,
-        pixel_values: torch.Tensor,
-        image_view_index: torch.LongTensor | None = None,
+        self, pixel_values: torch.Tensor, image_view_index: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | BaseModelOutputWithPooling:
+    ) -> tuple | BaseModelOutputWithPooling:  # fmt: skip
         """Visual tokens of the images; the only way to encode them.
 
-        Args:
-            pixel_values: (ΣV, 3, S, S).
-            image_view_index: (ΣV,), 0 at the first view of each image; without it every view is an image.
-
-        Returns: `last_hidden_state` (ΣV, max P_e, Σd), the encoders' last features with concatenated channels, and
+        pixel_values: (ΣV, 3, S, S).
+        image_view_index: (ΣV,), 0 at the first view of each image; without it every view is an image.
+        Returns `last_hidden_state` (ΣV, max P_e, Σd), the encoders' last features with concatenated channels, and
         `pooler_output`, the adapter's output, one (V·P, D) per image (in a compiled graph one (ΣV·P, D) for all).
         """
         if image_view_index is not None and len(image_view_index) != len(pixel_values):
@@ -253,11 +272,6 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         )
         return mask.unsqueeze(-1).to(inputs_embeds.device)
 
-    def _without_padding(self, image_embeds: torch.Tensor, input_ids: torch.LongTensor) -> torch.Tensor:
-        """(B, N, D) -> (ΣV·P, D): as many rows of each sample as it has `<image>` tokens."""
-        num_tokens = (input_ids == self.config.image_token_id).sum(-1, keepdim=True).to(image_embeds.device)  # (B, 1)
-        return image_embeds[torch.arange(image_embeds.shape[1], device=image_embeds.device) < num_tokens]
-
     @can_return_tuple
     def forward(  # trf-ignore: TRF057
         self,
@@ -271,7 +285,7 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         image_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | OmniFusionModelOutputWithPast:
-        if (input_ids is None) ^ (inputs_embeds is not None):
+        if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if sum(given is not None for given in (pixel_values, mm_encoder_outputs or None, image_embeds)) > 1:
             raise ValueError("pixel_values, mm_encoder_outputs and image_embeds are the same images; pass only one")
@@ -285,7 +299,9 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         if image_outputs is not None:
             image_features = torch.cat(image_outputs.pooler_output)  # (ΣV·P, D)
         elif image_embeds is not None:
-            image_features = self._without_padding(image_embeds, input_ids)  # (ΣV·P, D)
+            num_tokens = (input_ids == self.config.image_token_id).sum(-1, keepdim=True)  # (B, 1)
+            is_token = torch.arange(image_embeds.shape[1], device=num_tokens.device) < num_tokens  # (B, N)
+            image_features = image_embeds[is_token.to(image_embeds.device)]  # (ΣV·P, D)
         elif self.training and trains_on_many_ranks():
             image_features = self._tokens_of_no_image(inputs_embeds.device)
         elif input_ids is not None and input_ids.shape[1] > 1:  # a single token is a generated one, never <image>
@@ -307,8 +323,8 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
     _tp_plan = {"lm_head": "colwise_gather_output"}
     # Training checkpoints have these rows twice, also in the precision in which they train.
     _keys_to_ignore_on_load_unexpected = [r"special_token_rows$"]
-    # Set by training, which needs only the loss: the logits of a batch are its largest tensor.
-    skip_logits = False
+    # Set by training, which needs only the loss: computes it from hidden states, without the logits of the batch.
+    loss_from_states = None
 
     def __init__(self, config: OmniFusionConfig):
         super().__init__(config)
@@ -323,29 +339,19 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
     def from_vision_text_pretrained(
         cls, vision: list[str], text: str, dtype: torch.dtype | str = "auto", **config
     ) -> "OmniFusionForConditionalGeneration":
-        """Assembles a model from pretrained encoders and a pretrained LLM; needs the package omnifusion_hf.
+        """Assembles a model from pretrained parts, whose weights stay bit-identical; needs the package omnifusion_hf.
 
-        Args:
-            vision: names or folders of the vision encoders, in the adapter's order.
-            text: name or folder of a causal language model.
-            dtype: dtype to load the parts in, as in `from_pretrained`.
-            config: fields of [`OmniFusionConfig`]: `projector_type`, `vision_feature_layer`, `image_sizes`, …
-
-        Weights of the parts stay bit-identical; the adapter is untrained, and special tokens get new vocabulary rows
-        (padded to a multiple of 64). Raises `ValueError` for an LLM whose answers to text would change.
-        Its processor: [`OmniFusionProcessor.from_vision_text_pretrained`] with the same arguments.
+        vision, text: names or folders of the encoders, in the adapter's order, and of a causal language model.
+        dtype: to load the parts in, as in `from_pretrained`.
+        config: fields of [`OmniFusionConfig`] and its vision part: `projector_type`, `image_sizes`, …
+        Raises `ValueError` for an LLM whose answers to text would change.
         """
         return import_module("omnifusion_hf.build.assemble").assemble(cls, vision, text, dtype, **config)
 
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
     def get_image_features(  # trf-ignore: TRF057
-        self,
-        pixel_values: torch.Tensor,
-        image_view_index: torch.LongTensor | None = None,
+        self, pixel_values: torch.Tensor, image_view_index: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | BaseModelOutputWithPooling:
+    ) -> tuple | BaseModelOutputWithPooling:  # fmt: skip
         return self.model.get_image_features(pixel_values, image_view_index, **kwargs)
 
     @can_return_tuple
@@ -364,16 +370,11 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | OmniFusionCausalLMOutputWithPast:
         r"""
-        pixel_values (`torch.Tensor` of shape `(ΣV, 3, S, S)`):
-            Views of all images of the batch, in the order of their placeholders.
-        image_view_index (`torch.LongTensor` of shape `(ΣV,)`):
-            0 at each image's first view, then counting up.
-        labels (`torch.LongTensor` of shape `(B, L)`):
-            Ids to predict, -100 where none; shifted inside.
-        mm_encoder_outputs (`dict`):
-            `{"image": get_image_features(...)}` computed before, instead of `pixel_values`.
-        image_embeds (`torch.Tensor` of shape `(B, N, D)`):
-            Visual tokens of each sample, padded at the end; `generate()` passes them instead of `pixel_values`.
+        pixel_values: (ΣV, 3, S, S), views of all images of the batch, in the order of their placeholders.
+        image_view_index: (ΣV,), 0 at each image's first view, then counting up.
+        labels: (B, L), ids to predict, -100 where none; shifted inside.
+        mm_encoder_outputs: `{"image": get_image_features(...)}` computed before, instead of `pixel_values`.
+        image_embeds: (B, N, D), visual tokens of each sample, padded at the end, which `generate()` passes instead.
         """
         outputs = self.model(
             input_ids=input_ids, pixel_values=pixel_values, image_view_index=image_view_index,
@@ -385,12 +386,12 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
         logits = loss = None
         for given in (labels, kwargs.get("shift_labels")):
             check_labels(given, self.config)
-        if self.skip_logits and self.training and labels is not None:
-            loss = loss_of_answers(hidden_states, labels, self.lm_head, self.config, **kwargs)
+        if self.loss_from_states is not None and self.training and labels is not None:
+            loss = self.loss_from_states(hidden_states, labels, self.lm_head, self.config, **kwargs)
         else:
             logits = predict(hidden_states, self.lm_head, self.config)  # (B, L, vocab)
-        if labels is not None and loss is None:
-            loss = self.loss_function(logits, labels, self.config.text_config.vocab_size, **kwargs)
+            if labels is not None:
+                loss = self.loss_function(logits, labels, self.config.text_config.vocab_size, **kwargs)
         outputs = shared_fields(outputs, OmniFusionCausalLMOutputWithPast)
         return OmniFusionCausalLMOutputWithPast(loss=loss, logits=logits, **outputs)
 

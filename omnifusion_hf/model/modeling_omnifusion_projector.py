@@ -6,9 +6,8 @@
 # governing permissions and limitations under the License.
 """The adapters of paper section 3.2: features of the encoders to visual tokens of the LLM's width.
 
-Provenance: `mlp` is LLaVA-1.5's adapter; `transformer` is PyTorch's `TransformerEncoderLayer` and a linear map, as in
-the authors' release v1.1; the merge of layers in `summation` and `attention` follows COMM (arXiv 2310.08825).
-Differences: the attention is made of Linear layers, and layers are merged as they come instead of being stacked.
+Provenance: `mlp` is LLaVA-1.5's adapter, `transformer` that of the authors' release v1.1; the merge of layers follows
+COMM (arXiv 2310.08825), but layers are merged as they come instead of being stacked.
 
 An adapter reads features (views, P_e, d_e) in the order in which the encoders yield them: one per encoder, or
 (summation, attention) every layer of the first encoder, then of the next. It returns (views, P, D).
@@ -112,8 +111,8 @@ class ConcatenationProjector(nn.Module):
 
 
 class NormLinear(nn.Module):
-    """Adds `c W LN(x)` to a sum. W and LN's gain g and shift s are parameters of this module, because serving engines
-    pack the weights of nn.Linear and nn.LayerNorm, which could not be read then."""
+    """Adds `c W LN(x)` to a sum. W and LN's gain g and shift s are its own, because serving engines pack the weights
+    of nn.Linear and nn.LayerNorm, which could not be read then."""
 
     def __init__(self, width: int, output_width: int):
         super().__init__()
@@ -147,10 +146,8 @@ class NormLinear(nn.Module):
 
 
 class LayerMerge(nn.Module):
-    """`Σ_l c_l W_l LN_l(x_l)` over the layers of one encoder; `c` is trained (COMM, arXiv 2310.08825).
-
-    The coefficients start equal. The maps have no bias, so that a missing token adds nothing. Layers are added to one
-    accumulator as they come: neither their features nor their projections are kept.
+    """`Σ_l c_l W_l LN_l(x_l)` over the layers of one encoder; `c` is trained and starts equal. The maps have no bias,
+    so that a missing token adds nothing. Layers are added as they come: neither they nor their projections are kept.
     """
 
     def __init__(self, num_layers: int, width: int, output_width: int):
@@ -182,8 +179,7 @@ def add_sequences(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def layer_merges(config: OmniFusionConfig) -> nn.ModuleList:
-    width = config.text_config.hidden_size
-    encoders = config.vision_config.encoder_configs
+    width, encoders = config.text_config.hidden_size, config.vision_config.encoder_configs
     return nn.ModuleList(LayerMerge(encoder.num_hidden_layers, encoder.hidden_size, width) for encoder in encoders)
 
 
@@ -206,8 +202,7 @@ class SummationProjector(nn.Module):
 class AttentionProjector(nn.Module):
     """`W gelu(attention(query=Q, key=value=[gelu(m_1) | … | gelu(m_N)])) + b` with `m_e = Σ_l c_el W_el LN_el(x_el)`.
 
-    Q is a trained matrix whose rows become the visual tokens: the reading of the paper that gives its 576 tokens. (The
-    text also calls Q key and value, which would give as many tokens as the encoders have.)
+    Q is a trained matrix whose rows become the visual tokens: the reading of the paper that gives its 576 tokens.
     """
 
     def __init__(self, config: OmniFusionConfig):

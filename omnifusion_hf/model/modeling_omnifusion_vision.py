@@ -6,20 +6,18 @@
 # governing permissions and limitations under the License.
 """The frozen encoders: one set of views in, patch features of one layer or of all layers out, encoder by encoder.
 
-Provenance: the encoders are transformers' own vision models (CLIP, SigLIP, DINOv2, InternVL, Donut-Swin), so that
-published weights load unchanged. Differences: layers above the one in use, final norms and pooling heads are neither
-built nor computed, and an adapter of all layers (paper section 3.2) gets each layer as it is computed, so that no two
-layers are in memory.
+Provenance: transformers' own vision models, so that published weights load unchanged. Differences: what comes after
+the layer in use is neither built nor computed, and an adapter of all layers (paper section 3.2) gets each layer as it
+is computed, so that no two layers are in memory.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, DonutSwinModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
@@ -32,28 +30,11 @@ from .configuration_omnifusion import ENCODER_FAMILIES, OmniFusionVisionConfig
 logger = logging.get_logger(__name__)
 
 
-class EncoderParts(NamedTuple):
-    """The paths of a family's blocks and of the modules after them, which are dropped."""
+class SwinEncoder(DonutSwinModel):  # trf-ignore: TRF057
+    """The patch embeddings return a tuple, on which `enable_input_require_grads` (checkpointed LoRA) fails."""
 
-    blocks: str
-    after_blocks: tuple[str, ...]
-    options: dict = {}  # of `forward` and the embeddings, for an image size other than the encoder's own
-    block_arguments: tuple = ()  # after the hidden states
-
-
-ANY_SIZE = {"interpolate_pos_encoding": True}
-ENCODER_PARTS = {
-    "clip_vision_model": EncoderParts("encoder.layers", ("post_layernorm",), ANY_SIZE, (None,)),
-    "siglip_vision_model": EncoderParts("encoder.layers", ("post_layernorm", "head"), ANY_SIZE, (None,)),
-    "dinov2": EncoderParts("encoder.layer", ("layernorm",)),
-    "internvl_vision": EncoderParts("encoder.layer", ("layernorm",)),
-    "donut-swin": EncoderParts("encoder.layers", ("pooler",), ANY_SIZE),
-}
-
-
-def needed_blocks(layer: int, num_layers: int) -> int:
-    """The number of blocks below hidden state `layer` (0: the embeddings; negative counts from the end)."""
-    return layer if layer >= 0 else num_layers + 1 + layer
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embeddings.projection
 
 
 def last_layers(config: OmniFusionVisionConfig, feature_layers: list[int] | Literal["all"]) -> list[int]:
@@ -63,21 +44,16 @@ def last_layers(config: OmniFusionVisionConfig, feature_layers: list[int] | Lite
 
 def trim_encoder(encoder: PreTrainedModel, layer: int) -> PreTrainedModel:
     """Removes, in place, everything that hidden state `layer` does not need."""
-    parts = ENCODER_PARTS[encoder.config.model_type]
-    del encoder.get_submodule(parts.blocks)[needed_blocks(layer, encoder.config.num_hidden_layers) :]
-    for name in parts.after_blocks:
+    family = ENCODER_FAMILIES[encoder.config.model_type]
+    # There is one hidden state more than blocks: 0 is the output of the embeddings.
+    del encoder.get_submodule(family.blocks)[layer % (encoder.config.num_hidden_layers + 1) :]
+    for name in family.after_blocks:
         if getattr(encoder, name, None) is not None:
             setattr(encoder, name, nn.Identity())
     encoder.embeddings.mask_token = None  # used in the pretraining of encoders only
     if encoder.config.model_type == "donut-swin":
-        # Not a bound method: pickle would look for it by its name in the encoder's class.
-        encoder.get_input_embeddings = partial(_patch_projection, encoder)
+        encoder.__class__ = SwinEncoder
     return encoder
-
-
-def _patch_projection(encoder: PreTrainedModel) -> nn.Module:
-    """Swin's patch embeddings return a tuple, on which `enable_input_require_grads` (checkpointed LoRA) fails."""
-    return encoder.embeddings.patch_embeddings.projection
 
 
 def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
@@ -111,15 +87,15 @@ def needs_graph(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> bool:
 
 def each_layer(encoder: PreTrainedModel, pixel_values: torch.Tensor, with_graph: bool) -> Iterator[torch.Tensor]:
     """The output of each block (ΣV, prefix + P_e, d_e) as it is computed; the encoder's `forward` would keep all."""
-    parts = ENCODER_PARTS[encoder.config.model_type]
+    family = ENCODER_FAMILIES[encoder.config.model_type]
     # The consumer runs between yields, so that no grad mode may be left set there.
     with torch.set_grad_enabled(with_graph):
-        hidden_states = encoder.embeddings(pixel_values, **parts.options)
+        hidden_states = encoder.embeddings(pixel_values, **family.size_options)
         if encoder.config.model_type == "clip_vision_model":
             hidden_states = encoder.pre_layrnorm(hidden_states)  # spelled so in its weights
-    for block in encoder.get_submodule(parts.blocks):
+    for block in encoder.get_submodule(family.blocks):
         with torch.set_grad_enabled(with_graph):
-            hidden_states = block(hidden_states, *parts.block_arguments)
+            hidden_states = block(hidden_states, *family.block_arguments)
         yield hidden_states
 
 
@@ -134,23 +110,17 @@ def side_by_side(features: list[torch.Tensor]) -> torch.Tensor:
 
 @dataclass
 class OmniFusionVisionOutput(ModelOutput):  # trf-ignore: TRF057
-    """features: the result of `projector`. last_features: the last features of each encoder, (ΣV, P_e, d_e).
-    hidden_states: the first encoder's embeddings, then the computed blocks of all encoders. attentions: of these."""
-
-    features: list[torch.Tensor] | torch.Tensor | None = None
-    last_features: list[torch.Tensor] | None = None
-    hidden_states: tuple[torch.Tensor] | None = None
-    attentions: tuple[torch.Tensor] | None = None
+    features: list[torch.Tensor] | torch.Tensor | None = None  # the result of `projector`
+    last_features: list[torch.Tensor] | None = None  # of each encoder, (ΣV, P_e, d_e)
+    hidden_states: tuple[torch.Tensor] | None = None  # the first encoder's embeddings, then the blocks of all encoders
+    attentions: tuple[torch.Tensor] | None = None  # of these blocks
 
 
 class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
-    r"""
-    1-N vision encoders over the same views.
+    """1-N vision encoders over the same views.
 
-    Args:
-        config: the encoders, their sizes and normalisations.
-        feature_layers: the hidden state in use of each encoder, or "all".
-        keep_prefix: whether CLS tokens stay before the patches (`vision_feature_select_strategy="full"`).
+    feature_layers: the hidden state in use of each encoder, or "all".
+    keep_prefix: whether CLS tokens stay before the patches (`vision_feature_select_strategy="full"`).
     """
 
     config: OmniFusionVisionConfig
@@ -188,16 +158,13 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
     ) -> OmniFusionVisionOutput:
         """Features of the views.
 
-        Args:
-            pixel_values: (ΣV, 3, S, S), normalised for the first encoder; any float dtype.
-            projector: gets the features (ΣV, P_e, d_e) one after another: one per encoder, or all layers of the first
-                encoder, then of the next. It runs inside this `forward`, because layers are computed while it reads
-                them and FSDP and ZeRO hold the encoders' weights only here. By default features are listed.
-            kwargs: `output_hidden_states` and `output_attentions` as in transformers.
+        pixel_values: (ΣV, 3, S, S), normalised for the first encoder; any float dtype.
+        projector: gets the features (ΣV, P_e, d_e) one after another: one per encoder, or all layers of the first
+            encoder, then of the next. It runs here, because layers are computed while it reads them and FSDP and
+            ZeRO hold the encoders' weights only in this `forward`. By default features are listed.
         """
-        recorded = {}
-        for name in ("output_hidden_states", "output_attentions"):
-            recorded[name] = getattr(self.config, name) if kwargs.get(name) is None else kwargs[name]
+        given = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
+        recorded = {name: getattr(self.config, name) if value is None else value for name, value in given.items()}
         hidden_states, attentions, last_features = [], [], {}
 
         def features() -> Iterator[torch.Tensor]:
@@ -225,7 +192,7 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
         views = views.to(encoder.dtype)
         if self.every_layer and not any(recorded.values()):
             return {}, each_layer(encoder, views, with_graph)
-        options = ENCODER_PARTS[encoder.config.model_type].options
+        options = ENCODER_FAMILIES[encoder.config.model_type].size_options
         with torch.set_grad_enabled(with_graph):
             outputs = encoder(views, return_dict=True, **options | recorded)
         return outputs, outputs.hidden_states[1:] if self.every_layer else [outputs.last_hidden_state]

@@ -6,9 +6,9 @@
 # governing permissions and limitations under the License.
 """Text and images to model inputs: text as data, the images of each prompt, and the count of image tokens.
 
-Provenance: a transformers processor in the manner of `LlavaProcessor`; the prompt format is that of the authors'
-release v1.1. Differences: every `<image>` becomes `<img_start>` + V·P x `<image>` + `<img_end>` (V views of P visual
-tokens), special tokens in a user's text stay text, and images are counted per prompt.
+Provenance: a processor like `LlavaProcessor`; the prompt format is that of the authors' release v1.1. Differences:
+every `<image>` becomes `<img_start>` + V·P x `<image>` + `<img_end>` (V views of P visual tokens), special tokens in a
+user's text stay text, and images are counted per prompt.
 """
 
 from collections.abc import Mapping
@@ -44,11 +44,6 @@ CONTENT = (
 NO_TOOLS = "The chat format has no place for tools and documents; write them into the text of a message."
 # Fields whose content would be lost if they are not read; other strings and numbers, such as a `name`, are ignored.
 CARRIERS = set("content value text image images image_url audio video tool_calls function_call".split())
-# Arguments of `apply_chat_template` that are not variables of the template.
-NOT_FOR_THE_TEMPLATE = {
-    "tokenize", "return_dict", "return_tensors", "processor_kwargs", "padding", "truncation", "max_length",
-    "load_audio_from_video",
-}  # fmt: skip
 
 
 def special_tokens(tokenizer) -> list[str]:
@@ -71,9 +66,7 @@ def escape(text: str, tokens: list[str]) -> str:
 
 def messages_as_data(conversation: list, tokens: list[str], place: str = "") -> list:
     """A conversation, or a list of them, in which no text can become one of `tokens`, however it was cut into parts.
-
-    Raises `ValueError` that names the message which holds more than text and, from the user, images.
-    """
+    Raises `ValueError` that names the message which holds more than text and, from the user, images."""
     if not isinstance(conversation, (list, tuple)) or not conversation:
         raise ValueError(f"{place}A conversation is a list of messages, got {conversation!r:.80}.")
     if isinstance(conversation[0], (list, tuple)):
@@ -132,23 +125,11 @@ def _check_nothing_lost(given: Mapping, read: tuple[str, ...], place: str):
 
 @dataclass(frozen=True)
 class TokenCount:
-    """The tokens of images in an LLM's context.
+    """The tokens of images in an LLM's context."""
 
-    views: V of each image, which is also its encoder passes.
-    image_seq_length: P, visual tokens per view.
-    context_length: the LLM's context in tokens, if known.
-
-    >>> print(TokenCount([5], 576, context_length=4096))
-    5 views x 576 + 2 marks = 2882 tokens, 70.4% of a context of 4096
-    >>> print(TokenCount([5, 1], 576))
-    image 0: 5 views x 576 + 2 marks = 2882 tokens
-    image 1: 1 view x 576 + 2 marks = 578 tokens
-    total: 3460 tokens
-    """
-
-    views: list[int]
-    image_seq_length: int
-    context_length: int | None = None
+    views: list[int]  # V of each image, which is also its encoder passes
+    image_seq_length: int  # P, visual tokens per view
+    context_length: int | None = None  # the LLM's context in tokens, if known
 
     @property
     def image_tokens(self) -> list[int]:
@@ -185,11 +166,9 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
     r"""
     Prepares prompts and images for [`OmniFusionForConditionalGeneration`].
 
-    image_seq_length (`int`):
-        P, the visual tokens of one view; `OmniFusionConfig.image_seq_length`.
-    return_image_view_index (`bool`):
-        False omits `image_view_index`, which the model does not need, for trainers that pass on known keys only (TRL's
-        GRPO).
+    image_seq_length: P, the visual tokens of one view; `OmniFusionConfig.image_seq_length`.
+    return_image_view_index: False omits `image_view_index`, which the model does not need, for trainers that pass on
+        known keys only (TRL's GRPO).
 
     The images of a batch are nested (`[[a, b], [c]]`, one list per prompt, checked per prompt) or flat, in the order
     of the placeholders; `images=[]` means none. `regions=` are boxes that become views, nested or flat as the images
@@ -197,24 +176,16 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
     """
 
     def __init__(
-        self,
-        image_processor=None,
-        tokenizer=None,
-        image_seq_length=576,
-        chat_template=None,
-        return_image_view_index=True,
-        **kwargs,
-    ):
+        self, image_processor=None, tokenizer=None, image_seq_length=576, chat_template=None,
+        return_image_view_index=True, **kwargs,
+    ):  # fmt: skip
         self.image_seq_length = image_seq_length
         self.return_image_view_index = return_image_view_index
         for name, default in SPECIAL_TOKENS.items():
             token = getattr(tokenizer, name, None) or default
             token_id = tokenizer.convert_tokens_to_ids(token)
             if token_id is None or token_id == tokenizer.unk_token_id:
-                raise ValueError(
-                    f"The tokenizer does not know `{token}`; prepare it with "
-                    "omnifusion_hf.add_special_tokens(tokenizer) or OmniFusionProcessor.from_vision_text_pretrained."
-                )
+                raise ValueError(f"The tokenizer does not know `{token}`; use omnifusion_hf.add_special_tokens.")
             setattr(self, name, token)
             setattr(self, f"{name}_id", token_id)
         if tokenizer("a" + ESCAPE).input_ids != tokenizer("a").input_ids:
@@ -238,21 +209,12 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
 
     @classmethod
     def from_vision_text_pretrained(
-        cls,
-        vision: list[str],
-        text: str,
-        chat_template: str = "omnifusion",
-        image_options: dict | None = None,
-        **config,
+        cls, vision: list[str], text: str, chat_template="omnifusion", image_options: dict | None = None, **config
     ) -> "OmniFusionProcessor":
-        """The processor of a model that is assembled from pretrained parts; needs the package omnifusion_hf.
+        """The processor of [`OmniFusionForConditionalGeneration.from_vision_text_pretrained`], with its arguments.
 
-        Args:
-            vision: names or folders of the vision encoders; the first one's image processor gives normalisation.
-            text: name or folder of the LLM, whose tokenizer is used.
-            chat_template: `"omnifusion"`, the format of the release, or `"own"`, that of a chat-tuned LLM.
-            image_options: fields of [`OmniFusionImageProcessor`], such as `view_strategy` or `image_fit`.
-            config: fields of [`OmniFusionConfig`], the same as for the model.
+        chat_template: `"omnifusion"`, the format of the release, or `"own"`, that of a chat-tuned LLM.
+        image_options: fields of [`OmniFusionImageProcessor`], such as `view_strategy` or `image_fit`.
         """
         build = import_module("omnifusion_hf.build.assemble")
         return build.assemble_processor(cls, vision, text, chat_template, image_options or {}, **config)
@@ -263,10 +225,8 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         text: TextInput | PreTokenizedInput | list[TextInput] | list[PreTokenizedInput] | None = None,
         **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
-        """`input_ids` and `attention_mask` (B, L), `pixel_values` (ΣV, 3, S, S), `image_view_index` (ΣV,).
-
-        Raises `ValueError` if images, regions and placeholders do not match, or if truncation cuts into an image.
-        """
+        """`input_ids` and `attention_mask` (B, L), `pixel_values` (ΣV, 3, S, S), `image_view_index` (ΣV,). Raises
+        `ValueError` if images, regions and placeholders do not match, or if truncation cuts into an image."""
         options = kwargs.get("images_kwargs", {}) | kwargs
         if isinstance(images, (list, tuple)) and not flat(images):
             images = None
@@ -288,12 +248,12 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             return  # images alone, or text that transformers refuses
         found = [prompt.count(self.image_token) for prompt in prompts]
-        nested = isinstance(images, (list, tuple)) and any(isinstance(sample, (list, tuple)) for sample in images)
-        given = images_per_prompt([] if images is None else images)
-        if given != (found if nested else [sum(found)]):
+        counts = images_per_prompt(images)
+        given = counts or [0 if images is None else len(flat(images))]
+        if given != (found if counts else [sum(found)]):
             differ = [i for i, (count, placeholders) in enumerate(zip_longest(given, found)) if count != placeholders]
             raise ValueError(
-                (f"Sample {differ[0]}: " if nested else "")
+                (f"Sample {differ[0]}: " if counts else "")
                 + f"the prompts hold {found} `{self.image_token}` placeholders, but {given} images were given. The "
                 "number of image tokens in the prompts should be the same as the number of images: pass one list of "
                 "images per prompt, in the order of its placeholders."
@@ -325,28 +285,26 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         return outputs
 
     def _assistant_masks(self, conversation, chat_template, outputs: BatchFeature, **kwargs) -> list[list[int]]:
-        """(B, L), 1 for tokens that the template marks as an answer: the mask of the prompts before their images are
-        expanded, in which every `<image>` is repeated to the number of its tokens."""
+        """(B, L), 1 for tokens that the template marks as an answer. Each token of the prompt before its images are
+        expanded is a token of the expanded prompt; the others are padding, marks and further `<image>` tokens."""
         is_batch = isinstance(conversation[0], (list, tuple))
-        template_options = {name: value for name, value in kwargs.items() if name not in NOT_FOR_THE_TEMPLATE}
         texts, answers = render_jinja_template(  # the tokenizer's mask misses escaped starts before 5.24
             conversation if is_batch else [conversation],
             chat_template=chat_template or self.chat_template,
             return_assistant_tokens_mask=True,
-            **self.tokenizer.special_tokens_map | template_options,
+            **self.tokenizer.special_tokens_map | kwargs,
         )
-        prompts = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-        expanded, masks = outputs["input_ids"], []
-        expanded = expanded.tolist() if hasattr(expanded, "tolist") else expanded
-        for ids, places, marked, whole, attended in zip(
-            prompts["input_ids"], prompts["offset_mapping"], answers, expanded, outputs["attention_mask"]
-        ):
-            starts = (place for place, token in enumerate(whole) if token == self.image_start_token_id)
-            spans = (whole.index(self.image_end_token_id, start) - start + 1 for start in starts)
-            lengths = [next(spans) if token == self.image_token_id else 1 for token in ids]
-            learnt = [any(start < last and first < end for first, last in marked) for start, end in places]
-            mask = iter([int(mark) for mark, length in zip(learnt, lengths) for _ in range(length)])
-            masks.append([next(mask) if int(real) else 0 for real in attended])  # 0 where padded
+        places = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        masks = []
+        for row, spans, ids, attended in zip(places, answers, outputs["input_ids"], outputs["attention_mask"]):
+            ids = np.where(attended, ids, self.image_end_token_id)
+            is_image = ids == self.image_token_id
+            is_mark = np.isin(ids, (self.image_start_token_id, self.image_end_token_id))
+            unexpanded = ~is_mark & ~(is_image & np.roll(is_image, 1))
+            is_answer = [any(start < last and first < end for first, last in spans) for start, end in row]
+            mask = np.zeros_like(ids)
+            mask[unexpanded] = is_answer[: unexpanded.sum()]
+            masks.append(mask.tolist())
         return masks
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
@@ -358,11 +316,9 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
     def count_tokens(self, image_sizes, context_length: int | None = None, **image_options) -> TokenCount:
         """The tokens of images, from their sizes alone. Nothing else counts them.
 
-        Args:
-            image_sizes: (height, width) of one image, or a list with that of each.
-            context_length: the LLM's context, `model.config.text_config.max_position_embeddings`.
-            image_options: as in a call, such as `regions=[[0, 0, 90, 90]]` or `view_strategy="grid"`; regions flat,
-                one list per image.
+        image_sizes: (height, width) of one image, or a list with that of each.
+        context_length: the LLM's context, `model.config.text_config.max_position_embeddings`.
+        image_options: as in a call, such as `view_strategy="grid"` or `regions`, flat, one list per image.
         """
         sizes = np.atleast_2d(image_sizes).tolist() if len(image_sizes) else []
         if not all(np.shape(size) == (2,) for size in sizes):
@@ -374,7 +330,7 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         return TokenCount([len(boxes) for boxes in views], self.image_seq_length, context_length)
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
-        """Image tokens and views, from (height, width) of each image; serving engines plan memory with it."""
+        """[`count_tokens`] in transformers' form; serving engines plan memory with it."""
         if image_sizes is None:
             return MultiModalData()
         count = self.count_tokens(image_sizes, **kwargs)

@@ -6,9 +6,8 @@ Provenance: own code. `whole_view` gives the boxes of CLIP's and LLaVA's preproc
 LLaVA-NeXT's choice of canvas, with the whole image as the first view.
 
 A view is the square of S pixels that an encoder sees at once: the whole image, a tile of its grid, or a region. A box
-is `(left, top, right, bottom)` as floats, in pixels of the *original* image; pixels outside the image are padding.
-Boxes of the whole image and of tiles come from "resize to whole pixels, then crop", and give those whole-pixel sizes
-back exactly. The box of a region is whole pixels itself.
+is `(left, top, right, bottom)` in pixels of the *original* image; pixels outside the image are padding. Boxes of the
+whole image and of tiles give the whole-pixel sizes of the resized image exactly; those of regions are whole pixels.
 """
 
 import math
@@ -47,25 +46,15 @@ def _window(size: tuple[int, int], resized: tuple[int, int], corner: tuple[int, 
 
 
 def whole_view(size: tuple[int, int], fit: ImageFit, side: int) -> Box:
-    """The box of the view that shows the whole image.
+    """The box of the view of `side` pixels that shows the whole image, whose size is (height, width).
 
     `crop`: shortest edge to `side`, centre crop (CLIP). `pad`: longest edge to `side`, centred. `squash`: both edges.
-
-    Args: size: (height, width) of the image. side: S, the view's side in pixels.
-
-    >>> whole_view((100, 200), "crop", 50)
-    (50.0, 0.0, 150.0, 100.0)
-    >>> whole_view((100, 200), "pad", 50)
-    (0.0, -48.0, 200.0, 152.0)
-    >>> whole_view((100, 200), "squash", 50)
-    (0.0, 0.0, 200.0, 100.0)
     """
     height, width = size
     if fit == "squash":
         return (0.0, 0.0, float(width), float(height))
     if fit == "crop":
-        scale_edge = min(size)
-        resized = (int(side * height / scale_edge), int(side * width / scale_edge))
+        resized = (int(side * height / min(size)), int(side * width / min(size)))
     elif fit == "pad":
         resized = fit_inside(size, (side, side))
     else:
@@ -76,24 +65,14 @@ def whole_view(size: tuple[int, int], fit: ImageFit, side: int) -> Box:
 
 
 def fit_inside(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
-    """The largest (height, width) in whole pixels, aspect kept, of an image inside a canvas.
-
-    >>> fit_inside((100, 300), (672, 672))
-    (224, 672)
-    """
+    """The largest (height, width) in whole pixels, aspect kept, of an image inside a canvas."""
     (height, width), (canvas_height, canvas_width) = size, canvas
     scale = min(canvas_height / height, canvas_width / width)
     return max(1, min(canvas_height, round(height * scale))), max(1, min(canvas_width, round(width * scale)))
 
 
 def best_canvas(size: tuple[int, int], canvases: list[list[int]], side: int) -> tuple[int, int]:
-    """The canvas, as (rows, columns) of tiles, that shows the most pixels of the image; the smallest of equals.
-
-    >>> best_canvas((400, 1300), [[1, 2], [2, 1], [2, 2], [1, 3], [3, 1]], side=336)
-    (1, 3)
-    >>> best_canvas((600, 600), [[1, 2], [2, 1], [2, 2], [1, 3], [3, 1]], side=336)
-    (2, 2)
-    """
+    """The canvas, as (rows, columns) of tiles, that shows the most pixels of the image; the smallest of equals."""
 
     def score(canvas):
         rows, columns = canvas
@@ -101,16 +80,11 @@ def best_canvas(size: tuple[int, int], canvases: list[list[int]], side: int) -> 
         shown = min(height * width, size[0] * size[1])
         return shown, -rows * columns
 
-    rows, columns = max(canvases, key=score)
-    return rows, columns
+    return tuple(max(canvases, key=score))
 
 
 def grid_views(size: tuple[int, int], canvases: list[list[int]], side: int) -> list[Box]:
-    """Boxes of the tiles of the best canvas, row by row; the image is centred on it, aspect kept, and padded.
-
-    >>> grid_views((100, 100), [[1, 2]], side=50)
-    [(-50.0, 0.0, 50.0, 100.0), (50.0, 0.0, 150.0, 100.0)]
-    """
+    """Boxes of the tiles of the best canvas, row by row; the image is centred on it, aspect kept, and padded."""
     rows, columns = best_canvas(size, canvases, side)
     resized = fit_inside(size, (rows * side, columns * side))
     top, left = (rows * side - resized[0]) // 2, (columns * side - resized[1]) // 2
@@ -119,11 +93,7 @@ def grid_views(size: tuple[int, int], canvases: list[list[int]], side: int) -> l
 
 
 def read_region(region) -> tuple[Box, float | None]:
-    """Box and score of a region: `[left, top, right, bottom]`, or an entry of transformers' detection pipelines.
-
-    >>> read_region({"score": 0.9, "label": "cat", "box": {"xmin": 10, "ymin": 20, "xmax": 30, "ymax": 40}})
-    ((10.0, 20.0, 30.0, 40.0), 0.9)
-    """
+    """Box and score of a region: `[left, top, right, bottom]`, or an entry of transformers' detection pipelines."""
     score, corners = None, region
     try:
         if isinstance(region, dict):
@@ -141,43 +111,25 @@ def read_region(region) -> tuple[Box, float | None]:
 
 
 def clip_region(size: tuple[int, int], box: Box) -> Box:
-    """The whole pixels of the image that a box touches. Raises `ValueError` if there are none.
-
-    >>> clip_region((100, 200), (-3.5, 10.2, 20.0, 30.0))
-    (0, 10, 20, 30)
-    """
+    """The whole pixels of the image that a box touches. Raises `ValueError` if there are none."""
     height, width = size
     left, top, right, bottom = box
     if left >= right or top >= bottom:
-        raise ValueError(
-            f"{list(box)} is empty or reversed; boxes are [left, top, right, bottom] with left < right, top < bottom."
-        )
+        raise ValueError(f"{list(box)} is empty or reversed; it must have left < right and top < bottom.")
     if 0 <= min(box) and max(box) <= 1 and max(size) > 1:
         raise ValueError(
             f"{list(box)} lies within one pixel and looks like fractions of an image; give pixels: left and right "
             f"times {width}, top and bottom times {height}."
         )
     if left >= width or top >= height or right <= 0 or bottom <= 0:
-        raise ValueError(
-            f"{list(box)} is outside the image of {width} x {height} pixels (width x height); boxes are in pixels "
-            "of the upright image."
-        )
+        raise ValueError(f"{list(box)} is outside the image of {width} x {height} pixels (width x height, upright).")
     right, bottom = min(width, math.ceil(right)), min(height, math.ceil(bottom))
     return (max(0, math.floor(left)), max(0, math.floor(top)), right, bottom)
 
 
 def square_region(size: tuple[int, int], box: Box, context: float) -> Box:
-    """The square of whole pixels around a box, with a margin of `context` / 2 x its longer side.
-
-    The square is moved into the image if it fits; otherwise it is centred on the image and padded.
-
-    >>> square_region((100, 200), (50, 40, 70, 50), context=0.2)
-    (48.0, 33.0, 72.0, 57.0)
-    >>> square_region((100, 200), (0, 0, 20, 10), context=0.2)
-    (0.0, 0.0, 24.0, 24.0)
-    >>> square_region((100, 200), (0, 20, 150, 40), context=0.0)
-    (0.0, -25.0, 150.0, 125.0)
-    """
+    """The square of whole pixels around a box, with a margin of `context` / 2 x its longer side: inside the image if
+    it fits, else centred on it and padded."""
     left, top, right, bottom = box
     side = round(max(right - left, bottom - top) * (1 + context))
 
@@ -191,14 +143,8 @@ def square_region(size: tuple[int, int], box: Box, context: float) -> Box:
 
 
 def region_views(size: tuple[int, int], regions: list, context: float, max_regions: int) -> list[Box]:
-    """Views of the regions of one image: clipped, sorted, capped, squared.
-
-    Sorted by falling score or, without scores, in reading order (top edge, then left edge); the first `max_regions`
-    are kept. Raises `ValueError` that names the first box which is not one or is outside the image.
-
-    >>> region_views((100, 200), [[80, 50, 90, 60], [10, 10, 30, 30]], context=0.0, max_regions=4)
-    [(10.0, 10.0, 30.0, 30.0), (80.0, 50.0, 90.0, 60.0)]
-    """
+    """Views of the first `max_regions` boxes of one image by falling score or, without scores, in reading order (top
+    edge, then left edge). Raises `ValueError` that names the first box which is not one or is outside the image."""
     found = []
     for index, region in enumerate(regions):
         try:
@@ -213,55 +159,37 @@ def region_views(size: tuple[int, int], regions: list, context: float, max_regio
 
 
 def image_views(
-    size: tuple[int, int],
-    strategy: ViewStrategy,
-    fit: ImageFit,
-    canvases: list[list[int]],
-    side: int,
-    regions: list[Box] | None = None,
+    size: tuple[int, int], strategy: ViewStrategy, fit: ImageFit, canvases: list[list[int]], side: int, regions=()
 ) -> ImageViews:
-    """All views of an image; `regions` come from [`region_views`]. Raises `ValueError` for an image without pixels or
-    an unknown strategy.
-    """
+    """All views of an image; `regions` come from [`region_views`]. Raises `ValueError` for an image without pixels."""
     if min(size) < 1:
         raise ValueError(f"An image of {size[0]} x {size[1]} pixels has no content; remove it from the input.")
     if strategy not in ("whole", "grid"):
-        raise ValueError(
-            f"view_strategy `{strategy}` is unknown; use 'whole' or 'grid'. Both take regions=[...] of a call."
-        )
+        raise ValueError(f"view_strategy `{strategy}` is unknown; use 'whole' or 'grid'. Both take regions of a call.")
     tiles = grid_views(size, canvases, side) if strategy == "grid" else []
-    return ImageViews(whole_view(size, fit, side), tiles, regions or [])
+    return ImageViews(whole_view(size, fit, side), tiles, list(regions))
 
 
 def regions_per_image(regions, images_per_prompt: list[int]) -> list[list]:
-    """One list of boxes per image of a batch.
-
-    `regions` are the boxes of the only image, one list of boxes per image, or such lists nested per prompt, as lists,
-    arrays or tensors. Raises `ValueError` if their number is not that of the images.
-
-    >>> regions_per_image([[0, 0, 9, 9]], [1])
-    [[[0, 0, 9, 9]]]
-    >>> regions_per_image([[[[0, 0, 9, 9]], []], []], [2, 0])
-    [[[0, 0, 9, 9]], []]
-    """
-    regions, expected = _as_lists(regions), sum(images_per_prompt)
+    """One list of boxes per image of a batch, from the boxes of the only image, one list of boxes per image, or such
+    lists nested per prompt, as lists, arrays or tensors. `ValueError` if their number is not that of the images."""
+    regions, num_images = _as_lists(regions), sum(images_per_prompt)
     levels = _levels(regions)
     if levels == -math.inf:
-        return [[] for _ in range(expected)]
-    if levels not in (1, 2, 3):
-        raise ValueError(
-            "regions are one list of boxes per image, each box [left, top, right, bottom] or a detection pipeline's "
-            f"entry; got {str(regions)[:80]}."
-        )
-    given = 1 if levels == 1 else len(regions)
+        return [[] for _ in range(num_images)]
+    given, expected, lists = "no", num_images, []
     if levels == 3:
-        given, expected = [len(prompt) for prompt in regions], images_per_prompt
+        given, expected, lists = [len(prompt) for prompt in regions], images_per_prompt, sum(regions, [])
+    elif levels in (1, 2):
+        lists = regions if levels == 2 else [regions]
+        given = len(lists)
     if given != expected:
         raise ValueError(
-            f"There are {given} lists of regions for {expected} images; nest regions as the images are, with one "
-            "list of boxes per image, [] for none."
+            f"There are {given} lists of regions for {expected} images; nest regions as the images are, one list of "
+            "boxes per image, [] for none; a box is [left, top, right, bottom] or a detection pipeline's entry. Got "
+            f"{str(regions)[:80]}."
         )
-    return {1: [regions], 2: regions, 3: [boxes for prompt in regions for boxes in prompt]}[levels]
+    return lists
 
 
 def _as_lists(regions):
@@ -279,11 +207,7 @@ def _levels(regions) -> float:
 
 
 def views_per_image(image_view_index) -> list[int]:
-    """The number of views of each image, from `image_view_index` (ΣV,), which counts from 0 within each image.
-
-    >>> views_per_image([0, 1, 2, 0, 0, 1])
-    [3, 1, 2]
-    """
+    """The number of views of each image, from `image_view_index` (ΣV,), which counts from 0 within each image."""
     image_view_index = np.asarray(image_view_index)
     starts = np.flatnonzero(image_view_index == 0)
     return np.diff(starts, append=len(image_view_index)).tolist()

@@ -19,6 +19,7 @@ from .callbacks import IdentityCallback, SaveAndStop, check_reporting, checkpoin
 from .conversations import BadSamples
 from .feature_cache import cached_dataset
 from .identity import identity_of
+from .loss import loss_of_answers
 from .mixture import load_data
 from .modules import restore_dtypes
 from .preprocessing import ConversationEncoder, encode
@@ -99,7 +100,7 @@ def load_model(
         with friendly_load_errors(name):
             model = AutoModelForImageTextToText.from_pretrained(name, attn_implementation=recipe.attn_implementation)
         check_sharding(recipe.parts, model.config.tie_word_embeddings, args)
-        model.skip_logits = True
+        model.loss_from_states = loss_of_answers
         dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
         set_seed(args.seed)  # LoRA's factors are random
         return apply_stage(model, recipe.stage, recipe.vision_tuning, recipe.lora), dtypes

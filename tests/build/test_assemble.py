@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlavaConfig
 
 from omnifusion_hf import OmniFusionForConditionalGeneration, OmniFusionProcessor
-from omnifusion_hf.model.loss_omnifusion import scale_logits
+from omnifusion_hf.model.modeling_omnifusion import scale_logits
 from omnifusion_hf.training.stages import apply_stage
 
 

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from omnifusion_hf.model import modeling_omnifusion
 from omnifusion_hf.training.lora import LoraSettings
+from omnifusion_hf.training.loss import loss_of_answers
 from omnifusion_hf.training.stages import apply_stage
 
 
@@ -28,7 +29,7 @@ def make_model(projector_type: str, trained: str, checkpointing: str):
     """`trained`: `adapter` as in stage 1, `lora` or `llm` as in stage 2, `all` with the encoders."""
     encoders = ["clip"] if projector_type == "mlp" else ["clip", "siglip"]
     model = tiny.model(tiny.config(encoders, projector_type=projector_type, projector_dropout=0.0))
-    model.skip_logits = True  # as in training
+    model.loss_from_states = loss_of_answers  # as in training
     stage = {"adapter": "pretrain", "lora": "lora"}.get(trained, "finetune")
     lora = LoraSettings(rank=4, alpha=8, dropout=0.0)
     model = apply_stage(model, stage, "full" if trained == "all" else "frozen", lora)

@@ -1,7 +1,6 @@
 """The processor: image tokens are counted in one place, user text is data, images stay with their prompts."""
 
 import base64
-import doctest
 from io import BytesIO
 
 import numpy as np
@@ -16,16 +15,18 @@ from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 from omnifusion_hf import OmniFusionProcessor, add_special_tokens
 from omnifusion_hf.build.chat_template import chat_template_for
 from omnifusion_hf.inference import TINY
-from omnifusion_hf.model import processing_omnifusion
-from omnifusion_hf.model.processing_omnifusion import ESCAPE
+from omnifusion_hf.model.processing_omnifusion import ESCAPE, TokenCount
 
 
 SPECIALS = ["<image>", "<img_start>", "<img_end>", "<user>", "<bot>", "</s>", "<s>"]
 SIZES = [(40, 60), (7, 5), (33, 200), (150, 20)]
 
 
-def test_examples_in_docstrings_hold():
-    assert doctest.testmod(processing_omnifusion) == (0, 2)
+def test_a_count_of_tokens_is_printed_for_each_image_and_in_all():
+    one = "5 views x 576 + 2 marks = 2882 tokens"
+    assert str(TokenCount([5], 576, context_length=4096)) == f"{one}, 70.4% of a context of 4096"
+    both = f"image 0: {one}\nimage 1: 1 view x 576 + 2 marks = 578 tokens\ntotal: 3460 tokens"
+    assert str(TokenCount([5, 1], 576)) == both
 
 
 BOXES = [[(0, 0, 9, 9), (20, 3, 40, 20)], [], [(0, 0, 5, 5)], []]

@@ -39,6 +39,20 @@ def test_predictions_are_the_logits_of_every_sample_and_the_loss_is_theirs(train
     assert min(losses) < found.metrics["test_loss"] < max(losses)
 
 
+def test_metrics_are_computed_from_the_logits_and_labels_of_mixed_batches(trainer):
+    def accuracy(predicted) -> dict:
+        guesses, labels = predicted.predictions.argmax(-1)[:, :-1], predicted.label_ids[:, 1:]
+        return {"accuracy": float((guesses == labels)[labels != -100].mean())}
+
+    trainer.compute_metrics = accuracy
+    expected = accuracy(trainer.predict(trainer.eval_dataset))
+    assert trainer.evaluate()["eval_accuracy"] == expected["accuracy"]
+    trainer.eval_dataset = trainer.eval_dataset[:1]  # control: another set, another figure
+    [alone], labels = by_hand(trainer), torch.tensor(trainer.eval_dataset[0]["labels"])[1:]
+    right = (alone.logits[0, :-1].argmax(-1) == labels)[labels != -100].float().mean().item()
+    assert trainer.evaluate()["eval_accuracy"] == pytest.approx(right)
+
+
 def test_control_other_outputs_would_be_collected_as_well(trainer):
     trainer.model.config.keys_to_ignore_at_inference = []
     with pytest.raises((AttributeError, TypeError, ValueError, RuntimeError, AssertionError)):

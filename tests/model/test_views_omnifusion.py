@@ -1,19 +1,18 @@
 """Views: boxes of images of any size, for every fit and strategy."""
 
-import doctest
-
 import numpy as np
 import pytest
 
-from omnifusion_hf.model import views_omnifusion
 from omnifusion_hf.model.views_omnifusion import (
     best_canvas,
     clip_region,
     fit_inside,
+    grid_views,
     image_views,
     region_views,
     regions_per_image,
     square_region,
+    whole_view,
 )
 
 
@@ -27,9 +26,24 @@ def random_sizes(count: int) -> list[tuple[int, int]]:
     return [(int(height), int(width)) for height, width in sizes]
 
 
-def test_examples_in_docstrings_hold():
-    failed, attempted = doctest.testmod(views_omnifusion)
-    assert failed == 0 and attempted >= 16
+@pytest.mark.parametrize(
+    "found, expected",
+    [
+        (whole_view((100, 200), "crop", 50), (50, 0, 150, 100)),
+        (whole_view((100, 200), "pad", 50), (0, -48, 200, 152)),
+        (whole_view((100, 200), "squash", 50), (0, 0, 200, 100)),
+        (fit_inside((100, 300), (672, 672)), (224, 672)),
+        (best_canvas((400, 1300), CANVASES, side=336), (1, 3)),
+        (best_canvas((600, 600), CANVASES, side=336), (2, 2)),
+        (grid_views((100, 100), [[1, 2]], side=50), [(-50, 0, 50, 100), (50, 0, 150, 100)]),
+        (clip_region((100, 200), (-3.5, 10.2, 20.0, 30.0)), (0, 10, 20, 30)),
+        (square_region((100, 200), (50, 40, 70, 50), context=0.2), (48, 33, 72, 57)),
+        (square_region((100, 200), (0, 0, 20, 10), context=0.2), (0, 0, 24, 24)),
+        (square_region((100, 200), (0, 20, 150, 40), context=0.0), (0, -25, 150, 125)),
+    ],
+)
+def test_boxes_are_these_numbers(found, expected):
+    assert found == expected
 
 
 def test_tiles_cover_the_image_without_overlap():

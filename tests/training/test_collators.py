@@ -16,7 +16,13 @@ from tiny import assistant, user
 from torch import nn
 
 from omnifusion_hf.training import collators
-from omnifusion_hf.training.collators import PackingCollator, PaddingCollator, packing_collator, plan_rows
+from omnifusion_hf.training.collators import (
+    PackingCollator,
+    PaddingCollator,
+    packing_collator,
+    plan_rows,
+)
+from omnifusion_hf.training.loss import loss_of_answers
 from omnifusion_hf.training.preprocessing import ConversationEncoder
 
 
@@ -68,7 +74,7 @@ SAMPLES = encoded(
 
 def model_of(text_config, **changes) -> nn.Module:
     model = tiny.model(tiny.config(text=text_config, **changes)).train()
-    model.skip_logits = True
+    model.loss_from_states = loss_of_answers
     return model
 
 

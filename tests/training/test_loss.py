@@ -14,8 +14,9 @@ from transformers import CohereConfig, Gemma2Config, GraniteConfig, Trainer, Tra
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from omnifusion_hf import OmniFusionForConditionalGeneration
-from omnifusion_hf.model import loss_omnifusion as head_omnifusion
-from omnifusion_hf.model.loss_omnifusion import chunked_cross_entropy, is_plain, loss_of_answers, predict
+from omnifusion_hf.model.modeling_omnifusion import predict
+from omnifusion_hf.training import loss as loss_in_training
+from omnifusion_hf.training.loss import chunked_cross_entropy, is_plain, loss_of_answers
 from omnifusion_hf.training.stages import apply_stage
 
 
@@ -45,7 +46,7 @@ def batch(rows: int = 3, length: int = 40) -> dict[str, torch.Tensor]:
 
 
 def loss_and_gradients(model: nn.Module, skip_logits: bool, **inputs) -> tuple[torch.Tensor, dict]:
-    model.skip_logits = skip_logits
+    model.loss_from_states = loss_of_answers if skip_logits else None
     model.zero_grad()
     output = model(**batch(), **inputs)
     assert (output.logits is None) == skip_logits
@@ -78,7 +79,7 @@ def test_loss_is_that_of_the_next_token_and_labels_that_were_shifted_before_are_
     """Where a sequence is cut over several devices, the second half's first label is the first half's last."""
     model, given = tiny.model().train(), batch()
     logits = model(input_ids=given["input_ids"]).logits
-    model.skip_logits = skip_logits
+    model.loss_from_states = loss_of_answers if skip_logits else None
     shifted = nn.functional.pad(given["labels"], (0, 1), value=-100)[:, 1:].contiguous()
     whole = model(**given).loss
     torch.testing.assert_close(whole, nn.functional.cross_entropy(logits.flatten(0, 1), shifted.flatten()))
@@ -92,7 +93,7 @@ class Subclass(OmniFusionForConditionalGeneration):
     """A user's, or FSDP2's, which makes one of its own."""
 
 
-@pages.OTHERS_DEPRECATIONS[1]
+@pages.OTHERS_DEPRECATIONS[0]
 @pytest.mark.parametrize("kind", [OmniFusionForConditionalGeneration, Subclass, "LoRA"])
 def test_stock_trainer_smooths_the_labels_of_the_next_token(kind, tmp_path):
     model = tiny.model(tiny.config(text=tiny.text_config(initializer_range=0.2)))
@@ -126,7 +127,7 @@ def test_control_another_weight_gives_another_loss_and_gradients():
 def test_a_label_that_is_never_predicted_is_refused_by_name(skip_logits, soft_cap, training):
     text = Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=soft_cap)
     model = tiny.model(tiny.config(predicted_vocab_size=300, text=text)).train(training)
-    model.skip_logits = skip_logits
+    model.loss_from_states = loss_of_answers if skip_logits else None
     inputs = batch()
     inputs["labels"][1, 7] = 299
     assert model(**inputs).loss < 20  # control: labels are below 300
@@ -140,7 +141,7 @@ def test_a_label_that_is_never_predicted_is_refused_by_name(skip_logits, soft_ca
 
 def test_evaluation_and_prompts_have_logits():
     model = tiny.model()
-    model.skip_logits = True
+    model.loss_from_states = loss_of_answers
     assert model(**batch()).logits.shape == (3, 40, 512)
     assert model.train()(input_ids=batch()["input_ids"]).logits.shape == (3, 40, 512)
 
@@ -204,7 +205,7 @@ def test_autocast_computes_in_its_dtype(monkeypatch):
         seen.append((states.dtype, weight.dtype))
         return torch.zeros(len(targets), dtype=states.dtype)
 
-    monkeypatch.setattr(head_omnifusion.F, "linear_cross_entropy", spy)
+    monkeypatch.setattr(loss_in_training.F, "linear_cross_entropy", spy)
     arguments = (torch.randn(4, 8), torch.randn(16, 8), torch.arange(4), tiny.text_config())
     chunked_cross_entropy(*arguments)
     with torch.autocast("cpu", torch.bfloat16):
@@ -214,7 +215,7 @@ def test_autocast_computes_in_its_dtype(monkeypatch):
 
 def test_bfloat16_loss_is_summed_in_float32():
     model = tiny.model(tiny.config(text=tiny.text_config(initializer_range=0.2))).to(torch.bfloat16).train()
-    model.skip_logits = True
+    model.loss_from_states = loss_of_answers
     found = model(**batch()).loss
     expected = model.float()(**batch()).loss
     assert found.dtype == torch.float32

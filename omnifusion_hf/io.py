@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,6 +19,7 @@ from ruamel.yaml.error import MarkedYAMLError
 SUMMARY = "training_summary.json"
 LOSS_PLOT = "training_loss.png"
 RECIPES = Path(__file__).parent / "recipes"
+MOST_BRACKETS = 100  # of YAML text in each other: the parser takes quadratic time for more
 
 
 def recipe_path(name: str | Path) -> Path:
@@ -30,11 +32,6 @@ def check_new(path: str | Path):
     """Raises `ValueError` for a path that exists."""
     if Path(path).exists():
         raise ValueError(f"{path} exists and is not replaced; remove it or choose another name.")
-
-
-# Files of a finished training run in its model folder; the model card shows both.
-SUMMARY = "training_summary.json"
-LOSS_PLOT = "training_loss.png"
 
 
 @contextmanager
@@ -155,7 +152,10 @@ def read_text(path: str | Path) -> str:
 def read_yaml(text: str, source: str):
     """The content of YAML 1.2 text (`no` is a string). Raises `ValueError` that names its source, also for a duplicate
     key."""
+    depths = accumulate((letter in "[{") - (letter in "]}") for letter in text)
     with named(f"{source} is not YAML"):
+        if max(depths, default=0) > MOST_BRACKETS:
+            raise ValueError(f"it has more than {MOST_BRACKETS} brackets in each other")
         try:
             return YAML(typ="safe", pure=True).load(text)
         except MarkedYAMLError as error:

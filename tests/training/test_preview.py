@@ -29,7 +29,7 @@ def test_printed_samples_mark_what_is_trained_and_count_visual_tokens(data, tmp_
     said = capsys.readouterr().out
     answer = conversations.sample(0)["conversations"][1]["value"]
     assert "sample 0" in said and "36 visual" in said
-    assert f"<img_start><image> x 36<img_end><user>" in said and f"<bot>⟦{answer}</s>⟧" in said
+    assert "<img_start><image> x 36<img_end><user>" in said and f"<bot>⟦{answer}</s>⟧" in said
     assert Image.open(tmp_path / "views/sample-0-image-0.png").width > 100
 
 

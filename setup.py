@@ -69,6 +69,7 @@ setup(
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
         "test": [
             "bitsandbytes>=0.46",
+            "gguf>=0.10",
             "nox",
             "pytest",
             "pytest-timeout",

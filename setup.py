@@ -50,6 +50,7 @@ setup(
         "data": ["datasets>=4"],  # parquet, the Hub, streams
         "lora": ["peft>=0.21"],
         "deepspeed": ["deepspeed>=0.19"],  # recipes/accelerate/zero3.yaml
+        "gguf": ["gguf>=0.10"],  # GGUF files as LLMs
         "plot": ["matplotlib"],  # the loss of a training run
         "lab": ["scikit-learn", "matplotlib", "rapidfuzz", "statsmodels", "torch>=2.9"],  # torch.optim.Muon
         "quantization": ["bitsandbytes>=0.46", "torchao"],
@@ -68,6 +69,7 @@ setup(
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
         "test": [
             "bitsandbytes>=0.46",
+            "gguf>=0.10",
             "nox",
             "pytest",
             "pytest-timeout",

@@ -134,6 +134,29 @@ def train(
 
 
 @app.command()
+def data(
+    path: Annotated[str, typer.Argument(help="File, folder, Hub id or mixture (.yaml), as data_path of a recipe.")],
+    model: Model = None,
+    image_folder: Annotated[str | None, typer.Option(help="Folder of the images. Default: the file's.")] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Samples to print.")] = 3,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of a sample. Default: the context length of the LLM.")
+    ] = None,
+    drawings: Annotated[str | None, typer.Option(metavar="FOLDER", help="Folder for drawings of the views.")] = None,
+):
+    """Print the first samples as the model will see them, and count the problems of all.
+
+    \b
+    omnifusion data dialogues.json --model my-omnifusion --image-folder images --drawings views
+    """
+    from .inference import TINY
+    from .training.mixture import Source
+    from .training.preview import preview
+
+    preview(Source(path, image_folder), model or str(TINY), samples, max_length, drawings)
+
+
+@app.command()
 def merge(
     folder: Annotated[str, typer.Argument(help="Checkpoint or final folder of a LoRA run.")],
     output: Output,

@@ -16,6 +16,7 @@ from ..model.modeling_omnifusion_projector import PROJECTORS
 from ..model.modeling_omnifusion_vision import last_layers, trim_encoder
 from ..model.processing_omnifusion import OmniFusionProcessor
 from .chat_template import chat_template_for
+from .gguf import source_of
 from .tokenization import add_special_tokens, load_tokenizer
 
 
@@ -63,7 +64,8 @@ def assemble_config(vision: list[str], text: str, tokenizer, **config) -> OmniFu
     Raises `ValueError` for an LLM with encoders of its own.
     """
     vision_fields = {name: config.pop(name) for name in ("image_sizes", "image_normalizations") if name in config}
-    text_config = AutoConfig.from_pretrained(text)
+    folder, options = source_of(text)
+    text_config = AutoConfig.from_pretrained(folder, **options)
     if text_config.get_text_config() is not text_config:
         raise ValueError(f"{text} is a `{text_config.model_type}`, which has encoders itself; give a text LLM.")
     text_config.vocab_size = padded_vocab_size(max(text_config.vocab_size, len(tokenizer)))
@@ -100,7 +102,10 @@ def load_llm(text: str, vocab_size: int, dtype: torch.dtype | str) -> PreTrained
     New rows are the mean row, so unused ids are never the argmax, and tokens that are added later can be learned.
     Raises `ValueError` for a head with a bias, which neither this model nor serving engines have.
     """
-    llm, loading = AutoModelForCausalLM.from_pretrained(text, dtype=dtype, output_loading_info=True)
+    folder, options = source_of(text)
+    llm, loading = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
+    if options:  # the weights of a GGUF file are dequantised by now, but the configuration says otherwise
+        del llm.config.quantization_config
     check_loaded(text, llm, loading)
     if llm.get_output_embeddings().bias is not None:
         raise ValueError(

@@ -15,6 +15,7 @@ from ..model.configuration_omnifusion import ALL_LAYERS, ENCODER_FAMILIES, OmniF
 from ..model.modeling_omnifusion import OmniFusionForConditionalGeneration
 from ..model.processing_omnifusion import OmniFusionProcessor
 from .assemble import assemble_vision_config
+from .gguf import source_of
 from .presets import ENCODERS, TEXTS, EncoderPreset
 
 
@@ -86,7 +87,8 @@ def resolve_encoder(given: str) -> tuple[EncoderPreset | None, str]:
 def check_exists(source: str):
     """Raises `ValueError` for a part that neither a folder nor the Hub has."""
     try:
-        AutoConfig.from_pretrained(source)
+        folder, options = source_of(source)
+        AutoConfig.from_pretrained(folder, **options)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..model.configuration_omnifusion import SPECIAL_TOKENS
 from ..model.processing_omnifusion import ESCAPE, escape, special_tokens
+from .gguf import load_gguf_tokenizer
 
 
 PROBES = ["What is the sky color?", "Какого цвета небо?", "  two  spaces", "a\nb\n", "x\t∑🙂", "123,456.78"]
@@ -33,6 +34,8 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     AutoTokenizer is the last resort: its classes rebuild the pipeline and mis-encode leading spaces and text after
     special tokens for Mistral v0.1, Vicuna and similar LLMs. Raises `ValueError` if there is no tokenizer.
     """
+    if Path(name).suffix == ".gguf":
+        return load_gguf_tokenizer(name)
     if find_file(name, "tokenizer.json"):
         return PreTrainedTokenizerFast.from_pretrained(name)
     pieces, settings = find_file(name, "tokenizer.model"), find_file(name, "tokenizer_config.json")

@@ -23,12 +23,15 @@ from ..io import named
 from ..model.image_processing_omnifusion import load_image
 from ..model.views_omnifusion import read_region, regions_per_image
 from .identity import as_bytes, content_hash
+from .row_forms import canonical
 
 
 ConversationFormat = Literal["llava", "v1.1"]
 BadSamplePolicy = Literal["error", "skip"]
 ImageSource = str | bytes | dict | Image.Image
 IMAGE_MARK = "<image>"
+# The questions for captions of sources without `instructions`.
+DESCRIBE = ("Describe the image.", "Give a brief description of the image.", "What is in the image?")
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 READ = {"id", "image", "images", "conversations", "messages", "caption", "regions"}
 # Columns in which well-known sets note the origin of a sample. They are not training data.
@@ -152,15 +155,17 @@ class SampleReader:
             raise ValueError(f"no column {missing[0]!r}; there are {sorted(row)}.")
         left = {*self.columns.values(), *self.ignored}
         others = {name: value for name, value in row.items() if name not in left}
-        row = others | {ours: row[theirs] for ours, theirs in self.columns.items()}
+        row = canonical(others | {ours: row[theirs] for ours, theirs in self.columns.items()})
         _check_read(row, READ | PROVENANCE, "the sample")
         return row
 
-    def _source(self, image: ImageSource) -> Path | bytes | Image.Image:
+    def _source(self, image: ImageSource) -> Path | str | bytes | Image.Image:
         if isinstance(image, dict):
             image = image["bytes"] if image.get("bytes") is not None else image.get("path") or ""
         if not isinstance(image, str):
             _check_image(image)
+            return image
+        if image.startswith(("data:", "http://", "https://")):
             return image
         path = self.image_folder / image
         if not os.path.isfile(path):  # also False for what cannot be a name, such as base64
@@ -244,6 +249,8 @@ def to_messages(
 
     Raises `ValueError` without the sample's name.
     """
+    if not (_is_empty(row.get("caption")) or row.get("conversations") or row.get("messages")):
+        instructions = instructions or DESCRIBE
     turns = _caption_turns(row, instructions, seed) if instructions else _turns(row)
     _check_order([role for role, _ in turns])
     images = images_of(row)

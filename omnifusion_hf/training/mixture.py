@@ -59,7 +59,9 @@ class Source:
     conversation_format: ConversationFormat = "llava"
 
     def reader(self, seed: int) -> SampleReader:
-        folder = self.image_folder or (Path(self.path).parent if self.path.endswith((".json", ".jsonl")) else "")
+        folder = self.image_folder or (
+            Path(self.path).parent if self.path.endswith((".json", ".jsonl", ".csv", ".tsv")) else ""
+        )
         return SampleReader(
             self.columns, Path(folder), self.conversation_format, self.instructions, seed, self.ignored
         )

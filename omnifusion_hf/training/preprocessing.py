@@ -120,17 +120,19 @@ class EncodedDataset(Dataset):
         return lengths
 
     def _measure(self, index: int) -> tuple[str, int]:
-        """The text of a raw sample and the tokens of its images."""
-        processor = self.encoder.processor
         try:
-            sample = self.dataset[index]
-            parts = [part for message in sample["messages"] for part in message["content"]]
-            most = processor.image_processor.max_image_pixels
-            sizes = [pixel_size_of(part["image"], most) for part in parts if part["type"] == "image"]
-            tokens = processor.count_tokens(sizes, regions=[sample["regions"]]).total if sizes else 0
+            return measure(self.dataset[index], self.encoder.processor)
         except ValueError:
             return "", 0
-        return " ".join(part["text"] for part in parts if part["type"] == "text"), tokens
+
+
+def measure(sample: dict, processor: OmniFusionProcessor) -> tuple[str, int]:
+    """The text of a raw sample and the tokens of its images, from the headers of their files."""
+    parts = [part for message in sample["messages"] for part in message["content"]]
+    most = processor.image_processor.max_image_pixels
+    sizes = [pixel_size_of(part["image"], most) for part in parts if part["type"] == "image"]
+    tokens = processor.count_tokens(sizes, regions=[sample["regions"]]).total if sizes else 0
+    return " ".join(part["text"] for part in parts if part["type"] == "text"), tokens
 
 
 def pixel_size_of(source: Path | bytes | Image.Image, max_pixels: int = 2**27) -> tuple[int, int]:

@@ -21,6 +21,10 @@ from ..io import named, read_json, read_text
 from .conversations import Rows, only_one
 
 
+BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".jsonl": "json", ".json": "json"}
+BUILDERS |= {".csv": "csv", ".tsv": "csv"}
+
+
 class JsonRows:
     """LLaVA's format: a file that holds one list of samples."""
 
@@ -160,6 +164,35 @@ def row_of_members(members: dict[str, Any]) -> dict:
     return row | {"image": None, "images": images}
 
 
+class CaptionedImages:
+    """A folder of images, each with a `.txt` file of the same name that holds its caption."""
+
+    def __init__(self, folder: Path):
+        texts = {path.with_suffix(""): path for path in sorted(folder.rglob("*.txt"))}
+        formats = Image.registered_extensions()
+        images = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in formats]
+        self.pairs = [(image, texts[image.with_suffix("")]) for image in images if image.with_suffix("") in texts]
+        if len(self.pairs) < max(len(images), len(texts)):
+            named = {image.with_suffix("") for image, _ in self.pairs}
+            odd = next(path for path in [*images, *texts.values()] if path.with_suffix("") not in named)
+            raise ValueError(f"{odd} has no partner: each image of {folder} needs a .txt file of its name.")
+        self.files = [path for pair in self.pairs for path in pair]
+
+    @classmethod
+    def are_in(cls, folder: Path) -> bool:
+        return folder.is_dir() and next(folder.rglob("*.txt"), None) is not None
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict:
+        image, text = self.pairs[index]
+        return {"image": str(image.resolve()), "caption": read_text(text).strip()}
+
+    def place(self, index: int) -> str:
+        return str(self.pairs[index][0])
+
+
 class ArrowRows:
     """A Hugging Face dataset on disk. Its images stay encoded."""
 
@@ -210,6 +243,8 @@ def open_rows(path: str, subset: str | None = None, split: str = "train") -> Row
         if more:
             raise ValueError(f"{path} matches {1 + len(more)} files; list them as sources of a mixture, docs/data.md.")
         return JsonRows(file) if suffix == ".json" else JsonLinesRows(file)
+    if CaptionedImages.are_in(Path(path)):
+        return CaptionedImages(Path(path))
     return ArrowRows(load_hf_dataset(path, subset, split), path)
 
 
@@ -230,10 +265,11 @@ def load_hf_dataset(path: str, subset: str | None = None, split: str = "train", 
     except ImportError:
         raise ValueError(f"reading {path} needs the datasets package: pip install 'omnifusion_hf[data]'.") from None
 
-    builder = {".parquet": "parquet", ".tar": "webdataset", ".jsonl": "json", ".json": "json"}.get(Path(path).suffix)
+    builder = BUILDERS.get(Path(path).suffix)
     files = escape(path) if Path(path).exists() else path  # a name may hold brackets
     options = {"path": builder, "data_files": files} if builder else {"path": path, "name": subset}
-    kinds = "(data_path is a .json, .jsonl, .tar, .parquet or .yaml file, a folder or a Hub id, docs/data.md)"
+    options |= {"sep": "\t"} if path.endswith(".tsv") else {}
+    kinds = "(data_path is a .json, .jsonl, .tar, .parquet, .csv or .yaml file, a folder or a Hub id, docs/data.md)"
     with named(f"cannot read {path}", advice=f" {kinds}"):
         if (Path(path) / "state.json").is_file():
             dataset = datasets.load_from_disk(path)

@@ -71,12 +71,12 @@ BROKEN = {
     "the assistant turn's content must be text, got None": chat(None),
     "is not a box": {"regions": [[[0, 0, 9]]]},
     "int too large": {"regions": [[[0, 0, 10**400, 9]]]},
-    "the sample has system, videos, which nothing reads; remove it": {"system": "Be brief.", "videos": ["a.mp4"]},
+    "the sample has tools, videos, which nothing reads; remove it": {"tools": [{}], "videos": ["a.mp4"]},
     "the sample has image and images, which mean the same": {"images": ["0.png"]},
     "the sample has conversations and messages, which mean the same": {"messages": [{"role": "user", "content": "x"}]},
     "the gpt turn has tool_calls, which": {"conversations": [QUESTION, ANSWER | {"tool_calls": [{"name": "f"}]}]},
     "a part of the assistant turn has citations, which": chat([{"type": "text", "text": "x", "citations": [1]}]),
-    "an image of the user turn has image, which": {"conversations": None, "messages": [
+    "the sample has images inside its messages and beside them": {"conversations": None, "messages": [
         {"role": "user", "content": [{"type": "image", "image": "1.png"}]}, {"role": "assistant", "content": "x"}]},
     "surrogates not allowed": {"conversations": [QUESTION, turn("gpt", "\ud800")]},
     "the assistant turn holds NUL characters": {"conversations": [QUESTION, turn("gpt", "a\0b\0")]},
@@ -94,9 +94,9 @@ def test_columns_that_say_nothing_or_where_a_sample_comes_from_are_passed_over(t
 
 
 def test_columns_are_ignored_where_the_source_says_so(tmp_path):
-    path = conversations.write(tmp_path, [sample(0, system="Be brief.", images=["9.png"])])
-    assert len(conversations.load(path, ignored=["system", "images"])) == 1
-    with pytest.raises(BrokenSampleError, match="has system, which"):
+    path = conversations.write(tmp_path, [sample(0, tools=[{"name": "f"}], images=["9.png"])])
+    assert len(conversations.load(path, ignored=["tools", "images"])) == 1
+    with pytest.raises(BrokenSampleError, match="has tools, which"):
         conversations.load(path, ignored=["images"])
 
 

@@ -1,0 +1,137 @@
+# Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
+"""`omnifusion data`: the first samples as the model will see them, and every problem of the whole set."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import groupby, islice
+from pathlib import Path
+
+from torch.utils.data import Dataset, IterableDataset
+from tqdm import tqdm
+
+from ..inference import context_length
+from ..io import friendly_load_errors
+from ..model.configuration_omnifusion import OmniFusionConfig
+from ..model.image_processing_omnifusion import load_image
+from ..model.processing_omnifusion import OmniFusionProcessor
+from ..visualize import draw_views
+from .conversations import BadSamples, BrokenSampleError
+from .mixture import Source, load_data
+from .preprocessing import ConversationEncoder, measure
+from .train import load_processor
+
+
+# Around the tokens that are trained.
+TRAINED = ("⟦", "⟧")
+# What differs between two messages about the same problem: names of samples, files and numbers.
+PARTICULARS = re.compile(r"'[^']*'|`[^`]*`|\"[^\"]*\"|\S*/\S+|\d+")
+
+
+class Problems(BadSamples):
+    """Counts broken samples by the kind of their message, each kind with its first example."""
+
+    def __init__(self):
+        super().__init__("skip")
+        self.kinds, self.examples = Counter(), {}
+
+    def report(self, error: BrokenSampleError):
+        kind = PARTICULARS.sub("…", str(error).partition(": ")[2] or str(error))
+        self.kinds[kind] += 1
+        self.examples.setdefault(kind, str(error))
+
+
+def preview(
+    source: Source, model: str, samples: int = 3, max_length: int | None = None, drawings: str | None = None
+) -> Problems:
+    """Prints the first samples and the problems of all, which it returns. Loads no weights.
+
+    Args:
+        source: the data, as in a recipe.
+        model: folder or Hub id, whose processor encodes the samples.
+        samples: how many samples to print.
+        max_length: the most tokens of a sample; default: the context length of the LLM.
+        drawings: folder for the drawn views of the printed samples.
+    """
+    processor, problems = load_processor(model), Problems()
+    with friendly_load_errors(model):
+        config = OmniFusionConfig.from_pretrained(model)
+    max_length = max_length or context_length(config.text_config)
+    encoder = ConversationEncoder(processor, max_length, source.conversation_format != "v1.1")
+    data = load_data(source, 0, problems)  # reports and drops rows of JSON that cannot be read
+    for number, sample in enumerate(islice(readable(data), samples)):
+        try:
+            print(as_text(encoder(sample), processor))
+            if drawings is not None:
+                draw(sample, processor, Path(drawings), number)
+        except BrokenSampleError as error:
+            print(f"{error}\n")
+    if isinstance(data, IterableDataset):
+        print("The data is streamed; training counts its problems.")
+        return problems
+    total = len(data) + sum(problems.kinds.values())
+    for index in tqdm(range(len(data)), desc="checking samples", disable=None):
+        check(data, index, encoder, problems)
+    print("\n".join(summary(total, problems)))
+    return problems
+
+
+def readable(data: Iterable) -> Iterator[dict]:
+    """The samples without those that cannot be read."""
+    if isinstance(data, IterableDataset):
+        yield from data
+    else:
+        for index in range(len(data)):
+            with suppress(BrokenSampleError):
+                yield data[index]
+
+
+def check(data: Dataset, index: int, encoder: ConversationEncoder, problems: Problems):
+    """Reads a sample, its text and the headers of its images; decodes no image."""
+    try:
+        text, tokens = measure(data[index], encoder.processor)
+        tokens += len(encoder.processor.tokenizer(text).input_ids)
+        if tokens > encoder.max_length:
+            raise ValueError(f"about {tokens} tokens, more than max_length {encoder.max_length}")
+    except ValueError as error:
+        named = isinstance(error, BrokenSampleError)
+        problems.report(error if named else BrokenSampleError(f"sample {index}: {error}"))
+
+
+def as_text(item: dict, processor: OmniFusionProcessor) -> str:
+    """An encoded sample as text: visual tokens counted, trained tokens between `TRAINED`."""
+    image, pieces = processor.image_token_id, []
+    marked = zip(item["input_ids"], item["labels"])
+    for (trained, is_image), group in groupby(marked, lambda each: (each[1] != -100, each[0] == image)):
+        ids = [token for token, _ in group]
+        text = f"<image> x {len(ids)}" if is_image else processor.tokenizer.decode(ids, skip_special_tokens=False)
+        pieces.append(TRAINED[0] + text + TRAINED[1] if trained else text)
+    trained = sum(label != -100 for label in item["labels"])
+    visual = item["input_ids"].count(image)
+    head = f"{item['name']}: {len(item['input_ids'])} tokens, {visual} visual, {trained} trained"
+    return f"{head}\n{''.join(pieces)}\n"
+
+
+def draw(sample: dict, processor: OmniFusionProcessor, folder: Path, number: int):
+    """Writes the views of each image as `sample-0-image-0.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = [
+        part["image"] for message in sample["messages"] for part in message["content"] if part["type"] == "image"
+    ]
+    regions = sample.get("regions") or [[] for _ in images]
+    for index, (source, boxes) in enumerate(zip(images, regions)):
+        image = load_image(source, processor.image_processor.max_image_pixels)
+        size = (image.height, image.width)
+        views = processor.image_processor.plan_views([size], regions=[boxes])[0]
+        title = source.name if isinstance(source, Path) else f"image {index}"
+        count = processor.count_tokens([size], regions=[[boxes]])
+        drawing = draw_views(image, views, count, processor.image_processor, title)
+        drawing.save(folder / f"sample-{number}-image-{index}.png")
+
+
+def summary(count: int, problems: Problems) -> list[str]:
+    """How many samples can be used, and the kinds of problems, most frequent first."""
+    broken = sum(problems.kinds.values())
+    lines = [f"{count - broken} of {count} samples can be used."]
+    return lines + [f"{number} x {problems.examples[kind]}" for kind, number in problems.kinds.most_common()]

@@ -1,0 +1,46 @@
+"""`omnifusion data`: samples as the model sees them, and the problems of a whole set."""
+
+import conversations
+import pytest
+from PIL import Image
+
+from omnifusion_hf.cli import main
+from omnifusion_hf.inference import TINY
+from omnifusion_hf.training.mixture import Source
+from omnifusion_hf.training.preview import preview
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Three good samples, then one without its image, one whose last turn is the user's, one that is too long."""
+    rows = [conversations.sample(index) for index in range(3)]
+    for row in rows:
+        Image.new("RGB", (30, 20), "red").save(tmp_path / row["image"])
+    missing = conversations.sample(3) | {"image": "absent.png"}
+    unanswered = conversations.sample(4) | {"image": rows[0]["image"]}
+    unanswered["conversations"] = unanswered["conversations"][:1]
+    long = conversations.sample(5) | {"image": rows[0]["image"]}
+    long["conversations"] = [long["conversations"][0], {"from": "gpt", "value": "word " * 3000}]
+    return conversations.write(tmp_path, [*rows, missing, unanswered, long])
+
+
+def test_printed_samples_mark_what_is_trained_and_count_visual_tokens(data, tmp_path, capsys):
+    preview(Source(str(data)), str(TINY), samples=1, drawings=str(tmp_path / "views"))
+    said = capsys.readouterr().out
+    answer = conversations.sample(0)["conversations"][1]["value"]
+    assert "sample 0" in said and "36 visual" in said
+    assert "<img_start><image> x 36<img_end><user>" in said and f"<bot>⟦{answer}</s>⟧" in said
+    assert Image.open(tmp_path / "views/sample-0-image-0.png").width > 100
+
+
+def test_every_problem_is_counted_with_an_example(data, capsys):
+    problems = preview(Source(str(data)), str(TINY), samples=0, max_length=512)
+    said = capsys.readouterr().out
+    assert "of 6 samples can be used." in said and sum(problems.kinds.values()) == 3
+    assert "absent.png" in said and "more than max_length 512" in said
+
+
+def test_the_command_needs_no_weights(data, capsys, monkeypatch):
+    monkeypatch.setattr("transformers.AutoModelForImageTextToText.from_pretrained", lambda *a: pytest.fail("loaded"))
+    assert main(["data", str(data), "--samples", "1"]) == 0
+    assert "samples can be used" in capsys.readouterr().out

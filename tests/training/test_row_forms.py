@@ -1,0 +1,114 @@
+"""Every form of an image dialogue becomes the same chat messages."""
+
+import base64
+import csv
+import json
+
+import pytest
+import tiny
+from datasets import Dataset
+from pixels import encoded
+
+from omnifusion_hf.training.conversations import BadSamples, open_images
+from omnifusion_hf.training.mixture import Source, load_data
+from omnifusion_hf.training.row_forms import canonical
+
+
+QUESTION, ANSWER = "What is it?", "A cat."
+IMAGE = tiny.image()
+PNG = encoded(IMAGE, "PNG")
+URI = "data:image/png;base64," + base64.b64encode(PNG).decode()
+PART = {"type": "text", "text": QUESTION}
+
+
+def messages(*parts: dict) -> dict:
+    return {"messages": [{"role": "user", "content": [*parts, PART]}, {"role": "assistant", "content": ANSWER}]}
+
+
+FORMS = {
+    "LLaVA": {
+        "image": "a.png",
+        "conversations": [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": ANSWER}],
+    },
+    "image in a part": messages({"type": "image", "image": "a.png"}),
+    "path in a part": messages({"type": "image", "path": "a.png"}),
+    "data URI as url": messages({"type": "image", "url": URI}),
+    "base64": messages({"type": "image", "base64": URI}),
+    "OpenAI": messages({"type": "image_url", "image_url": {"url": URI, "detail": "low"}}),
+    "image beside messages": messages() | {"image": "a.png"},
+    "question and answer": {"image": "a.png", "question": QUESTION, "answer": ANSWER},
+    "query and response": {"images": ["a.png"], "query": QUESTION, "response": ANSWER},
+    "Alpaca": {"image": "a.png", "instruction": QUESTION, "input": "", "output": ANSWER},
+    "the_cauldron": {"images": ["a.png"], "texts": [{"user": QUESTION, "assistant": ANSWER, "source": "x"}]},
+}  # fmt: skip
+
+
+def read(folder, rows: list[dict], **source) -> list[dict]:
+    """Samples of rows in a JSON file beside `a.png`, their images opened."""
+    (folder / "a.png").write_bytes(PNG)
+    (folder / "rows.json").write_text(json.dumps(rows))
+    data = load_data(Source(str(folder / "rows.json"), **source), 0, BadSamples())
+    return [open_images(data[index], 2**20) for index in range(len(data))]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_give_the_same_messages(form, tmp_path):
+    (found,) = read(tmp_path, [FORMS[form]])
+    image, text = found[0]["content"]
+    assert image["image"].tobytes() == IMAGE.tobytes() and text == PART
+    assert [message["role"] for message in found] == ["user", "assistant"]
+    assert found[1]["content"] == [{"type": "text", "text": ANSWER}]
+
+
+def test_the_input_of_alpaca_and_a_system_column_are_kept(tmp_path):
+    row = {"instruction": "Translate", "input": "cat", "output": "кот", "system": "Be brief."}
+    (found,) = read(tmp_path, [row])
+    assert [(m["role"], m["content"][0]["text"]) for m in found] == [
+        ("system", "Be brief."), ("user", "Translate\ncat"), ("assistant", "кот")
+    ]  # fmt: skip
+
+
+def test_images_keep_their_places_in_several_turns(tmp_path):
+    part = {"type": "image", "path": "a.png"}
+    turns = messages(part, part)["messages"] + messages(part)["messages"]
+    (found,) = read(tmp_path, [{"messages": turns}])
+    assert [len(message["content"]) for message in found] == [3, 1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "row, said",
+    [
+        (messages({"type": "image", "path": "a.png"}) | {"image": "b.png"}, "inside its messages and beside them"),
+        ({"texts": [{"user": "Hi"}]}, "a turn needs user and assistant"),
+        ({"system": "x", "messages": [{"role": "system", "content": "y"}, *messages()["messages"]]}, "keep one"),
+    ],
+    ids=["images twice", "no answer", "system twice"],
+)
+def test_what_is_ambiguous_is_refused(row, said):
+    with pytest.raises(ValueError, match=said):
+        canonical(row)
+
+
+@pytest.mark.parametrize("ending, separator", [("csv", ","), ("tsv", "\t")])
+def test_a_table_of_questions_is_read_with_images_beside_it(ending, separator, tmp_path):
+    (tmp_path / "a.png").write_bytes(PNG)
+    with (tmp_path / f"t.{ending}").open("w", newline="") as file:
+        csv.writer(file, delimiter=separator).writerows([["image", "question", "answer"], ["a.png", QUESTION, ANSWER]])
+    data = load_data(Source(str(tmp_path / f"t.{ending}")), 0, BadSamples())
+    assert open_images(data[0], 2**20)[0]["content"][0]["image"].tobytes() == IMAGE.tobytes()
+    Dataset.from_list([{"question": QUESTION, "answer": ANSWER}]).to_parquet(tmp_path / "t.parquet")
+    assert (
+        load_data(Source(str(tmp_path / "t.parquet")), 0, BadSamples())[0]["messages"][1]["content"][0]["text"]
+        == ANSWER
+    )
+
+
+def test_a_folder_of_images_with_captions_is_read_and_odd_files_are_named(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.png").write_bytes(PNG)
+        (tmp_path / f"{name}.txt").write_text(f"Caption {name}.\n")
+    data = load_data(Source(str(tmp_path)), 0, BadSamples())
+    assert [data[i]["messages"][1]["content"][0]["text"] for i in range(2)] == ["Caption a.", "Caption b."]
+    (tmp_path / "c.txt").write_text("Alone.")
+    with pytest.raises(ValueError, match=r"c\.txt has no partner"):
+        load_data(Source(str(tmp_path)), 0, BadSamples())

@@ -2,10 +2,10 @@
 
     python benchmarks/gpu.py [--output gpu.json] [--only PART ...] [--tiny]
 
-It needs this package, transformers and torch for CUDA. Wheels that a bare machine may lack: `flash-attn` (rows of flash
-attention are reported as failed without it), `bitsandbytes` (4 bit), `peft` (LoRA), `pytest` (the tests marked gpu).
-Weights are random and made on the device. Every part has a budget in seconds; a part that fails or exceeds it is a row,
-and what was measured before is kept: the JSON file and its Markdown twin are rewritten after each row.
+It needs this package, transformers and torch for CUDA. Wheels that a bare machine may lack: `flash-attn` (without it,
+rows of flash attention are reported as failed), `bitsandbytes` (4 bit), `peft` (LoRA), `pytest` (tests marked gpu).
+Weights are random and made on the device. Every part has a budget in seconds; a part that fails or exceeds it is a
+row. What was measured before is kept: the JSON file and its Markdown twin are rewritten after each row.
 
 MFU: 6 FLOPs per trained and 4 per frozen parameter and token, over the device's dense bfloat16 peak. Share of the
 bandwidth limit: bytes of the LLM's weights read per step, over the time of a step and the device's bandwidth.
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -181,13 +182,9 @@ def training(bench: Bench):
                 else:
                     model = with_lora(model)
                 name = f"{stage}, {length} tokens" + (", compiled" if compiled else "")
-                attempt(
-                    bench,
-                    "training",
-                    name,
-                    lambda m=model, n=name, c=compiled: measure_step(bench, "training", n, m, length, c),
-                )
-                del model
+                measure = partial(measure_step, bench, "training", name, model, length, compiled)
+                attempt(bench, "training", name, measure)
+                del model, measure
 
 
 def full_training(bench: Bench):

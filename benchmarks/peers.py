@@ -2,9 +2,9 @@
 
     python benchmarks/peers.py [--pairs 7] [--only NAME ...] [--output FILE.json]
 
-The model is CLIP ViT-L/14-336, an MLP adapter and a Llama of 8 layers (width 1024), random weights, float32. Both sides
-get the same inputs, and equal outputs are checked before anything is timed. Runs alternate; a row gives the median of
-the ratios of neighbouring runs and their range. Peak memory is that of one run above the weights.
+The model is CLIP ViT-L/14-336, an MLP adapter and a Llama of 8 layers (width 1024), random weights, float32. Both
+sides get the same inputs, and equal outputs are checked before anything is timed. Runs alternate; a row gives the
+median of the ratios of neighbouring runs and their range. Peak memory is that of one run above the weights.
 """
 
 import argparse

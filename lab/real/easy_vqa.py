@@ -35,7 +35,9 @@ def read(split: str) -> dict[int, list[tuple[str, str]]]:
 def sample(name: str, image: str, turns: list[tuple[str, str]], **fields) -> dict:
     """A LLaVA conversation whose first question is about the image."""
     said = [
-        {"from": speaker, "value": text} for turn in turns for speaker, text in zip(("human", "gpt"), turn, strict=True)
+        {"from": speaker, "value": text}
+        for turn in turns
+        for speaker, text in zip(("human", "gpt"), turn, strict=True)
     ]
     said[0]["value"] = "<image>\n" + said[0]["value"]
     return {"id": name, "image": image, "conversations": said} | fields

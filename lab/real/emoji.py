@@ -66,7 +66,9 @@ def drawings(style: str) -> dict[str, str]:
     by_code = json.loads((unpacked(f"@iconify-json/{style}") / "package/chars.json").read_text())
     if not by_code:
         by_name = {slug(name): name for name in [*package.get("aliases", {}), *package["icons"]]}
-        by_code = {entry["hexcode"]: by_name[slug(entry["label"])] for entry in cldr() if slug(entry["label"]) in by_name}
+        by_code = {
+            entry["hexcode"]: by_name[slug(entry["label"])] for entry in cldr() if slug(entry["label"]) in by_name
+        }
     parents = {name: alias["parent"] for name, alias in package.get("aliases", {}).items()}
     by_code = {plain(code): parents.get(name, name) for code, name in by_code.items()}
     return {code: name for code, name in by_code.items() if name in package["icons"]}

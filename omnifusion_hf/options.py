@@ -1,6 +1,8 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
 """Options that several commands of `omnifusion` share, and the settings of its typer applications."""
 
+import re
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import typer
@@ -14,3 +16,22 @@ DtypeOption = Annotated[Dtype | None, typer.Option(help="Dtype of the written we
 Output = Annotated[str, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write; it must not exist.")]
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other computers in.")]
 Model = Annotated[str | None, typer.Option(help="Folder or Hub id. Default: the bundled 10 MB model.")]
+
+# Options that take several words.
+LISTS = {"--perturb", "--epsilon", "--base-model", "--dataset", "--language", "--images"}
+
+
+def repeat_options(words: Sequence[str]) -> list[str]:
+    """`--perturb noise blur` as `--perturb noise --perturb blur`. Such an option without a word gets an empty one."""
+    spread, option = [], None
+    for index, word in enumerate(words):
+        if word in LISTS:
+            option = word
+            if words[index + 1 : index + 2] == [] or words[index + 1].startswith("--"):
+                spread += [word, ""]
+        elif word.startswith("-") and not re.match(r"-[\d.]", word):
+            option = None
+            spread.append(word)
+        else:
+            spread += [option, word] if option else [word]
+    return spread

@@ -156,7 +156,7 @@ def test_mistaken_mixtures_are_named_in_little_time_and_memory(tmp_path, monkeyp
     data_files.without_hub(monkeypatch)
     path = tmp_path / "mixture.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with data_files.in_little_time_and_memory(), pytest.raises(ValueError, match=rf"{path}.*{message}"):
+    with data_files.in_little_time_and_memory(most_bytes=2**22), pytest.raises(ValueError, match=rf"{path}.*{message}"):
         conversations.load(path)
 
 
@@ -182,7 +182,7 @@ def test_stage_2_is_the_papers_table():
 
 def test_sources_that_are_too_much_together_are_refused_too(tmp_path):
     message = "mixture.yaml: .* 1,200,000,000 samples together"
-    with data_files.in_little_time_and_memory(), pytest.raises(ValueError, match=message):
+    with data_files.in_little_time_and_memory(most_bytes=2**22), pytest.raises(ValueError, match=message):
         mix(tmp_path, a=(2, {"samples": 6 * 10**8}), b=(2, {"samples": 6 * 10**8}))
 
 

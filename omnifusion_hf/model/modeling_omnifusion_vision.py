@@ -192,10 +192,17 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
         views = views.to(encoder.dtype)
         if self.every_layer and not any(recorded.values()):
             return {}, each_layer(encoder, views, with_graph)
-        options = ENCODER_FAMILIES[encoder.config.model_type].size_options
+        options = ENCODER_FAMILIES[encoder.config.model_type].size_options | recorded
+        if self.every_layer:
+            options["output_hidden_states"] = True
         with torch.set_grad_enabled(with_graph):
-            outputs = encoder(views, return_dict=True, **options | recorded)
-        return outputs, outputs.hidden_states[1:] if self.every_layer else [outputs.last_hidden_state]
+            outputs = encoder(views, return_dict=True, **options)
+        if not self.every_layer:
+            return outputs, [outputs.last_hidden_state]
+        layers, asked = outputs.hidden_states, recorded["output_hidden_states"]  # True, or indices
+        kept = range(len(layers)) if asked is True else [i % len(layers) for i in asked or ()]
+        reported = tuple(states if i in kept else None for i, states in enumerate(layers)) if asked else ()
+        return outputs | {"hidden_states": reported}, layers[1:]
 
     def _views_for(self, index: int, pixel_values: torch.Tensor) -> torch.Tensor:
         """The views at encoder `index`'s size and normalisation; float32 if these differ from the first one's."""

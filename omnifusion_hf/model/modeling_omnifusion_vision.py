@@ -117,9 +117,7 @@ class OmniFusionVisionOutput(ModelOutput):  # trf-ignore: TRF057
 
 
 class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
-    """1-N vision encoders over the same views.
-
-    feature_layers: the hidden state in use of each encoder, or "all".
+    """1-N vision encoders over the same views. feature_layers: the hidden state in use of each encoder, or "all".
     keep_prefix: whether CLS tokens stay before the patches (`vision_feature_select_strategy="full"`).
     """
 

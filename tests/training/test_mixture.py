@@ -156,7 +156,10 @@ def test_mistaken_mixtures_are_named_in_little_time_and_memory(tmp_path, monkeyp
     data_files.without_hub(monkeypatch)
     path = tmp_path / "mixture.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with data_files.in_little_time_and_memory(most_bytes=2**22), pytest.raises(ValueError, match=rf"{path}.*{message}"):
+    with (
+        data_files.in_little_time_and_memory(most_bytes=2**22),
+        pytest.raises(ValueError, match=rf"{path}.*{message}"),
+    ):
         conversations.load(path)
 
 

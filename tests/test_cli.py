@@ -55,7 +55,7 @@ def test_every_option_has_a_help_text_and_every_command_an_example_that_is_accep
 @pytest.mark.parametrize(
     "line, status, said",
     [
-        ("--help", 0, "{ask,build,card,convert,demo,merge,push,report,serve,tasks,train,views}"),
+        ("--help", 0, "{ask,build,card,convert,data,demo,merge,push,report,serve,tasks,train,views}"),
         ("--version", 0, "omnifusion_hf 0."),
         ("convert v1.1 --help", 0, "--vision"),
         ("train --help", 0, "finetune, finetune_grid,"),

@@ -12,8 +12,11 @@ TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m
 demo: $(VENV)/.installed
 	$(BIN)/omnifusion ask --examples
 
+# transformers' common tests take a third of the time: they run beside the others.
 test: $(VENV)/.installed-test
-	$(TESTS) pytest
+	$(TESTS) pytest tests/test_conformance.py & common=$$!; \
+	$(TESTS) pytest --ignore=tests/test_conformance.py; others=$$?; \
+	wait $$common && exit $$others
 	$(TESTS) nox --session oldest
 
 # The same with the newest releases, in an environment of its own.

@@ -50,9 +50,17 @@ def draw_file(
         tokens = tokens or config.image_seq_length
         context_length = context_length or context_length_of(config.text_config)
     image = load_image(source, processor.max_image_pixels)
+    return draw_image(image, output, processor, regions, tokens, Path(source).name, context_length)
+
+
+def draw_image(
+    image: Image.Image, output: str | Path, processor: OmniFusionImageProcessor, regions: list | None, tokens: int,
+    title: str, context_length: int | None = None,
+) -> TokenCount:  # fmt: skip
+    """Draws the views of one RGB image to the file `output`; `tokens` per view. Raises `ValueError` for its suffix."""
     views = processor.plan_views([(image.height, image.width)], regions=regions)[0]
     count = TokenCount([len(views)], tokens, context_length)
-    drawing = draw_views(image, views, count, processor, Path(source).name)
+    drawing = draw_views(image, views, count, processor, title)
     suffix = Path(output).suffix.lower()
     if suffix not in (formats := Image.registered_extensions()):
         raise ValueError(f"{output}: `{suffix}` is not an image format; use .png.")

@@ -16,7 +16,7 @@ from ..io import friendly_load_errors
 from ..model.configuration_omnifusion import OmniFusionConfig
 from ..model.image_processing_omnifusion import load_image
 from ..model.processing_omnifusion import OmniFusionProcessor
-from ..visualize import draw_views
+from ..visualize import draw_image
 from .conversations import BadSamples, BrokenSampleError
 from .mixture import Source, load_data
 from .preprocessing import ConversationEncoder, measure
@@ -92,7 +92,7 @@ def check(data: Dataset, index: int, encoder: ConversationEncoder, problems: Pro
     try:
         text, tokens = measure(data[index], encoder.processor)
         tokens += len(encoder.processor.tokenizer(text).input_ids)
-        if tokens > encoder.max_length:
+        if encoder.max_length is not None and tokens > encoder.max_length:
             raise ValueError(f"about {tokens} tokens, more than max_length {encoder.max_length}")
     except ValueError as error:
         named = isinstance(error, BrokenSampleError)
@@ -115,19 +115,15 @@ def as_text(item: dict, processor: OmniFusionProcessor) -> str:
 
 def draw(sample: dict, processor: OmniFusionProcessor, folder: Path, number: int):
     """Writes the views of each image as `sample-0-image-0.png`."""
-    folder.mkdir(parents=True, exist_ok=True)
     images = [
         part["image"] for message in sample["messages"] for part in message["content"] if part["type"] == "image"
     ]
     regions = sample.get("regions") or [[] for _ in images]
     for index, (source, boxes) in enumerate(zip(images, regions)):
         image = load_image(source, processor.image_processor.max_image_pixels)
-        size = (image.height, image.width)
-        views = processor.image_processor.plan_views([size], regions=[boxes])[0]
         title = source.name if isinstance(source, Path) else f"image {index}"
-        count = processor.count_tokens([size], regions=[[boxes]])
-        drawing = draw_views(image, views, count, processor.image_processor, title)
-        drawing.save(folder / f"sample-{number}-image-{index}.png")
+        file = folder / f"sample-{number}-image-{index}.png"
+        draw_image(image, file, processor.image_processor, [boxes], processor.image_seq_length, title)
 
 
 def summary(count: int, problems: Problems) -> list[str]:

@@ -86,8 +86,8 @@ def resolve_encoder(given: str) -> tuple[EncoderPreset | None, str]:
 
 def check_exists(source: str):
     """Raises `ValueError` for a part that neither a folder nor the Hub has."""
+    folder, options = source_of(source)
     try:
-        folder, options = source_of(source)
         AutoConfig.from_pretrained(folder, **options)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())

@@ -30,25 +30,22 @@ def source_of(name: str | Path) -> tuple[str, dict]:
     return str(path.parent), {"gguf_file": path.name}
 
 
-def load_gguf_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a GGUF file. Raises `ValueError` for a file that has none."""
+def load_gguf_tokenizer(name: str | Path, file: Path | None) -> PreTrainedTokenizerFast:
+    """The tokenizer of a GGUF file, which is `file` on the disk. Raises `ValueError` for a file that has none."""
     folder, options = source_of(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{name} has no tokenizer that loads: {error}") from error
-    if steps := PRE_TOKENIZERS.get(pre_tokenizer_of(name)):
+    if steps := PRE_TOKENIZERS.get(pre_tokenizer_of(file)):
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*steps(), byte_level])
     return tokenizer
 
 
-def pre_tokenizer_of(name: str | Path) -> str | None:
+def pre_tokenizer_of(file: Path) -> str | None:
     """The name that a GGUF file gives to its pre-tokenizer."""
     from gguf import GGUFReader
 
-    from .tokenization import find_file
-
-    path = Path(name)
-    field = GGUFReader(find_file(path.parent, path.name)).fields.get("tokenizer.ggml.pre")
+    field = GGUFReader(file).fields.get("tokenizer.ggml.pre")
     return None if field is None else bytes(field.parts[-1]).decode()

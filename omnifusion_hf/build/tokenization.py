@@ -35,7 +35,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
     special tokens for Mistral v0.1, Vicuna and similar LLMs. Raises `ValueError` if there is no tokenizer.
     """
     if Path(name).suffix == ".gguf":
-        return load_gguf_tokenizer(name)
+        return load_gguf_tokenizer(name, find_file(Path(name).parent, Path(name).name))
     if find_file(name, "tokenizer.json"):
         return PreTrainedTokenizerFast.from_pretrained(name)
     pieces, settings = find_file(name, "tokenizer.model"), find_file(name, "tokenizer_config.json")

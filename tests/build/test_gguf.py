@@ -8,6 +8,7 @@ from tokenizers import pre_tokenizers
 from omnifusion_hf import OmniFusionForConditionalGeneration
 from omnifusion_hf.build import gguf as module
 from omnifusion_hf.build.assemble import load_llm
+from omnifusion_hf.build.build import check_exists
 from omnifusion_hf.build.tokenization import load_tokenizer
 
 
@@ -80,5 +81,8 @@ def test_an_assembled_model_answers_text_as_the_file_does_and_is_saved(file, par
 
 def test_without_the_package_the_error_names_it(file, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs the package gguf: pip install 'omnifusion_hf\[gguf\]'"):
-        load_tokenizer(file)
+    for reads in (load_tokenizer, check_exists):
+        with pytest.raises(
+            ValueError, match=r"gguf: reading GGUF files needs the package gguf: pip install '.*\[gguf\]'"
+        ):
+            reads(str(file))

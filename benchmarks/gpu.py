@@ -13,22 +13,24 @@ bandwidth limit: bytes of the LLM's weights read per step, over the time of a st
 """
 
 import argparse
-import contextlib
 import gc
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
+from merge import seconds
 from torch import nn
 from transformers import CLIPVisionConfig, Dinov2Config, MistralConfig
 
-from omnifusion_hf import OmniFusionConfig, OmniFusionForConditionalGeneration
+from omnifusion_hf import AutoModelForVision2Seq, OmniFusionConfig
+from omnifusion_hf.io import write_whole
 from omnifusion_hf.training.stages import apply_stage
 
 
@@ -53,8 +55,8 @@ class Bench:
 
     def add(self, part: str, name: str, **figures):
         self.rows.append({"part": part, "name": name} | figures)
-        self.output.write_text(json.dumps(self.header | {"rows": self.rows}, indent=1), encoding="utf-8")
-        self.output.with_suffix(".md").write_text(self.as_markdown(), encoding="utf-8")
+        write_whole(self.output, json.dumps(self.header | {"rows": self.rows}, indent=1))
+        write_whole(self.output.with_suffix(".md"), self.as_markdown())
         print(self.rows[-1], flush=True)
 
     def as_markdown(self) -> str:
@@ -82,10 +84,10 @@ class Bench:
         config = OmniFusionConfig(
             vision_config={"encoder_configs": encoders}, text_config=text, projector_type=adapter
         )
-        config._attn_implementation = attention
         torch.manual_seed(0)
-        with torch.device(self.device), default_dtype(dtype):
-            return OmniFusionForConditionalGeneration(config).eval()
+        with torch.device(self.device):
+            model = AutoModelForVision2Seq.from_config(config, dtype=dtype, attn_implementation=attention)
+        return model.eval()
 
     def batch(self, model, length: int, images: int = 1) -> dict[str, torch.Tensor]:
         """A row of `length` tokens with images; the last half of the text is the answer."""
@@ -99,19 +101,8 @@ class Bench:
 
     def seconds(self, run: Callable, repeats: int = 3) -> float:
         """The median of some runs after one that warms up."""
-        run()
-        times = []
-        for _ in range(1 if self.tiny else repeats):
-            self.wait()
-            start = time.perf_counter()
-            run()
-            self.wait()
-            times.append(time.perf_counter() - start)
-        return sorted(times)[len(times) // 2]
-
-    def wait(self):
-        if self.device == "cuda":
-            torch.cuda.synchronize()
+        seconds(run, self.device)
+        return statistics.median(seconds(run, self.device) for _ in range(1 if self.tiny else repeats))
 
     def peak_gb(self) -> float:
         return 0.0 if self.tiny else round(torch.cuda.max_memory_allocated() / 1e9, 1)
@@ -121,16 +112,6 @@ class Bench:
         if self.device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-
-
-@contextlib.contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def train_step(model: nn.Module, inputs: dict, optimizer) -> Callable:

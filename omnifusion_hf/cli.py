@@ -20,7 +20,6 @@ NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 Strategy = Literal["whole", "grid"]
 Fit = Literal["crop", "pad", "squash"]
-Projector = Literal["mlp", "transformer", "concatenation", "summation", "attention"]
 
 # setup.py installs conversion/ inside this package; in a clone it lies beside the package.
 installed = find_spec(f"{__package__}.conversion") is not None
@@ -53,7 +52,9 @@ def build(
         list[str] | None, typer.Option(help="Preset, PRESET=FOLDER, folder or Hub id; once per encoder.")
     ] = None,
     text: Annotated[str | None, typer.Option(help="The LLM: preset, folder or Hub id.")] = None,
-    projector: Annotated[Projector | None, typer.Option(help="The adapter. Default: mlp.")] = None,
+    projector: Annotated[
+        str | None, typer.Option(help="The adapter: mlp, transformer, concatenation, summation, attention, or yours.")
+    ] = None,
     views: Annotated[Strategy | None, typer.Option(help="Views of an image. Default: whole.")] = None,
     chat_template: Annotated[
         Literal["omnifusion", "own"] | None,

@@ -160,7 +160,7 @@ def describe_parts(config: OmniFusionConfig) -> list[dict]:
         read = "all hidden states" if layers == "all" else f"hidden state {layers[index]}"
         what = (
             f"{encoder.config.model_type}, {vision.image_sizes[index]} px, {read} of "
-            f"{encoder.config.num_hidden_layers} layers, width {vision.hidden_sizes[index]}"
+            f"{vision.encoder_outputs[index].num_layers} layers, width {vision.hidden_sizes[index]}"
         )
         rows.append({"part": f"encoder {index + 1} (frozen)", "what": what, "module": encoder})
     rows.append({"part": "adapter", "what": config.projector_type, "module": model.model.multi_modal_projector})

@@ -12,7 +12,6 @@ from transformers.modeling_utils import PreTrainedModel
 
 from ..model.configuration_omnifusion import SPECIAL_TOKENS, OmniFusionConfig, OmniFusionVisionConfig
 from ..model.image_processing_omnifusion import OmniFusionImageProcessor
-from ..model.modeling_omnifusion_projector import PROJECTORS
 from ..model.modeling_omnifusion_vision import last_layers, trim_encoder
 from ..model.processing_omnifusion import OmniFusionProcessor
 from .chat_template import chat_template_for
@@ -30,7 +29,7 @@ def assemble(cls: type, vision: list[str], text: str, dtype: torch.dtype | str, 
         model = cls(model_config)
     model.model.language_model, model.lm_head = llm.base_model, llm.get_output_embeddings()
     fill_tower(model, vision, dtype)
-    model.model.multi_modal_projector = PROJECTORS[model_config.projector_type](model_config).to(llm.dtype)
+    model.model.multi_modal_projector = model_config.projector_class(model_config).to(llm.dtype)
     model.generation_config = generation_config_for(llm.generation_config, tokenizer)
     model.tie_weights()
     model.eval()

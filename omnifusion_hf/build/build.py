@@ -11,8 +11,9 @@ from jinja2 import TemplateError
 from transformers import AutoConfig
 
 from ..io import check_new, staged_folder
-from ..model.configuration_omnifusion import ALL_LAYERS, ENCODER_FAMILIES, OmniFusionVisionConfig
+from ..model.configuration_omnifusion import OmniFusionVisionConfig, default_layer
 from ..model.modeling_omnifusion import OmniFusionForConditionalGeneration
+from ..model.modeling_omnifusion_projector import PROJECTORS
 from ..model.processing_omnifusion import OmniFusionProcessor
 from .assemble import assemble_vision_config
 from .gguf import source_of
@@ -108,9 +109,10 @@ def config_fields(plan: Build, encoders: list[tuple[EncoderPreset | None, str]])
             preset.check(plan.vision[index].partition("=")[0], vision, index)
     presets = [preset for preset, _ in encoders]
     fields = {"image_sizes": plan.image_sizes or default_sizes(presets, vision)}
-    if plan.layers or plan.projector not in ALL_LAYERS:
+    reads_all_layers = plan.projector in PROJECTORS and PROJECTORS[plan.projector].reads_all_layers
+    if plan.layers or not reads_all_layers:
         fields["vision_feature_layer"] = plan.layers or [
-            preset.layer if preset else ENCODER_FAMILIES[config.model_type].feature_layer
+            preset.layer if preset else default_layer(config)
             for preset, config in zip(presets, vision.encoder_configs)
         ]
     return fields

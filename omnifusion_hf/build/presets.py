@@ -32,7 +32,7 @@ class EncoderPreset:
         """Raises `ValueError` if encoder `index` of a configuration is not the one of this preset."""
         config = vision_config.encoder_configs[index]
         alone = OmniFusionVisionConfig(encoder_configs=[config])
-        found = (alone.num_patches(0), config.hidden_size, alone.image_size)
+        found = (alone.num_patches(0), alone.hidden_size, alone.image_size)
         if found != (self.tokens, self.width, self.image_size):
             raise ValueError(
                 f"{name} should give {self.tokens} tokens of width {self.width} at {self.image_size} px, but the "
@@ -73,8 +73,25 @@ ENCODERS = {
     ),
 }  # fmt: skip
 
+# Newer encoders, with the sizes that they were published with. SigLIP 2 and the Perception Encoder squash.
+ENCODERS |= {
+    "siglip2-so400m-384": EncoderPreset("google/siglip2-so400m-patch14-384", 384, 729, 1152, image_fit="squash"),
+    "dinov2-s": EncoderPreset("facebook/dinov2-small", 518, 1369, 384, follows_grid=True),
+    "dinov2-registers-l": EncoderPreset("facebook/dinov2-with-registers-large", 518, 1369, 1024, follows_grid=True),
+    "dinov3-l": EncoderPreset("facebook/dinov3-vitl16-pretrain-lvd1689m", 224, 196, 1024, follows_grid=True),
+    "metaclip2-h-224": EncoderPreset("facebook/metaclip-2-worldwide-huge-quickgelu", 224, 256, 1280),
+    "mlcd-bigg-448": EncoderPreset("DeepGlint-AI/mlcd-vit-bigG-patch14-448", 448, 1024, 1664),
+    "pe-core-l-336": EncoderPreset("timm/vit_pe_core_large_patch14_336.fb", 336, 576, 1024, image_fit="squash"),
+}
+
 # GigaChat-7B, the paper's third LLM, is closed; its rows of the tables are below with Mistral instead.
-TEXTS = {"mistral-7b": "mistralai/Mistral-7B-v0.1", "vicuna-7b": "lmsys/vicuna-7b-v1.5"}
+TEXTS = {
+    "mistral-7b": "mistralai/Mistral-7B-v0.1",
+    "vicuna-7b": "lmsys/vicuna-7b-v1.5",
+    "llama-3.1-8b": "meta-llama/Llama-3.1-8B-Instruct",
+    "qwen3-8b": "Qwen/Qwen3-8B",
+    "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
 
 ENCODER_TABLE = {
     "clip-l": ModelPreset(),

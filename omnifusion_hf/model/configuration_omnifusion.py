@@ -11,7 +11,6 @@ encoders, and numbers that follow from them are properties. An invalid mix raise
 """
 
 import re
-from dataclasses import dataclass, field
 from typing import Literal
 
 import transformers
@@ -28,8 +27,11 @@ if not Version(TRANSFORMERS_VERSIONS[0]) <= Version(transformers.__version__) < 
     )
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, image_utils
+from transformers import AutoConfig, CLIPVisionConfig
 from transformers.configuration_utils import PreTrainedConfig
+
+from .encoder_families_omnifusion import ENCODER_FAMILIES, EncoderOutputs, encoder_outputs, own_size, side_of
+from .modeling_omnifusion_projector import PROJECTORS, Projector
 
 
 # The remote code of a saved folder, for users without this package; TRL reads it from every configuration.
@@ -49,47 +51,30 @@ SPECIAL_TOKENS = {
 }
 
 
-# Adapters that read every layer of every encoder; the others read one layer of each.
-ALL_LAYERS = ("summation", "attention")
-
-
-@dataclass(frozen=True)
-class EncoderFamily:
-    """What differs between the families of transformers' vision models."""
-
-    prefix_tokens: int  # before the patches (CLS), dropped by `vision_feature_select_strategy="default"`
-    normalization: dict[str, list[float]]  # the published one, the default of `image_normalizations`
-    blocks: str  # the path of its blocks
-    after_blocks: tuple[str, ...]  # the names of modules after them, which are not used
-    feature_layer: int = -2  # the default of `vision_feature_layer` (paper, encoder table)
-    size_options: dict[str, bool] = field(default_factory=dict)  # of `forward`, for another image size than its own
-    block_arguments: tuple = ()  # of a block's `forward`, after the hidden states
-
-
-CLIP = {"image_mean": image_utils.OPENAI_CLIP_MEAN, "image_std": image_utils.OPENAI_CLIP_STD}
-HALF = {"image_mean": image_utils.IMAGENET_STANDARD_MEAN, "image_std": image_utils.IMAGENET_STANDARD_STD}
-IMAGENET = {"image_mean": image_utils.IMAGENET_DEFAULT_MEAN, "image_std": image_utils.IMAGENET_DEFAULT_STD}
-ANY_SIZE = {"interpolate_pos_encoding": True}
-ENCODER_FAMILIES = {
-    "clip_vision_model": EncoderFamily(1, CLIP, "encoder.layers", ("post_layernorm",), -2, ANY_SIZE, (None,)),
-    "siglip_vision_model": EncoderFamily(0, HALF, "encoder.layers", ("post_layernorm", "head"), -2, ANY_SIZE, (None,)),
-    "dinov2": EncoderFamily(1, IMAGENET, "encoder.layer", ("layernorm",)),
-    "internvl_vision": EncoderFamily(1, IMAGENET, "encoder.layer", ("layernorm",), -1),
-    "donut-swin": EncoderFamily(0, HALF, "encoder.layers", ("pooler",), -1, ANY_SIZE),
-}
-
-
-def _side(size: int | list[int] | tuple[int, int], name: str) -> int:
-    """The side of a square given as a number or as a pair of equal numbers."""
-    sides = {size} if isinstance(size, int) else set(size)
-    if len(sides) != 1:
-        raise ValueError(f"{name} must be square, got {size}; set both sides to one number.")
-    return sides.pop()
-
-
 def check_one_per_encoder(name: str, values: list, encoders: list):
     if len(values) != len(encoders):
         raise ValueError(f"{name} has {len(values)} entries for {len(encoders)} encoders; give one per encoder.")
+
+
+def encoder_config(given: dict | PreTrainedConfig) -> PreTrainedConfig:
+    config = AutoConfig.for_model(**given) if isinstance(given, dict) else given
+    if config.model_type != "metaclip_2_vision_model":
+        return config
+    return CLIPVisionConfig(**saved_fields(config) | {"model_type": "clip_vision_model"})  # the same architecture
+
+
+def published_normalization(config: PreTrainedConfig) -> dict[str, list[float]]:
+    """Of an encoder's family, or that of its weights in timm; empty if none is known."""
+    timm = getattr(config, "pretrained_cfg", None) or {}
+    if "mean" in timm:
+        return {"image_mean": list(timm["mean"]), "image_std": list(timm["std"])}
+    family = ENCODER_FAMILIES.get(config.model_type)
+    return family.normalization if family else {}
+
+
+def default_layer(config: PreTrainedConfig) -> int:
+    family = ENCODER_FAMILIES.get(config.model_type)
+    return family.feature_layer if family else -1
 
 
 def saved_fields(config: PreTrainedConfig) -> dict:
@@ -102,8 +87,9 @@ class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     r"""
     The vision encoders, in the order in which the adapter sees them (paper section 3.1 and the encoder table).
 
-    encoder_configs: configurations (objects or dicts with `model_type`) of transformers' CLIP, SigLIP, DINOv2,
-        InternVL and Donut-Swin vision models. Default: CLIP ViT-L/14-336.
+    encoder_configs: configurations (objects or dicts with `model_type`) of vision models in transformers that give
+        patch features: CLIP, SigLIP, DINOv2, DINOv3, Swin, ConvNeXt, timm … (docs/encoders.md). Default: CLIP
+        ViT-L/14-336.
     image_sizes: side in pixels of a view for each encoder; by default the encoder's own. The first one is the size of
         `pixel_values`; the model resizes views for the other encoders on the device.
     image_normalizations: `{"image_mean": [...], "image_std": [...]}` per encoder, RGB in [0, 1]. None, for one encoder
@@ -123,38 +109,36 @@ class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
                 {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14, "hidden_size": 1024}
                 | {"intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
             ]
-        self.encoder_configs = [
-            AutoConfig.for_model(**config) if isinstance(config, dict) else config for config in self.encoder_configs
-        ]
-        self._check_families()
-        if self.image_sizes is None:
-            self.image_sizes = [_side(config.image_size, "image_size") for config in self.encoder_configs]
-        if self.image_normalizations is None:
-            self.image_normalizations = [None] * len(self.encoder_configs)
-        for name in ("image_sizes", "image_normalizations"):
-            check_one_per_encoder(name, getattr(self, name), self.encoder_configs)
-        self._check_sizes()
-        self.image_normalizations = [
-            ENCODER_FAMILIES[config.model_type].normalization | (given or {})
-            for given, config in zip(self.image_normalizations, self.encoder_configs)
-        ]
-        super().__post_init__(**kwargs)
-
-    def _check_families(self):
         if not self.encoder_configs:
             raise ValueError("encoder_configs is empty; give at least one vision encoder configuration.")
-        for config in self.encoder_configs:
-            if config.model_type not in ENCODER_FAMILIES:
+        self.encoder_configs = [encoder_config(given) for given in self.encoder_configs]
+        self._set_normalizations()
+        if self.image_sizes is None:
+            self.image_sizes = [own_size(config) for config in self.encoder_configs]
+        self._check_sizes()
+        super().__post_init__(**kwargs)
+
+    def _set_normalizations(self):
+        if self.image_normalizations is None:
+            self.image_normalizations = [None] * len(self.encoder_configs)
+        check_one_per_encoder("image_normalizations", self.image_normalizations, self.encoder_configs)
+        self.image_normalizations = [
+            published_normalization(config) | (given or {})
+            for given, config in zip(self.image_normalizations, self.encoder_configs)
+        ]
+        for config, normalization in zip(self.encoder_configs, self.image_normalizations):
+            if normalization.keys() != {"image_mean", "image_std"}:
                 raise ValueError(
-                    f"Vision encoder `{config.model_type}` is not supported; use one of {sorted(ENCODER_FAMILIES)} "
-                    "(of a two-tower model pass its vision_config)."
+                    f"Vision encoder `{config.model_type}` is not supported: no normalisation of its images is known; "
+                    "set image_normalizations or call register_encoder (of a two-tower model pass its vision_config)."
                 )
 
     def _check_sizes(self):
+        check_one_per_encoder("image_sizes", self.image_sizes, self.encoder_configs)
         for size, config in zip(self.image_sizes, self.encoder_configs):
             # An encoder's own size need not be a multiple: SigLIP so400m has 384 and 14.
-            patch = _side(config.patch_size, "patch_size")
-            if size < patch or (size % patch and size != _side(config.image_size, "image_size")):
+            patch = side_of(getattr(config, "patch_size", None) or 1, "patch_size")
+            if size < patch or (size % patch and size != own_size(config)):
                 below = max(size // patch, 1) * patch
                 raise ValueError(
                     f"image size {size} of `{config.model_type}` is not a multiple of its patch size {patch}; "
@@ -185,20 +169,21 @@ class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     @property
     def hidden_sizes(self) -> list[int]:
         """Width of each encoder's patch features."""
-        return [config.hidden_size for config in self.encoder_configs]
+        return [outputs.width for outputs in self.encoder_outputs]
 
     @property
     def hidden_size(self) -> int:
         """Width of the encoders' concatenated features."""
         return sum(self.hidden_sizes)
 
+    @property
+    def encoder_outputs(self) -> list[EncoderOutputs]:
+        """Tokens, widths and layers of each encoder for one view."""
+        return [encoder_outputs(config, size) for config, size in zip(self.encoder_configs, self.image_sizes)]
+
     def num_patches(self, index: int) -> int:
-        """Patch features of encoder `index` for one view. Swin halves its grid after every stage but the last."""
-        config = self.encoder_configs[index]
-        side = self.image_sizes[index] // _side(config.patch_size, "patch_size")
-        for _ in getattr(config, "depths", [None])[1:]:
-            side = (side + 1) // 2
-        return side**2
+        """Patch features of encoder `index` for one view."""
+        return self.encoder_outputs[index].num_patches
 
 
 @strict
@@ -208,7 +193,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
 
     projector_type: the adapter (paper section 3.2). `mlp` and `transformer` concatenate the encoders' channels and
         need equal token counts; `concatenation` concatenates their tokens; `summation` adds up all layers of all
-        encoders; `attention` reads all layers with trained queries.
+        encoders; `attention` reads all layers with trained queries. `register_projector` adds others.
     projector_num_attention_heads, projector_intermediate_size, projector_dropout: heads, feed-forward width and
         dropout in training (defaults: v1.1's) of `transformer` and `concatenation`; heads and dropout of `attention`.
     projector_num_queries: rows of the trained matrix of `attention`, its visual tokens per view.
@@ -230,7 +215,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
-    projector_type: Literal["mlp", "transformer", "concatenation", "summation", "attention"] = "mlp"
+    projector_type: str = "mlp"
     projector_num_attention_heads: int = 4
     projector_intermediate_size: int = 2048
     projector_dropout: float | int = 0.1
@@ -252,6 +237,11 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
             text_config = self.text_config or {"vocab_size": 32064}
             self.text_config = AutoConfig.for_model(**{"model_type": "mistral"} | text_config)
         super().__post_init__(**{"auto_map": dict(AUTO_MAP)} | kwargs)
+        if self.projector_type not in PROJECTORS:
+            raise ValueError(
+                f"projector_type `{self.projector_type}` is unknown; use one of {list(PROJECTORS)}, or import the "
+                "file that registers it (for commands set OMNIFUSION_EXTENSIONS=FILE.py)."
+            )
         self._set_feature_layers()
         # Text configurations have the flag for their own head; ours needs it here.
         self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
@@ -267,52 +257,55 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         if isinstance(given, int):
             self.vision_feature_layer = [given] * len(encoders)
         elif given is None:
-            published = [ENCODER_FAMILIES[config.model_type].feature_layer for config in encoders]
-            self.vision_feature_layer = "all" if self.projector_type in ALL_LAYERS else published
+            published = [default_layer(config) for config in encoders]
+            self.vision_feature_layer = "all" if self.projector_class.reads_all_layers else published
 
     def _check_feature_layers(self):
-        if (self.vision_feature_layer == "all") != (self.projector_type in ALL_LAYERS):
+        if (self.vision_feature_layer == "all") != self.projector_class.reads_all_layers:
+            readers = [name for name, cls in PROJECTORS.items() if cls.reads_all_layers]
             raise ValueError(
                 f"vision_feature_layer {self.vision_feature_layer} with projector_type `{self.projector_type}`: "
-                f"{' and '.join(ALL_LAYERS)} read all layers, the others one layer of each encoder; omit it."
+                f"{' and '.join(readers)} read all layers, the others one layer of each encoder; omit it."
             )
         if self.vision_feature_layer == "all":
             return
-        encoders = self.vision_config.encoder_configs
+        encoders, outputs = self.vision_config.encoder_configs, self.vision_config.encoder_outputs
         check_one_per_encoder("vision_feature_layer", self.vision_feature_layer, encoders)
-        for layer, config in zip(self.vision_feature_layer, encoders):
-            depth = config.num_hidden_layers
-            if not -depth - 1 <= layer <= depth:
+        for layer, config, output in zip(self.vision_feature_layer, encoders, outputs):
+            depth = output.num_layers
+            lowest, highest = (-depth - 1, depth) if output.has_embeddings else (-depth, depth)
+            if not lowest <= layer <= highest or (layer == 0 and not output.has_embeddings):
                 raise ValueError(
                     f"vision_feature_layer {layer} does not exist: `{config.model_type}` has {depth} layers; "
-                    f"use {-depth - 1} to {depth}."
+                    f"use {lowest} to {highest}."
                 )
-            if config.model_type == "donut-swin" and layer not in (-1, depth):
+            if output.is_pyramid and layer not in (-1, depth):
                 raise ValueError(
-                    f"vision_feature_layer {layer}: a Swin encoder changes its grid between stages, so that only its "
-                    "last hidden state has a defined token count; use -1."
+                    f"vision_feature_layer {layer}: `{config.model_type}` changes its grid between stages, so that "
+                    "only its last hidden state has a defined token count; use -1."
                 )
 
     def _check_projector(self):
         counts = self.num_encoder_tokens
-        if self.projector_type in ("mlp", "transformer") and len(set(counts)) > 1:
+        if self.projector_class.needs_equal_tokens and len(set(counts)) > 1:
             raise ValueError(
                 f"projector_type `{self.projector_type}` concatenates channels, but the encoders give {counts} tokens "
                 f"per view; set image_sizes (now {self.vision_config.image_sizes}) to equal image size / patch size, "
                 "or use concatenation, summation or attention."
             )
-        families = [config.model_type for config in self.vision_config.encoder_configs]
-        if self.projector_type in ALL_LAYERS and "donut-swin" in families:
+        pyramids = [output.is_pyramid for output in self.vision_config.encoder_outputs]
+        if self.projector_class.reads_all_layers and any(pyramids):
+            families = [config.model_type for config in self.vision_config.encoder_configs]
             raise ValueError(
-                f"projector_type `{self.projector_type}` reads all layers on one grid, but a Swin encoder changes its "
-                f"grid between stages (encoders: {families}); use mlp, transformer or concatenation."
+                f"projector_type `{self.projector_type}` reads all layers on one grid, but one of {families} changes "
+                "its grid between stages; use mlp, transformer or concatenation."
             )
         for name in ("projector_num_queries", "projector_num_attention_heads", "projector_intermediate_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
         if not 0 <= self.projector_dropout < 1:
             raise ValueError(f"projector_dropout must be at least 0 and below 1, got {self.projector_dropout}.")
-        width, heads = self.projector_attention_width, self.projector_num_attention_heads
+        width, heads = self.projector_class.attention_width(self), self.projector_num_attention_heads
         if width is not None and width % heads:
             raise ValueError(f"projector_num_attention_heads is {heads}, but must be a divisor of {width}, the width.")
 
@@ -337,25 +330,18 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     @property
     def num_encoder_tokens(self) -> list[int]:
         """Tokens per view of each encoder, with CLS if it is kept."""
-        vision, keep_prefix = self.vision_config, self.vision_feature_select_strategy == "full"
-        prefixes = [ENCODER_FAMILIES[config.model_type].prefix_tokens for config in vision.encoder_configs]
-        return [vision.num_patches(i) + keep_prefix * prefix for i, prefix in enumerate(prefixes)]
+        keep_prefix = self.vision_feature_select_strategy == "full"
+        outputs = self.vision_config.encoder_outputs
+        return [output.num_patches + keep_prefix * output.prefix_tokens for output in outputs]
 
     @property
-    def projector_attention_width(self) -> int | None:
-        """Width of the adapter's attention; None for adapters without one."""
-        return {
-            "transformer": self.vision_config.hidden_size,
-            "concatenation": self.vision_config.hidden_sizes[0],
-            "attention": self.text_config.hidden_size,
-        }.get(self.projector_type)
+    def projector_class(self) -> type[Projector]:
+        return PROJECTORS[self.projector_type]
 
     @property
     def image_seq_length(self) -> int:
         """P, the visual tokens of one view in the LLM."""
-        if self.projector_type == "attention":
-            return self.projector_num_queries
-        return sum(self.num_encoder_tokens) if self.projector_type == "concatenation" else max(self.num_encoder_tokens)
+        return self.projector_class.num_tokens(self)
 
 
 __all__ = ["OmniFusionConfig", "OmniFusionVisionConfig"]

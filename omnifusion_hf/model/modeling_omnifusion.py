@@ -31,7 +31,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging, to
 
 from .configuration_omnifusion import AUTO_MAP, OmniFusionConfig
 from .generation_omnifusion import OmniFusionGenerationMixin
-from .modeling_omnifusion_projector import PROJECTORS
+from .modeling_omnifusion_projector import Projector
 from .modeling_omnifusion_vision import OmniFusionVisionModel, side_by_side
 from .views_omnifusion import views_per_image
 
@@ -60,8 +60,6 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    # The attention and residuals of a view must be on one device.
-    _no_split_modules = ["ProjectorLayer", "SummationProjector", "AttentionProjector"]
     _skip_keys_device_placement = ["past_key_values", "cache"]
     # Activations of InternViT-6B exceed float16's range. This does not affect bfloat16.
     _keep_in_fp32_modules = ["vision_tower", "multi_modal_projector"]
@@ -82,6 +80,8 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         super().post_init()
         # Families name the blocks of all their models; FSDP refuses a name that a model does not have.
         self._no_split_modules &= {type(module).__name__ for module in self.modules()}
+        # An adapter adds up and attends to what must be on one device.
+        self._no_split_modules |= {type(module).__name__ for module in self.modules() if isinstance(module, Projector)}
 
     @classmethod
     def from_pretrained(cls, *args, quantization_config=None, **kwargs) -> "OmniFusionPreTrainedModel":
@@ -209,7 +209,7 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         self.vision_tower = OmniFusionVisionModel(
             config.vision_config, config.vision_feature_layer, config.vision_feature_select_strategy == "full"
         )
-        self.multi_modal_projector = PROJECTORS[config.projector_type](config)
+        self.multi_modal_projector = config.projector_class(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 

@@ -13,20 +13,57 @@ An adapter reads features (views, P_e, d_e) in the order in which the encoders y
 (summation, attention) every layer of the first encoder, then of the next. It returns (views, P, D).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
 
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_omnifusion import OmniFusionConfig
+
+PROJECTORS: dict[str, type["Projector"]] = {}  # by `projector_type`
 
 
-class MlpProjector(nn.Module):
+class Projector(nn.Module):
+    """An adapter, made as `Projector(config)`: features to visual tokens. A subclass has a constructor and `forward`,
+    and changes what the configuration asks.
+
+    reads_all_layers: whether it reads every layer of every encoder, else one layer of each.
+    needs_equal_tokens: whether all encoders must give as many tokens, because it concatenates their channels.
+    """
+
+    reads_all_layers = False
+    needs_equal_tokens = False
+
+    @staticmethod
+    def num_tokens(config: PreTrainedConfig) -> int:
+        """P, the visual tokens of one view in the LLM."""
+        return max(config.num_encoder_tokens)
+
+    @staticmethod
+    def attention_width(config: PreTrainedConfig) -> int | None:
+        """The width of its attention, of which `projector_num_attention_heads` must be a divisor."""
+        return None
+
+
+def register_projector(projector_type: str) -> Callable[[type[Projector]], type[Projector]]:
+    """A decorator that makes an adapter known by a `projector_type`."""
+
+    def register(cls: type[Projector]) -> type[Projector]:
+        PROJECTORS[projector_type] = cls
+        return cls
+
+    return register
+
+
+@register_projector("mlp")
+class MlpProjector(Projector):
     """`W2 gelu(W1 [x_1; …; x_N] + b1) + b2`: two linear layers with GELU between. The paper's best for one encoder."""
 
-    def __init__(self, config: OmniFusionConfig):
+    needs_equal_tokens = True
+
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         width = config.text_config.hidden_size
         self.linear_1 = nn.Linear(config.vision_config.hidden_size, width)
@@ -42,7 +79,7 @@ class ProjectorAttention(nn.Module):
     """Multi-head attention without a mask, of Linear layers: serving engines replace those, not
     nn.MultiheadAttention. PyTorch chooses the kernel, whatever attention encoders and LLM use."""
 
-    def __init__(self, config: OmniFusionConfig, width: int):
+    def __init__(self, config: PreTrainedConfig, width: int):
         super().__init__()
         self.head_dim = width // config.projector_num_attention_heads
         self.dropout = config.projector_dropout
@@ -65,7 +102,7 @@ class ProjectorAttention(nn.Module):
 class ProjectorLayer(nn.Module):
     """PyTorch's `TransformerEncoderLayer(norm_first=False)`: post-norm, ReLU, dropout in four places."""
 
-    def __init__(self, config: OmniFusionConfig, width: int):
+    def __init__(self, config: PreTrainedConfig, width: int):
         super().__init__()
         self.self_attn = ProjectorAttention(config, width)
         self.norm1 = nn.LayerNorm(width)
@@ -80,10 +117,17 @@ class ProjectorLayer(nn.Module):
         return self.norm2(hidden_states + self.dropout(feed_forward))  # (views, P, d)
 
 
-class TransformerProjector(nn.Module):
+@register_projector("transformer")
+class TransformerProjector(Projector):
     """`W layer([x_1; …; x_N]) + b`: a transformer layer over the visual tokens, then a linear map, as in v1.1."""
 
-    def __init__(self, config: OmniFusionConfig):
+    needs_equal_tokens = True
+
+    @staticmethod
+    def attention_width(config: PreTrainedConfig) -> int:
+        return config.vision_config.hidden_size
+
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.transformer_layer = ProjectorLayer(config, config.vision_config.hidden_size)
         self.linear = nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size)
@@ -93,13 +137,22 @@ class TransformerProjector(nn.Module):
         return self.linear(self.transformer_layer(hidden_states))  # (views, P, D)
 
 
-class ConcatenationProjector(nn.Module):
+@register_projector("concatenation")
+class ConcatenationProjector(Projector):
     """`W layer([A_1 x_1 | … | A_N x_N]) + b`: a linear map for each encoder to the first one's width, the sequences
     concatenated, then as in the transformer adapter. P = ΣP_e."""
 
-    def __init__(self, config: OmniFusionConfig):
+    @staticmethod
+    def num_tokens(config: PreTrainedConfig) -> int:
+        return sum(config.num_encoder_tokens)
+
+    @staticmethod
+    def attention_width(config: PreTrainedConfig) -> int:
+        return config.vision_config.hidden_sizes[0]
+
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
-        width = config.projector_attention_width
+        width = self.attention_width(config)
         self.encoder_linears = nn.ModuleList(nn.Linear(size, width) for size in config.vision_config.hidden_sizes)
         self.transformer_layer = ProjectorLayer(config, width)
         self.linear = nn.Linear(width, config.text_config.hidden_size)
@@ -178,16 +231,19 @@ def add_sequences(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return longer
 
 
-def layer_merges(config: OmniFusionConfig) -> nn.ModuleList:
-    width, encoders = config.text_config.hidden_size, config.vision_config.encoder_configs
-    return nn.ModuleList(LayerMerge(encoder.num_hidden_layers, encoder.hidden_size, width) for encoder in encoders)
+def layer_merges(config: PreTrainedConfig) -> nn.ModuleList:
+    width, outputs = config.text_config.hidden_size, config.vision_config.encoder_outputs
+    return nn.ModuleList(LayerMerge(output.num_layers, output.width, width) for output in outputs)
 
 
-class SummationProjector(nn.Module):
+@register_projector("summation")
+class SummationProjector(Projector):
     """`W gelu(Σ_e Σ_l c_el W_el LN_el(x_el)) + b` over all layers l of all encoders e; shorter sequences are padded
     with zeros. The paper's best mix. P = max P_e."""
 
-    def __init__(self, config: OmniFusionConfig):
+    reads_all_layers = True
+
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.merges = layer_merges(config)
         self.act = nn.GELU()
@@ -199,15 +255,26 @@ class SummationProjector(nn.Module):
         return self.linear(self.act(merged))  # (views, P, D)
 
 
-class AttentionProjector(nn.Module):
+@register_projector("attention")
+class AttentionProjector(Projector):
     """`W gelu(attention(query=Q, key=value=[gelu(m_1) | … | gelu(m_N)])) + b` with `m_e = Σ_l c_el W_el LN_el(x_el)`.
 
     Q is a trained matrix whose rows become the visual tokens: the reading of the paper that gives its 576 tokens.
     """
 
-    def __init__(self, config: OmniFusionConfig):
+    reads_all_layers = True
+
+    @staticmethod
+    def num_tokens(config: PreTrainedConfig) -> int:
+        return config.projector_num_queries
+
+    @staticmethod
+    def attention_width(config: PreTrainedConfig) -> int:
+        return config.text_config.hidden_size
+
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
-        width = config.projector_attention_width
+        width = self.attention_width(config)
         self.merges = layer_merges(config)
         self.act = nn.GELU()
         self.queries = nn.Parameter(torch.empty(config.projector_num_queries, width))
@@ -225,10 +292,4 @@ class AttentionProjector(nn.Module):
         return self.linear(self.act(self.attention(queries, sequence)))  # (views, Q, D)
 
 
-PROJECTORS = {
-    "mlp": MlpProjector,
-    "transformer": TransformerProjector,
-    "concatenation": ConcatenationProjector,
-    "summation": SummationProjector,
-    "attention": AttentionProjector,
-}
+__all__ = ["PROJECTORS", "Projector", "register_projector"]

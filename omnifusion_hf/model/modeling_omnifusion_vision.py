@@ -17,24 +17,40 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoModel, DonutSwinModel
+from transformers import AutoModel, DonutSwinModel, SwinModel, Swinv2Model
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
-from .configuration_omnifusion import ENCODER_FAMILIES, OmniFusionVisionConfig
+from .configuration_omnifusion import OmniFusionVisionConfig
+from .encoder_families_omnifusion import ENCODER_FAMILIES, EncoderFamily, as_sequences, encoder_inputs, size_options
 
 
 logger = logging.get_logger(__name__)
 
 
-class SwinEncoder(DonutSwinModel):  # trf-ignore: TRF057
-    """The patch embeddings return a tuple, on which `enable_input_require_grads` (checkpointed LoRA) fails."""
+class TensorEmbeddings:
+    """Swin's patch embeddings return a tuple, on which `enable_input_require_grads` (checkpointed LoRA) fails."""
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embeddings.projection
+
+
+class DonutSwinEncoder(TensorEmbeddings, DonutSwinModel):  # trf-ignore: TRF057
+    pass
+
+
+class SwinEncoder(TensorEmbeddings, SwinModel):  # trf-ignore: TRF057
+    pass
+
+
+class Swinv2Encoder(TensorEmbeddings, Swinv2Model):  # trf-ignore: TRF057
+    pass
+
+
+ENCODER_CLASSES = {DonutSwinModel: DonutSwinEncoder, SwinModel: SwinEncoder, Swinv2Model: Swinv2Encoder}
 
 
 def last_layers(config: OmniFusionVisionConfig, feature_layers: list[int] | Literal["all"]) -> list[int]:
@@ -42,17 +58,22 @@ def last_layers(config: OmniFusionVisionConfig, feature_layers: list[int] | Lite
     return [-1] * len(config.encoder_configs) if feature_layers == "all" else feature_layers
 
 
+def family_of(encoder: PreTrainedModel) -> EncoderFamily:
+    return ENCODER_FAMILIES.get(encoder.config.model_type, EncoderFamily({}))
+
+
 def trim_encoder(encoder: PreTrainedModel, layer: int) -> PreTrainedModel:
-    """Removes, in place, everything that hidden state `layer` does not need."""
-    family = ENCODER_FAMILIES[encoder.config.model_type]
+    """Removes, in place, everything that hidden state `layer` does not need, from an encoder with `blocks`."""
+    encoder.__class__ = ENCODER_CLASSES.get(type(encoder), type(encoder))
+    family = family_of(encoder)
+    if family.blocks is None:
+        return encoder
     # There is one hidden state more than blocks: 0 is the output of the embeddings.
     del encoder.get_submodule(family.blocks)[layer % (encoder.config.num_hidden_layers + 1) :]
     for name in family.after_blocks:
         if getattr(encoder, name, None) is not None:
             setattr(encoder, name, nn.Identity())
     encoder.embeddings.mask_token = None  # used in the pretraining of encoders only
-    if encoder.config.model_type == "donut-swin":
-        encoder.__class__ = SwinEncoder
     return encoder
 
 
@@ -87,10 +108,10 @@ def needs_graph(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> bool:
 
 def each_layer(encoder: PreTrainedModel, pixel_values: torch.Tensor, with_graph: bool) -> Iterator[torch.Tensor]:
     """The output of each block (ΣV, prefix + P_e, d_e) as it is computed; the encoder's `forward` would keep all."""
-    family = ENCODER_FAMILIES[encoder.config.model_type]
+    family = family_of(encoder)
     # The consumer runs between yields, so that no grad mode may be left set there.
     with torch.set_grad_enabled(with_graph):
-        hidden_states = encoder.embeddings(pixel_values, **family.size_options)
+        hidden_states = encoder.embeddings(pixel_values, **size_options(encoder.embeddings))
         if encoder.config.model_type == "clip_vision_model":
             hidden_states = encoder.pre_layrnorm(hidden_states)  # spelled so in its weights
     for block in encoder.get_submodule(family.blocks):
@@ -140,9 +161,17 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
             trim_encoder(build_encoder(encoder_config), layer)
             for encoder_config, layer in zip(config.encoder_configs, last_layers(config, feature_layers))
         )
+        self.feature_layers = last_layers(config, feature_layers)
         # device_map must not split a block; post_init collects this from direct children, not through a ModuleList.
-        self._no_split_modules = set().union(*(encoder._no_split_modules for encoder in self.encoders))
+        self._no_split_modules = set().union(*(encoder._no_split_modules or () for encoder in self.encoders))
         self.post_init()
+
+    def train(self, mode: bool = True) -> "OmniFusionVisionModel":
+        """Frozen encoders stay in evaluation mode: they neither drop paths (Swin) nor adapt statistics (ResNet)."""
+        super().train(mode)
+        for encoder in self.encoders:
+            encoder.train(mode and any(parameter.requires_grad for parameter in encoder.parameters()))
+        return self
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoders[0].get_input_embeddings()
@@ -166,11 +195,11 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
         hidden_states, attentions, last_features = [], [], {}
 
         def features() -> Iterator[torch.Tensor]:
-            for index, encoder in enumerate(self.encoders):
+            for index in range(len(self.encoders)):
                 outputs, layers = self._encode(index, pixel_values, recorded)
                 hidden_states.extend((outputs.get("hidden_states") or ())[min(index, 1) :])
                 attentions.extend(outputs.get("attentions") or ())
-                prefix = 0 if self.keep_prefix else ENCODER_FAMILIES[encoder.config.model_type].prefix_tokens
+                prefix = 0 if self.keep_prefix else self.config.encoder_outputs[index].prefix_tokens
                 for states in layers:
                     last_features[index] = states[:, prefix:]  # (ΣV, P_e, d_e)
                     yield last_features[index]
@@ -188,19 +217,21 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
         with_graph = needs_graph(encoder, views)
         use_attention_that_takes_float32(encoder)
         views = views.to(encoder.dtype)
-        if self.every_layer and not any(recorded.values()):
+        can_stream = family_of(encoder).blocks is not None
+        if self.every_layer and can_stream and not any(recorded.values()):
             return {}, each_layer(encoder, views, with_graph)
-        options = ENCODER_FAMILIES[encoder.config.model_type].size_options | recorded
-        if self.every_layer:
-            options["output_hidden_states"] = True
+        inputs = encoder_inputs(encoder, views) | recorded
+        if self.every_layer or not can_stream:
+            inputs["output_hidden_states"] = True
         with torch.set_grad_enabled(with_graph):
-            outputs = encoder(views, return_dict=True, **options)
-        if not self.every_layer:
+            outputs = encoder(**inputs, return_dict=True)
+        if can_stream and not self.every_layer:
             return outputs, [outputs.last_hidden_state]
-        layers, asked = outputs.hidden_states, recorded["output_hidden_states"]  # True, or indices
+        layers, asked = as_sequences(encoder, outputs), recorded["output_hidden_states"]  # True, or indices
         kept = range(len(layers)) if asked is True else [i % len(layers) for i in asked or ()]
         reported = tuple(states if i in kept else None for i, states in enumerate(layers)) if asked else ()
-        return outputs | {"hidden_states": reported}, layers[1:]
+        used = layers[1:] if self.every_layer else [layers[self.feature_layers[index]]]
+        return outputs | {"hidden_states": reported}, used
 
     def _views_for(self, index: int, pixel_values: torch.Tensor) -> torch.Tensor:
         """The views at encoder `index`'s size and normalisation; float32 if these differ from the first one's."""

@@ -162,7 +162,7 @@ class FeatureLayout:
     def of(cls, tower: OmniFusionVisionModel, args: TrainingArguments) -> "FeatureLayout":
         size = tower.config.image_size
         features = compute_features(tower, torch.zeros(1, 3, size, size), args)
-        layers = [config.num_hidden_layers if tower.every_layer else 1 for config in tower.config.encoder_configs]
+        layers = [output.num_layers if tower.every_layer else 1 for output in tower.config.encoder_outputs]
         shapes = tuple(tuple(feature.shape[1:]) for feature in features)
         return cls(shapes, tuple(end - 1 for end in accumulate(layers)), join(features).nbytes)
 

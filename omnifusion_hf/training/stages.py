@@ -12,7 +12,7 @@ from torch import nn
 
 from ..model.modeling_omnifusion import OmniFusionForConditionalGeneration
 from .lora import LoraSettings, add_lora
-from .modules import as_class, path_of
+from .modules import as_class
 from .special_token_rows import OmniFusionInTraining, split_special_token_rows
 
 
@@ -81,8 +81,6 @@ def apply_stage(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    if "vision_tower" not in parts:
-        model.get_submodule(path_of(model, "vision_tower")).register_forward_pre_hook(_stay_in_eval_mode)
     return model
 
 
@@ -98,11 +96,6 @@ def parts_of_stage(stage: str, vision_tuning: VisionTuning = "frozen") -> dict[s
             "vision_tuning: full, or stage: lora."
         )
     return STAGES[stage] | {"vision_tower": vision_tuning}
-
-
-def _stay_in_eval_mode(tower: nn.Module, args: tuple):
-    """Trainer puts the whole model in training mode, but frozen encoders must not drop paths (Swin would)."""
-    tower.eval()
 
 
 def part_of(name: str) -> str:

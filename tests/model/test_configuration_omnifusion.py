@@ -26,7 +26,7 @@ BAD = [
     ({"encoders": ("clip", "dinov2"), "encoder_sizes": [32, 48]}, r"give \[16, 36\] tokens per view"),
     ({"projector_type": "summation", "vision_feature_layer": -2}, "read all layers.*omit"),
     ({"vision_feature_layer": "all"}, "the others one layer of each encoder"),
-    ({"encoders": ("clip", "swin"), "projector_type": "attention"}, "Swin encoder changes its grid.*use mlp"),
+    ({"encoders": ("clip", "swin"), "projector_type": "attention"}, "donut-swin.*changes its grid.*use mlp"),
     ({"projector_type": "attention", "projector_num_queries": 0}, "num_queries must be 1 or more, got 0"),
     ({"projector_num_attention_heads": -4}, "heads must be 1 or more, got -4"),
     ({"projector_intermediate_size": 0}, "intermediate_size must be 1 or more, got 0"),

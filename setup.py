@@ -50,6 +50,7 @@ setup(
         "data": ["datasets>=4"],  # parquet, the Hub, streams
         "lora": ["peft>=0.21"],
         "deepspeed": ["deepspeed>=0.19"],  # recipes/accelerate/zero3.yaml
+        "timm": ["timm>=1"],  # encoders of timm
         "gguf": ["gguf>=0.10"],  # GGUF files as LLMs
         "plot": ["matplotlib"],  # the loss of a training run
         "lab": ["scikit-learn", "matplotlib", "rapidfuzz", "statsmodels", "torch>=2.9"],  # torch.optim.Muon
@@ -68,6 +69,7 @@ setup(
         "vllm": ["vllm>=0.30"],
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
         "test": [
+            "timm>=1",
             "bitsandbytes>=0.46",
             "gguf>=0.10",
             "nox",

@@ -20,7 +20,10 @@ _MODULES = {
     "OmniFusionProcessor": "model.processing_omnifusion",
     "OmniFusionVisionConfig": "model.configuration_omnifusion",
     "OmniFusionVisionModel": "model.modeling_omnifusion_vision",
+    "Projector": "model.modeling_omnifusion_projector",
     "add_special_tokens": "build.tokenization",
+    "register_encoder": "model.encoder_families_omnifusion",
+    "register_projector": "model.modeling_omnifusion_projector",
 }
 __all__ = list(_MODULES)
 

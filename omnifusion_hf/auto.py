@@ -4,6 +4,7 @@
 import transformers
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
+from .extensions import import_extensions
 from .model.configuration_omnifusion import OmniFusionConfig, OmniFusionVisionConfig
 from .model.image_processing_omnifusion import OmniFusionImageProcessor
 from .model.modeling_omnifusion import OmniFusionForConditionalGeneration, OmniFusionModel
@@ -36,3 +37,4 @@ def register():
 
 
 register()
+import_extensions()

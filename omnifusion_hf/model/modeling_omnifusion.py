@@ -31,7 +31,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging, to
 
 from .configuration_omnifusion import AUTO_MAP, OmniFusionConfig
 from .generation_omnifusion import OmniFusionGenerationMixin
-from .modeling_omnifusion_projector import Projector
+from .modeling_omnifusion_projector import Projector, extensions_of
 from .modeling_omnifusion_vision import OmniFusionVisionModel, side_by_side
 from .views_omnifusion import views_per_image
 
@@ -97,6 +97,8 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
             remove_earlier_weights(Path(save_directory), kwargs.get("variant"))
+            if classes := extensions_of(self):
+                import_module("omnifusion_hf.extensions").save_extensions(classes, Path(save_directory))
 
     def load_adapter(self, peft_model_id: str | None = None, adapter_name: str | None = None, **kwargs):
         """As transformers' own, which before 5.18 loads LoRA's factors only; here PEFT loads the rest of its file."""

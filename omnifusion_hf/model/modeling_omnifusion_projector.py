@@ -13,6 +13,7 @@ An adapter reads features (views, P_e, d_e) in the order in which the encoders y
 (summation, attention) every layer of the first encoder, then of the next. It returns (views, P, D).
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
 
@@ -55,6 +56,14 @@ def register_projector(projector_type: str) -> Callable[[type[Projector]], type[
         return cls
 
     return register
+
+
+def extensions_of(model: nn.Module) -> set[type]:
+    """The classes of the adapter and of encoders that are in files of users, which go with a saved model."""
+    parts = [module for module in model.modules() if isinstance(module, Projector)]
+    parts += [encoder for module in model.modules() for encoder in getattr(module, "encoders", ())]
+    ours = re.compile(r"(omnifusion_hf|transformers)\.|.*_omnifusion$")
+    return {type(part) for part in parts if not ours.match(type(part).__module__)}
 
 
 @register_projector("mlp")

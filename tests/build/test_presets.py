@@ -3,7 +3,16 @@
 from pathlib import Path
 
 import pytest
-from transformers import CLIPVisionConfig, Dinov2Config, DonutSwinConfig, InternVLVisionConfig, SiglipVisionConfig
+from transformers import (
+    CLIPVisionConfig,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+    DINOv3ViTConfig,
+    DonutSwinConfig,
+    InternVLVisionConfig,
+    MLCDVisionConfig,
+    SiglipVisionConfig,
+)
 
 from omnifusion_hf import OmniFusionVisionConfig
 from omnifusion_hf.build.build import default_sizes
@@ -28,6 +37,14 @@ PUBLISHED = {
     ),
     "dinov2-l": Dinov2Config(hidden_size=1024, num_attention_heads=16, image_size=518, patch_size=14),
     "texify": DonutSwinConfig(embed_dim=128, depths=[2, 2, 14, 2], num_heads=[4, 8, 16, 32], image_size=420),
+    "siglip2-so400m-384": SiglipVisionConfig(hidden_size=1152, image_size=384, patch_size=14),
+    "dinov2-s": Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14),
+    "metaclip2-h-224": CLIPVisionConfig(hidden_size=1280, num_attention_heads=16, image_size=224, patch_size=14),
+    "dinov3-l": DINOv3ViTConfig(hidden_size=1024, num_attention_heads=16, image_size=224, patch_size=16),
+    "mlcd-bigg-448": MLCDVisionConfig(hidden_size=1664, num_attention_heads=16, image_size=448, patch_size=14),
+    "dinov2-registers-l": Dinov2WithRegistersConfig(
+        hidden_size=1024, num_attention_heads=16, image_size=518, patch_size=14
+    ),
 }
 
 

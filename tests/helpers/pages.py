@@ -2,7 +2,7 @@
 
 A `python` block is run in the names that earlier blocks of its page left. In an `sh` or `bash` block every command is
 `omnifusion …` or `python …`. A block that cannot be run says why, in the line before its fence:
-`<!-- not run: REASON -->`.
+`<!-- not run: REASON -->`. A block with a title is written to the file of that name, which later blocks can import.
 """
 
 import contextlib
@@ -22,7 +22,8 @@ from omnifusion_hf.cli import main
 
 
 ROOT = Path(__file__).parents[2]
-FENCE = re.compile(r"^(?:(?P<mark><!-- not run[^\n]*)\n)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
+HEAD = r"""^(?:(?P<mark><!-- not run[^\n]*)\n)?```(?P<language>\w+)(?: title="(?P<file>[^"]+)")?\n"""
+FENCE = re.compile(HEAD + r"(?P<code>.*?)^```$", re.M | re.S)
 # TRL 1.16 and PEFT 0.21 use names that transformers has deprecated.
 DEPRECATED = "`(is_gradient_checkpointing|gradient_checkpointing(_(en|dis)able)?)` is deprecated"
 OTHERS_DEPRECATIONS = [pytest.mark.filterwarnings(f"ignore:{DEPRECATED}:FutureWarning")]
@@ -37,6 +38,7 @@ class Block:
     code: str
     line: int
     runs: bool
+    file: str | None = None
 
 
 @dataclass
@@ -60,7 +62,7 @@ def blocks(text: str) -> list[Block]:
             if not MARK.fullmatch(mark):
                 raise ValueError(f"line {line - 2}: {mark!r}; write `<!-- not run: REASON -->`.")
         if language in ("python", "sh", "bash"):
-            found.append(Block(language, match["code"], line, runs=mark is None))
+            found.append(Block(language, match["code"], line, mark is None, match["file"]))
     if marks != len(re.findall("^ *<!-- not run", text, re.M)):
         raise ValueError("a `<!-- not run: … -->` is not in the line before a fence.")
     if re.search(r"^ +```(python|sh|bash)$", text, re.M):
@@ -75,10 +77,13 @@ def run_page(page: Path, folder: Path) -> Run:
             (folder / path.name).symlink_to(path)
     run, names = Run(folder), {"__name__": "__main__"}
     offline = patch("socket.getaddrinfo", side_effect=RuntimeError("code of pages is run offline"))
+    own_files = patch.object(sys, "path", [str(folder), *sys.path])
     for block in blocks(page.read_text(encoding="utf-8")):
         if block.runs:
-            with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as printed, offline:
-                if block.language == "python":
+            with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as printed, offline, own_files:
+                if block.file:
+                    (folder / block.file).write_text(block.code, encoding="utf-8")
+                elif block.language == "python":
                     run_python(block, page, names)
                     run.names.append(dict(names))
                 else:

@@ -1,0 +1,88 @@
+"""Adapters and encoders in files outside the package: known by name, saved with a model, loaded without it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pages
+import pytest
+
+from omnifusion_hf.extensions import as_remote_code, import_extensions
+
+
+GENERATE = """
+import sys
+{first}
+import torch
+from transformers import AutoModelForImageTextToText
+
+torch.manual_seed(0)
+folder, trusted = sys.argv[1], len(sys.argv) > 2
+model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=trusted)
+ids = torch.tensor([[1, *[model.config.image_token_id] * model.config.image_seq_length, 5]])
+pixels = torch.rand(1, 3, *[model.config.vision_config.image_size] * 2)
+labels = ids.masked_fill(ids == model.config.image_token_id, -100)
+model.train()(input_ids=ids, pixel_values=pixels, labels=labels).loss.backward()
+assert all(weight.grad is not None for weight in model.model.multi_modal_projector.parameters())
+print(type(model).__module__.split(".")[0])
+print(model.eval().generate(ids, pixel_values=pixels, max_new_tokens=4, do_sample=False).tolist())
+"""
+WITH, WITHOUT = "import omnifusion_hf", "sys.modules['omnifusion_hf'] = None  # as if it were not installed"
+
+
+@pytest.fixture(scope="module")
+def page(ran_page):
+    return ran_page(pages.ROOT / "docs/extending.md")
+
+
+def run(folder: Path, first: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", GENERATE.format(first=first), *arguments]
+    paths = {"PYTHONPATH": str(pages.ROOT), "OMP_NUM_THREADS": "1"} if first == WITH else {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | paths | environment
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_page_prints_what_it_says(page):
+    text = (pages.ROOT / "docs/extending.md").read_text(encoding="utf-8")
+    printed = [line for block in page.printed for line in block.splitlines() if line]
+    assert printed == ["{'pixel_shuffle': 9, 'perceiver': 12}", "16"] and all(f"`{line}`" in text for line in printed)
+
+
+@pytest.mark.parametrize(
+    "model, file",
+    [("pixel_shuffle", "pixel_shuffle.py"), ("perceiver", "perceiver.py"), ("own_encoder", "patch_encoder.py")],
+)
+def test_a_saved_model_loads_from_the_file_and_as_remote_code_alike(model, file, page, tmp_path):
+    folder = str(page.folder / model)
+    installed = run(tmp_path, WITH, folder, OMNIFUSION_EXTENSIONS=str(page.folder / file))
+    remote = run(tmp_path, WITHOUT, folder, "trusted", HF_HOME=str(tmp_path))
+    assert installed.stdout.startswith("omnifusion_hf\n"), installed.stderr
+    assert remote.stdout.startswith("transformers_modules\n"), remote.stderr
+    assert installed.stdout.splitlines()[1] == remote.stdout.splitlines()[1]
+
+
+def test_without_the_file_the_error_says_what_to_do(page, tmp_path):
+    failed = run(tmp_path, WITH, str(page.folder / "perceiver")).stderr
+    assert "projector_type `perceiver` is unknown" in failed and "OMNIFUSION_EXTENSIONS=FILE.py" in failed
+
+
+@pytest.mark.parametrize("name, reason", [("absent.py", "is not a file"), ("json.py", "a module `json` exists")])
+def test_a_file_that_cannot_be_imported_is_named(name, reason, tmp_path, monkeypatch):
+    (tmp_path / "json.py").touch()
+    monkeypatch.setenv("OMNIFUSION_EXTENSIONS", str(tmp_path / name))
+    with pytest.raises(ValueError, match=f"{name}.*{reason}"):
+        import_extensions()
+
+
+def test_imports_of_the_package_become_imports_of_the_folder(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text("from omnifusion_hf import (\n    Projector,\n    register_encoder,\n)\n")
+    assert as_remote_code(file).splitlines() == [
+        "from .modeling_omnifusion_projector import Projector",
+        "from .encoder_families_omnifusion import register_encoder",
+    ]
+    for line in ("import omnifusion_hf", "from omnifusion_hf.hub import push", "from omnifusion_hf import nothing"):
+        file.write_text(line + "\n")
+        with pytest.raises(ValueError, match="own.py is saved with the model, but"):
+            as_remote_code(file)

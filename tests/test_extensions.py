@@ -17,9 +17,9 @@ import sys
 import torch
 from transformers import AutoModelForImageTextToText
 
-torch.manual_seed(0)
 folder, trusted = sys.argv[1], len(sys.argv) > 2
 model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=trusted)
+torch.manual_seed(0)  # only now: what is loaded must not be random
 ids = torch.tensor([[1, *[model.config.image_token_id] * model.config.image_seq_length, 5]])
 pixels = torch.rand(1, 3, *[model.config.vision_config.image_size] * 2)
 labels = ids.masked_fill(ids == model.config.image_token_id, -100)

@@ -7,7 +7,14 @@ not possible raises `ValueError`.
 """
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+)
 from transformers.modeling_utils import PreTrainedModel
 
 from ..model.configuration_omnifusion import SPECIAL_TOKENS, OmniFusionConfig, OmniFusionVisionConfig
@@ -15,6 +22,7 @@ from ..model.image_processing_omnifusion import OmniFusionImageProcessor
 from ..model.modeling_omnifusion_vision import last_layers, trim_encoder
 from ..model.processing_omnifusion import OmniFusionProcessor
 from .chat_template import chat_template_for
+from .check_llm import CURE, check_answers, check_family, check_head
 from .gguf import source_of
 from .tokenization import add_special_tokens, load_tokenizer
 
@@ -24,16 +32,19 @@ def assemble(cls: type, vision: list[str], text: str, dtype: torch.dtype | str, 
     tokenizer = add_special_tokens(load_tokenizer(text))
     model_config = assemble_config(vision, text, tokenizer, **config)
     llm = load_llm(text, model_config.text_config.vocab_size, dtype)
-    model_config.text_config = llm.config  # one object, so that later changes reach the modules
+    is_tied = llm.get_output_embeddings().weight is llm.get_input_embeddings().weight
+    model_config.tie_word_embeddings = llm.config.get_text_config().tie_word_embeddings = is_tied
+    model_config.text_config = llm.config.get_text_config()  # one object, so that later changes reach the modules
     with torch.device("meta"):
         model = cls(model_config)
-    model.model.language_model, model.lm_head = llm.base_model, llm.get_output_embeddings()
+    model.model.language_model = language_part(llm, type(model.model.language_model))
+    model.lm_head = llm.get_output_embeddings()
     fill_tower(model, vision, dtype)
     model.model.multi_modal_projector = model_config.projector_class(model_config).to(llm.dtype)
     model.generation_config = generation_config_for(llm.generation_config, tokenizer)
     model.tie_weights()
     model.eval()
-    check_head(model, llm)
+    check_answers(model, llm)
     return model.half() if llm.dtype == torch.float16 else model
 
 
@@ -56,17 +67,14 @@ def assemble_config(vision: list[str], text: str, tokenizer, **config) -> OmniFu
 
     Args:
         vision: names or folders of vision encoders (or of two-tower models with one).
-        text: name or folder of a causal language model.
+        text: name or folder of a causal language model, or of a multimodal model with one.
         tokenizer: the LLM's, with the special tokens added; the vocabulary is padded to a multiple of 64.
         config: fields of `OmniFusionConfig`; `image_sizes` and `image_normalizations` are those of its vision part.
-
-    Raises `ValueError` for an LLM with encoders of its own.
     """
     vision_fields = {name: config.pop(name) for name in ("image_sizes", "image_normalizations") if name in config}
     folder, options = source_of(text)
-    text_config = AutoConfig.from_pretrained(folder, **options)
-    if text_config.get_text_config() is not text_config:
-        raise ValueError(f"{text} is a `{text_config.model_type}`, which has encoders itself; give a text LLM.")
+    text_config = AutoConfig.from_pretrained(folder, **options).get_text_config()
+    check_family(text, text_config)
     text_config.vocab_size = padded_vocab_size(max(text_config.vocab_size, len(tokenizer)))
     ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(getattr(tokenizer, name)) for name in SPECIAL_TOKENS}
     vision_config = assemble_vision_config(vision, **vision_fields)
@@ -99,20 +107,35 @@ def load_llm(text: str, vocab_size: int, dtype: torch.dtype | str) -> PreTrained
     """A causal LLM with that many vocabulary rows.
 
     New rows are the mean row, so unused ids are never the argmax, and tokens that are added later can be learned.
-    Raises `ValueError` for a head with a bias, which neither this model nor serving engines have.
     """
     folder, options = source_of(text)
-    llm, loading = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
+    config = AutoConfig.from_pretrained(folder, **options)
+    is_text = config.get_text_config() is config
+    kind = AutoModelForCausalLM if is_text else AutoModelForImageTextToText
+    llm, loading = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
     if options:  # the weights of a GGUF file are dequantised by now, but the configuration says otherwise
         del llm.config.quantization_config
     check_loaded(text, llm, loading)
-    if llm.get_output_embeddings().bias is not None:
-        raise ValueError(
-            f"{text} ({llm.config.model_type}): its head adds a bias to the logits, and OmniFusion's head has none; "
-            "use an LLM whose head is a plain matrix (Mistral, Llama, Qwen, Gemma, GPT-NeoX, Cohere, Granite, …)."
-        )
+    llm = causal_part(llm)
+    check_head(text, llm)
     llm.resize_token_embeddings(vocab_size)
     return llm.eval()
+
+
+def causal_part(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, or the causal LLM inside it (Llama 4)."""
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel) and part is not model]
+    config = model.config.get_text_config()
+    return next((part for part in parts if part.config is config and part.get_output_embeddings() is not None), model)
+
+
+def language_part(llm: PreTrainedModel, kind: type[PreTrainedModel]) -> PreTrainedModel:
+    """The part of an LLM, or of a multimodal model, that is before its head. Raises `ValueError` for a decoder that
+    reads an encoder's states (BART)."""
+    part = next((module for module in llm.modules() if type(module) is kind), None)
+    if part is None:
+        raise ValueError(f"a `{llm.config.model_type}` has no {kind.__name__} that could read images; {CURE}")
+    return part
 
 
 def fill_tower(model: PreTrainedModel, vision: list[str], dtype: torch.dtype | str):
@@ -146,16 +169,3 @@ def generation_config_for(llm_config: GenerationConfig, tokenizer) -> Generation
     if llm_config.pad_token_id is None:
         llm_config.pad_token_id = tokenizer.pad_token_id
     return llm_config
-
-
-@torch.no_grad()
-def check_head(model: PreTrainedModel, llm: PreTrainedModel):
-    """Raises `ValueError` if the model's logits of a text are not its LLM's, whose head then does more."""
-    ids = torch.arange(8).unsqueeze(0)  # (1, 8)
-    ours, theirs = (part(input_ids=ids).logits.float() for part in (model, llm))  # (1, 8, vocab)
-    if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-5):
-        raise ValueError(
-            f"`{llm.config.model_type}` does more between its last layer and its logits than a matrix, logit_scale, "
-            f"logits_scaling and final_logit_softcapping: logits differ by {(ours - theirs).abs().max():.3g}; use "
-            "another LLM (Mistral, Llama, Qwen, Gemma, GPT-NeoX, Cohere, Granite, …)."
-        )

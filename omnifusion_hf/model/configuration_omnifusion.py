@@ -244,7 +244,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
             )
         self._set_feature_layers()
         # Text configurations have the flag for their own head; ours needs it here.
-        self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
+        self.tie_word_embeddings = self.tie_word_embeddings or getattr(self.text_config, "tie_word_embeddings", False)
         self._check_feature_layers()
         self._check_projector()
         self._check_vocabulary()

@@ -123,7 +123,10 @@ class OmniFusionGenerationMixin(GenerationMixin):
 
 def _cached_length(kwargs: dict) -> int:
     cache = kwargs.get("cache", kwargs.get("past_key_values"))  # transformers 5.24 renamed it
-    return 0 if cache is None else cache.get_seq_length()
+    try:
+        return 0 if cache is None else cache.get_seq_length()
+    except ValueError:  # the states of Mamba have a past, but no length
+        return 1
 
 
 __all__ = ["OmniFusionGenerationMixin"]

@@ -84,6 +84,11 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         self._no_split_modules |= {type(module).__name__ for module in self.modules() if isinstance(module, Projector)}
 
     @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: custom code is not asked to fill buffers of parts that have no parameters (Falcon-H1)."""
+        return False
+
+    @classmethod
     def from_pretrained(cls, *args, quantization_config=None, **kwargs) -> "OmniFusionPreTrainedModel":
         """As transformers' own. Quantises only the LLM; adds encoders, adapter and head to the caller's skip list."""
         if quantization_config is not None:

@@ -31,17 +31,49 @@ FAMILIES = {
     "cohere2": (transformers.Cohere2Config, GATED | {"logit_scale": 0.25}),
     "granite": (transformers.GraniteConfig, GATED | {"logits_scaling": 4.0, "embedding_multiplier": 6.0}),
 }
+# Families whose configuration needs sizes alone. Fields that a class lacks are left out.
+PLAIN = """
+afmoe apertus arcee bitnet cohere2_moe cwm diffllama doge dots1 ernie4_5 ernie4_5_moe exaone4 falcon falcon_h1
+flex_olmo glm glm4 glm4_moe gpt_bigcode gpt_oss granitemoe granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe
+jetmoe lfm2 llama4_text mamba2 minimax_m2 ministral ministral3 mixtral mpt nemotron olmo olmo2 olmo3 olmo_hybrid olmoe
+persimmon phi3 phimoe qwen2_moe qwen3_moe seed_oss smollm3 stablelm starcoder2 vaultgemma xglm
+""".split()
+EVERY_SIZE = GATED | {"head_dim": 8, "pad_token_id": 0, "sliding_window": 8, "moe_intermediate_size": 16}
+EVERY_SIZE |= {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "d_model": 32, "n_layers": 2, "n_heads": 4}
+EVERY_SIZE |= dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4)
+EVERY_SIZE |= {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "ffn_dim": 64}
+EVERY_SIZE |= {"n_shared_experts": 1}
+EVERY_SIZE |= {"shared_expert_intermediate_size": 16, "intermediate_size_mlp": 64, "num_heads": 8, "n_groups": 1}
+EVERY_SIZE |= {"state_size": 8, "expand": 2, "mamba_d_state": 8, "mamba_n_heads": 8, "mamba_d_head": 8}
+EVERY_SIZE |= {"mamba_n_groups": 1, "mamba_expand": 2, "mamba_d_ssm": 64, "linear_num_key_heads": 2}
+EVERY_SIZE |= {"linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+EVERY_SIZE |= {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB, "num_kv_shared_layers": 0}
 REFUSED = {
     "phi": (transformers.PhiConfig, SIZES | POSITIONS | {"intermediate_size": 64}),
     "hyperclovax": (transformers.HyperCLOVAXConfig, GATED | {"logits_scaling": 4.0}),
 }
 
 
+def plain_config(family: str, **changes) -> transformers.PreTrainedConfig:
+    config_class = transformers.CONFIG_MAPPING[family]
+    known = config_class.__dataclass_fields__.keys() | config_class.attribute_map
+    return config_class(**{name: size for name, size in EVERY_SIZE.items() if name in known} | changes)
+
+
 def save(folder: Path, family: str, tied: bool = False, chat_template: str | None = None, **tokenizer) -> Path:
     """Saves an LLM and its tokenizer; `tokenizer` are arguments of tiny.llm_tokenizer."""
     config_class, fields = (FAMILIES | REFUSED)[family]
+    return save_config(folder, config_class(**fields, tie_word_embeddings=tied), chat_template, **tokenizer)
+
+
+def save_config(
+    folder: Path, config: transformers.PreTrainedConfig, chat_template: str | None = None, **tokenizer
+) -> Path:
+    """The same for a configuration, of a multimodal model too."""
+    is_text = config.get_text_config() is config
+    kind = transformers.AutoModelForCausalLM if is_text else transformers.AutoModelForImageTextToText
     torch.manual_seed(1)
-    llm = transformers.AutoModelForCausalLM.from_config(config_class(**fields, tie_word_embeddings=tied))
+    llm = kind.from_config(config)
     for parameter in llm.parameters():  # some families start biases and their like at 0
         parameter.data += 0.1 * torch.randn_like(parameter)
     llm.save_pretrained(folder)

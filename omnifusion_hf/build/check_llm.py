@@ -1,0 +1,90 @@
+# Copyright 2026 The omnifusion_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Refuses an LLM that would not be itself behind an adapter, and says why: its family, its head, its answers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoModel
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+
+
+CURE = "use another LLM (Mistral, Llama, Qwen, Gemma, Granite, …: docs/building.md)."
+
+
+def check_family(name: str, config: PreTrainedConfig):
+    """Raises `ValueError` for a language part that is no model of its own."""
+    try:
+        with torch.device("meta"):
+            AutoModel.from_config(config)
+    except ValueError:
+        raise ValueError(
+            f"the language part of {name}, `{config.model_type}`, is no model of its own in transformers; {CURE}"
+        ) from None
+
+
+def check_head(name: str, llm: PreTrainedModel):
+    """Raises `ValueError` for a head with a bias, which neither this model nor serving engines have."""
+    if llm.get_output_embeddings().bias is not None:
+        raise ValueError(
+            f"{name} (`{llm.config.model_type}`): its head adds a bias to the logits, and OmniFusion's head has none; "
+            f"{CURE}"
+        )
+
+
+@torch.no_grad()
+def check_answers(model: PreTrainedModel, llm: PreTrainedModel):
+    """Raises `ValueError` if the logits of a text, with or without visual tokens, are not the LLM's, or if answers
+    depend on the cache."""
+    ids = torch.arange(8).unsqueeze(0)  # (1, 8)
+    embeds = llm.get_input_embeddings()(ids)  # (1, 8, D)
+    visual_tokens = embeds[:, 2:4] / 2  # (1, 2, D), no rows of the table
+    mixed = torch.cat([embeds[:, :2], visual_tokens, embeds[:, 4:]], dim=1)  # (1, 8, D)
+    places = torch.tensor([[False, False, True, True, False, False, False, False]])
+    with_image = ids.masked_fill(places, model.config.image_token_id)
+    check = Check(llm.config.get_text_config().model_type)
+    text = llm(input_ids=ids).logits  # (1, 8, vocab)
+    check.equal(
+        lambda: llm(inputs_embeds=embeds).logits,
+        lambda: text,
+        "does more with ids than a look-up in its table (a factor, embeddings in every layer), and visual tokens have "
+        "no ids",
+    )
+    check.equal(
+        lambda: model(input_ids=ids).logits,
+        lambda: text,
+        "does more between its last layer and its logits than a matrix, logit_scale, logits_scaling and "
+        "final_logit_softcapping",
+    )
+    check.equal(
+        lambda: model(input_ids=with_image, image_embeds=visual_tokens).logits,
+        lambda: llm(inputs_embeds=mixed).logits,
+        "treats visual tokens unlike the embeddings of words",
+    )
+    check.equal(lambda: greedy(model, ids, True), lambda: greedy(model, ids, False), "answers otherwise with a cache")
+
+
+def greedy(model: PreTrainedModel, ids: torch.LongTensor, use_cache: bool) -> torch.Tensor:
+    """Scores (3, vocab) of three tokens after ids (1, L)."""
+    options = {"use_cache": use_cache, "output_logits": True, "return_dict_in_generate": True}
+    outputs = model.generate(ids, max_new_tokens=3, min_new_tokens=3, do_sample=False, **options)
+    return torch.cat(outputs.logits)
+
+
+@dataclass(frozen=True)
+class Check:
+    """Comparisons of one LLM."""
+
+    family: str
+
+    def equal(self, compute: Callable[[], torch.Tensor], expect: Callable[[], torch.Tensor], reason: str):
+        """Raises `ValueError` with the reason if logits differ by more than rounding, or cannot be computed."""
+        try:
+            found, expected = compute().float(), expect().float()
+        except Exception as error:
+            raise ValueError(f"`{self.family}` {reason}: {' '.join(str(error).split())[:200]}; {CURE}") from error
+        if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
+            difference = (found - expected).abs().max()
+            raise ValueError(f"`{self.family}` {reason}: logits differ by {difference:.3g}; {CURE}")

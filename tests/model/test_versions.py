@@ -1,6 +1,5 @@
 """What every version of transformers must give alike, in short; `make test` runs it on the oldest one as well."""
 
-import ast
 import json
 import re
 from importlib.util import module_from_spec, spec_from_file_location
@@ -78,7 +77,7 @@ def test_two_steps_of_the_stock_trainer_have_the_recorded_losses_and_reload(tmp_
 @pytest.mark.parametrize("version", ["4.57.6", "5.12.1", "6.0.0"])
 def test_a_version_outside_the_window_is_refused_in_one_line(version, monkeypatch):
     """By the file that the package and remote code import first."""
-    file = spec_from_file_location("omnifusion_hf.again", configuration_omnifusion.__file__)
+    file = spec_from_file_location("omnifusion_hf.model.again", configuration_omnifusion.__file__)
     file.loader.exec_module(module_from_spec(file))  # control: this version is taken
     monkeypatch.setattr(configuration_omnifusion.transformers, "__version__", version)
     oldest, too_new = TRANSFORMERS_VERSIONS
@@ -93,18 +92,13 @@ def test_a_version_outside_the_window_is_refused_in_one_line(version, monkeypatc
 @pytest.mark.parametrize("entrance", ["configuration", "image_processing", "processing"])
 def test_every_entrance_of_a_folder_meets_the_check(entrance):
     """`AutoImageProcessor` does not read the model's configuration, so its file imports the check first. transformers
-    4 copies only the files of a folder that the entrance itself imports."""
-
-    def imported(name: str) -> list[str]:
-        tree = ast.parse((ROOT / f"omnifusion_hf/model/{name}.py").read_text(encoding="utf-8"))
-        return [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-
-    ours = [name for name in imported(f"{entrance}_omnifusion") if name.endswith("_omnifusion")]
-    assert {name for one in ours for name in imported(one) if name.endswith("_omnifusion")} <= {*ours}
-    if entrance == "image_processing":
-        names = imported("image_processing_omnifusion")
-        first = next(name for name in names if name.startswith("transformers"))
-        assert names.index("configuration_omnifusion") < names.index(first)
+    4 copies only those files of a folder that the entrance itself imports, so the check is before all others."""
+    code = (ROOT / f"omnifusion_hf/model/{entrance}_omnifusion.py").read_text(encoding="utf-8")
+    first = re.search(r"^from \.(\w+)", code, re.M)
+    if entrance == "configuration":
+        assert code.index("raise ImportError(") < first.start()
+    else:
+        assert first[1] == "configuration_omnifusion" and first.start() < code.index("\nfrom transformers")
 
 
 def test_setup_asks_for_the_same_versions():

@@ -11,6 +11,8 @@ import typer
 SETTINGS = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
 SETTINGS |= {"context_settings": {"help_option_names": ["-h", "--help"]}}
 
+Strategy = Literal["whole", "grid"]
+Fit = Literal["crop", "pad", "squash"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 DtypeOption = Annotated[Dtype | None, typer.Option(help="Dtype of the written weights. Default: as stored.")]
 Output = Annotated[str, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write; it must not exist.")]

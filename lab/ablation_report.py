@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from omnifusion_hf.evaluation.figures import new_figure
+from omnifusion_hf.figures import new_figure
 from omnifusion_hf.io import write_whole
 from omnifusion_hf.markdown import table
 

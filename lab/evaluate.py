@@ -16,13 +16,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from omnifusion_hf.evaluation.answers import CLEAN, Answer, AnswerLog, Evaluator
-from omnifusion_hf.evaluation.metrics import normalised_edit_distance
 from omnifusion_hf.evaluation.questions import Question
 from omnifusion_hf.evaluation.robustness.measure import evaluate_perturbed
 from omnifusion_hf.evaluation.robustness.perturbations import SWAPPED
 from omnifusion_hf.inference import load
 from omnifusion_hf.io import write_whole
 from omnifusion_hf.markdown import table
+from omnifusion_hf.scores import normalised_edit_distance
 
 from .canvas import Drawing, sample_rng
 from .questions import Turn, ask, attribute_turns, caption, conversation, count_turns, place_turns, position_turns

@@ -14,7 +14,7 @@ from transformers.feature_extraction_utils import BatchFeature
 
 from ..inference import generate_text
 from ..io import named, read_json, read_text, write_whole
-from .metrics import exact_match
+from ..scores import exact_match
 from .questions import Question
 
 

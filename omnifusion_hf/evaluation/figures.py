@@ -2,25 +2,9 @@
 """Figures of reports, and the radar plot of benchmarks after the paper's Figure 1: a line per model and paper row."""
 
 import math
-from pathlib import Path
 
-from ..io import staged_file
+from ..figures import new_figure
 from .paper_tables import BENCHMARKS, RADAR_COLUMNS, RADAR_ROWS
-
-
-def new_figure(width: float, height: float):
-    """A matplotlib figure of this size in inches. Raises `ValueError` if matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("the plots need matplotlib: pip install 'omnifusion_hf[eval]'.") from None
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def save_figure(figure, path: Path, dpi: int):
-    """Writes a PNG atomically."""
-    with staged_file(path) as part:
-        figure.savefig(part, format="png", dpi=dpi)
 
 
 def radar_columns(models: dict[str, dict[str, float]]) -> list[str]:

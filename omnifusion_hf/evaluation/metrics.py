@@ -1,33 +1,9 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Scores of single answers, confidence intervals of accuracies, and the functions that tasks/*tex* name.
-
-Intervals and edit distances come from statsmodels and rapidfuzz, which are imported where they are needed.
-"""
+"""Confidence intervals of accuracies, by statsmodels, and the functions that tasks/*tex* name."""
 
 import re
 
-
-LIBRARIES_MISSING = "scores and intervals need statsmodels and rapidfuzz: pip install 'omnifusion_hf[eval]'."
-
-
-def normalise(text: str) -> str:
-    """The text that exact match compares: without letter case, runs of spaces and a full stop at the end."""
-    return " ".join(text.split()).casefold().removesuffix(".").rstrip()
-
-
-def exact_match(prediction: str, truths: list[str]) -> float:
-    """1.0 if the prediction is one of the truths after [`normalise`], else 0.0."""
-    return float(normalise(prediction) in map(normalise, truths))
-
-
-def normalised_edit_distance(prediction: str, truth: str) -> float:
-    """Levenshtein distance over the longer length: 0 for equal strings, two empty ones included, 1 for nothing in
-    common (paper, section 3.4)."""
-    try:
-        from rapidfuzz.distance import Levenshtein
-    except ImportError:
-        raise ValueError(LIBRARIES_MISSING) from None
-    return Levenshtein.normalized_distance(prediction, truth)
+from ..scores import LIBRARIES_MISSING, normalised_edit_distance
 
 
 def wilson_interval(right: float, n: int) -> tuple[float, float]:

@@ -4,9 +4,10 @@
 import json
 from pathlib import Path
 
+from ..figures import save_figure
 from ..io import write_whole
 from ..markdown import Markdown, code, plain, table
-from .figures import radar, save_figure
+from .figures import radar
 from .paper_tables import BENCHMARKS, TABLES, PaperTable
 from .results import ModelResults, Score, lost_images, read_models, read_records, read_result_file
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from transformers.utils import logging
 
 from ..io import named, read_json, read_text
+from ..scores import exact_match
 from .answers import Answer, read_answers
-from .metrics import exact_match
 
 
 RESULTS, SAMPLES = "_results.json", "_samples_"

@@ -15,7 +15,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from ..io import read_text, read_yaml
 from ..model.configuration_omnifusion import OmniFusionConfig
 from .conversations import BadSamplePolicy, ConversationFormat
-from .lora import LoraSettings
+from .lora import LoraSettings, LoraVariant
 from .mixture import Source
 from .stages import STAGES, VisionTuning, parts_of_stage
 
@@ -50,6 +50,22 @@ class ModelDataArguments:
     lora_rank: int = field(default=LoraSettings.rank, metadata={"help": "Rank of LoRA's two factors."})
     lora_alpha: int = field(default=LoraSettings.alpha, metadata={"help": "LoRA is scaled by alpha / rank."})
     lora_dropout: float = field(default=LoraSettings.dropout, metadata={"help": "Dropout of the input of LoRA."})
+    lora_target_modules: list[str] = field(
+        default_factory=list, metadata={"help": "Names of the layers that get LoRA; default: all linear layers."}
+    )
+    lora_variant: LoraVariant | None = field(default=None, metadata={"help": "rslora or dora, as in PEFT."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "QLoRA: the frozen LLM in 4 bits by bitsandbytes."})
+    eval_data_path: str | None = field(default=None, metadata={"help": "Samples to evaluate on, as data_path."})
+    eval_image_folder: str | None = field(default=None, metadata={"help": "Default: eval_data_path's folder."})
+    eval_share: float | None = field(default=None, metadata={"help": "Share of the samples that is held out instead."})
+    eval_metrics: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Scores of generated answers: exact_match, vqa_accuracy, anls, edit_distance."},
+    )
+    eval_answers: int = field(default=100, metadata={"help": "Questions that are answered for eval_metrics."})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stops after so many evaluations without a better one."}
+    )
     cache_vision_features: str | None = field(
         default=None, metadata={"help": "Folder to keep the frozen encoders' features in; default: no cache."}
     )
@@ -62,7 +78,8 @@ class ModelDataArguments:
 
     @property
     def lora(self) -> LoraSettings:
-        return LoraSettings(self.lora_rank, self.lora_alpha, self.lora_dropout)
+        modules, variant = tuple(self.lora_target_modules), self.lora_variant
+        return LoraSettings(self.lora_rank, self.lora_alpha, self.lora_dropout, modules, variant)
 
     @property
     def source(self) -> Source:
@@ -88,11 +105,12 @@ class OmniFusionTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = False  # the model uses all of them, with images or without
 
     def __post_init__(self):
+        if "edit_distance" in str(self.metric_for_best_model) and self.greater_is_better is None:
+            self.greater_is_better = False
         super().__post_init__()
         self.accelerator_config.dispatch_batches = False  # it would cut a batch's views by the number of samples
         required = {
             "auto_find_batch_size": (False, "it would change the recipe's global batch"),
-            "eval_strategy": ("no", "a recipe has no evaluation data; evaluate the checkpoints that it saves"),
             "remove_unused_columns": (False, "the encoder uses these columns"),
         }
         for name, (value, reason) in required.items():

@@ -19,7 +19,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import logging
 
-from ..io import LOSS_PLOT, SUMMARY, read_json, read_text, staged_file, write_whole
+from ..figures import new_figure, save_figure
+from ..io import LOSS_PLOT, SUMMARY, read_json, read_text, write_whole
 from .identity import SETTINGS, changes_of_run
 
 
@@ -114,25 +115,37 @@ def check_reporting(args: TrainingArguments):
 
 
 def plot_loss(log_history: list[dict], folder: Path):
-    """Draws the logged losses to `LOSS_PLOT`. Errors are logged, so that they do not fail a finished run."""
-    points = [(entry["step"], entry["loss"]) for entry in log_history if "loss" in entry]
-    if not points:
+    """Draws the logged losses, and scores of evaluation, to `LOSS_PLOT`. Errors are logged, so that they do not fail a
+    finished run."""
+    curves = curves_of(log_history)
+    if "loss" not in curves:
         logger.warning("no plot of the loss: none was logged; logging_steps sets how often.")
         return
     try:
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(7, 4), layout="constrained")
+        figure = new_figure(7, 4)
         axes = figure.subplots()
-        axes.plot(*zip(*points), linewidth=1)
+        scores = axes.twinx() if curves.keys() - {"loss", "eval_loss"} else None
+        for name, points in curves.items():
+            style = {"label": name} if name == "loss" else {"label": name, "marker": "o", "markersize": 3}
+            drawn_on = axes if name in ("loss", "eval_loss") else scores
+            drawn_on.plot(*zip(*points), linewidth=1, color=f"C{[*curves].index(name)}", **style)
         axes.set(xlabel="step", ylabel="loss")
         axes.grid(alpha=0.3)
-        with staged_file(folder / LOSS_PLOT) as part:
-            figure.savefig(part, format="png", dpi=120)
-    except ImportError:
-        logger.warning("no plot of the loss: matplotlib is missing, pip install 'omnifusion_hf[plot]'.")
+        if len(curves) > 1:
+            figure.legend(loc="outside lower center", ncols=len(curves), frameon=False)
+        save_figure(figure, folder / LOSS_PLOT, dpi=120)
     except Exception as error:
         logger.warning(f"no plot of the loss: {error}")
+
+
+def curves_of(log_history: list[dict]) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of the loss and of what evaluation measured."""
+    curves = {}
+    for entry in log_history:
+        for name in entry:
+            if name == "loss" or name.startswith("eval_"):
+                curves.setdefault(name, []).append((entry["step"], entry[name]))
+    return curves
 
 
 class SaveAndStop(TrainerCallback):

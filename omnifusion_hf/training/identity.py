@@ -63,8 +63,8 @@ def identity_of(recipe, args, conversations: Dataset | IterableDataset, with_lor
     }
     if not isinstance(conversations, IterableDataset):  # the order of a stream depends on the workers
         settings.pop("dataloader_num_workers")
-    idle = () if with_lora else ("lora_rank", "lora_alpha", "lora_dropout")
-    kept = {name: value for name, value in settings.items() if name not in idle and not FREE.fullmatch(name)}
+    idle = "$" if with_lora else "lora_"
+    kept = {k: value for k, value in settings.items() if not (re.match(idle, k) or FREE.fullmatch(k))}
     return json.loads(json.dumps(kept, default=str))
 
 

@@ -3,9 +3,10 @@
 
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -20,16 +21,24 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
+LoraVariant = Literal["rslora", "dora"]
+
+
 @dataclass
 class LoraSettings:
     """Rank of the two factors, alpha (their product is scaled by alpha / rank) and dropout of their input.
 
     The defaults are LLaVA-1.5's, because the paper gives none.
+
+    modules: names of the layers, such as q_proj; empty: all linear layers of a part.
+    variant: rslora scales by alpha / √rank, dora trains the length of each weight vector too.
     """
 
     rank: int = 128
     alpha: int = 256
     dropout: float = 0.05
+    modules: tuple[str, ...] = ()
+    variant: LoraVariant | None = None
 
 
 def add_lora(model: OmniFusionForConditionalGeneration, parts: dict[str, str], settings: LoraSettings) -> "PeftModel":
@@ -49,7 +58,11 @@ def add_lora(model: OmniFusionForConditionalGeneration, parts: dict[str, str], s
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules="|".join(linear_layers(model, part) for part, how in parts.items() if how == "lora"),
+        use_rslora=settings.variant == "rslora",
+        use_dora=settings.variant == "dora",
+        target_modules="|".join(
+            linear_layers(model, part, settings.modules) for part, how in parts.items() if how == "lora"
+        ),
         modules_to_save=[path_of(model, part) for part in whole],
         trainable_token_indices={path_of(model, table): list(model.config.special_token_ids)},
         task_type="CAUSAL_LM",
@@ -57,15 +70,18 @@ def add_lora(model: OmniFusionForConditionalGeneration, parts: dict[str, str], s
     return peft.get_peft_model(model, config)
 
 
-def linear_layers(model: nn.Module, part: str) -> str:
-    """Regular expression for the linear layers of one part; suffixes such as `q_proj` would match other parts too."""
+def linear_layers(model: nn.Module, part: str, names: Sequence[str] = ()) -> str:
+    """Regular expression for the linear layers of one part, or those of these names; suffixes such as `q_proj` would
+    match other parts too. Raises `ValueError` for a name that no linear layer has."""
     path = path_of(model, part)
     layers = {
         name.rpartition(".")[-1]
         for name, module in model.get_submodule(path).named_modules()
         if isinstance(module, (nn.Linear, Conv1D))
     }
-    return rf"{re.escape(path)}\..*\b({'|'.join(sorted(layers))})"
+    if unknown := set(names) - layers:
+        raise ValueError(f"lora_target_modules: {part} has no linear layer {sorted(unknown)}, but {sorted(layers)}.")
+    return rf"{re.escape(path)}\..*\b({'|'.join(sorted(names or layers))})"
 
 
 def merge(folder: str, output: str, base: str | None = None):

@@ -10,7 +10,13 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    EarlyStoppingCallback,
+    set_seed,
+)
 
 from ..io import SUMMARY, friendly_load_errors, read_json, read_text, write_whole
 from ..model.processing_omnifusion import OmniFusionProcessor
@@ -26,6 +32,7 @@ from .preprocessing import ConversationEncoder, encode
 from .sharding import check_sharding, is_sharded, memory_per_device, spread_weights, whole_weights
 from .stages import PartPlan, apply_stage, format_plan, stage_plan
 from .trainer import OmniFusionTrainer
+from .validation import Validation, held_out_data
 
 
 def train(recipe: ModelDataArguments, args: OmniFusionTrainingArguments) -> dict:
@@ -34,6 +41,7 @@ def train(recipe: ModelDataArguments, args: OmniFusionTrainingArguments) -> dict
     check_reporting(args)
     processor = load_processor(recipe.model_name_or_path)
     conversations = load_data(recipe.source, args.order_seed, bad_samples)
+    conversations, held_out = held_out_data(recipe, args, conversations, bad_samples)
     identity = identity_of(recipe, args, conversations, has_lora(recipe))
     checkpoint = checkpoint_to_resume(args, identity)
     model, dtypes = load_model(recipe, args)
@@ -46,8 +54,12 @@ def train(recipe: ModelDataArguments, args: OmniFusionTrainingArguments) -> dict
     if recipe.cache_vision_features:
         folder = recipe.cache_vision_features
         dataset = cached_dataset(dataset, model, processor.image_processor, folder, args)
+    validation = held_out and Validation(held_out, encoder, recipe.eval_metrics, recipe.eval_answers)
     stop, begin = SaveAndStop(), IdentityCallback(identity)
-    trainer = OmniFusionTrainer(model, args, recipe, dataset, processor, callbacks=[stop, begin])
+    callbacks = [stop, begin]
+    if recipe.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience))
+    trainer = OmniFusionTrainer(model, args, recipe, dataset, processor, callbacks=callbacks, validation=validation)
     spread_weights(model, args)
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -98,12 +110,24 @@ def load_model(
     name = recipe.model_name_or_path
     with whole_weights(args):
         with friendly_load_errors(name):
-            model = AutoModelForImageTextToText.from_pretrained(name, attn_implementation=recipe.attn_implementation)
+            model = AutoModelForImageTextToText.from_pretrained(
+                name, attn_implementation=recipe.attn_implementation, quantization_config=quantization_of(recipe)
+            )
         check_sharding(recipe.parts, model.config.tie_word_embeddings, args)
         model.loss_from_states = loss_of_answers
         dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
         set_seed(args.seed)  # LoRA's factors are random
         return apply_stage(model, recipe.stage, recipe.vision_tuning, recipe.lora), dtypes
+
+
+def quantization_of(recipe: ModelDataArguments) -> BitsAndBytesConfig | None:
+    """That of QLoRA (arXiv 2305.14314). Raises `ValueError` for a stage that trains the LLM's own weights."""
+    if not recipe.load_in_4bit:
+        return None
+    if recipe.parts.get("language_model") == "full":
+        raise ValueError(f"load_in_4bit: stage {recipe.stage} trains the LLM's weights; use stage: lora or pretrain.")
+    half = {"bnb_4bit_compute_dtype": torch.bfloat16, "bnb_4bit_use_double_quant": True}
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **half)
 
 
 def announce(
@@ -150,6 +174,7 @@ def summarise(trainer: OmniFusionTrainer, plans: list[PartPlan], samples: int | 
     return {
         "steps": trainer.state.global_step,
         "final_loss": losses[-1] if losses else None,
+        **{name: value for entry in trainer.state.log_history for name, value in entry.items() if "eval_" in name},
         "samples": samples,
         "seconds": round(seconds, 1),
         "trained_parameters": {plan.part: plan.trained for plan in plans if plan.trained},

@@ -12,6 +12,7 @@ from .arguments import ModelDataArguments, OmniFusionTrainingArguments
 from .callbacks import SpeedCallback
 from .collators import PaddingCollator, packing_collator
 from .optimizer import MuonWithAdamW, check_optimizer, optimizer_by_part
+from .validation import Validation
 
 
 class OmniFusionTrainer(Trainer):
@@ -26,6 +27,7 @@ class OmniFusionTrainer(Trainer):
         train_dataset: encoded samples, see preprocessing.py and feature_cache.py.
         processor: saved next to every checkpoint.
         callbacks: further ones.
+        validation: what `evaluate()` measures.
     """
 
     def __init__(
@@ -36,8 +38,9 @@ class OmniFusionTrainer(Trainer):
         train_dataset: Dataset | IterableDataset,
         processor: OmniFusionProcessor,
         callbacks: Sequence[TrainerCallback] = (),
+        validation: Validation | None = None,
     ):
-        self.recipe, self.speed = recipe, SpeedCallback(processor.image_token_id)
+        self.recipe, self.speed, self.validation = recipe, SpeedCallback(processor.image_token_id), validation
         check_optimizer(recipe.optimizer, args, recipe.learning_rates)
         pad = processor.tokenizer.pad_token_id
         if recipe.packing:
@@ -50,6 +53,7 @@ class OmniFusionTrainer(Trainer):
             args=args,
             data_collator=collator,
             train_dataset=train_dataset,
+            eval_dataset=validation and validation.dataset,
             processing_class=processor,
             callbacks=[self.speed, *callbacks],
         )
@@ -81,6 +85,14 @@ class OmniFusionTrainer(Trainer):
     def training_step(self, model: torch.nn.Module, inputs: dict, *args, **kwargs) -> torch.Tensor:
         self.speed.count(inputs)
         return super().training_step(model, inputs, *args, **kwargs)
+
+    def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
+        """As transformers' own, but exact and with scores of answers: [`Validation`]."""
+        found = self.validation.measure(self)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def log(self, logs: dict[str, float], *args, **kwargs):
         if "loss" in logs:

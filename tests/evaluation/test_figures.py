@@ -3,8 +3,9 @@
 import pytest
 from PIL import Image
 
-from omnifusion_hf.evaluation.figures import radar, radar_columns, save_figure
+from omnifusion_hf.evaluation.figures import radar, radar_columns
 from omnifusion_hf.evaluation.paper_tables import ENCODERS, RADAR_COLUMNS, RADAR_ROWS
+from omnifusion_hf.figures import save_figure
 
 
 def test_axes_are_the_papers_and_other_measured_columns_in_percent():

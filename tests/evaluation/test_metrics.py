@@ -3,7 +3,8 @@
 import pytest
 
 from omnifusion_hf.evaluation import metrics
-from omnifusion_hf.evaluation.metrics import exact_match, formula_scores, wilson_interval
+from omnifusion_hf.evaluation.metrics import formula_scores, wilson_interval
+from omnifusion_hf.scores import exact_match
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ from jinja2 import Environment
 
 from ...io import write_whole
 from ...model.image_processing_omnifusion import load_image
+from ...scores import normalise
 from ..answers import Answer
-from ..metrics import normalise, wilson_interval
+from ..metrics import wilson_interval
 
 
 TEMPLATE = Path(__file__).with_name("errors.html")

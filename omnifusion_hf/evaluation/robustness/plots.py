@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from ..figures import new_figure, save_figure
+from ...figures import new_figure, save_figure
 from .perturbations import PERTURBATIONS, PGD, RANDOM, REMOVED, SWAPPED
 
 

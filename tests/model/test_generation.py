@@ -47,13 +47,6 @@ def test_greedy_equals_recomputing_every_step(model, grid_processor, conversatio
     assert inputs["input_ids"][0, -NEW_TOKENS:].tolist() == singles[0].tolist()
 
 
-def test_right_padding_is_seen_to_differ(model, conversations, singles):
-    """Control: the comparison above would notice padding on the wrong side."""
-    right = tiny.processor(model.config, view_strategy="grid")
-    right.tokenizer.padding_side = "right"
-    assert answers(model, tiny.prompt(right, *conversations)).tolist() != singles.tolist()
-
-
 def test_beams_keep_images_with_their_samples(model, grid_processor, conversations, singles):
     options = {"num_beams": 3, "num_return_sequences": 2}
     batch = answers(model, tiny.prompt(grid_processor, *conversations), **options)
@@ -82,11 +75,13 @@ GREEDY |= {"no cache": {"use_cache": False}, "expanded": {"do_sample": True, "to
 
 @pytest.mark.parametrize("kind", GREEDY)
 def test_a_left_padded_batch_equals_singles(kind, model, grid_processor, conversations, singles):
-    options = GREEDY[kind]
+    options = GREEDY[kind] | {"disable_compile": True}
     if kind == "quantized cache":
         pytest.importorskip("optimum.quanto", reason="the quantised cache needs optimum-quanto: it is not installed")
-    batch = answers(model, tiny.prompt(grid_processor, *conversations), **options, disable_compile=True)
-    assert batch.tolist() == singles.repeat_interleave(options.get("num_return_sequences", 1), 0).tolist()
+    expected = singles.repeat_interleave(options.get("num_return_sequences", 1), 0).tolist()
+    assert answers(model, tiny.prompt(grid_processor, *conversations), **options).tolist() == expected
+    right = tiny.prompt(grid_processor, *conversations, processor_kwargs={"padding_side": "right"})  # control
+    assert answers(model, right, **options).tolist() != expected
 
 
 @torch.no_grad()
@@ -189,7 +184,7 @@ def test_places_without_images_are_refused(model, grid_processor):
     assert model.generate(input_ids=words.input_ids, max_new_tokens=2).shape[1] > words.input_ids.shape[1]
 
 
-def test_places_of_a_new_turn_need_images_where_those_of_the_cache_do_not(model, processor):
+def test_places_of_a_new_turn_and_of_a_negative_prompt_need_images_where_those_of_the_cache_do_not(model, processor):
     first = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
     past = model.generate(**first, max_new_tokens=2, return_dict_in_generate=True)
 
@@ -200,11 +195,7 @@ def test_places_of_a_new_turn_need_images_where_those_of_the_cache_do_not(model,
     with pytest.raises(ValueError, match=r"per sample \[16\], image features 0"):
         go_on(*[model.config.image_token_id] * model.config.image_seq_length)
     go_on(5, 6, 7)  # control
-
-
-def test_a_negative_prompt_with_a_place_for_an_image_is_refused(model, processor):
-    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
+    guided = partial(model.generate, **first, guidance_scale=1.5, max_new_tokens=2)
     with pytest.raises(ValueError, match="image features 0"):
-        model.generate(**inputs, guidance_scale=1.5, negative_prompt_ids=inputs.input_ids, max_new_tokens=2)
-    words = tiny.prompt(processor, [tiny.user("Words")]).input_ids  # control
-    model.generate(**inputs, guidance_scale=1.5, negative_prompt_ids=words, max_new_tokens=2)
+        guided(negative_prompt_ids=first.input_ids)
+    guided(negative_prompt_ids=tiny.prompt(processor, [tiny.user("Words")]).input_ids)  # control

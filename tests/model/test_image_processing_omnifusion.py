@@ -47,40 +47,40 @@ def on_canvas(image: Image.Image, height: int, width: int) -> Image.Image:
     return canvas
 
 
-def test_crop_equals_clips_own_preprocessing_in_every_pixel():
-    size = {"height": SIDE, "width": SIDE}
-    clip = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=size, do_rescale=False, do_normalize=False)
-    for image in noise(300):
-        np.testing.assert_array_equal(levels(image), clip(image, return_tensors="np").pixel_values)
-    assert (levels(image) != levels(image, resample=Image.Resampling.BILINEAR)).any()  # control
+def pixels(image, **options) -> np.ndarray:
+    return processor(**options)(image, return_tensors="np").pixel_values
 
 
-@pytest.mark.parametrize("published, fit", [(CLIPImageProcessorPil(), "crop"), (SiglipImageProcessorPil(), "squash")])
-def test_pixel_values_are_those_of_the_encoders_own_processor(published, fit):
+SIZE, RAW = {"height": SIDE, "width": SIDE}, {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
+CLIP = {"size": {"shortest_edge": SIDE}, "crop_size": SIZE}
+PUBLISHED = {"crop": CLIPImageProcessorPil(**CLIP), "squash": SiglipImageProcessorPil(size=SIZE)}
+
+
+@pytest.mark.parametrize("fit", PUBLISHED)
+def test_pixels_are_those_of_the_encoders_own_processor(fit):
+    published = PUBLISHED[fit]
     means = {"image_mean": published.image_mean, "image_std": published.image_std}
-    ours = OmniFusionImageProcessor(size={"height": 224, "width": 224}, image_fit=fit, **means)
-    for image in noise(10):
-        pixels = ours(image, return_tensors="np").pixel_values
-        np.testing.assert_allclose(pixels, published(image, return_tensors="np").pixel_values, atol=1e-5)
+    for image in noise(300):
+        np.testing.assert_array_equal(levels(image, image_fit=fit), published(image, **RAW).pixel_values)
+        expected = published(image, return_tensors="np").pixel_values
+        np.testing.assert_allclose(pixels(image, image_fit=fit, **means), expected, atol=1e-5)
+    assert (levels(image) != levels(image, resample=Image.Resampling.BILINEAR)).any()  # control
 
 
 def test_the_torchvision_backend_of_the_encoder_is_within_a_stated_bound():
     """At most 2 of 255 levels, 0.05 in the mean: what a checkpoint trained with that backend sees change."""
     pytest.importorskip("torchvision", reason="torchvision, the other backend, is not installed")
-    options = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}, "do_normalize": False}
     images = [tiny.image(seed, (40 + 9 * seed, 150 - 11 * seed)) for seed in range(10)]
-    other = CLIPImageProcessor(**options, do_rescale=False)(images, return_tensors="np").pixel_values
+    other = CLIPImageProcessor(**CLIP)(images, **RAW).pixel_values
     difference = np.abs(levels(images) - other.astype(np.float32))
     assert difference.max() <= 2 and difference.mean() < 0.05
     assert np.abs(levels(images) - levels(images, resample=Image.Resampling.BILINEAR)).max() > 2  # control
 
 
-def test_pad_squash_and_grid_tiles_equal_pillow_in_every_pixel():
+def test_pad_and_grid_tiles_equal_pillow_in_every_pixel():
     grid = processor(view_strategy="grid")
     for image in noise(150):
         np.testing.assert_array_equal(levels(image, image_fit="pad")[0], channels_first(on_canvas(image, SIDE, SIDE)))
-        squashed = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-        np.testing.assert_array_equal(levels(image, image_fit="squash")[0], channels_first(squashed))
         rows, columns = best_canvas((image.height, image.width), grid.grid_canvases, SIDE)
         canvas = channels_first(on_canvas(image, rows * SIDE, columns * SIDE))
         tiles = canvas.reshape(3, rows, SIDE, columns, SIDE).transpose(1, 3, 0, 2, 4).reshape(-1, 3, SIDE, SIDE)
@@ -175,17 +175,29 @@ def test_decompression_bombs_are_refused_from_the_header(side, tmp_path, monkeyp
     assert Image.MAX_IMAGE_PIXELS == limit
 
 
+def with_prompt(source, own: dict, **options):
+    return tiny.processor(tiny.config(), **own)(text="<image>", images=source, **options)
+
+
+CALLS = {
+    "image processor": lambda source, own, cap: processor(**own)(source, **cap),
+    "processor": lambda source, own, cap: with_prompt(source, own, **cap),
+    "processor, image options": lambda source, own, cap: with_prompt(source, own, images_kwargs=cap),
+}
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_the_cap_is_that_of_the_call_or_else_of_the_processor_for_files_and_bytes(tmp_path):
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_the_cap_is_that_of_the_call_or_else_of_the_processor_for_files_and_bytes(call, tmp_path):
     path = tmp_path / "scan.png"
     path.write_bytes(declared_png(2000))
     low, high = {"max_image_pixels": 10**6}, {"max_image_pixels": 10**7}
     for source in (path, path.read_bytes(), [str(path)]):
         for own, of_call in ((low, high), (high, {})):
-            assert len(processor(**own)(source, **of_call).pixel_values) == 1
+            assert len(call(source, own, of_call).pixel_values) == 1
         for own, of_call in ((high, low), (low, {})):
-            with pytest.raises(ValueError, match="4000000 pixels.* max_image_pixels"):
-                processor(**own)(source, **of_call)
+            with pytest.raises(ValueError, match=r"4000000 pixels.* max_image_pixels=1000000.*\(now 1000000\)"):
+                call(source, own, of_call)
 
 
 def test_the_saved_file_records_backend_and_resampling(tmp_path):
@@ -193,22 +205,27 @@ def test_the_saved_file_records_backend_and_resampling(tmp_path):
     ours.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert (saved["backend"], saved["antialias"], saved["resample"]) == ("pil", True, Image.Resampling.BICUBIC)
+    assert "regions" not in saved
     with_torchvision = partial(AutoImageProcessor.from_pretrained, backend="torchvision")
     for load in (OmniFusionImageProcessor.from_pretrained, AutoImageProcessor.from_pretrained, with_torchvision):
         assert type(reloaded := load(tmp_path)) is OmniFusionImageProcessor  # one class on every machine
         assert reloaded.to_dict() == ours.to_dict() | {"auto_map": saved["auto_map"]}
-    with pytest.raises(ValueError, match="antialias is always True"):
-        OmniFusionImageProcessor(antialias=False)
 
 
-def test_views_are_square_and_resized():
-    for options, said in (({"size": {"height": 8, "width": 9}}, "square"), ({"do_resize": False}, "must stay True")):
-        with pytest.raises(ValueError, match=said):
-            processor()(PHOTO, **options)
+BAD_OPTIONS = {
+    "antialias is always True": {"antialias": False},
+    "size must be square": {"size": {"height": 8, "width": 9}},
+    "do_resize must stay True": {"do_resize": False},
+    "max_regions must be 0 or more": {"max_regions": -1},
+    "region_context must be 0 or more": {"region_context": -0.5},
+    "Both take regions": {"view_strategy": "regions"},  # which are no strategy
+}
 
 
-def pixels(image, **options) -> np.ndarray:
-    return processor(**options)(image, return_tensors="np").pixel_values
+@pytest.mark.parametrize("said", BAD_OPTIONS)
+def test_options_without_views_are_refused(said):
+    with pytest.raises(ValueError, match=said):
+        OmniFusionImageProcessor(**{"size": SIZE} | BAD_OPTIONS[said])(PHOTO)
 
 
 UNIT = EIGHT_BIT / 255
@@ -367,11 +384,16 @@ def test_every_way_in_takes_and_refuses_the_same_files(name, tmp_path, monkeypat
     assert causes >= {"OSError", "ValueError", "SyntaxError", "NotImplementedError"}
 
 
-def test_a_turned_image_is_turned_once_and_the_image_given_stays_as_it_was():
-    given = Image.open(BytesIO(stored_turned(PHOTO, 6)))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "MPO", "AVIF"])
+def test_a_turned_image_is_turned_once_and_the_image_given_stays_as_it_was(kind):
+    given = Image.open(BytesIO(stored_turned(PHOTO, 6, kind)))
+    stored = given.convert("RGB")
     once = load_image(given, 10**6)
-    assert given.size == PHOTO.size[::-1] and given.getexif()[0x0112] == 6
-    assert load_image(once, 10**6) is once and once.tobytes() == PHOTO.tobytes() != given.tobytes()
+    is_upright = kind == "TIFF"  # by Pillow
+    upright = stored if is_upright else stored.transpose(Image.Transpose.ROTATE_270)
+    assert given.size == stored.size and (is_upright or given.getexif()[0x0112] == 6)
+    assert load_image(once, 10**6) is once and once.tobytes() == upright.tobytes()
+    assert once.size == PHOTO.size and (is_upright or once.tobytes() != stored.tobytes())  # control
 
 
 def test_pillows_own_limit_is_left_alone_by_many_threads_and_gives_way_to_a_higher_cap(monkeypatch):

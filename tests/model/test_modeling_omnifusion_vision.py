@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
-from omnifusion_hf import OmniFusionVisionModel
+from omnifusion_hf import OmniFusionForConditionalGeneration, OmniFusionVisionModel
 from omnifusion_hf.model.configuration_omnifusion import ENCODER_FAMILIES, OmniFusionVisionConfig
 from omnifusion_hf.model.modeling_omnifusion_vision import each_layer, logger, use_attention_that_takes_float32
 
@@ -181,39 +181,36 @@ class IntegerLinear(nn.Module):
         return nn.functional.linear(hidden_states, weight, self.bias)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_float32_pixels_work_in_any_model_dtype(family, dtype):
-    model = tiny.model(tiny.config((family,), projector_type="transformer"))
-    expected = tokens(model)
-    model.to(dtype)
-    near(tokens(model), expected)
-    near(tokens(model, dtype=dtype), expected)
-    assert not torch.allclose(tokens(model, seed=1), expected, atol=0.05)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("tower, adapter", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
-def test_tower_and_adapter_may_differ_in_dtype(tower, adapter):
-    model = tiny.model()
-    expected = tokens(model)
-    model.model.vision_tower.to(tower)
-    model.model.multi_modal_projector.to(adapter)
-    assert model.get_image_features(views()).pooler_output[0].dtype is adapter
-    near(tokens(model), expected)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("projector_type", ["mlp", "transformer"])
-def test_quantised_weights_do_not_turn_pixels_into_integers(projector_type):
-    model = tiny.model(tiny.config(projector_type=projector_type))
-    expected = tokens(model)
+def in_integers(model):
     for part in (model.model.vision_tower, model.model.multi_modal_projector):
         for name, linear in [(name, child) for name, child in part.named_modules() if isinstance(child, nn.Linear)]:
             part.set_submodule(name, IntegerLinear(linear))
-    assert next(model.model.multi_modal_projector.parameters()).dtype is torch.uint8
-    near(tokens(model), expected)
+
+
+CHANGES = {
+    "nothing": lambda model: model,
+    "to bfloat16": lambda model: model.bfloat16(),
+    "to float16": lambda model: model.half(),
+    "tower to bfloat16": lambda model: model.model.vision_tower.bfloat16(),
+    "adapter to bfloat16": lambda model: model.model.multi_modal_projector.bfloat16(),
+    "to integers": in_integers,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pixels_of_any_dtype_work_in_a_model_whose_parts_are_of_any(family, change):
+    lively_mlp = {"text": tiny.text_config(initializer_range=0.2)}  # its tokens are small by default
+    fields = lively_mlp if family == "siglip" else {"projector_type": "transformer"}
+    model = tiny.model(tiny.config((family,), **fields))
+    expected = tokens(model)
+    CHANGES[change](model)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        near(tokens(model, dtype=dtype), expected)
+    dtypes = {parameter.dtype for parameter in model.model.multi_modal_projector.parameters()} - {torch.uint8}
+    assert {model.get_image_features(views()).pooler_output[0].dtype} == dtypes
+    assert not torch.allclose(tokens(model, seed=1), expected, atol=0.05)
 
 
 @torch.no_grad()
@@ -229,14 +226,24 @@ def test_activations_beyond_float16_stay_finite():
     assert not torch.isfinite(model(**inputs).logits).all()
 
 
-@pytest.mark.parametrize("cast", [lambda model: model.half(), lambda model: model.to("cpu", dtype=torch.float16)])
-def test_casting_to_float16_leaves_encoders_and_adapter_in_float32(cast):
+CASTS = {
+    "half": lambda model, _: model.half(),
+    "to": lambda model, _: model.to("cpu", dtype=torch.float16),
+    "loaded": lambda _, folder: OmniFusionForConditionalGeneration.from_pretrained(folder, dtype=torch.float16),
+}
+
+
+@pytest.mark.parametrize("cast", CASTS)
+def test_float16_leaves_encoders_and_adapter_in_float32(cast, tmp_path):
     weights, model = tiny.model().state_dict(), tiny.model()
-    for name, tensor in cast(model).state_dict().items():
+    model.save_pretrained(tmp_path)
+    for name, tensor in CASTS[cast](model, tmp_path).state_dict().items():
         kept = "vision_tower" in name or "multi_modal_projector" in name
         assert tensor.dtype is (torch.float32 if kept else torch.float16), name
         assert not kept or torch.equal(tensor, weights[name])
-    assert {tensor.dtype for tensor in tiny.model().to(torch.bfloat16).state_dict().values()} == {torch.bfloat16}
+    loaded = OmniFusionForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    for model in (loaded, tiny.model().to(torch.bfloat16)):
+        assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.bfloat16}
 
 
 def test_encoder_without_the_attention_asked_for_uses_eager():

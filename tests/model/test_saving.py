@@ -6,7 +6,7 @@ from unittest.mock import Mock
 import pytest
 import tiny
 import torch
-from transformers import AutoModel, AutoModelForImageTextToText, GenerationConfig
+from transformers import AutoModel, AutoModelForImageTextToText
 
 from omnifusion_hf import AutoModelForVision2Seq, OmniFusionForConditionalGeneration, OmniFusionModel
 
@@ -72,16 +72,6 @@ def test_saving_beside_lora_weights_says_that_these_are_loaded_first(model, tmp_
     assert "has LoRA weights too, which from_pretrained loads" in caplog.text
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_loading_in_float16_leaves_encoders_and_adapter_in_float32(dtype, processor, model_folder):
-    loaded = OmniFusionForConditionalGeneration.from_pretrained(model_folder, dtype=dtype)
-    for name, parameter in loaded.named_parameters():
-        wide = dtype is torch.float16 and ("vision_tower" in name or "multi_modal_projector" in name)
-        assert parameter.dtype is (torch.float32 if wide else dtype), name
-    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
-    assert torch.isfinite(loaded(**inputs).logits).all()
-
-
 def test_the_map_of_remote_code_names_every_auto_class(model, processor, tmp_path):
     model.model.save_pretrained(tmp_path)  # of a headless folder as well
     processor.save_pretrained(tmp_path)
@@ -93,14 +83,6 @@ def test_the_map_of_remote_code_names_every_auto_class(model, processor, tmp_pat
         "AutoProcessor": "processing_omnifusion.OmniFusionProcessor",
     }
     assert all((tmp_path / f"{name.split('.')[0]}.py").is_file() for name in auto_map.values())
-
-
-def test_generation_settings_survive(tmp_path):
-    model = tiny.model()
-    model.generation_config = GenerationConfig(num_beams=3, no_repeat_ngram_size=4, suppress_tokens=[9])
-    model.save_pretrained(tmp_path)
-    loaded = OmniFusionForConditionalGeneration.from_pretrained(tmp_path).generation_config
-    assert (loaded.num_beams, loaded.no_repeat_ngram_size, loaded.suppress_tokens) == (3, 4, [9])
 
 
 def dirty_memory():

@@ -2,7 +2,6 @@
 
 from functools import partial
 from itertools import pairwise
-from types import SimpleNamespace
 
 import conversations
 import pytest
@@ -15,7 +14,7 @@ from tokenizers import AddedToken
 
 from omnifusion_hf import OmniFusionProcessor, add_special_tokens
 from omnifusion_hf.build.chat_template import chat_template_for
-from omnifusion_hf.model.processing_omnifusion import ESCAPE, escape, messages_as_data, special_tokens
+from omnifusion_hf.model.processing_omnifusion import ESCAPE, escape, special_tokens
 
 
 # Stand-ins for the kinds of templates that LLMs bring. All but the last print whatever `content` is.
@@ -134,14 +133,6 @@ def test_text_is_data_however_it_is_cut(formats, pieces, role, alone):
         assert in_parts == whole
         assert marks(in_parts, processor) == marks(nothing, processor)
         assert "".join(pieces).strip() in processor.decode(in_parts, skip_special_tokens=False)
-
-
-@settings(max_examples=50, deadline=None, derandomize=True)
-@given(TEXTS)
-def test_the_templates_escape_as_the_processor_does(formats, text):
-    processor = formats["omnifusion"]
-    by_template = rendered(processor, said("system", text), alone=True)
-    assert by_template.startswith("<s>" + escape(text, special_tokens(processor.tokenizer)) + "\n")
 
 
 def test_control_text_that_nobody_escapes_holds_special_tokens(formats):
@@ -288,14 +279,3 @@ def test_an_llm_without_a_template_and_an_unknown_kind_are_refused():
         chat_template_for(llm_tokenizer(None), "own")
     with pytest.raises(ValueError, match="`vicuna` is unknown"):
         chat_template_for(llm_tokenizer(INST), "vicuna")
-
-
-def test_messages_may_be_objects():
-    """As transformers takes them, and as clients of servers have them."""
-    text = SimpleNamespace(type="text", text="Hi <bot>", annotations=None)
-    objects = [SimpleNamespace(role="user", content=[text], tool_calls=None)]
-    dicts = [{"role": "user", "content": [{"type": "text", "text": "Hi <bot>"}]}]
-    tokens = ["<image>", "<bot>"]
-    assert messages_as_data(objects, tokens) == messages_as_data(dicts, tokens)
-    with pytest.raises(ValueError, match="message 0"):  # control
-        messages_as_data([SimpleNamespace(role="user", value="Hi")], tokens)

@@ -67,10 +67,3 @@ def test_models_are_made_of_presets_and_conversions_exist():
     folder = Path(__file__).parents[2] / "conversion"
     names = [preset.convert for preset in ENCODERS.values() if preset.convert]
     assert names and all((folder / f"convert_{name.replace('-', '_')}.py").is_file() for name in names)
-
-
-def test_the_models_of_the_mix_table_differ_in_the_adapter_alone():
-    for kind in ("concatenation", "summation", "attention"):
-        mix = MODELS[f"clip-dinov2-{kind}"]
-        assert (mix.projector, mix.vision, mix.text) == (kind, ("clip-vit-l-336", "dinov2-l"), "mistral-7b")
-        assert mix.views == "whole"

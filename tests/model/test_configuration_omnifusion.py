@@ -53,7 +53,9 @@ def test_rows_that_are_predicted_may_be_some_or_all(rows):
     assert tiny.config(predicted_vocab_size=rows).predicted_vocab_size == rows
 
 
-def test_the_papers_layer_is_the_default_and_one_layer_is_meant_for_every_encoder():
+def test_the_papers_encoder_and_layer_are_the_defaults_and_one_layer_is_meant_for_every_encoder():
+    clip = OmniFusionVisionConfig()
+    assert (clip.image_size, clip.num_patches(0), clip.hidden_size) == (336, 576, 1024)
     assert tiny.config(("clip", "internvl", "swin"), image_sizes=[32] * 3).vision_feature_layer == [-2, -1, -1]
     assert tiny.config(("clip", "dinov2"), vision_feature_layer=-1).vision_feature_layer == [-1, -1]
 
@@ -69,15 +71,6 @@ def test_encoders_of_different_length_mix_where_the_formula_allows_it(projector_
     for needs_equal in ("mlp", "transformer"):
         with pytest.raises(ValueError, match=r"\[16, 36, 16\] tokens per view.*or use concatenation"):
             tiny.config(**mix, projector_type=needs_equal)
-
-
-def test_the_published_sizes_give_the_papers_token_counts():
-    clip = OmniFusionVisionConfig()
-    assert (clip.image_size, clip.num_patches(0), clip.hidden_size) == (336, 576, 1024)
-    siglip = {"model_type": "siglip_vision_model", "image_size": 512, "patch_size": 16}
-    intern = {"model_type": "internvl_vision", "image_size": [448, 448], "patch_size": [14, 14]}
-    both = OmniFusionVisionConfig(encoder_configs=[siglip, intern])
-    assert [both.num_patches(0), both.num_patches(1)] == [1024, 1024]
 
 
 def test_save_and_load_keeps_every_field_without_noise_and_machine_paths(tmp_path):

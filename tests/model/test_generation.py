@@ -47,13 +47,6 @@ def test_greedy_equals_recomputing_every_step(model, grid_processor, conversatio
     assert inputs["input_ids"][0, -NEW_TOKENS:].tolist() == singles[0].tolist()
 
 
-def test_beams_keep_images_with_their_samples(model, grid_processor, conversations, singles):
-    options = {"num_beams": 3, "num_return_sequences": 2}
-    batch = answers(model, tiny.prompt(grid_processor, *conversations), **options)
-    alone = [answers(model, tiny.prompt(grid_processor, conversation), **options) for conversation in conversations]
-    assert batch.tolist() == torch.cat(alone).tolist() != singles.repeat_interleave(2, 0).tolist()
-
-
 @pytest.mark.parametrize("draft", ["text-only model", "prompt lookup", "the model itself"])
 def test_assisted_decoding_equals_greedy(draft, model, grid_processor, conversations, singles):
     torch.manual_seed(0)

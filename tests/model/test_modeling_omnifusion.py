@@ -80,14 +80,18 @@ def test_a_vocabulary_that_is_looked_at_predicts_the_rows_that_it_predicted():
 
 
 @pytest.mark.parametrize("top, nested", [(True, False), (False, True), (False, False)])
-def test_ties_hold_after_reloading_wherever_they_are_set(top, nested, tmp_path):
-    text = tiny.text_config(tie_word_embeddings=nested)
-    model = tiny.model(tiny.config(text=text, tie_word_embeddings=top))
+def test_ties_and_all_weights_hold_after_reloading_wherever_they_are_set(top, nested, inputs, tmp_path):
+    """Of an encoder and an LLM that the matrix of every mix leaves out."""
+    text = tiny.text_config("llama", tie_word_embeddings=nested)
+    model = tiny.model(tiny.config(("swin",), text=text, tie_word_embeddings=top))
     model.save_pretrained(tmp_path)
-    reloaded = OmniFusionForConditionalGeneration.from_pretrained(tmp_path)
+    reloaded, info = OmniFusionForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     for ours in (model, reloaded):
         assert (ours.lm_head.weight is ours.get_input_embeddings().weight) == (top or nested)
-    assert torch.equal(reloaded.lm_head.weight, model.lm_head.weight)
+    torch.testing.assert_close(reloaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+    with torch.no_grad():
+        assert torch.equal(reloaded(**inputs).logits, model(**inputs).logits)
 
 
 def implementations(model) -> list[str]:

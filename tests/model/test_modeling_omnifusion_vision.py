@@ -118,16 +118,6 @@ def test_a_model_goes_through_pickle_and_to_a_spawned_process(family):
         pickle.dumps(model)
 
 
-@pytest.mark.parametrize("frozen", [True, False])
-def test_the_projector_has_gradients_whether_or_not_the_encoder_has(frozen):
-    model = tiny.model(tiny.config(projector_type="summation"))
-    tower, projector = model.model.vision_tower.requires_grad_(not frozen), model.model.multi_modal_projector
-    model.get_image_features(views()).pooler_output[0].square().sum().backward()
-    assert all(parameter.grad.abs().max() > 0 for parameter in projector.parameters())
-    assert torch.is_grad_enabled()
-    assert [parameter.grad is None for parameter in tower.encoders[0].encoder.parameters()] == [frozen] * 48
-
-
 @pytest.mark.parametrize(
     "family, layer, blocks", [("clip", -1, 3), ("siglip", -2, 2), ("dinov2", 1, 1), ("internvl", 0, 0)]
 )

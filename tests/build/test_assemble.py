@@ -16,8 +16,6 @@ from omnifusion_hf.model.modeling_omnifusion import scale_logits
 from omnifusion_hf.training.stages import apply_stage
 
 
-EVERY_LLM = [(family, tied) for family in llms.FAMILIES for tied in (False, True)]
-IN_TURNS = [(family, bool(index % 2)) for index, family in enumerate(llms.FAMILIES)]
 IDS = torch.arange(5, 25).view(2, 10)
 
 
@@ -37,7 +35,8 @@ def assembled(clip, text, **options) -> OmniFusionForConditionalGeneration:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family, tied", EVERY_LLM)
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", llms.FAMILIES)
 def test_text_gets_the_logits_of_the_llm(family, tied, clip, tmp_path):
     text = llms.save(tmp_path / "llm", family, tied)
     model, llm = assembled(clip, text), AutoModelForCausalLM.from_pretrained(text).eval()
@@ -52,18 +51,26 @@ def test_text_gets_the_logits_of_the_llm(family, tied, clip, tmp_path):
         assert torch.equal(scale_logits(raw, llm.config), expected)
 
 
-@pytest.mark.parametrize(
-    "family, tied", [pair for pair in IN_TURNS if pair[0] not in ("gpt2", "opt", "bloom", "cohere2")]
-)
-def test_every_llm_trains_saves_and_generates(family, tied, clip, tmp_path):
-    text = llms.save(tmp_path / "llm", family, tied)
+@pytest.mark.parametrize("family", sorted(llms.FAMILIES.keys() - {"gpt2", "opt", "bloom", "cohere2"}))
+def test_every_llm_trains_saves_and_generates(family, clip, tmp_path):
+    """After a step of stage 1 the adapter and the new rows differ."""
+    text = llms.save(tmp_path / "llm", family, tied=bool([*llms.FAMILIES].index(family) % 2))
     model = assembled(clip, text)
     processor = OmniFusionProcessor.from_vision_text_pretrained([clip], text)
-    before = train_one_step(model, processor)
-    model.save_pretrained(tmp_path / "saved")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    apply_stage(model, "pretrain")
+    sample = {"name": "s", "messages": [tiny.user(tiny.image(), "What?"), tiny.assistant("A sky.")]}
+    model.train()(**conversations.collate(processor, [sample, sample])).loss.backward()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
+    model.eval().save_pretrained(tmp_path / "saved")
     loaded, info = OmniFusionForConditionalGeneration.from_pretrained(tmp_path / "saved", output_loading_info=True)
     assert not (info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"])
-    assert_only_new_rows_of_the_llm_changed(loaded, before)
+    for name, value in loaded.state_dict().items():
+        if "language_model" in name and len(value) == loaded.config.text_config.vocab_size:
+            changed = (value != before[name]).any(-1).nonzero().flatten().tolist()
+            assert changed and set(changed) <= set(loaded.config.special_token_ids), name
+        elif "language_model" in name or name.endswith("multi_modal_projector.linear_1.weight"):
+            assert torch.equal(value, before[name]) == ("language_model" in name), name
     inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")], [tiny.user("And words alone, more of them?")])
     with torch.no_grad():  # in training the rows are a parameter of their own: Gemma's scale must reach it too
         torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=1e-5)
@@ -71,39 +78,15 @@ def test_every_llm_trains_saves_and_generates(family, tied, clip, tmp_path):
     assert generated.shape[1] == inputs.input_ids.shape[1] + 2
 
 
-def train_one_step(model, processor) -> dict[str, torch.Tensor]:
-    """One step of stage 1; returns the state before."""
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    apply_stage(model, "pretrain")
-    sample = {"name": "s", "messages": [tiny.user(tiny.image(), "What?"), tiny.assistant("A sky.")]}
-    model.train()(**conversations.collate(processor, [sample, sample])).loss.backward()
-    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
-    model.eval()
-    return before
-
-
-def assert_only_new_rows_of_the_llm_changed(model, before: dict):
-    for name, value in model.state_dict().items():
-        if "language_model" in name and len(value) == model.config.text_config.vocab_size:
-            changed = (value != before[name]).any(-1).nonzero().flatten().tolist()
-            assert changed and set(changed) <= set(model.config.special_token_ids), name
-        elif "language_model" in name:
-            assert torch.equal(value, before[name]), name
-    name = "model.multi_modal_projector.linear_1.weight"
-    assert not torch.equal(model.state_dict()[name], before[name])
-
-
 @pytest.mark.parametrize("family, reason", [("phi", "adds a bias"), ("hyperclovax", "does more .* logits differ")])
 def test_an_llm_whose_answers_would_change_is_refused(family, reason, clip, tmp_path):
-    text = llms.save(tmp_path, family)
     with pytest.raises(ValueError, match=reason):
-        assembled(clip, text)
+        assembled(clip, llms.save(tmp_path, family))
 
 
 def test_a_multimodal_llm_is_refused(clip, mistral, tmp_path):
+    shutil.copytree(mistral, tmp_path, dirs_exist_ok=True)
     LlavaConfig().save_pretrained(tmp_path)
-    for file in mistral.glob("tokenizer*"):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(ValueError, match="`llava`, which has encoders itself"):
         assembled(clip, tmp_path)
 

@@ -13,9 +13,19 @@ from omnifusion_hf.build.tokenization import load_tokenizer
 
 
 gguf = pytest.importorskip("gguf", reason="reads and writes GGUF files: omnifusion_hf[gguf]")
-WIDTH, HEADS, LAYERS, HIDDEN = 64, 4, 2, 96
+WIDTH, LAYERS, HIDDEN = 64, 2, 96
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *LETTERS, "12"]
+
+
+SHAPES = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (WIDTH, WIDTH))
+SHAPES |= {"ffn_gate": (HIDDEN, WIDTH), "ffn_up": (HIDDEN, WIDTH), "ffn_down": (WIDTH, HIDDEN)}
+SHAPES |= {"attn_norm": (WIDTH,), "ffn_norm": (WIDTH,)}
+FIELDS = {"context_length": 256, "embedding_length": WIDTH, "block_count": LAYERS, "feed_forward_length": HIDDEN}
+FIELDS |= {"head_count": 4, "head_count_kv": 4, "layer_norm_rms_eps": 1e-5, "vocab_size": len(TOKENS)}
+FIELDS |= {"tokenizer_model": "gpt2", "tokenizer_pre": "smollm", "token_list": TOKENS, "token_merges": ["1 2"]}
+FIELDS |= {"token_types": [3] * 3 + [1] * (len(TOKENS) - 3), "unk_token_id": 0, "bos_token_id": 1}
+FIELDS |= {"eos_token_id": 2, "pad_token_id": 2}
 
 
 @pytest.fixture(scope="module")
@@ -23,29 +33,9 @@ def file(tmp_path_factory):
     """A Llama of random weights whose tokenizer has `12` as a token but splits digits before BPE."""
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     writer, random = gguf.GGUFWriter(path, "llama"), np.random.default_rng(0)
-    for name, value in (("context_length", 256), ("embedding_length", WIDTH), ("block_count", LAYERS)):
+    for name, value in FIELDS.items():
         getattr(writer, f"add_{name}")(value)
-    writer.add_feed_forward_length(HIDDEN)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(HEADS)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(TOKENS))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([3] * 3 + [1] * (len(TOKENS) - 3))
-    writer.add_token_merges(["1 2"])
-    for kind, index in (("bos", 1), ("eos", 2), ("unk", 0), ("pad", 2)):
-        getattr(writer, f"add_{kind}_token_id")(index)
-    shapes = {
-        "attn_q": (WIDTH, WIDTH),
-        "attn_k": (WIDTH, WIDTH),
-        "attn_v": (WIDTH, WIDTH),
-        "attn_output": (WIDTH, WIDTH),
-    }
-    shapes |= {"ffn_gate": (HIDDEN, WIDTH), "ffn_up": (HIDDEN, WIDTH), "ffn_down": (WIDTH, HIDDEN)}
-    shapes |= {"attn_norm": (WIDTH,), "ffn_norm": (WIDTH,)}
-    tensors = {f"blk.{layer}.{name}": shape for layer in range(LAYERS) for name, shape in shapes.items()}
+    tensors = {f"blk.{layer}.{name}": shape for layer in range(LAYERS) for name, shape in SHAPES.items()}
     tensors |= {"token_embd": (len(TOKENS), WIDTH), "output_norm": (WIDTH,)}
     for name, shape in tensors.items():
         writer.add_tensor(f"{name}.weight", random.standard_normal(shape, dtype=np.float32) * 0.1)
@@ -82,7 +72,5 @@ def test_an_assembled_model_answers_text_as_the_file_does_and_is_saved(file, par
 def test_without_the_package_the_error_names_it(file, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     for reads in (load_tokenizer, check_exists):
-        with pytest.raises(
-            ValueError, match=r"gguf: reading GGUF files needs the package gguf: pip install '.*\[gguf\]'"
-        ):
+        with pytest.raises(ValueError, match=r"GGUF files needs the package gguf: pip install '.*\[gguf\]'"):
             reads(str(file))

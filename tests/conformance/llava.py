@@ -4,8 +4,9 @@ from unittest import TestCase
 
 import tiny
 import transformers
-from conformance.harness import ImageProcessorTester, ImageProcessorTests, ModelTester, ModelTests, ProcessorTests
+from conformance.harness import ImageProcessorTester, ImageProcessorTests, ModelTester, ModelTests
 from conformance.standins import register
+from tests.test_processing_common import ProcessorTesterMixin
 
 
 MODELS = (transformers.LlavaModel, transformers.LlavaForConditionalGeneration)
@@ -41,7 +42,7 @@ class ModelTest(ModelTests, TestCase):
         llava_processor(chat_template=template).save_pretrained(folder)
 
 
-class ProcessorTest(ProcessorTests, TestCase):
+class ProcessorTest(ProcessorTesterMixin, TestCase):
     processor_class = transformers.LlavaProcessor
 
     @classmethod

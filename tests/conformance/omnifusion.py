@@ -5,10 +5,11 @@ from unittest import TestCase, mock
 
 import tiny
 import torch
-from conformance.harness import ImageProcessorTester, ImageProcessorTests, ModelTester, ModelTests, ProcessorTests
+from conformance.harness import ImageProcessorTester, ImageProcessorTests, ModelTester, ModelTests
 from conformance.run import SETUPS
 from conformance.standins import register
 from tests.test_modeling_common import ids_tensor
+from tests.test_processing_common import ProcessorTesterMixin
 from transformers import PreTrainedModel
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
@@ -77,7 +78,7 @@ class ModelTest(ModelTests, TestCase):
             super().test_can_init_all_missing_weights()
 
 
-class ProcessorTest(ProcessorTests, TestCase):
+class ProcessorTest(ProcessorTesterMixin, TestCase):
     processor_class = OmniFusionProcessor
 
     @classmethod

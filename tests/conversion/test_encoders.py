@@ -1,5 +1,6 @@
-"""Converted encoders: features equal the original's; every tensor is placed; what has no counterpart is refused."""
+"""Converted encoders: features and sizes are the original's, every tensor is placed, all else is refused by name."""
 
+import json
 import shutil
 
 import pytest
@@ -7,9 +8,11 @@ import torch
 from open_clip.model import CustomTextCLIP
 from published import InternVit, OpenClip, Texify, pixels, same_weights, weights
 from release import shard
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, DonutSwinConfig, DonutSwinModel
 
-from omnifusion_hf import OmniFusionVisionModel
+from conversion import convert_intern_vit, convert_texify
+from conversion.weights import WrittenTensors
+from omnifusion_hf import OmniFusionVisionConfig, OmniFusionVisionModel
 from omnifusion_hf.build.assemble import assemble_vision_config
 from omnifusion_hf.cli import main
 
@@ -93,7 +96,7 @@ def test_the_folder_is_an_encoder_here(kind, tmp_path):
 def test_shards_pickles_and_training_checkpoints_give_the_same_encoder(tmp_path):
     intern, clip = InternVit(), OpenClip()
     folders = [intern.converted(tmp_path), intern.converted(tmp_path, name="pickled", pickled=True)]
-    shard(shutil.copytree(tmp_path / "source", tmp_path / "shards"), 3)
+    shard(shutil.copytree(tmp_path / "source", tmp_path / "shards"))
     assert same_weights(*folders, intern.convert(str(tmp_path / "shards"), str(tmp_path / "shards-out")))
 
     def checkpoint(tensors: dict) -> dict:
@@ -178,19 +181,57 @@ def test_settings_without_a_counterpart_are_refused_by_name_in_one_line(kind, se
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-@pytest.mark.parametrize("kind", [InternVit, Texify])
-def test_missing_files_are_named(kind, tmp_path):
-    source = kind().write(tmp_path / "source")
-    for name, message in (("preprocessor_config.json", "no .*image_mean"), ("config.json", "config.json is missing")):
-        (source / name).unlink()
-        with pytest.raises(ValueError, match=message):
-            kind.convert(str(source), str(tmp_path / "out"))
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_existing_folder_is_not_replaced(kind, tmp_path):
+def test_an_existing_folder_is_not_replaced_and_missing_files_are_named(kind, tmp_path):
     source = kind().write(tmp_path / "source")
     before = sorted(source.iterdir())
     with pytest.raises(ValueError, match="exists and is not replaced"):
         kind.convert(str(source), str(source))
     assert sorted(source.iterdir()) == before
+    missing = {"preprocessor_config.json": "no .*image_mean", "config.json": "config.json is missing"}
+    for name, message in missing.items() if kind is not OpenClip else ():
+        (source / name).unlink()
+        with pytest.raises(ValueError, match=message):
+            kind.convert(str(source), str(tmp_path / "out"))
+
+
+def test_internvit_6b_fits_at_its_real_size_by_the_authors_defaults(tmp_path):
+    """Names and shapes, without memory for them; of V1-2's settings only those that differ from the defaults."""
+    given = {"model_type": "intern_vit_6b", "num_hidden_layers": 45, "image_size": 448}
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    config = convert_intern_vit.vision_config(tmp_path)
+    with torch.device("meta"):
+        encoder = AutoModel.from_config(config)
+    full = InternVit.CONFIG | given | {"hidden_size": 3200, "intermediate_size": 12800, "patch_size": 14}
+    entries = WrittenTensors({name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()})
+    for name, shape in InternVit.shapes(full).items():
+        entries.add(dict(convert_intern_vit.KEYS.place(name, torch.empty(shape, device="meta"), "")), "")
+    entries.check_complete()
+    assert (config.norm_type, config.use_qk_norm, config.num_attention_heads) == ("rms_norm", True, 25)
+    assert 5.5e9 < sum(parameter.numel() for parameter in encoder.parameters()) < 5.6e9
+
+
+def test_texify_at_its_real_size_gives_196_tokens_of_1024(tmp_path):
+    """420 x 420 pixels in patches of 4; each of the first three stages halves a grid of 105, rounding up."""
+    encoder = {"model_type": "donut-swin", "image_size": [420, 420], "patch_size": 4, "embed_dim": 128}
+    encoder |= {"depths": [2, 2, 14, 2], "num_heads": [4, 8, 16, 32], "window_size": 5, "use_2d_embeddings": False}
+    (tmp_path / "config.json").write_text(json.dumps({"encoder": encoder}))
+    config = OmniFusionVisionConfig(encoder_configs=[convert_texify.vision_config(tmp_path)])
+    assert (config.image_sizes, config.num_patches(0), config.hidden_sizes) == ([420], 196, [1024])
+
+
+def test_an_encoder_of_oblong_images_needs_a_side_of_its_own(tmp_path):
+    """Donut's are 2560 x 1920; a Swin without position embeddings takes any size."""
+    original = Texify(image_size=[80, 60])
+    folder = original.converted(tmp_path)
+    assert original.difference(folder) <= 1e-5
+    with pytest.raises(ValueError, match="image_size must be square"):
+        assemble_vision_config([str(folder)])
+    assert assemble_vision_config([str(folder)], image_sizes=[60]).num_patches(0) == 64
+
+
+def test_transformers_cannot_run_the_absolute_table():
+    """The reason for refusing it; once this fails, the table can be mapped."""
+    model = DonutSwinModel(DonutSwinConfig(**Texify.SWIN, use_absolute_embeddings=True))
+    with pytest.raises(RuntimeError, match="must match the size"):
+        model(pixels(60))

@@ -9,7 +9,6 @@ import llms
 import pytest
 import tiny
 import torch
-from chat_templates import CHATML
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -65,7 +64,7 @@ def test_a_mix_with_a_grid_is_built_trains_by_the_recipe_and_answers(parts, tmp_
 
 
 def test_a_chat_tuned_llm_keeps_its_template_and_stops_at_its_own_mark(parts, tmp_path):
-    chat = llms.save(tmp_path / "chat", "llama", chat_template=CHATML.replace("<|im_end|>", "<unk>"))
+    chat = llms.save(tmp_path / "chat", "llama", chat_template=llms.CHATML.replace("<|im_end|>", "<unk>"))
     for kind, ends in (("own", [2, 0]), ("omnifusion", [2])):  # <unk> is what the template ends turns with
         folder = tmp_path / kind
         assert build(parts, folder, "--chat-template", kind, text=chat) == 0

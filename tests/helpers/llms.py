@@ -36,6 +36,18 @@ REFUSED = {
     "hyperclovax": (transformers.HyperCLOVAXConfig, GATED | {"logits_scaling": 4.0}),
 }
 
+CHATML = """
+{%- if messages[0]['role'] != 'system' %}<|im_start|>system
+You help.<|im_end|>
+{% endif %}
+{%- for message in messages %}
+<|im_start|>{{ message['role'] }}
+{{ message['content'] }}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}
+"""
+
 
 def save(folder: Path, family: str, tied: bool = False, chat_template: str | None = None, **tokenizer) -> Path:
     """Saves an LLM and its tokenizer; `tokenizer` are arguments of tiny.llm_tokenizer."""

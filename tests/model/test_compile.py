@@ -10,10 +10,11 @@ from transformers import CompileConfig
 from omnifusion_hf.model.views_omnifusion import views_per_image
 
 
-# Every adapter but the mlp (which the other tests use), over what it may read: the last features of one encoder, all
+# Every adapter over what it may read: the last features of one encoder, all
 # layers of two, sequences of encoders of two sizes.
 TWO = {"encoders": ("clip", "dinov2"), "vision_feature_layer": "all"}
 ADAPTERS = {
+    "mlp": {"vision_feature_layer": 1},
     "transformer": {},
     "concatenation": {"encoders": ("clip", "swin"), "image_sizes": [32, 64]},
     "summation": TWO,
@@ -44,10 +45,12 @@ def inputs_of(model, num_images: int, view_strategy: str = "grid"):
 @torch.no_grad()
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_a_cold_model_is_one_graph_with_the_same_logits(adapter):
+    """By the default backend, inductor, as well, which rounds in another way."""
     model = cold_model(projector_type=adapter, **ADAPTERS[adapter])
     inputs = inputs_of(model, 2)
-    compiled = torch.compile(model, fullgraph=True, backend="eager")(**inputs).logits
-    torch.testing.assert_close(compiled, model(**inputs).logits)
+    backend, bound = ("inductor", 1e-4) if adapter == "mlp" else ("eager", None)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)(**inputs).logits
+    torch.testing.assert_close(compiled, model(**inputs).logits, rtol=bound, atol=bound)
     assert not torch.allclose(compiled[:, -1], model(**inputs_of(model, 1)).logits[:, -1], atol=1e-3)
 
 
@@ -102,14 +105,6 @@ def test_training_compiles_with_the_same_gradients():
         gradients.append(model.model.multi_modal_projector.linear_1.weight.grad.clone())
     torch.testing.assert_close(*gradients)
     assert gradients[0].abs().max() > 0
-
-
-@torch.no_grad()
-def test_the_default_backend_gives_the_same_logits():
-    model = cold_model(vision_feature_layer=1)
-    inputs = inputs_of(model, 1)
-    compiled = torch.compile(model, fullgraph=True)(**inputs).logits
-    torch.testing.assert_close(compiled, model(**inputs).logits, rtol=1e-4, atol=1e-4)
 
 
 def answer(model, inputs, **options) -> list[int]:

@@ -164,11 +164,6 @@ def test_weights_missing_from_a_checkpoint_start_as_in_a_new_model(projector_typ
             assert 0.015 < loaded.queries.std() < 0.025
 
 
-def test_adapters_are_made_of_layers_that_serving_engines_can_replace():
-    modules = [module for kind in PROJECTORS for module in adapter(kind).modules()]
-    assert not any(isinstance(module, nn.MultiheadAttention) for module in modules)
-
-
 def test_dropout_acts_in_the_four_places_of_pytorchs_layer_and_in_training_only(monkeypatch):
     dropped = []
 

@@ -114,7 +114,6 @@ MISTAKES = {
     "--vision clip-vit-l-336={clip} --text {llm}": "should give 576 tokens of width 1024",
     "--vision {clip} --text {llm} --layer -1 --layer -2": "--layer is given 2 times for 1",
     "--vision {clip} --text {llm} --image-size 30": "not a multiple of its patch size",
-    "--vision {clip} --text {llm} --image-size 0": "use 8 or 16",
     "--vision {clip} --text {clip}": "has no tokenizer that loads; give the folder or Hub id of an LLM",
     "--vision {clip} --text {llm} --chat-template own": "no chat template of its own",
     "--preset v2": "--preset v2 is unknown",

@@ -20,26 +20,21 @@ IDS = torch.arange(5, 25).view(2, 10)
 
 
 @pytest.fixture(scope="module")
-def clip(parts):
-    return parts / "clip"
-
-
-@pytest.fixture(scope="module")
 def mistral(tmp_path_factory):
     return llms.save(tmp_path_factory.mktemp("mistral"), "mistral")
 
 
-def assembled(clip, text, **options) -> OmniFusionForConditionalGeneration:
+def assembled(clip, text) -> OmniFusionForConditionalGeneration:
     torch.manual_seed(3)
-    return OmniFusionForConditionalGeneration.from_vision_text_pretrained([clip], text, **options)
+    return OmniFusionForConditionalGeneration.from_vision_text_pretrained([clip], text)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", llms.FAMILIES)
-def test_text_gets_the_logits_of_the_llm(family, tied, clip, tmp_path):
+def test_text_gets_the_logits_of_the_llm(family, tied, parts, tmp_path):
     text = llms.save(tmp_path / "llm", family, tied)
-    model, llm = assembled(clip, text), AutoModelForCausalLM.from_pretrained(text).eval()
+    model, llm = assembled(parts / "clip", text), AutoModelForCausalLM.from_pretrained(text).eval()
     assert model.config.text_config is model.model.language_model.config
     expected = llm(IDS).logits
     rows = expected.shape[-1]
@@ -52,11 +47,11 @@ def test_text_gets_the_logits_of_the_llm(family, tied, clip, tmp_path):
 
 
 @pytest.mark.parametrize("family", sorted(llms.FAMILIES.keys() - {"gpt2", "opt", "bloom", "cohere2"}))
-def test_every_llm_trains_saves_and_generates(family, clip, tmp_path):
+def test_every_llm_trains_saves_and_generates(family, parts, tmp_path):
     """After a step of stage 1 the adapter and the new rows differ."""
     text = llms.save(tmp_path / "llm", family, tied=bool([*llms.FAMILIES].index(family) % 2))
-    model = assembled(clip, text)
-    processor = OmniFusionProcessor.from_vision_text_pretrained([clip], text)
+    model = assembled(parts / "clip", text)
+    processor = OmniFusionProcessor.from_vision_text_pretrained([parts / "clip"], text)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     apply_stage(model, "pretrain")
     sample = {"name": "s", "messages": [tiny.user(tiny.image(), "What?"), tiny.assistant("A sky.")]}
@@ -79,20 +74,20 @@ def test_every_llm_trains_saves_and_generates(family, clip, tmp_path):
 
 
 @pytest.mark.parametrize("family, reason", [("phi", "adds a bias"), ("hyperclovax", "does more .* logits differ")])
-def test_an_llm_whose_answers_would_change_is_refused(family, reason, clip, tmp_path):
+def test_an_llm_whose_answers_would_change_is_refused(family, reason, parts, tmp_path):
     with pytest.raises(ValueError, match=reason):
-        assembled(clip, llms.save(tmp_path, family))
+        assembled(parts / "clip", llms.save(tmp_path, family))
 
 
-def test_a_multimodal_llm_is_refused(clip, mistral, tmp_path):
+def test_a_multimodal_llm_is_refused(parts, mistral, tmp_path):
     shutil.copytree(mistral, tmp_path, dirs_exist_ok=True)
     LlavaConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="`llava`, which has encoders itself"):
-        assembled(clip, tmp_path)
+        assembled(parts / "clip", tmp_path)
 
 
-def test_a_part_with_missing_weights_is_refused_and_one_without_unused_weights_is_not(clip, mistral, tmp_path):
-    shutil.copytree(clip, tmp_path, dirs_exist_ok=True)
+def test_a_part_with_missing_weights_is_refused_and_one_without_unused_weights_is_not(parts, mistral, tmp_path):
+    shutil.copytree(parts / "clip", tmp_path, dirs_exist_ok=True)
     weights = load_file(tmp_path / "model.safetensors")
 
     def save_without(*parts: str):
@@ -107,13 +102,13 @@ def test_a_part_with_missing_weights_is_refused_and_one_without_unused_weights_i
 
 
 @torch.no_grad()
-def test_rows_that_are_no_token_never_win_and_tokens_added_later_can(clip, mistral):
-    model = assembled(clip, mistral)
+def test_rows_that_are_no_token_never_win_and_tokens_added_later_can(parts, mistral):
+    model = assembled(parts / "clip", mistral)
     logits = model.lm_head(torch.randn(1000, 32))
     assert logits.argmax(-1).max() < llms.VOCAB and len(logits[0]) == 448
     model.lm_head.weight[405:] = torch.randn(43, 32)  # control: rows filled in another way do win
     assert model.lm_head(torch.randn(1000, 32)).argmax(-1).max() >= 405
-    processor = OmniFusionProcessor.from_vision_text_pretrained([clip], mistral)
+    processor = OmniFusionProcessor.from_vision_text_pretrained([parts / "clip"], mistral)
     assert processor.tokenizer.add_tokens(["<point>"]) == 1
     added = processor.tokenizer.convert_tokens_to_ids("<point>")
     model.lm_head.weight[added] = 100 * model.model(torch.tensor([[5, 6]])).last_hidden_state[0, -1]
@@ -123,20 +118,20 @@ def test_rows_that_are_no_token_never_win_and_tokens_added_later_can(clip, mistr
 @pytest.mark.parametrize(
     "ends, pad, expected", [(None, None, ([2], 2)), (7, 3, ([7, 2], 3)), ([7, 2], None, ([7, 2], 2))]
 )
-def test_generation_stops_at_the_llms_ends_and_at_the_eos_of_answers(ends, pad, expected, clip, tmp_path):
+def test_generation_stops_at_the_llms_ends_and_at_the_eos_of_answers(ends, pad, expected, parts, tmp_path):
     text = llms.save(tmp_path, "mistral")
     path = text / "generation_config.json"
     path.write_text(json.dumps({"eos_token_id": ends, "pad_token_id": pad, "temperature": 0.6, "do_sample": True}))
-    settings = assembled(clip, text).generation_config
+    settings = assembled(parts / "clip", text).generation_config
     assert (settings.eos_token_id, settings.pad_token_id) == expected
     assert settings.temperature == 0.6  # what else the LLM's makers chose stays
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["gemma", "granite"])
-def test_visual_tokens_enter_behind_the_scale_of_the_embedding_table(family, clip, tmp_path):
+def test_visual_tokens_enter_behind_the_scale_of_the_embedding_table(family, parts, tmp_path):
     """Gemma's table scales what it gives, and visual tokens are not scaled; Granite scales all that enters."""
-    model = assembled(clip, llms.save(tmp_path, family))
+    model = assembled(parts / "clip", llms.save(tmp_path, family))
     seen = []
     model.model.language_model.layers[0].register_forward_pre_hook(lambda layer, args: seen.append(args[0]))
     ids = torch.full((1, 16), model.config.image_token_id)

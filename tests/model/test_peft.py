@@ -20,18 +20,13 @@ pytestmark = pages.OTHERS_DEPRECATIONS
 PAGE = pages.ROOT / "docs/peft.md"
 
 
-@pytest.fixture(scope="module")
-def tied(tmp_path_factory):
-    """A folder of a model whose LLM has a tied head."""
-    folder = tmp_path_factory.mktemp("tied")
-    return conversations.write_model(folder, text=tiny.text_config(tie_word_embeddings=True, initializer_range=0.2))
-
-
 @pytest.fixture(scope="module", params=["the bundled model", "tied head"])
-def run(request, ran_page, tied, tmp_path_factory) -> pages.Run:
+def run(request, ran_page, tmp_path_factory) -> pages.Run:
     if request.param == "the bundled model":
         return ran_page(PAGE)
-    folder, bundled = tmp_path_factory.mktemp("page"), 'folder = "omnifusion_hf/tiny"\nimages = Path(folder,'
+    tied, folder = tmp_path_factory.mktemp("tied"), tmp_path_factory.mktemp("page")
+    conversations.write_model(tied, text=tiny.text_config(tie_word_embeddings=True, initializer_range=0.2))
+    bundled = 'folder = "omnifusion_hf/tiny"\nimages = Path(folder,'
     replaced = f'folder = "{tied}"\nimages = Path("omnifusion_hf/tiny",'
     return pages.run_page(pages.changed(PAGE, folder, (bundled, replaced)), folder)
 

@@ -98,7 +98,7 @@ def images() -> list[Image.Image]:
 
 
 def same(first, second) -> bool:
-    return all(torch.equal(torch.as_tensor(first[name]), torch.as_tensor(second[name])) for name in first)
+    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_images_and_regions_go_to_the_processor_nested_flat_or_among_the_image_options(images):

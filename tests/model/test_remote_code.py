@@ -10,7 +10,6 @@ import sysconfig
 import venv
 from pathlib import Path
 
-import pytest
 import tiny
 
 
@@ -62,10 +61,8 @@ def environment_without_this_package(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-@pytest.fixture(scope="module")
-def report(model_folder, tmp_path_factory) -> dict:
+def run_without_this_package(model_folder: Path, home: Path) -> dict:
     """What the script found in that environment, far from this source tree."""
-    home = tmp_path_factory.mktemp("elsewhere")
     shutil.copytree(model_folder, home / "checkpoint")
     tiny.image().save(home / "image.png")
     python = environment_without_this_package(home / "venv")
@@ -78,15 +75,15 @@ def report(model_folder, tmp_path_factory) -> dict:
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def test_without_the_package_remote_code_is_used_where_it_is_trusted_and_saved_again(report):
+def test_where_it_is_trusted_remote_code_answers_as_the_package_and_is_saved_again(
+    model, processor, model_folder, tmp_path
+):
+    report = run_without_this_package(model_folder, tmp_path)
     classes = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForImageTextToText": "ForConditionalGeneration"}
     classes["AutoProcessor"] = "Processor"
     found = {auto: ["transformers_modules", f"OmniFusion{name}"] for auto, name in classes.items()}
     assert not report["installed"] and report["classes"] == found
     assert report["refused"] == [True] * 4 and report["saved_again"] == sorted(classes)
-
-
-def test_remote_code_and_its_pipeline_give_the_same_ids_as_the_package(report, model, processor):
     inputs, other = (tiny.prompt(processor, [tiny.user(tiny.image(seed), "What?")]) for seed in range(2))
     options = {"max_new_tokens": 6, "do_sample": False}
     assert report["ids"] == model.generate(**inputs, **options)[0].tolist()

@@ -163,18 +163,6 @@ def test_a_hostile_pickle_is_refused_and_nothing_runs(tmp_path, disguise):
     assert marker.exists()
 
 
-@needs_fixture
-@pytest.mark.parametrize("name", ["projection", "special_embeddings"])
-def test_hostile_files_of_the_fixture_are_refused(tmp_path, name, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    source = shutil.copytree(FIXTURE / "fixture/OmniMistral-v1_1", tmp_path / "source", copy_function=shutil.copyfile)
-    (source / f"{name}.pt").write_bytes((FIXTURE / f"evil_{name}.pt").read_bytes())
-    arguments = ["--source", str(source), "--vision", str(FIXTURE / "fixture/vision_tower"), "--output", "model"]
-    assert main(["convert", "v1.1", *arguments]) == 2
-    assert "builtins.exec" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
-
-
 @pytest.fixture(scope="module")
 def golden_model(tmp_path_factory):
     """The fixture, converted, as a user loads it, and its folder."""

@@ -8,7 +8,7 @@ import torch
 from open_clip.model import CustomTextCLIP
 from published import InternVit, OpenClip, Texify, pixels, same_weights, weights
 from release import shard
-from transformers import AutoImageProcessor, AutoModel, DonutSwinConfig, DonutSwinModel
+from transformers import AutoImageProcessor, AutoModel
 
 from conversion import convert_intern_vit, convert_texify
 from conversion.weights import WrittenTensors
@@ -228,10 +228,3 @@ def test_an_encoder_of_oblong_images_needs_a_side_of_its_own(tmp_path):
     with pytest.raises(ValueError, match="image_size must be square"):
         assemble_vision_config([str(folder)])
     assert assemble_vision_config([str(folder)], image_sizes=[60]).num_patches(0) == 64
-
-
-def test_transformers_cannot_run_the_absolute_table():
-    """The reason for refusing it; once this fails, the table can be mapped."""
-    model = DonutSwinModel(DonutSwinConfig(**Texify.SWIN, use_absolute_embeddings=True))
-    with pytest.raises(RuntimeError, match="must match the size"):
-        model(pixels(60))

@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-import resource
 import struct
 import threading
 import zlib
@@ -150,16 +149,10 @@ def test_transparency_stands_on_white_as_in_a_viewer():
 
 
 def declared_png(side: int) -> bytes:
-    """A PNG of a few dozen KB that declares side x side pixels; all are black."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    packer = zlib.compressobj(9)
-    row = bytes(1 + side // 8)
-    data = b"".join(packer.compress(row * 100) for _ in range(side // 100)) + packer.flush()
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)  # one bit a pixel, grey
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    """The header declares side x side pixels, all but one of which are missing."""
+    data = encoded(Image.new("1", (1, 1)), "PNG")
+    header = b"IHDR" + struct.pack(">II", side, side) + data[24:29]
+    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -167,15 +160,12 @@ def declared_png(side: int) -> bytes:
 def test_decompression_bombs_are_refused_from_the_header(side, tmp_path, monkeypatch):
     path = tmp_path / "bomb.png"
     path.write_bytes(declared_png(side))
-    decoded = []
+    decoded, limit = [], Image.MAX_IMAGE_PIXELS
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: decoded.append(image))
-    before, limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, Image.MAX_IMAGE_PIXELS
     for source in (path, path.read_bytes()) + ((Image.open(path),) if side == 13_000 else ()):
         with pytest.raises(ValueError, match="max_image_pixels"):
             processor()(source)
-    assert not decoded
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024  # KiB
-    assert Image.MAX_IMAGE_PIXELS == limit
+    assert not decoded and Image.MAX_IMAGE_PIXELS == limit
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -188,7 +178,7 @@ def test_the_cap_is_that_of_the_call_or_else_of_the_processor_for_files_and_byte
         return tiny.processor(tiny.config(), **own)(text="<image>", images=source, **options)
 
     path = tmp_path / "scan.png"
-    path.write_bytes(declared_png(2000))
+    Image.new("1", (2000, 2000)).save(path)
     low, high = {"max_image_pixels": 10**6}, {"max_image_pixels": 10**7}
     for source in (path, path.read_bytes(), [str(path)]):
         for own, of_call in ((low, high), (high, {})):

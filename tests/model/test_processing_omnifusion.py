@@ -114,19 +114,11 @@ def test_the_escape_character_itself_cannot_be_used_to_smuggle(processor):
         assert processor.image_token_id not in tiny.prompt(processor, [tiny.user(trick.format(ESCAPE))]).input_ids
 
 
-def test_a_typed_placeholder_is_never_bound_to_an_image(processor):
-    asked, image = tiny.user("an <image> tag"), tiny.image()
-    for chat in ([tiny.user("an <image> tag", image)], [asked, tiny.assistant("yes"), tiny.user(image, "this")]):
-        row = tiny.prompt(processor, chat).input_ids[0].tolist()
-        assert row.count(processor.image_token_id) == 16
-        assert row.index(processor.image_start_token_id) > row.index(processor.user_token_id)
-    with pytest.raises(ValueError, match=r"\[1\] `<image>` placeholders, but \[0\] images"):
-        processor(text="an <image> tag")
-
-
-def test_no_images_in_any_spelling_is_text_only(processor):
+def test_no_images_in_any_spelling_is_text_only_and_a_placeholder_then_raises(processor):
     for prompts, images in ((["Hi"], None), (["Hi"], []), (["Hi"], [[]]), (["Hi"] * 2, [[], []])):
         assert "pixel_values" not in processor(text=prompts, images=images)
+    with pytest.raises(ValueError, match=r"\[1\] `<image>` placeholders, but \[0\] images"):
+        processor(text="an <image> tag")
 
 
 def test_the_prompt_is_that_of_the_release_in_the_bundled_folder_too(processor):

@@ -112,6 +112,10 @@ def test_images_and_regions_go_to_the_processor_nested_flat_or_among_the_image_o
     other = ours(images=images, regions=BOXES[::-1])
     assert other.image_view_index.tolist() == [0, 1, 0, 0, 1, 2]  # control: boxes belong to their image
     assert not same(ours(images=images), ours(images=images[::-1]))
+    assert "pixel_values" not in ours(text=["Hi"] * 2, regions=[[], []])  # a batch without images and boxes
+    for given in ({"text": ["Hi"], "images": None}, {"images": nested}):
+        with pytest.raises(ValueError, match="lists of regions for"):
+            ours(**given, regions=BOXES[:2])
 
 
 def test_regions_go_through_the_chat_template(images):
@@ -122,15 +126,6 @@ def test_regions_go_through_the_chat_template(images):
     assert flat.image_view_index.tolist() == [0, 1, 2, 0, 1] and same(flat, nested)
     single = tiny.prompt(ours, chat[0], processor_kwargs={"regions": BOXES[0]})
     assert single.image_view_index.tolist() == [0, 1, 2]
-
-
-@pytest.mark.parametrize("count, regions", [(None, BOXES), (1, BOXES[:2]), (3, BOXES[:2]), (3, [BOXES])])
-def test_another_number_of_regions_than_of_images_raises_and_boxes_alone_too(count, regions, images):
-    ours = tiny.processor(tiny.config())
-    given = count and [[image] for image in images[:count]]
-    with pytest.raises(ValueError, match="lists of regions for"):
-        ours(text=["<image> What?"] * count if count else ["Hi"], images=given, regions=regions)
-    assert "pixel_values" not in ours(text=["Hi"] * 2, regions=[[], []])  # control: a batch without images and boxes
 
 
 def test_one_size_counts_as_a_list_of_one():

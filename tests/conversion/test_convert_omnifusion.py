@@ -47,15 +47,10 @@ def converted(release, tower, tmp_path_factory) -> Path:
     return convert(str(release), str(tower), str(tmp_path_factory.mktemp("converted") / "model"))
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("images")
+def test_the_converted_folder_computes_what_the_release_does(release, tower, converted, tmp_path):
+    images = [tmp_path / f"{number}.png" for number in range(3)]
     for number, size in enumerate([(40, 61), (90, 33), (7, 5)]):
-        image(number, size).save(folder / f"{number}.png")
-    return sorted(folder.iterdir())
-
-
-def test_the_converted_folder_computes_what_the_release_does(release, tower, converted, images, tmp_path):
+        image(number, size).save(images[number])
     rows = verify(release, tower, converted, images)
     stages = {"pixels", "visual tokens", "embeddings", "last hidden state", "logits", "greedy ids", "beam-3 ids"}
     assert {row.stage for row in rows} == stages and all(row.ok for row in rows), rows

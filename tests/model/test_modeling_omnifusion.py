@@ -6,17 +6,20 @@ from functools import partial
 
 import accelerate.utils.modeling
 import conversations
+import numpy as np
 import pytest
 import tiny
 import torch
 import transformers
 from accelerate import dispatch_model, infer_auto_device_map
 from packaging.version import Version
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, Trainer, TrainingArguments
 
 from omnifusion_hf import OmniFusionConfig, OmniFusionForConditionalGeneration, OmniFusionModel, OmniFusionProcessor
 from omnifusion_hf.inference import TINY, load
+from omnifusion_hf.training.collators import PaddingCollator
 from omnifusion_hf.training.loss import loss_of_answers
+from omnifusion_hf.training.preprocessing import ConversationEncoder
 
 
 FAMILIES, LAYER = ["clip", "siglip", "dinov2", "internvl", "swin"], {"swin": -1}
@@ -223,3 +226,25 @@ def test_assembling_in_a_dtype_casts_every_part_but_encoders_and_adapter_to_floa
     model = assembled(parts, dtype=dtype)
     for name, parameter in model.named_parameters():
         assert parameter.dtype is (of_images if re.search("vision_tower|multi_modal_projector", name) else dtype), name
+
+
+def test_evaluation_by_the_stock_trainer_gives_the_logits_and_the_loss_of_all_samples(processor, tmp_path):
+    """In batches with one image, none, and two."""
+    encode, collate = ConversationEncoder(processor), PaddingCollator(processor.tokenizer.pad_token_id)
+    samples = [encode(sample) for sample in (conversations.ONE, conversations.NONE, conversations.TWO)]
+    options = {"per_device_eval_batch_size": 2, "remove_unused_columns": False, "report_to": "none", "use_cpu": True}
+    trainer = Trainer(tiny.model(), TrainingArguments(str(tmp_path), **options), data_collator=collate)
+    found = trainer.predict(samples)
+    with torch.no_grad():
+        alone = [trainer.model(**collate([sample])) for sample in samples]
+    assert isinstance(found.predictions, np.ndarray)
+    assert not np.allclose(found.predictions[0], found.predictions[1], atol=1e-4)  # control: samples differ
+    for row, labels, sample, expected in zip(found.predictions, found.label_ids, samples, alone):
+        length = len(sample["input_ids"])
+        np.testing.assert_allclose(row[:length], expected.logits[0].numpy(), atol=1e-4)
+        assert labels[:length].tolist() == sample["labels"]
+    losses = [output.loss.item() for output in alone]
+    assert min(losses) < found.metrics["test_loss"] < max(losses)
+    trainer.model.config.keys_to_ignore_at_inference = []  # control: other outputs would be collected as well
+    with pytest.raises((AttributeError, TypeError, ValueError, RuntimeError, AssertionError)):
+        assert isinstance(trainer.predict(samples).predictions, np.ndarray)

@@ -61,24 +61,18 @@ def environment_without_this_package(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def run_without_this_package(model_folder: Path, home: Path) -> dict:
-    """What the script found in that environment, far from this source tree."""
-    shutil.copytree(model_folder, home / "checkpoint")
-    tiny.image().save(home / "image.png")
-    python = environment_without_this_package(home / "venv")
-    environment = {name: value for name, value in os.environ.items() if not re.match("PYTHON|HF_|TRANSFORMERS_", name)}
-    environment |= {"HF_HOME": str(home / "hf")}
-    command = [python, "-I", "-c", SCRIPT, home / "checkpoint", home / "image.png"]
-    options = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
-    run = subprocess.run(command, env=environment, cwd=home, **options)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
-
-
 def test_where_it_is_trusted_remote_code_answers_as_the_package_and_is_saved_again(
     model, processor, model_folder, tmp_path
 ):
-    report = run_without_this_package(model_folder, tmp_path)
+    shutil.copytree(model_folder, tmp_path / "checkpoint")  # far from this source tree
+    tiny.image().save(tmp_path / "image.png")
+    python = environment_without_this_package(tmp_path / "venv")
+    environment = {name: value for name, value in os.environ.items() if not re.match("PYTHON|HF_|TRANSFORMERS_", name)}
+    command = [python, "-I", "-c", SCRIPT, tmp_path / "checkpoint", tmp_path / "image.png"]
+    options = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "cwd": tmp_path}
+    run = subprocess.run(command, env=environment | {"HF_HOME": str(tmp_path / "hf")}, **options)
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout.splitlines()[-1])
     classes = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForImageTextToText": "ForConditionalGeneration"}
     classes["AutoProcessor"] = "Processor"
     found = {auto: ["transformers_modules", f"OmniFusion{name}"] for auto, name in classes.items()}

@@ -52,21 +52,17 @@ def test_the_tokenizer_splits_digits_as_the_file_says(file, monkeypatch):
     assert load_tokenizer(file).tokenize("a12") == ["a", "12"]  # control: transformers' own reading
 
 
-def test_the_llm_has_the_weights_of_the_file_and_is_not_marked_as_quantised(file):
-    llm = load_llm(str(file), 320, "float32")
+def test_an_assembled_model_answers_text_as_the_file_does_and_is_saved(file, parts, tmp_path):
+    model = OmniFusionForConditionalGeneration.from_vision_text_pretrained([str(parts / "clip")], str(file))
+    llm = load_llm(str(file), model.config.text_config.vocab_size, "float32")
     embeddings = {each.name: each for each in gguf.GGUFReader(file).tensors}["token_embd.weight"].data
     np.testing.assert_array_equal(llm.get_input_embeddings().weight[: len(TOKENS)].detach(), embeddings)
     assert not hasattr(llm.config, "quantization_config") and llm.config.num_hidden_layers == LAYERS
-
-
-def test_an_assembled_model_answers_text_as_the_file_does_and_is_saved(file, parts, tmp_path):
-    model = OmniFusionForConditionalGeneration.from_vision_text_pretrained([str(parts / "clip")], str(file))
     ids = torch.arange(3, 40).unsqueeze(0)
-    expected = load_llm(str(file), model.config.text_config.vocab_size, "float32")(ids).logits
-    assert torch.equal(model(ids).logits[..., : len(TOKENS)], expected[..., : len(TOKENS)])
+    logits = model(ids).logits
+    assert torch.equal(logits[..., : len(TOKENS)], llm(ids).logits[..., : len(TOKENS)])
     model.save_pretrained(tmp_path)
-    again = OmniFusionForConditionalGeneration.from_pretrained(tmp_path)
-    assert torch.equal(again(ids).logits, model(ids).logits)
+    assert torch.equal(OmniFusionForConditionalGeneration.from_pretrained(tmp_path)(ids).logits, logits)
 
 
 def test_without_the_package_the_error_names_it(file, monkeypatch):

@@ -13,21 +13,15 @@ pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes; quantisati
 quantization = pytest.importorskip("torchao.quantization", reason="pip install torchao; quantisation was not tested")
 
 
-def bitsandbytes(**bits):
-    return lambda skip: BitsAndBytesConfig(**bits, llm_int8_skip_modules=skip)
-
-
-def torchao(kind):
-    return lambda skip: TorchAoConfig(kind, modules_to_not_convert=skip)
-
-
+INT8, DYNAMIC = quantization.Int8WeightOnlyConfig(version=2), quantization.Int8DynamicActivationInt8WeightConfig()
 INT4 = quantization.IntxWeightOnlyConfig(torch.int4, quantization.PerGroup(32))  # Int4WeightOnlyConfig wants a GPU
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 METHODS = {
-    "bitsandbytes 8-bit": bitsandbytes(load_in_8bit=True),
-    "bitsandbytes 4-bit": bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
-    "torchao int8": torchao(quantization.Int8WeightOnlyConfig(version=2)),
-    "torchao int8, activations too": torchao(quantization.Int8DynamicActivationInt8WeightConfig()),
-    "torchao int4": torchao(INT4),
+    "bitsandbytes 8-bit": lambda skip: BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip),
+    "bitsandbytes 4-bit": lambda skip: BitsAndBytesConfig(**NF4, llm_int8_skip_modules=skip),
+    "torchao int8": lambda skip: TorchAoConfig(INT8, modules_to_not_convert=skip),
+    "torchao int8, activations too": lambda skip: TorchAoConfig(DYNAMIC, modules_to_not_convert=skip),
+    "torchao int4": lambda skip: TorchAoConfig(INT4, modules_to_not_convert=skip),
 }
 
 

@@ -92,18 +92,15 @@ def test_regions_are_in_pixels_of_the_image_as_a_viewer_shows_it(orientation):
 BOXES = [[(0, 0, 9, 9), (20, 3, 40, 20)], [], [(0, 0, 5, 5)]]
 
 
-@pytest.fixture(scope="module")
-def images() -> list[Image.Image]:
-    return [tiny.image(seed, size) for seed, size in enumerate([(40, 60), (7, 5), (33, 200)])]
-
-
 def same(first, second) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_images_and_regions_go_to_the_processor_nested_flat_or_among_the_image_options(images):
+def test_images_and_regions_go_to_the_processor_nested_flat_among_the_image_options_or_in_chats():
+    images = [tiny.image(seed, size) for seed, size in enumerate([(40, 60), (7, 5), (33, 200)])]
     text, nested = ["<image><image> both?", "none?", "<image> one?"], [images[:2], [], images[2:]]
-    ours = partial(tiny.processor(tiny.config()), text=text, padding=True, return_tensors="pt")
+    processor = tiny.processor(tiny.config())
+    ours = partial(processor, text=text, padding=True, return_tensors="pt")
     flat = ours(images=images, regions=BOXES)
     assert flat.image_view_index.tolist() == [0, 1, 2, 0, 0, 1]
     assert same(flat, ours(images=nested, regions=[BOXES[:2], [], BOXES[2:]]))
@@ -116,15 +113,11 @@ def test_images_and_regions_go_to_the_processor_nested_flat_or_among_the_image_o
     for given in ({"text": ["Hi"], "images": None}, {"images": nested}):
         with pytest.raises(ValueError, match="lists of regions for"):
             ours(**given, regions=BOXES[:2])
-
-
-def test_regions_go_through_the_chat_template(images):
-    ours = tiny.processor(tiny.config())
     chat = [tiny.user(images[0], "What?"), tiny.assistant("A sky."), tiny.user(images[2], "And this?")]
-    flat = tiny.prompt(ours, *chat, processor_kwargs={"regions": BOXES[::2]})  # no batch
-    nested = tiny.prompt(ours, chat, processor_kwargs={"regions": [BOXES[::2]]})
+    flat = tiny.prompt(processor, *chat, processor_kwargs={"regions": BOXES[::2]})  # no batch
+    nested = tiny.prompt(processor, chat, processor_kwargs={"regions": [BOXES[::2]]})
     assert flat.image_view_index.tolist() == [0, 1, 2, 0, 1] and same(flat, nested)
-    single = tiny.prompt(ours, chat[0], processor_kwargs={"regions": BOXES[0]})
+    single = tiny.prompt(processor, chat[0], processor_kwargs={"regions": BOXES[0]})
     assert single.image_view_index.tolist() == [0, 1, 2]
 
 

@@ -19,11 +19,6 @@ from omnifusion_hf.training.stages import apply_stage
 IDS = torch.arange(5, 25).view(2, 10)
 
 
-@pytest.fixture(scope="module")
-def mistral(tmp_path_factory):
-    return llms.save(tmp_path_factory.mktemp("mistral"), "mistral")
-
-
 def assembled(clip, text) -> OmniFusionForConditionalGeneration:
     torch.manual_seed(3)
     return OmniFusionForConditionalGeneration.from_vision_text_pretrained([clip], text)
@@ -79,14 +74,14 @@ def test_an_llm_whose_answers_would_change_is_refused(family, reason, parts, tmp
         assembled(parts / "clip", llms.save(tmp_path, family))
 
 
-def test_a_multimodal_llm_is_refused(parts, mistral, tmp_path):
-    shutil.copytree(mistral, tmp_path, dirs_exist_ok=True)
+def test_a_multimodal_llm_is_refused(parts, tmp_path):
+    shutil.copytree(parts / "llm", tmp_path, dirs_exist_ok=True)
     LlavaConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="`llava`, which has encoders itself"):
         assembled(parts / "clip", tmp_path)
 
 
-def test_a_part_with_missing_weights_is_refused_and_one_without_unused_weights_is_not(parts, mistral, tmp_path):
+def test_a_part_with_missing_weights_is_refused_and_one_without_unused_weights_is_not(parts, tmp_path):
     shutil.copytree(parts / "clip", tmp_path, dirs_exist_ok=True)
     weights = load_file(tmp_path / "model.safetensors")
 
@@ -95,20 +90,20 @@ def test_a_part_with_missing_weights_is_refused_and_one_without_unused_weights_i
         save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
 
     save_without("layers.2.", "post_layernorm")
-    assembled(tmp_path, mistral)  # layer -2 of 3 needs none of them
+    assembled(tmp_path, parts / "llm")  # layer -2 of 3 needs none of them
     save_without("layers.1.mlp.fc1.weight")
     with pytest.raises(ValueError, match="lacks 1 weights of a `clip_vision_model` .*layers.1.mlp"):
-        assembled(tmp_path, mistral)
+        assembled(tmp_path, parts / "llm")
 
 
 @torch.no_grad()
-def test_rows_that_are_no_token_never_win_and_tokens_added_later_can(parts, mistral):
-    model = assembled(parts / "clip", mistral)
+def test_rows_that_are_no_token_never_win_and_tokens_added_later_can(parts):
+    model = assembled(parts / "clip", parts / "llm")
     logits = model.lm_head(torch.randn(1000, 32))
     assert logits.argmax(-1).max() < llms.VOCAB and len(logits[0]) == 448
     model.lm_head.weight[405:] = torch.randn(43, 32)  # control: rows filled in another way do win
     assert model.lm_head(torch.randn(1000, 32)).argmax(-1).max() >= 405
-    processor = OmniFusionProcessor.from_vision_text_pretrained([parts / "clip"], mistral)
+    processor = OmniFusionProcessor.from_vision_text_pretrained([parts / "clip"], parts / "llm")
     assert processor.tokenizer.add_tokens(["<point>"]) == 1
     added = processor.tokenizer.convert_tokens_to_ids("<point>")
     model.lm_head.weight[added] = 100 * model.model(torch.tensor([[5, 6]])).last_hidden_state[0, -1]

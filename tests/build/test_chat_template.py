@@ -58,11 +58,6 @@ def formats() -> dict[str, OmniFusionProcessor]:
     return {name: processor_with(own) for name, own in FORMATS.items()}
 
 
-def words(messages: list[dict]) -> list[dict]:
-    """The same conversation with content as LLMs' templates expect it, one string."""
-    return [message | {"content": "".join(part["text"] for part in message["content"])} for message in messages]
-
-
 DIALOGUE = [tiny.user("Look ", "at it. "), tiny.assistant("A sky."), tiny.user("And?"), tiny.assistant("Grass.")]
 
 
@@ -70,7 +65,8 @@ DIALOGUE = [tiny.user("Look ", "at it. "), tiny.assistant("A sky."), tiny.user("
 @pytest.mark.parametrize("turns, generate", [(1, True), (2, False), (3, True), (4, False)])
 def test_the_text_is_that_of_the_llm(formats, name, turns, generate):
     llm, options = llm_tokenizer(FORMATS[name]), {"tokenize": False, "add_generation_prompt": generate}
-    expected = llm.apply_chat_template(words(DIALOGUE[:turns]), **options)
+    words = [message | {"content": "".join(part["text"] for part in message["content"])} for message in DIALOGUE]
+    expected = llm.apply_chat_template(words[:turns], **options)
     assert formats[name].apply_chat_template(DIALOGUE[:turns], **options) == expected
     parts = llm.apply_chat_template(DIALOGUE[:turns], **options)
     assert "'type': 'text'" in parts or "{&#39;" in parts  # control: by itself it prints the parts

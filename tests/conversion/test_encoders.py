@@ -122,23 +122,22 @@ def test_weights_have_the_given_or_the_stored_dtype_but_for_integers(dtype, tmp_
         assert AutoModel.from_pretrained(folder).dtype is (dtype or torch.float16)
 
 
-ZEROS = torch.zeros
 SWIN_NORM, SWIN_ROWS = "encoder.embeddings.norm.bias", "encoder.embeddings.row_embeddings"
 BROKEN = [
-    (InternVit, "bonus", ZEROS(1), "unknown tensor `bonus`"),
+    (InternVit, "bonus", torch.zeros(1), "unknown tensor `bonus`"),
     (InternVit, f"{LAYER}ls2", None, "`encoder.layer.0.lambda_2`"),
     (InternVit, f"{LAYER}attn.qkv.weight", None, "`encoder.layer.0.attention.k_proj"),
-    (InternVit, "embeddings.position_embedding", ZEROS(1, 26, 32),
+    (InternVit, "embeddings.position_embedding", torch.zeros(1, 26, 32),
      r"`embeddings.position_embeddings` has shape \(1, 26, 32\)"),
-    (InternVit, f"{LAYER}attn.qkv.weight", ZEROS(64, 32), "`encoder.layer.0.attention.q_proj.weight` has shape"),
-    (OpenClip, "visual.bonus", ZEROS(1), "unknown tensor `visual.bonus`"),
+    (InternVit, f"{LAYER}attn.qkv.weight", torch.zeros(64, 32), "`encoder.layer.0.attention.q_proj.weight` has shape"),
+    (OpenClip, "visual.bonus", torch.zeros(1), "unknown tensor `visual.bonus`"),
     (OpenClip, "visual.ln_pre.weight", None, "`pre_layrnorm.weight`"),
-    (OpenClip, POSITIONS, ZEROS(26, 32), r"`embeddings.position_embedding.weight` has shape \(26, 32\)"),
-    (Texify, "encoder.bonus", ZEROS(1), "unknown tensor `encoder.bonus`"),
-    (Texify, f"{SWIN_BLOCK}bonus", ZEROS(1), "`encoder.layers.0.blocks.0.bonus` is not a tensor of the model"),
+    (OpenClip, POSITIONS, torch.zeros(26, 32), r"`embeddings.position_embedding.weight` has shape \(26, 32\)"),
+    (Texify, "encoder.bonus", torch.zeros(1), "unknown tensor `encoder.bonus`"),
+    (Texify, f"{SWIN_BLOCK}bonus", torch.zeros(1), "`encoder.layers.0.blocks.0.bonus` is not a tensor of the model"),
     (Texify, SWIN_NORM, None, "`embeddings.norm.bias`"),
-    (Texify, SWIN_NORM, ZEROS(17), r"`embeddings.norm.bias` has shape \(17,\)"),
-    (Texify, SWIN_ROWS, ZEROS(1, 16, 16), f"unknown tensor `{SWIN_ROWS}`"),
+    (Texify, SWIN_NORM, torch.zeros(17), r"`embeddings.norm.bias` has shape \(17,\)"),
+    (Texify, SWIN_ROWS, torch.zeros(1, 16, 16), f"unknown tensor `{SWIN_ROWS}`"),
 ]  # fmt: skip
 
 

@@ -15,13 +15,6 @@ def assert_equal_states(first: torch.nn.Module, second: torch.nn.Module):
     torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=0, atol=0)
 
 
-def test_every_auto_class_opens_the_folder(model, model_folder):
-    for auto in (AutoModelForImageTextToText, AutoModelForVision2Seq):
-        assert_equal_states(auto.from_pretrained(model_folder), model)
-    assert type(base := AutoModel.from_pretrained(model_folder)) is OmniFusionModel
-    assert_equal_states(base, model.model)
-
-
 WHOLE, SHARDS = {}, {"max_shard_size": "100KB"}
 
 
@@ -57,8 +50,14 @@ def test_saving_beside_lora_weights_says_that_these_are_loaded_first(model, tmp_
     assert "has LoRA weights too, which from_pretrained loads" in caplog.text
 
 
-def test_the_map_of_remote_code_names_every_auto_class(model, processor, tmp_path):
-    model.model.save_pretrained(tmp_path)  # of a headless folder as well
+def test_every_auto_class_opens_the_folder_and_is_named_in_the_map_of_remote_code(
+    model, model_folder, processor, tmp_path
+):
+    for auto in (AutoModelForImageTextToText, AutoModelForVision2Seq):
+        assert_equal_states(auto.from_pretrained(model_folder), model)
+    assert type(base := AutoModel.from_pretrained(model_folder)) is OmniFusionModel
+    assert_equal_states(base, model.model)
+    base.save_pretrained(tmp_path)  # of a headless folder as well
     processor.save_pretrained(tmp_path)
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
     assert auto_map == {

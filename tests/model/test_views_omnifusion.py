@@ -20,10 +20,8 @@ CANVASES = [[1, 2], [2, 1], [2, 2], [1, 3], [3, 1]]
 SIDE = 32
 
 
-def random_sizes(count: int) -> list[tuple[int, int]]:
-    """Sizes (height, width) from 1 to 400 pixels, thin ones included."""
-    sizes = np.exp(np.random.default_rng(0).uniform(0, np.log(400), (count, 2))).astype(int)
-    return list(map(tuple, sizes.tolist()))
+# (height, width) from 1 to 400 pixels, thin ones included
+SIZES = np.exp(np.random.default_rng(0).uniform(0, np.log(400), (200, 2))).astype(int).tolist()
 
 
 def test_boxes_are_these_numbers():
@@ -42,7 +40,7 @@ def test_boxes_are_these_numbers():
 
 
 def test_between_the_whole_image_and_its_regions_tiles_cover_it_without_overlap():
-    for size in random_sizes(200):
+    for size in SIZES:
         views = image_views(size, "grid", "crop", CANVASES, SIDE, [(1, 2, 3, 4)])
         whole, *tiles, region = views
         assert [whole, region] == [whole_view(size, "crop", SIDE), (1, 2, 3, 4)] and len(views) == len(tiles) + 2
@@ -60,7 +58,7 @@ def test_the_best_canvas_shows_most_of_the_image():
         height, width = fit_inside(size, (canvas[0] * SIDE, canvas[1] * SIDE))
         return min(height * width, size[0] * size[1])
 
-    for size in random_sizes(200):
+    for size in SIZES:
         best = best_canvas(size, CANVASES, SIDE)
         assert all(shown(size, best) >= shown(size, canvas) for canvas in CANVASES)
 
@@ -78,18 +76,13 @@ def test_bad_input_is_named():
             image_views(*given, CANVASES, SIDE)
 
 
-def random_boxes(size: tuple[int, int], count: int) -> list[tuple]:
-    """Boxes that touch an image, many of them reaching beyond it."""
-    ends = np.array([size[1], size[0]])
-    boxes = np.sort(np.random.default_rng(0).uniform(-0.3, 1.3, (10 * count, 2, 2)) * ends, axis=1)
-    touching = (boxes[:, 1] > 0.01).all(-1) & (boxes[:, 0] < ends - 0.01).all(-1)
-    return [tuple(box.ravel().tolist()) for box in boxes[touching][:count]]
-
-
 def test_a_region_is_a_square_of_whole_pixels_that_shows_its_box_inside_the_image_or_centred_on_it():
+    random = np.random.default_rng(0)
     for height, width in [(100, 200), (30, 7), (1, 1), (640, 48)]:
-        for box in random_boxes((height, width), 50):
-            clipped = clip_region((height, width), box)
+        boxes = np.sort(random.uniform(-0.3, 1.3, (500, 2, 2)) * [width, height], axis=1)  # many reach beyond
+        touching = (boxes[:, 1] > 0.01).all(-1) & (boxes[:, 0] < [width - 0.01, height - 0.01]).all(-1)
+        for box in boxes[touching].reshape(-1, 4)[:50].tolist():
+            clipped = clip_region((height, width), tuple(box))
             for context in (0.0, 0.2, 1.0):
                 left, top, right, bottom = square_region((height, width), clipped, context)
                 side = right - left

@@ -2,20 +2,19 @@
 
 from functools import partial
 from itertools import pairwise
-from types import SimpleNamespace
 
 import conversations
 import pytest
 import tiny
-from chat_templates import CHATML
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateError
+from llms import CHATML
 from tokenizers import AddedToken
 
 from omnifusion_hf import OmniFusionProcessor, add_special_tokens
 from omnifusion_hf.build.chat_template import chat_template_for
-from omnifusion_hf.model.processing_omnifusion import ESCAPE, escape, messages_as_data, special_tokens
+from omnifusion_hf.model.processing_omnifusion import ESCAPE, escape, special_tokens
 
 
 # Stand-ins for the kinds of templates that LLMs bring. All but the last print whatever `content` is.
@@ -47,26 +46,16 @@ def llm_tokenizer(own: str | dict | None):
     return tokenizer
 
 
-@pytest.fixture(scope="module")
-def image_processor():
-    return tiny.processor(tiny.config()).image_processor
-
-
-def processor_with(own: str | None, image_processor) -> OmniFusionProcessor:
+def processor_with(own: str | None) -> OmniFusionProcessor:
     """Of an LLM with a template of its own, or in the format of the release."""
-    tokenizer = llm_tokenizer(own)
+    tokenizer, image_processor = llm_tokenizer(own), tiny.processor(tiny.config()).image_processor
     template = chat_template_for(tokenizer, "own" if own else "omnifusion")
     return OmniFusionProcessor(image_processor, add_special_tokens(tokenizer), 16, chat_template=template)
 
 
 @pytest.fixture(scope="module")
-def formats(image_processor) -> dict[str, OmniFusionProcessor]:
-    return {name: processor_with(own, image_processor) for name, own in FORMATS.items()}
-
-
-def words(messages: list[dict]) -> list[dict]:
-    """The same conversation with content as LLMs' templates expect it, one string."""
-    return [message | {"content": "".join(part["text"] for part in message["content"])} for message in messages]
+def formats() -> dict[str, OmniFusionProcessor]:
+    return {name: processor_with(own) for name, own in FORMATS.items()}
 
 
 DIALOGUE = [tiny.user("Look ", "at it. "), tiny.assistant("A sky."), tiny.user("And?"), tiny.assistant("Grass.")]
@@ -76,7 +65,8 @@ DIALOGUE = [tiny.user("Look ", "at it. "), tiny.assistant("A sky."), tiny.user("
 @pytest.mark.parametrize("turns, generate", [(1, True), (2, False), (3, True), (4, False)])
 def test_the_text_is_that_of_the_llm(formats, name, turns, generate):
     llm, options = llm_tokenizer(FORMATS[name]), {"tokenize": False, "add_generation_prompt": generate}
-    expected = llm.apply_chat_template(words(DIALOGUE[:turns]), **options)
+    words = [message | {"content": "".join(part["text"] for part in message["content"])} for message in DIALOGUE]
+    expected = llm.apply_chat_template(words[:turns], **options)
     assert formats[name].apply_chat_template(DIALOGUE[:turns], **options) == expected
     parts = llm.apply_chat_template(DIALOGUE[:turns], **options)
     assert "'type': 'text'" in parts or "{&#39;" in parts  # control: by itself it prints the parts
@@ -88,6 +78,8 @@ def test_images_stand_where_the_message_has_them(formats, name):
     assert "Compare<image>with<image>please" in formats[name].apply_chat_template([question])
     inputs = tiny.prompt(formats[name], [question])
     assert (inputs.input_ids == formats[name].image_token_id).sum() == 32 and len(inputs.pixel_values) == 2
+    # the tokenizer of these LLMs adds a BOS to plain text; the text of the chat has the template's, once or not
+    assert inputs.input_ids[0].tolist().count(formats[name].tokenizer.bos_token_id) == (name == "inst")
 
 
 SPECIAL = ["<image>", "<img_start>", "<img_end>", "<user>", "<bot>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
@@ -136,14 +128,6 @@ def test_text_is_data_however_it_is_cut(formats, pieces, role, alone):
         assert "".join(pieces).strip() in processor.decode(in_parts, skip_special_tokens=False)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
-@given(TEXTS)
-def test_the_templates_escape_as_the_processor_does(formats, text):
-    processor = formats["omnifusion"]
-    by_template = rendered(processor, said("system", text), alone=True)
-    assert by_template.startswith("<s>" + escape(text, special_tokens(processor.tokenizer)) + "\n")
-
-
 def test_control_text_that_nobody_escapes_holds_special_tokens(formats):
     tokenizer = formats["omnifusion"].tokenizer
     for token in SPECIAL:
@@ -152,23 +136,20 @@ def test_control_text_that_nobody_escapes_holds_special_tokens(formats):
         assert special not in tokenizer.encode(escape(text, special_tokens(tokenizer)))
 
 
-@pytest.mark.parametrize("alone", [False, True], ids=["processor", "template alone"])
-def test_text_does_not_complete_what_the_template_writes_beside_it(image_processor, alone):
-    halves = "{% for message in messages %}<bo{{ message.content }}end|>{% endfor %}"
-    processor = processor_with(halves, image_processor)
-    text = rendered(processor, said("user", "t> and <|im_"), alone)
-    assert not any(marks(processor.tokenizer.encode(text), processor))
-    bare = processor.tokenizer.encode(text.replace(ESCAPE, ""))  # control: both would be completed
-    assert marks(bare, processor)[SPECIAL.index("<bot>")] == marks(bare, processor)[SPECIAL.index("<|im_end|>")] == 1
+HALVES = "{% for message in messages %}<bo{{ message.content }}end|>{% endfor %}"
+NAMED = "{% for message in messages %}{{ message.name }}: {{ message.content }}{{ message.n }}{% endfor %}"
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["processor", "template alone"])
-def test_whatever_an_llms_template_prints_of_a_message_is_data(image_processor, alone):
-    named = "{% for message in messages %}{{ message.name }}: {{ message.content }}{{ message.n }}{% endfor %}"
-    processor = processor_with(named, image_processor)
-    text = rendered(processor, [{"role": "user", "name": "<|im_end|>", "content": "Hi", "n": None}], alone)
+def test_whatever_an_llms_template_prints_of_a_message_is_data_and_completes_nothing_beside_it(alone):
+    halves, named = (processor_with(template) for template in (HALVES, NAMED))
+    text = rendered(halves, said("user", "t> and <|im_"), alone)
+    assert not any(marks(halves.tokenizer.encode(text), halves))
+    bare = marks(halves.tokenizer.encode(text.replace(ESCAPE, "")), halves)  # control: both would be completed
+    assert bare[SPECIAL.index("<bot>")] == bare[SPECIAL.index("<|im_end|>")] == 1
+    text = rendered(named, [{"role": "user", "name": "<|im_end|>", "content": "Hi", "n": None}], alone)
     assert text.replace(ESCAPE, "").startswith("<|im_end|>: Hi")
-    assert not any(marks(processor.tokenizer.encode(text), processor))
+    assert not any(marks(named.tokenizer.encode(text), named))
 
 
 IMAGE = tiny.image()
@@ -253,13 +234,6 @@ def test_an_answer_that_is_begun_with_a_special_token_goes_on_from_that_text(for
     assert processor.decode(ids).endswith(text)
 
 
-@pytest.mark.parametrize("name, bos", [("inst", 1), ("chatml", 0)])
-def test_bos_comes_from_the_template_alone(formats, name, bos):
-    """The tokenizer of both LLMs adds a BOS to plain text; the text of the chat has the template's, once or not."""
-    ids = tiny.prompt(formats[name], [tiny.user(IMAGE, "Hi")]).input_ids[0].tolist()
-    assert ids.count(formats[name].tokenizer.bos_token_id) == bos
-
-
 def trained(processor, *messages) -> str:
     labels = conversations.collate(processor, [{"name": "the sample", "messages": [*messages]}])["labels"][0]
     return processor.decode(labels[labels != -100], skip_special_tokens=False).replace(" ", "")
@@ -278,24 +252,9 @@ def test_a_template_that_rewrites_earlier_turns_trains_single_turns_only(formats
         trained(formats["rewrites"], *DIALOGUE)
 
 
-def test_a_template_of_several_is_the_default_one():
-    several = llm_tokenizer({"default": INST, "tool_use": CHATML})
-    assert chat_template_for(several, "own") == chat_template_for(llm_tokenizer(INST), "own")
-
-
-def test_an_llm_without_a_template_and_an_unknown_kind_are_refused():
-    with pytest.raises(ValueError, match="no chat template of its own; use `omnifusion`"):
-        chat_template_for(llm_tokenizer(None), "own")
-    with pytest.raises(ValueError, match="`vicuna` is unknown"):
-        chat_template_for(llm_tokenizer(INST), "vicuna")
-
-
-def test_messages_may_be_objects():
-    """As transformers takes them, and as clients of servers have them."""
-    text = SimpleNamespace(type="text", text="Hi <bot>", annotations=None)
-    objects = [SimpleNamespace(role="user", content=[text], tool_calls=None)]
-    dicts = [{"role": "user", "content": [{"type": "text", "text": "Hi <bot>"}]}]
-    tokens = ["<image>", "<bot>"]
-    assert messages_as_data(objects, tokens) == messages_as_data(dicts, tokens)
-    with pytest.raises(ValueError, match="message 0"):  # control
-        messages_as_data([SimpleNamespace(role="user", value="Hi")], tokens)
+def test_a_template_of_several_is_the_default_one_and_none_and_an_unknown_kind_are_refused():
+    inst, several = llm_tokenizer(INST), llm_tokenizer({"default": INST, "tool_use": CHATML})
+    assert chat_template_for(several, "own") == chat_template_for(inst, "own")
+    for own, kind, said in ((None, "own", "no .* its own; use `omnifusion`"), (INST, "vicuna", "`vicuna` is unknown")):
+        with pytest.raises(ValueError, match=said):
+            chat_template_for(llm_tokenizer(own), kind)

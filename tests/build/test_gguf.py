@@ -13,9 +13,19 @@ from omnifusion_hf.build.tokenization import load_tokenizer
 
 
 gguf = pytest.importorskip("gguf", reason="reads and writes GGUF files: omnifusion_hf[gguf]")
-WIDTH, HEADS, LAYERS, HIDDEN = 64, 4, 2, 96
+WIDTH, LAYERS, HIDDEN = 64, 2, 96
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *LETTERS, "12"]
+
+
+SHAPES = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (WIDTH, WIDTH))
+SHAPES |= {"ffn_gate": (HIDDEN, WIDTH), "ffn_up": (HIDDEN, WIDTH), "ffn_down": (WIDTH, HIDDEN)}
+SHAPES |= {"attn_norm": (WIDTH,), "ffn_norm": (WIDTH,)}
+FIELDS = {"context_length": 256, "embedding_length": WIDTH, "block_count": LAYERS, "feed_forward_length": HIDDEN}
+FIELDS |= {"head_count": 4, "head_count_kv": 4, "layer_norm_rms_eps": 1e-5, "vocab_size": len(TOKENS)}
+FIELDS |= {"tokenizer_model": "gpt2", "tokenizer_pre": "smollm", "token_list": TOKENS, "token_merges": ["1 2"]}
+FIELDS |= {"token_types": [3] * 3 + [1] * (len(TOKENS) - 3), "unk_token_id": 0, "bos_token_id": 1}
+FIELDS |= {"eos_token_id": 2, "pad_token_id": 2}
 
 
 @pytest.fixture(scope="module")
@@ -23,29 +33,9 @@ def file(tmp_path_factory):
     """A Llama of random weights whose tokenizer has `12` as a token but splits digits before BPE."""
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     writer, random = gguf.GGUFWriter(path, "llama"), np.random.default_rng(0)
-    for name, value in (("context_length", 256), ("embedding_length", WIDTH), ("block_count", LAYERS)):
+    for name, value in FIELDS.items():
         getattr(writer, f"add_{name}")(value)
-    writer.add_feed_forward_length(HIDDEN)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(HEADS)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(TOKENS))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([3] * 3 + [1] * (len(TOKENS) - 3))
-    writer.add_token_merges(["1 2"])
-    for kind, index in (("bos", 1), ("eos", 2), ("unk", 0), ("pad", 2)):
-        getattr(writer, f"add_{kind}_token_id")(index)
-    shapes = {
-        "attn_q": (WIDTH, WIDTH),
-        "attn_k": (WIDTH, WIDTH),
-        "attn_v": (WIDTH, WIDTH),
-        "attn_output": (WIDTH, WIDTH),
-    }
-    shapes |= {"ffn_gate": (HIDDEN, WIDTH), "ffn_up": (HIDDEN, WIDTH), "ffn_down": (WIDTH, HIDDEN)}
-    shapes |= {"attn_norm": (WIDTH,), "ffn_norm": (WIDTH,)}
-    tensors = {f"blk.{layer}.{name}": shape for layer in range(LAYERS) for name, shape in shapes.items()}
+    tensors = {f"blk.{layer}.{name}": shape for layer in range(LAYERS) for name, shape in SHAPES.items()}
     tensors |= {"token_embd": (len(TOKENS), WIDTH), "output_norm": (WIDTH,)}
     for name, shape in tensors.items():
         writer.add_tensor(f"{name}.weight", random.standard_normal(shape, dtype=np.float32) * 0.1)
@@ -62,27 +52,21 @@ def test_the_tokenizer_splits_digits_as_the_file_says(file, monkeypatch):
     assert load_tokenizer(file).tokenize("a12") == ["a", "12"]  # control: transformers' own reading
 
 
-def test_the_llm_has_the_weights_of_the_file_and_is_not_marked_as_quantised(file):
-    llm = load_llm(str(file), 320, "float32")
+def test_an_assembled_model_answers_text_as_the_file_does_and_is_saved(file, parts, tmp_path):
+    model = OmniFusionForConditionalGeneration.from_vision_text_pretrained([str(parts / "clip")], str(file))
+    llm = load_llm(str(file), model.config.text_config.vocab_size, "float32")
     embeddings = {each.name: each for each in gguf.GGUFReader(file).tensors}["token_embd.weight"].data
     np.testing.assert_array_equal(llm.get_input_embeddings().weight[: len(TOKENS)].detach(), embeddings)
     assert not hasattr(llm.config, "quantization_config") and llm.config.num_hidden_layers == LAYERS
-
-
-def test_an_assembled_model_answers_text_as_the_file_does_and_is_saved(file, parts, tmp_path):
-    model = OmniFusionForConditionalGeneration.from_vision_text_pretrained([str(parts / "clip")], str(file))
     ids = torch.arange(3, 40).unsqueeze(0)
-    expected = load_llm(str(file), model.config.text_config.vocab_size, "float32")(ids).logits
-    assert torch.equal(model(ids).logits[..., : len(TOKENS)], expected[..., : len(TOKENS)])
+    logits = model(ids).logits
+    assert torch.equal(logits[..., : len(TOKENS)], llm(ids).logits[..., : len(TOKENS)])
     model.save_pretrained(tmp_path)
-    again = OmniFusionForConditionalGeneration.from_pretrained(tmp_path)
-    assert torch.equal(again(ids).logits, model(ids).logits)
+    assert torch.equal(OmniFusionForConditionalGeneration.from_pretrained(tmp_path)(ids).logits, logits)
 
 
 def test_without_the_package_the_error_names_it(file, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     for reads in (load_tokenizer, check_exists):
-        with pytest.raises(
-            ValueError, match=r"gguf: reading GGUF files needs the package gguf: pip install '.*\[gguf\]'"
-        ):
+        with pytest.raises(ValueError, match=r"GGUF files needs the package gguf: pip install '.*\[gguf\]'"):
             reads(str(file))

@@ -42,13 +42,16 @@ def different(tokenizer, reference, texts: list[str]) -> list[str]:
     return [text for text in texts if tokenizer.encode(text, add_special_tokens=False) != reference.encode(text)]
 
 
-def test_equal_to_sentencepiece_on_generated_strings(tiny_model):
-    assert different(*both(tiny_model), strings(3000)) == []
-
-
-@pytest.mark.skipif(not RELEASE.is_file(), reason="../shared/airi is absent: the release's own tokenizer is not tried")
-def test_equal_to_the_releases_sentencepiece_on_generated_strings():
-    assert different(*both(RELEASE), strings(3000)) == []
+@pytest.mark.parametrize("name", ["tiny", "release"])
+def test_ids_and_decoded_text_are_those_of_sentencepiece(name, tiny_model):
+    if name == "release" and not RELEASE.is_file():
+        pytest.skip("../shared/airi is absent: the release's own tokenizer is not tried")
+    tokenizer, reference = both({"tiny": tiny_model, "release": RELEASE}[name])
+    assert different(tokenizer, reference, strings(3000)) == []
+    for text in ("What is the sky color?", "Небо синее.", "two\nlines 🙂"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(" ", "▁")  # control: without the leading space
+    assert len(different(tokenizer, reference, strings(100))) > 50
 
 
 @pytest.mark.skipif(not RELEASE.is_file(), reason="../shared/airi is absent: no folder of Mistral's kind to load")
@@ -71,20 +74,6 @@ def test_an_llm_folder_without_a_tokenizer_json_is_loaded_as_its_sentencepiece_m
     assert adds_bos(tokenizer) == (add_bos is not False) and tokenizer.chat_template == "{{ messages }}"
 
 
-def test_tokens_beside_a_sentencepiece_model_are_not_lost(tiny_model, tmp_path):
-    (tmp_path / "tokenizer.model").write_bytes(tiny_model.read_bytes())
-    added = {str(index): {"content": f"<{index}>"} for index in range(5)}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
-    with pytest.raises(ValueError, match="adds tokens to its SentencePiece model"):
-        load_tokenizer(tmp_path)
-
-
-def test_comparison_sees_a_tokenizer_without_its_leading_space(tiny_model):
-    tokenizer, reference = both(tiny_model)
-    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(" ", "▁")
-    assert len(different(tokenizer, reference, strings(100))) > 50
-
-
 def test_text_after_a_special_token_is_tokenised_by_itself(tiny_model):
     tokenizer, reference = both(tiny_model)
     tokenizer = add_special_tokens(tokenizer)
@@ -93,16 +82,14 @@ def test_text_after_a_special_token_is_tokenised_by_itself(tiny_model):
     assert ids == [tokenizer.user_token_id, *question, tokenizer.bot_token_id, *answer]
 
 
-def test_decoding_gives_the_text_back(tiny_model):
-    tokenizer, _ = both(tiny_model)
-    for text in ("What is the sky color?", "Небо синее.", "two\nlines 🙂"):
-        assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_another_kind_of_model_is_refused(tmp_path):
+def test_another_kind_of_model_and_tokens_beside_it_are_refused(tiny_model, tmp_path):
     (tmp_path / "corpus.txt").write_text("What is the sky color? The sky is blue.\n" * 50)
-    SentencePieceTrainer.train(
-        input=str(tmp_path / "corpus.txt"), model_prefix=str(tmp_path / "m"), vocab_size=22, model_type="unigram"
-    )
+    options = {"input": str(tmp_path / "corpus.txt"), "vocab_size": 22, "model_type": "unigram"}
+    SentencePieceTrainer.train(**options, model_prefix=str(tmp_path / "m"))
     with pytest.raises(ValueError, match="not a Llama-style BPE"):
         fast_tokenizer(tmp_path / "m.model")
+    (tmp_path / "tokenizer.model").write_bytes(tiny_model.read_bytes())
+    added = {str(index): {"content": f"<{index}>"} for index in range(5)}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    with pytest.raises(ValueError, match="adds tokens to its SentencePiece model"):
+        load_tokenizer(tmp_path)

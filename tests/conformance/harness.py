@@ -7,7 +7,6 @@ from tests.test_configuration_common import ConfigTester
 from tests.test_image_processing_common import ImageProcessingTester, ImageProcessingTestMixin
 from tests.test_modeling_common import GenerationTesterMixin, ModelTesterMixin, floats_tensor, ids_tensor
 from tests.test_pipeline_mixin import PipelineTesterMixin
-from tests.test_processing_common import ProcessorTesterMixin
 from tests.test_training_mixin import TrainingTesterMixin
 
 
@@ -107,10 +106,6 @@ class ModelTests(ModelTesterMixin, GenerationTesterMixin, PipelineTesterMixin, T
 
         self.model_tester.get_config = with_vocab_size
         super().test_training_overfit()
-
-
-class ProcessorTests(ProcessorTesterMixin):
-    """Subclasses name `processor_class` and define `_setup_tokenizer` and `_setup_image_processor`."""
 
 
 class ImageProcessorTester(ImageProcessingTester):

@@ -4,8 +4,9 @@ from unittest import TestCase
 
 import tiny
 import transformers
-from conformance.harness import ImageProcessorTester, ImageProcessorTests, ModelTester, ModelTests, ProcessorTests
+from conformance.harness import ImageProcessorTester, ImageProcessorTests, ModelTester, ModelTests
 from conformance.standins import register
+from tests.test_processing_common import ProcessorTesterMixin
 
 
 MODELS = (transformers.LlavaModel, transformers.LlavaForConditionalGeneration)
@@ -23,13 +24,6 @@ class LlavaModelTester(ModelTester):
         return 16
 
 
-def llava_processor(image_processor=None, **changes):
-    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    image_processor = image_processor or transformers.CLIPImageProcessor(**sizes)
-    fields = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-    return transformers.LlavaProcessor(image_processor, tiny.tokenizer_with_special_tokens(), **fields, **changes)
-
-
 class ModelTest(ModelTests, TestCase):
     model_tester_class = LlavaModelTester
     all_model_classes = MODELS
@@ -37,11 +31,13 @@ class ModelTest(ModelTests, TestCase):
 
     def save_checkpoint(self, folder):
         transformers.LlavaForConditionalGeneration(self.model_tester.get_config()).save_pretrained(folder)
-        template = tiny.processor(tiny.config()).chat_template
-        llava_processor(chat_template=template).save_pretrained(folder)
+        sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+        parts = transformers.CLIPImageProcessor(**sizes), tiny.tokenizer_with_special_tokens()
+        fields = ProcessorTest.prepare_processor_dict() | {"patch_size": 8}
+        transformers.LlavaProcessor(*parts, **fields).save_pretrained(folder)
 
 
-class ProcessorTest(ProcessorTests, TestCase):
+class ProcessorTest(ProcessorTesterMixin, TestCase):
     processor_class = transformers.LlavaProcessor
 
     @classmethod

@@ -5,25 +5,20 @@ from unittest import TestCase, mock
 
 import tiny
 import torch
-from conformance.harness import ImageProcessorTester, ImageProcessorTests, ModelTester, ModelTests, ProcessorTests
+from conformance.harness import ImageProcessorTester, ImageProcessorTests, ModelTester, ModelTests
 from conformance.run import SETUPS
 from conformance.standins import register
 from tests.test_modeling_common import ids_tensor
+from tests.test_processing_common import ProcessorTesterMixin
 from transformers import PreTrainedModel
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
-from omnifusion_hf import (
-    OmniFusionConfig,
-    OmniFusionForConditionalGeneration,
-    OmniFusionImageProcessor,
-    OmniFusionModel,
-    OmniFusionProcessor,
-)
+import omnifusion_hf as ours
 from tests import test_modeling_common
 
 
-MODELS = (OmniFusionModel, OmniFusionForConditionalGeneration)
-register("omnifusion", *MODELS, OmniFusionProcessor, OmniFusionImageProcessor)
+MODELS = (ours.OmniFusionModel, ours.OmniFusionForConditionalGeneration)
+register("omnifusion", *MODELS, ours.OmniFusionProcessor, ours.OmniFusionImageProcessor)
 SETUP = os.environ["OMNIFUSION_SETUP"]
 IMAGE_OPTIONS, NUM_VIEWS = ({"view_strategy": "grid"}, 3) if SETUP.endswith("grid") else ({}, 1)
 
@@ -77,8 +72,8 @@ class ModelTest(ModelTests, TestCase):
             super().test_can_init_all_missing_weights()
 
 
-class ProcessorTest(ProcessorTests, TestCase):
-    processor_class = OmniFusionProcessor
+class ProcessorTest(ProcessorTesterMixin, TestCase):
+    processor_class = ours.OmniFusionProcessor
 
     @classmethod
     def _setup_tokenizer(cls):
@@ -86,7 +81,7 @@ class ProcessorTest(ProcessorTests, TestCase):
 
     @classmethod
     def _setup_image_processor(cls):
-        return OmniFusionImageProcessor(size={"height": 32, "width": 32}, **IMAGE_OPTIONS)
+        return ours.OmniFusionImageProcessor(size={"height": 32, "width": 32}, **IMAGE_OPTIONS)
 
     def _test_apply_chat_template(self, modality, *args):
         if modality == "image" and NUM_VIEWS > 1:
@@ -104,7 +99,7 @@ class ProcessorTest(ProcessorTests, TestCase):
 
 
 class OmniFusionImageProcessorTester(ImageProcessorTester):
-    classes = IMAGE_PROCESSOR_MAPPING[OmniFusionConfig]
+    classes = IMAGE_PROCESSOR_MAPPING[ours.OmniFusionConfig]
 
     def __init__(self, parent):
         mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]

@@ -27,31 +27,33 @@ def common_tests() -> Path:
     Raises `NoSourceDistribution` where pip cannot download it.
     """
     folder = CACHE / transformers.__version__
-    if not folder.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-            unpacked = _unpack(_download(Path(scratch)), Path(scratch))
-            try:
-                unpacked.rename(folder)  # atomic; a folder under its final name is whole
-            except OSError:
-                if not folder.exists():  # another process may have been first
-                    raise
-    return folder
-
-
-def _download(scratch: Path) -> Path:
+    if folder.exists():
+        return folder
+    CACHE.mkdir(parents=True, exist_ok=True)
     wanted = f"transformers=={transformers.__version__}"
-    options = ["--no-binary", "transformers", "--no-deps", "--quiet", "--dest", str(scratch)]
-    pip = subprocess.run([sys.executable, "-m", "pip", "download", wanted, *options], capture_output=True, text=True)
-    archives = list(scratch.glob("transformers-*.tar.gz"))
-    if pip.returncode or not archives:
-        raise NoSourceDistribution(f"`pip download {wanted}` failed: {pip.stderr.strip()[-500:]}")
-    return archives[0]
-
-
-def _unpack(archive: Path, scratch: Path) -> Path:
-    with tarfile.open(archive) as tar:
-        tar.extractall(scratch, filter="data")
-    whole = scratch / archive.name.removesuffix(".tar.gz")
-    shutil.rmtree(whole / "src")  # a second copy of the library must not be importable
-    return whole
+    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+        words = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            wanted,
+            "--no-binary",
+            "transformers",
+            "--no-deps",
+            "--quiet",
+        ]
+        pip = subprocess.run([*words, "--dest", scratch], capture_output=True, text=True)
+        archives = list(Path(scratch).glob("transformers-*.tar.gz"))
+        if pip.returncode or not archives:
+            raise NoSourceDistribution(f"`pip download {wanted}` failed: {pip.stderr.strip()[-500:]}")
+        with tarfile.open(archives[0]) as tar:
+            tar.extractall(scratch, filter="data")
+        whole = Path(scratch, archives[0].name.removesuffix(".tar.gz"))
+        shutil.rmtree(whole / "src")  # a second copy of the library must not be importable
+        try:
+            whole.rename(folder)  # atomic; a folder under its final name is whole
+        except OSError:
+            if not folder.exists():  # another process may have been first
+                raise
+    return folder

@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 from open_clip.model import CLIPVisionCfg, _build_vision_tower
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from published import OpenClip
 from transformers import AutoImageProcessor, AutoModel
 
@@ -15,22 +16,18 @@ from conversion.weights import WrittenTensors
 from omnifusion_hf.cli import main
 
 
-@pytest.mark.parametrize("mode", ["shortest", "squash"])
-def test_images_are_prepared_as_open_clip_does(mode, tmp_path):
-    from open_clip.transform import PreprocessCfg, image_transform_v2
-
-    settings = OpenClip.PREPROCESS | {
-        "resize_mode": mode,
-        "mean": tuple(OpenClip.PREPROCESS["mean"]),
-        "std": tuple(OpenClip.PREPROCESS["std"]),
-    }
+@pytest.mark.parametrize("mode, other", [("shortest", "squash"), ("squash", "shortest")])
+def test_images_are_prepared_as_open_clip_does(mode, other, tmp_path):
+    means = {name: tuple(OpenClip.PREPROCESS[name]) for name in ("mean", "std")}
+    settings = OpenClip.PREPROCESS | means | {"resize_mode": mode}
     image_processor(settings, 32).save_pretrained(tmp_path)
     image = tiny.image(0, (60, 90))  # odd margins are cropped one pixel apart
-    expected = image_transform_v2(PreprocessCfg(size=32, **settings), is_train=False)(image)
     found = AutoImageProcessor.from_pretrained(tmp_path)(image, return_tensors="pt")["pixel_values"][0]
+    expected, wrong = (
+        image_transform_v2(PreprocessCfg(size=32, **settings | {"resize_mode": each}), is_train=False)(image)
+        for each in (mode, other)
+    )
     assert (found - expected).abs().max() < 0.05  # one step of 8 bit colour is 0.01
-    other = "squash" if mode == "shortest" else "shortest"
-    wrong = image_transform_v2(PreprocessCfg(size=32, **settings | {"resize_mode": other}), is_train=False)(image)
     assert (found - wrong).abs().max() > 0.2
 
 
@@ -67,6 +64,8 @@ def test_every_other_tower_of_open_clip_is_refused():
     for name in others:
         with pytest.raises(ValueError, match="plain vision transformers"):
             vision_config(open_clip.get_model_config(name))
+    with pytest.raises(ValueError, match=r"lacks \['vision_cfg'\]"):
+        vision_config({"embed_dim": 24, "text_cfg": {}})
 
 
 def test_a_name_with_a_tag_takes_the_tag_s_activation(tmp_path, monkeypatch):
@@ -87,11 +86,6 @@ MISTAKES = {
     "a tag too much": (["--source", "FOLDER", "--pretrained", "openai"], "has its own weights"),
     "no OpenCLIP folder": (["--source", "FOLDER"], "is not an OpenCLIP folder"),
 }
-
-
-def test_a_configuration_without_a_tower_is_named():
-    with pytest.raises(ValueError, match=r"lacks \['vision_cfg'\]"):
-        vision_config({"embed_dim": 24, "text_cfg": {}})
 
 
 @pytest.mark.parametrize("case", MISTAKES)

@@ -1,5 +1,6 @@
-"""Converted encoders: features equal the original's; every tensor is placed; what has no counterpart is refused."""
+"""Converted encoders: features and sizes are the original's, every tensor is placed, all else is refused by name."""
 
+import json
 import shutil
 
 import pytest
@@ -9,7 +10,9 @@ from published import InternVit, OpenClip, Texify, pixels, same_weights, weights
 from release import shard
 from transformers import AutoImageProcessor, AutoModel
 
-from omnifusion_hf import OmniFusionVisionModel
+from conversion import convert_intern_vit, convert_texify
+from conversion.weights import WrittenTensors
+from omnifusion_hf import OmniFusionVisionConfig, OmniFusionVisionModel
 from omnifusion_hf.build.assemble import assemble_vision_config
 from omnifusion_hf.cli import main
 
@@ -92,16 +95,16 @@ def test_the_folder_is_an_encoder_here(kind, tmp_path):
 
 def test_shards_pickles_and_training_checkpoints_give_the_same_encoder(tmp_path):
     intern, clip = InternVit(), OpenClip()
-    folders = [intern.converted(tmp_path), intern.converted(tmp_path, name="pickled", pickled=True)]
-    shard(shutil.copytree(tmp_path / "source", tmp_path / "shards"), 3)
-    assert same_weights(*folders, intern.convert(str(tmp_path / "shards"), str(tmp_path / "shards-out")))
+    whole = intern.converted(tmp_path)
+    shard(shutil.copytree(tmp_path / "source", tmp_path / "shards"))
+    assert same_weights(whole, intern.convert(str(tmp_path / "shards"), str(tmp_path / "shards-out")))
 
     def checkpoint(tensors: dict) -> dict:
         return {"epoch": 3, "name": "run", "state_dict": {f"module.{name}": t for name, t in tensors.items()}}
 
     training = clip.converted(tmp_path, checkpoint, "training", pickled=True)
     clips = [clip.converted(tmp_path, name="safe"), clip.converted(tmp_path, name="pickle", pickled=True), training]
-    assert same_weights(*clips) and not same_weights(clips[0], folders[0])
+    assert same_weights(*clips) and not same_weights(clips[0], whole)
     other = OpenClip(CustomTextCLIP).model.visual.class_embedding  # control
     assert not torch.equal(weights(training)["embeddings.class_embedding"], other)
 
@@ -119,23 +122,22 @@ def test_weights_have_the_given_or_the_stored_dtype_but_for_integers(dtype, tmp_
         assert AutoModel.from_pretrained(folder).dtype is (dtype or torch.float16)
 
 
-ZEROS = torch.zeros
 SWIN_NORM, SWIN_ROWS = "encoder.embeddings.norm.bias", "encoder.embeddings.row_embeddings"
 BROKEN = [
-    (InternVit, "bonus", ZEROS(1), "unknown tensor `bonus`"),
+    (InternVit, "bonus", torch.zeros(1), "unknown tensor `bonus`"),
     (InternVit, f"{LAYER}ls2", None, "`encoder.layer.0.lambda_2`"),
     (InternVit, f"{LAYER}attn.qkv.weight", None, "`encoder.layer.0.attention.k_proj"),
-    (InternVit, "embeddings.position_embedding", ZEROS(1, 26, 32),
+    (InternVit, "embeddings.position_embedding", torch.zeros(1, 26, 32),
      r"`embeddings.position_embeddings` has shape \(1, 26, 32\)"),
-    (InternVit, f"{LAYER}attn.qkv.weight", ZEROS(64, 32), "`encoder.layer.0.attention.q_proj.weight` has shape"),
-    (OpenClip, "visual.bonus", ZEROS(1), "unknown tensor `visual.bonus`"),
+    (InternVit, f"{LAYER}attn.qkv.weight", torch.zeros(64, 32), "`encoder.layer.0.attention.q_proj.weight` has shape"),
+    (OpenClip, "visual.bonus", torch.zeros(1), "unknown tensor `visual.bonus`"),
     (OpenClip, "visual.ln_pre.weight", None, "`pre_layrnorm.weight`"),
-    (OpenClip, POSITIONS, ZEROS(26, 32), r"`embeddings.position_embedding.weight` has shape \(26, 32\)"),
-    (Texify, "encoder.bonus", ZEROS(1), "unknown tensor `encoder.bonus`"),
-    (Texify, f"{SWIN_BLOCK}bonus", ZEROS(1), "`encoder.layers.0.blocks.0.bonus` is not a tensor of the model"),
+    (OpenClip, POSITIONS, torch.zeros(26, 32), r"`embeddings.position_embedding.weight` has shape \(26, 32\)"),
+    (Texify, "encoder.bonus", torch.zeros(1), "unknown tensor `encoder.bonus`"),
+    (Texify, f"{SWIN_BLOCK}bonus", torch.zeros(1), "`encoder.layers.0.blocks.0.bonus` is not a tensor of the model"),
     (Texify, SWIN_NORM, None, "`embeddings.norm.bias`"),
-    (Texify, SWIN_NORM, ZEROS(17), r"`embeddings.norm.bias` has shape \(17,\)"),
-    (Texify, SWIN_ROWS, ZEROS(1, 16, 16), f"unknown tensor `{SWIN_ROWS}`"),
+    (Texify, SWIN_NORM, torch.zeros(17), r"`embeddings.norm.bias` has shape \(17,\)"),
+    (Texify, SWIN_ROWS, torch.zeros(1, 16, 16), f"unknown tensor `{SWIN_ROWS}`"),
 ]  # fmt: skip
 
 
@@ -178,19 +180,50 @@ def test_settings_without_a_counterpart_are_refused_by_name_in_one_line(kind, se
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-@pytest.mark.parametrize("kind", [InternVit, Texify])
-def test_missing_files_are_named(kind, tmp_path):
-    source = kind().write(tmp_path / "source")
-    for name, message in (("preprocessor_config.json", "no .*image_mean"), ("config.json", "config.json is missing")):
-        (source / name).unlink()
-        with pytest.raises(ValueError, match=message):
-            kind.convert(str(source), str(tmp_path / "out"))
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_existing_folder_is_not_replaced(kind, tmp_path):
+def test_an_existing_folder_is_not_replaced_and_missing_files_are_named(kind, tmp_path):
     source = kind().write(tmp_path / "source")
     before = sorted(source.iterdir())
     with pytest.raises(ValueError, match="exists and is not replaced"):
         kind.convert(str(source), str(source))
     assert sorted(source.iterdir()) == before
+    missing = {"preprocessor_config.json": "no .*image_mean", "config.json": "config.json is missing"}
+    for name, message in missing.items() if kind is not OpenClip else ():
+        (source / name).unlink()
+        with pytest.raises(ValueError, match=message):
+            kind.convert(str(source), str(tmp_path / "out"))
+
+
+def test_internvit_6b_fits_at_its_real_size_by_the_authors_defaults(tmp_path):
+    """Names and shapes, without memory for them; of V1-2's settings only those that differ from the defaults."""
+    given = {"model_type": "intern_vit_6b", "num_hidden_layers": 45, "image_size": 448}
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    config = convert_intern_vit.vision_config(tmp_path)
+    with torch.device("meta"):
+        encoder = AutoModel.from_config(config)
+    full = InternVit.CONFIG | given | {"hidden_size": 3200, "intermediate_size": 12800, "patch_size": 14}
+    entries = WrittenTensors({name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()})
+    for name, shape in InternVit.shapes(full).items():
+        entries.add(dict(convert_intern_vit.KEYS.place(name, torch.empty(shape, device="meta"), "")), "")
+    entries.check_complete()
+    assert (config.norm_type, config.use_qk_norm, config.num_attention_heads) == ("rms_norm", True, 25)
+    assert 5.5e9 < sum(parameter.numel() for parameter in encoder.parameters()) < 5.6e9
+
+
+def test_texify_at_its_real_size_gives_196_tokens_of_1024(tmp_path):
+    """420 x 420 pixels in patches of 4; each of the first three stages halves a grid of 105, rounding up."""
+    encoder = {"model_type": "donut-swin", "image_size": [420, 420], "patch_size": 4, "embed_dim": 128}
+    encoder |= {"depths": [2, 2, 14, 2], "num_heads": [4, 8, 16, 32], "window_size": 5, "use_2d_embeddings": False}
+    (tmp_path / "config.json").write_text(json.dumps({"encoder": encoder}))
+    config = OmniFusionVisionConfig(encoder_configs=[convert_texify.vision_config(tmp_path)])
+    assert (config.image_sizes, config.num_patches(0), config.hidden_sizes) == ([420], 196, [1024])
+
+
+def test_an_encoder_of_oblong_images_needs_a_side_of_its_own(tmp_path):
+    """Donut's are 2560 x 1920; a Swin without position embeddings takes any size."""
+    original = Texify(image_size=[80, 60])
+    folder = original.converted(tmp_path)
+    assert original.difference(folder) <= 1e-5
+    with pytest.raises(ValueError, match="image_size must be square"):
+        assemble_vision_config([str(folder)])
+    assert assemble_vision_config([str(folder)], image_sizes=[60]).num_patches(0) == 64

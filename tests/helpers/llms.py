@@ -53,6 +53,18 @@ REFUSED = {
     "hyperclovax": (transformers.HyperCLOVAXConfig, GATED | {"logits_scaling": 4.0}),
 }
 
+CHATML = """
+{%- if messages[0]['role'] != 'system' %}<|im_start|>system
+You help.<|im_end|>
+{% endif %}
+{%- for message in messages %}
+<|im_start|>{{ message['role'] }}
+{{ message['content'] }}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}
+"""
+
 
 def plain_config(family: str, **changes) -> transformers.PreTrainedConfig:
     config_class = transformers.CONFIG_MAPPING[family]

@@ -84,7 +84,8 @@ def run_page(page: Path, folder: Path) -> Run:
                 if block.file:
                     (folder / block.file).write_text(block.code, encoding="utf-8")
                 elif block.language == "python":
-                    run_python(block, page, names)
+                    code = "\n" * (block.line - 1) + block.code  # tracebacks name the page and its line
+                    exec(compile(code, str(page), "exec"), names)
                     run.names.append(dict(names))
                 else:
                     run_commands(block, page)
@@ -103,14 +104,11 @@ def changed(page: Path, folder: Path, *replacements: tuple[str, str]) -> Path:
     return copy
 
 
-def run_python(block: Block, page: Path, names: dict):
-    """Tracebacks name the page and its line."""
-    exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), names)
-
-
 def run_commands(block: Block, page: Path):
-    for line in commands(block):
+    for line in block.code.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
+        if not words:
+            continue
         if words[0] == "omnifusion":
             done = main(words[1:])
         elif words[0] == "python":
@@ -119,8 +117,3 @@ def run_commands(block: Block, page: Path):
         else:
             raise ValueError(f"{page.name}, line {block.line}: cannot run `{line}`; mark it `not run`, and why.")
         assert done == 0, f"{page.name}, line {block.line}: `{line}` ended with {done}"
-
-
-def commands(block: Block) -> list[str]:
-    lines = block.code.replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]

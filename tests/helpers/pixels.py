@@ -39,7 +39,7 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
     return stream.getvalue()
 
 
-def stored_turned(upright: Image.Image, orientation: int) -> bytes:
+def stored_turned(upright: Image.Image, orientation: int, kind: str = "PNG") -> bytes:
     """A file whose EXIF orientation makes viewers show `upright`."""
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -49,4 +49,4 @@ def stored_turned(upright: Image.Image, orientation: int) -> bytes:
     stored = upright.transpose(undo[orientation]) if orientation > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return encoded(stored, "PNG", exif=exif)
+    return encoded(stored, kind, exif=exif)

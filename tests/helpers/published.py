@@ -101,15 +101,11 @@ class InternVit(Published):
             found |= {f"encoder.layers.{layer}.{name}": shape for name, shape in block.items()}
         return found
 
-    def write(self, folder: Path, change=None, pickled: bool = False, **settings) -> Path:
+    def write(self, folder: Path, change=None, **settings) -> Path:
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(self.config | settings))
         (folder / "preprocessor_config.json").write_text(json.dumps(self.PREPROCESSING))
-        tensors = updated(self.tensors, change)
-        if pickled:
-            torch.save(tensors, folder / "pytorch_model.bin")
-        else:
-            save_file(tensors, folder / "model.safetensors")
+        save_file(updated(self.tensors, change), folder / "model.safetensors")
         return folder
 
     def compared(self, output) -> list[torch.Tensor]:
@@ -157,18 +153,15 @@ class OpenClip(Published):
 
     command, convert, layer = "open-clip", staticmethod(convert_open_clip.convert), -2
     VISION = {"layers": 3, "width": 32, "head_width": 8, "mlp_ratio": 2.0, "patch_size": 8, "image_size": 32}
-    CONFIG = {
-        "embed_dim": 24,
-        "text_cfg": {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1},
-    }
+    TEXT = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
+    CONFIG = {"embed_dim": 24, "text_cfg": TEXT}
     PREPROCESS = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
     PREPROCESS |= {"interpolation": "bicubic", "resize_mode": "shortest"}
 
     def __init__(self, kind: type = CLIP, quick_gelu: bool = False, **vision):
         torch.manual_seed(0)
         self.settings = {"quick_gelu": quick_gelu} | vision
-        sizes = self.VISION | vision
-        self.model = lively(kind(24, sizes, dict(self.CONFIG["text_cfg"]), quick_gelu=quick_gelu))
+        self.model = lively(kind(24, self.VISION | vision, dict(self.TEXT), quick_gelu=quick_gelu))
         self.tensors = self.model.state_dict()
 
     def write(self, folder: Path, change=None, pickled: bool = False, **settings) -> Path:

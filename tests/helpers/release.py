@@ -4,6 +4,7 @@ import json
 import sys
 import types
 from pathlib import Path
+from unittest.mock import patch
 
 import sentencepiece
 import torch
@@ -42,44 +43,39 @@ def write_tokenizer(folder: Path) -> int:
     return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).get_piece_size()
 
 
-def write_projection(path: Path, width: int):
+class VisualToGPTMapping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(WIDTH, 4, 2048, batch_first=True, norm_first=False)
+        self.transformer_layer, self.linear = layer, nn.Linear(WIDTH, WIDTH)
+        self.n_embeddings, self.embedding_dim = 4, WIDTH
+
+
+def write_projection(path: Path):
     """A pickled module of a class `models.VisualToGPTMapping`, in training mode, as the release has it."""
-
-    class VisualToGPTMapping(nn.Module):
-        def __init__(self):
-            super().__init__()
-            layer = nn.TransformerEncoderLayer(width, 4, 2048, batch_first=True, norm_first=False)
-            self.transformer_layer, self.linear = layer, nn.Linear(width, WIDTH)
-            self.n_embeddings, self.embedding_dim = 4, width
-
-    VisualToGPTMapping.__module__, VisualToGPTMapping.__qualname__ = "models", "VisualToGPTMapping"
     module = types.ModuleType("models")
     module.VisualToGPTMapping = VisualToGPTMapping
-    sys.modules["models"] = module
-    try:
+    with patch.dict(sys.modules, models=module), patch.object(VisualToGPTMapping, "__module__", "models"):
         torch.save(VisualToGPTMapping().to(torch.bfloat16).train(), path)
-    finally:
-        del sys.modules["models"]
 
 
-def write_release(folder: Path, shards: int = 1, seed: int = 0) -> Path:
+def write_release(folder: Path) -> Path:
     """The release's layout below `folder`; returns `folder`."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     root = folder / "OmniMistral-v1_1"
     vocab_size = write_tokenizer(root / "tokenizer")
-    write_projection(root / "projection.pt", WIDTH)
+    write_projection(root / "projection.pt")
     names = ("USER", "BOT", "SOI", "EOI")
     vectors = {name: torch.randn(WIDTH, dtype=torch.bfloat16).requires_grad_() for name in names}
     torch.save(vectors, root / "special_embeddings.pt")
     sizes = SIZES | {"num_hidden_layers": 2, "num_key_value_heads": 2}
     config = MistralConfig(**sizes, vocab_size=vocab_size, initializer_range=0.3)
     MistralForCausalLM(config).to(torch.bfloat16).save_pretrained(root / "tuned-model")
-    if shards > 1:
-        shard(root / "tuned-model", shards)
+    shard(root / "tuned-model")
     return folder
 
 
-def shard(folder: Path, shards: int):
+def shard(folder: Path, shards: int = 3):
     """Splits model.safetensors into files with an index, as large checkpoints come."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -97,9 +93,9 @@ def vision_config() -> CLIPVisionConfig:
     return CLIPVisionConfig(**SIZES, num_hidden_layers=3, image_size=SIZE, patch_size=14, projection_dim=16)
 
 
-def write_vision_tower(folder: Path, kind: str = "vision", seed: int = 1) -> Path:
+def write_vision_tower(folder: Path, kind: str = "vision") -> Path:
     """A CLIP tower: `vision` alone, `clip` with its text half, or `bin` (vision alone as a pickled state dict)."""
-    torch.manual_seed(seed)
+    torch.manual_seed(1)
     vision = CLIPVisionModel(vision_config())
     if kind == "clip":
         text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

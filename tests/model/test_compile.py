@@ -1,5 +1,7 @@
 """torch.compile: one graph from pixels to logits on a model never called before, few recompiles, the same answers."""
 
+from functools import partial
+
 import pytest
 import tiny
 import torch
@@ -10,10 +12,11 @@ from transformers import CompileConfig
 from omnifusion_hf.model.views_omnifusion import views_per_image
 
 
-# Every adapter but the mlp (which the other tests use), over what it may read: the last features of one encoder, all
+# Every adapter over what it may read: the last features of one encoder, all
 # layers of two, sequences of encoders of two sizes.
 TWO = {"encoders": ("clip", "dinov2"), "vision_feature_layer": "all"}
 ADAPTERS = {
+    "mlp": {"vision_feature_layer": 1},
     "transformer": {},
     "concatenation": {"encoders": ("clip", "swin"), "image_sizes": [32, 64]},
     "summation": TWO,
@@ -44,23 +47,29 @@ def inputs_of(model, num_images: int, view_strategy: str = "grid"):
 @torch.no_grad()
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_a_cold_model_is_one_graph_with_the_same_logits(adapter):
+    """By the default backend, inductor, as well, which rounds in another way."""
     model = cold_model(projector_type=adapter, **ADAPTERS[adapter])
     inputs = inputs_of(model, 2)
-    compiled = torch.compile(model, fullgraph=True, backend="eager")(**inputs).logits
-    torch.testing.assert_close(compiled, model(**inputs).logits)
+    backend, bound = ("inductor", 1e-4) if adapter == "mlp" else ("eager", None)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)(**inputs).logits
+    torch.testing.assert_close(compiled, model(**inputs).logits, rtol=bound, atol=bound)
     assert not torch.allclose(compiled[:, -1], model(**inputs_of(model, 1)).logits[:, -1], atol=1e-3)
 
 
 @torch.no_grad()
-def test_compiled_image_features_are_the_tokens_of_all_images():
+def test_compiled_image_features_are_the_tokens_of_all_images_and_a_wrong_number_is_still_refused():
     """Their split into images depends on values, which a graph does not have."""
     model = cold_model()
     inputs = inputs_of(model, 2)
+    compiled = partial(torch.compile, fullgraph=True, backend="eager")
     arguments = (inputs.pixel_values, inputs.image_view_index)
-    [tokens] = torch.compile(model.get_image_features, fullgraph=True, backend="eager")(*arguments).pooler_output
+    [tokens] = compiled(model.get_image_features)(*arguments).pooler_output
     torch.testing.assert_close(tokens, torch.cat(model.get_image_features(*arguments).pooler_output))
     with pytest.raises((dynamo.exc.TorchDynamoException, RuntimeError)):  # control
-        torch.compile(views_per_image, fullgraph=True, backend="eager")(inputs.image_view_index)
+        compiled(views_per_image)(inputs.image_view_index)
+    inputs.input_ids[0, inputs.input_ids[0].tolist().index(model.config.image_token_id)] = 0
+    with pytest.raises(RuntimeError, match="assertion failed"):
+        compiled(model)(**inputs)
 
 
 COMPILES = {  # views, dynamic shapes, most images, graphs
@@ -81,17 +90,6 @@ def test_one_to_four_images_compile_twice_at_most(view_strategy, dynamic, most_i
     assert counter.frame_count == frames
 
 
-@torch.no_grad()
-def test_a_compiled_model_still_refuses_a_wrong_number_of_features():
-    model = cold_model()
-    inputs = inputs_of(model, 2)
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    assert compiled(**inputs).logits.isfinite().all()
-    inputs.input_ids[0, inputs.input_ids[0].tolist().index(model.config.image_token_id)] = 0
-    with pytest.raises(RuntimeError, match="assertion failed"):
-        compiled(**inputs)
-
-
 def test_training_compiles_with_the_same_gradients():
     model, gradients = cold_model().train(), []
     inputs = inputs_of(model, 2)
@@ -102,14 +100,6 @@ def test_training_compiles_with_the_same_gradients():
         gradients.append(model.model.multi_modal_projector.linear_1.weight.grad.clone())
     torch.testing.assert_close(*gradients)
     assert gradients[0].abs().max() > 0
-
-
-@torch.no_grad()
-def test_the_default_backend_gives_the_same_logits():
-    model = cold_model(vision_feature_layer=1)
-    inputs = inputs_of(model, 1)
-    compiled = torch.compile(model, fullgraph=True)(**inputs).logits
-    torch.testing.assert_close(compiled, model(**inputs).logits, rtol=1e-4, atol=1e-4)
 
 
 def answer(model, inputs, **options) -> list[int]:

@@ -1,7 +1,5 @@
 """The configuration: invalid mixes raise when it is made, and what is saved is what comes back."""
 
-import json
-
 import pytest
 import tiny
 from transformers import AutoConfig, CLIPConfig
@@ -55,7 +53,9 @@ def test_rows_that_are_predicted_may_be_some_or_all(rows):
     assert tiny.config(predicted_vocab_size=rows).predicted_vocab_size == rows
 
 
-def test_the_papers_layer_is_the_default_and_one_layer_is_meant_for_every_encoder():
+def test_the_papers_encoder_and_layer_are_the_defaults_and_one_layer_is_meant_for_every_encoder():
+    clip = OmniFusionVisionConfig()
+    assert (clip.image_size, clip.num_patches(0), clip.hidden_size) == (336, 576, 1024)
     assert tiny.config(("clip", "internvl", "swin"), image_sizes=[32] * 3).vision_feature_layer == [-2, -1, -1]
     assert tiny.config(("clip", "dinov2"), vision_feature_layer=-1).vision_feature_layer == [-1, -1]
 
@@ -73,16 +73,7 @@ def test_encoders_of_different_length_mix_where_the_formula_allows_it(projector_
             tiny.config(**mix, projector_type=needs_equal)
 
 
-def test_the_published_sizes_give_the_papers_token_counts():
-    clip = OmniFusionVisionConfig()
-    assert (clip.image_size, clip.num_patches(0), clip.hidden_size) == (336, 576, 1024)
-    siglip = {"model_type": "siglip_vision_model", "image_size": 512, "patch_size": 16}
-    intern = {"model_type": "internvl_vision", "image_size": [448, 448], "patch_size": [14, 14]}
-    both = OmniFusionVisionConfig(encoder_configs=[siglip, intern])
-    assert [both.num_patches(0), both.num_patches(1)] == [1024, 1024]
-
-
-def test_save_and_load_keeps_every_field(tmp_path):
+def test_save_and_load_keeps_every_field_without_noise_and_machine_paths(tmp_path):
     fields = {"projector_type": "transformer", "image_sizes": [32, 32], "vision_feature_layer": [1, -1]}
     config = tiny.config(("clip", "swin"), **fields)
     config.save_pretrained(tmp_path)
@@ -92,11 +83,5 @@ def test_save_and_load_keeps_every_field(tmp_path):
     assert reloaded.to_dict() | differ == config.to_dict() | differ
     parts, again = (one.vision_config.encoder_configs for one in (config, reloaded))
     assert [part.to_dict() for part in parts] == [part.to_dict() for part in again]
-
-
-def test_the_saved_file_holds_no_noise_and_no_machine_path(tmp_path):
-    tiny.config().save_pretrained(tmp_path)
     text = (tmp_path / "config.json").read_text()
-    assert "_name_or_path" not in text and "id2label" not in text
-    [encoder] = json.loads(text)["vision_config"]["encoder_configs"]
-    assert encoder["model_type"] == "clip_vision_model" and encoder["patch_size"] == 8
+    assert "clip_vision_model" in text and "_name_or_path" not in text and "id2label" not in text

@@ -47,20 +47,6 @@ def test_greedy_equals_recomputing_every_step(model, grid_processor, conversatio
     assert inputs["input_ids"][0, -NEW_TOKENS:].tolist() == singles[0].tolist()
 
 
-def test_right_padding_is_seen_to_differ(model, conversations, singles):
-    """Control: the comparison above would notice padding on the wrong side."""
-    right = tiny.processor(model.config, view_strategy="grid")
-    right.tokenizer.padding_side = "right"
-    assert answers(model, tiny.prompt(right, *conversations)).tolist() != singles.tolist()
-
-
-def test_beams_keep_images_with_their_samples(model, grid_processor, conversations, singles):
-    options = {"num_beams": 3, "num_return_sequences": 2}
-    batch = answers(model, tiny.prompt(grid_processor, *conversations), **options)
-    alone = [answers(model, tiny.prompt(grid_processor, conversation), **options) for conversation in conversations]
-    assert batch.tolist() == torch.cat(alone).tolist() != singles.repeat_interleave(2, 0).tolist()
-
-
 @pytest.mark.parametrize("draft", ["text-only model", "prompt lookup", "the model itself"])
 def test_assisted_decoding_equals_greedy(draft, model, grid_processor, conversations, singles):
     torch.manual_seed(0)
@@ -82,11 +68,13 @@ GREEDY |= {"no cache": {"use_cache": False}, "expanded": {"do_sample": True, "to
 
 @pytest.mark.parametrize("kind", GREEDY)
 def test_a_left_padded_batch_equals_singles(kind, model, grid_processor, conversations, singles):
-    options = GREEDY[kind]
+    options = GREEDY[kind] | {"disable_compile": True}
     if kind == "quantized cache":
         pytest.importorskip("optimum.quanto", reason="the quantised cache needs optimum-quanto: it is not installed")
-    batch = answers(model, tiny.prompt(grid_processor, *conversations), **options, disable_compile=True)
-    assert batch.tolist() == singles.repeat_interleave(options.get("num_return_sequences", 1), 0).tolist()
+    expected = singles.repeat_interleave(options.get("num_return_sequences", 1), 0).tolist()
+    assert answers(model, tiny.prompt(grid_processor, *conversations), **options).tolist() == expected
+    right = tiny.prompt(grid_processor, *conversations, processor_kwargs={"padding_side": "right"})  # control
+    assert answers(model, right, **options).tolist() != expected
 
 
 @torch.no_grad()
@@ -110,32 +98,31 @@ def tower_calls(model):
     hook.remove()
 
 
-def second_turn(model, processor, first_inputs, question: list, kept_images: list):
-    """Cache and ids after turn 1, and the ids and images of a turn 2 that goes on from exactly these ids."""
-    options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "return_dict_in_generate": True}
-    first = model.generate(**first_inputs, **options)
-    new_images = [part for part in question if not isinstance(part, str)]
-    text = "<user>" + "".join(part if isinstance(part, str) else "<image>" for part in question) + "<bot>"
-    turn = processor(text=text, images=new_images or None, return_tensors="pt")
-    images = [*kept_images, *new_images]
-    pixels = processor.image_processor(images, return_tensors="pt") if images else {}
-    return tiny.cache_of(first), {"input_ids": torch.cat([first.sequences, turn.input_ids], dim=1), **pixels}
-
-
-@pytest.mark.parametrize("question", [["And now?"], [tiny.image(5, (30, 80)), "And this?"]], ids=["text", "new image"])
+@pytest.mark.parametrize("new", [[], [tiny.image(5, (30, 80))]], ids=["text", "new image"])
 @pytest.mark.parametrize("resend", [False, True], ids=["new images only", "all images again"])
-def test_a_kept_cache_is_not_encoded_again(question, resend, model, grid_processor, tower_calls):
+def test_a_kept_cache_is_not_encoded_again(new, resend, model, grid_processor, tower_calls):
+    def second_turn(image, is_sent: bool = True):
+        """The cache after turn 1, and the ids and images of a turn 2 that goes on from exactly its ids."""
+        first = tiny.prompt(grid_processor, [tiny.user(image, "What?")])
+        options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "return_dict_in_generate": True}
+        past = model.generate(**first, **options)
+        text, images = f"<user>{'<image>' * len(new)}And this?<bot>", [image] * is_sent + new
+        turn = grid_processor(text=text, images=new, return_tensors="pt")
+        pixels = grid_processor.image_processor(images, return_tensors="pt") if images else {}
+        inputs = {"input_ids": torch.cat([past.sequences, turn.input_ids], dim=1), **pixels}
+        return len(first.pixel_values), tiny.cached(tiny.cache_of(past)), inputs
+
     image, other = tiny.image(4, (90, 30)), tiny.image(6, (90, 30))
-    first, of_other = (tiny.prompt(grid_processor, [tiny.user(one, "What?")]) for one in (image, other))
-    cache, inputs = second_turn(model, grid_processor, first, question, [image] if resend else [])
-    _, whole = second_turn(model, grid_processor, first, question, [image])
+    kept, cache, inputs = second_turn(image, resend)
+    *_, whole = second_turn(image)
     tower_calls.clear()
     recomputed = answers(model, whole).tolist()
     views_of_all = sum(tower_calls)
     tower_calls.clear()
-    assert answers(model, inputs, **tiny.cached(cache)).tolist() == recomputed
-    assert sum(tower_calls) == views_of_all - len(first.pixel_values)
-    assert answers(model, second_turn(model, grid_processor, of_other, question, [other])[1]).tolist() != recomputed
+    assert answers(model, inputs, **cache).tolist() == recomputed
+    assert sum(tower_calls) == views_of_all - kept
+    *_, of_other = second_turn(other)
+    assert answers(model, of_other).tolist() != recomputed
 
 
 def test_batches_drop_the_right_images(model, grid_processor):
@@ -189,7 +176,7 @@ def test_places_without_images_are_refused(model, grid_processor):
     assert model.generate(input_ids=words.input_ids, max_new_tokens=2).shape[1] > words.input_ids.shape[1]
 
 
-def test_places_of_a_new_turn_need_images_where_those_of_the_cache_do_not(model, processor):
+def test_places_of_a_new_turn_and_of_a_negative_prompt_need_images_where_those_of_the_cache_do_not(model, processor):
     first = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
     past = model.generate(**first, max_new_tokens=2, return_dict_in_generate=True)
 
@@ -200,11 +187,7 @@ def test_places_of_a_new_turn_need_images_where_those_of_the_cache_do_not(model,
     with pytest.raises(ValueError, match=r"per sample \[16\], image features 0"):
         go_on(*[model.config.image_token_id] * model.config.image_seq_length)
     go_on(5, 6, 7)  # control
-
-
-def test_a_negative_prompt_with_a_place_for_an_image_is_refused(model, processor):
-    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
+    guided = partial(model.generate, **first, guidance_scale=1.5, max_new_tokens=2)
     with pytest.raises(ValueError, match="image features 0"):
-        model.generate(**inputs, guidance_scale=1.5, negative_prompt_ids=inputs.input_ids, max_new_tokens=2)
-    words = tiny.prompt(processor, [tiny.user("Words")]).input_ids  # control
-    model.generate(**inputs, guidance_scale=1.5, negative_prompt_ids=words, max_new_tokens=2)
+        guided(negative_prompt_ids=first.input_ids)
+    guided(negative_prompt_ids=tiny.prompt(processor, [tiny.user("Words")]).input_ids)  # control

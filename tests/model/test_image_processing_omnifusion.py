@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-import resource
 import struct
 import threading
 import zlib
@@ -36,6 +35,7 @@ from omnifusion_hf.visualize import draw_file
 
 PHOTO = tiny.image()
 EIGHT_BIT = np.asarray(PHOTO)
+UNIT = EIGHT_BIT / 255
 
 
 def on_canvas(image: Image.Image, height: int, width: int) -> Image.Image:
@@ -47,40 +47,40 @@ def on_canvas(image: Image.Image, height: int, width: int) -> Image.Image:
     return canvas
 
 
-def test_crop_equals_clips_own_preprocessing_in_every_pixel():
-    size = {"height": SIDE, "width": SIDE}
-    clip = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=size, do_rescale=False, do_normalize=False)
-    for image in noise(300):
-        np.testing.assert_array_equal(levels(image), clip(image, return_tensors="np").pixel_values)
-    assert (levels(image) != levels(image, resample=Image.Resampling.BILINEAR)).any()  # control
+def pixels(image, **options) -> np.ndarray:
+    return processor(**options)(image, return_tensors="np").pixel_values
 
 
-@pytest.mark.parametrize("published, fit", [(CLIPImageProcessorPil(), "crop"), (SiglipImageProcessorPil(), "squash")])
-def test_pixel_values_are_those_of_the_encoders_own_processor(published, fit):
+SIZE, RAW = {"height": SIDE, "width": SIDE}, {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
+CLIP = {"size": {"shortest_edge": SIDE}, "crop_size": SIZE}
+PUBLISHED = {"crop": CLIPImageProcessorPil(**CLIP), "squash": SiglipImageProcessorPil(size=SIZE)}
+
+
+@pytest.mark.parametrize("fit", PUBLISHED)
+def test_pixels_are_those_of_the_encoders_own_processor(fit):
+    published = PUBLISHED[fit]
     means = {"image_mean": published.image_mean, "image_std": published.image_std}
-    ours = OmniFusionImageProcessor(size={"height": 224, "width": 224}, image_fit=fit, **means)
-    for image in noise(10):
-        pixels = ours(image, return_tensors="np").pixel_values
-        np.testing.assert_allclose(pixels, published(image, return_tensors="np").pixel_values, atol=1e-5)
+    for image in noise(300):
+        np.testing.assert_array_equal(levels(image, image_fit=fit), published(image, **RAW).pixel_values)
+        expected = published(image, return_tensors="np").pixel_values
+        np.testing.assert_allclose(pixels(image, image_fit=fit, **means), expected, atol=1e-5)
+    assert (levels(image) != levels(image, resample=Image.Resampling.BILINEAR)).any()  # control
 
 
 def test_the_torchvision_backend_of_the_encoder_is_within_a_stated_bound():
     """At most 2 of 255 levels, 0.05 in the mean: what a checkpoint trained with that backend sees change."""
     pytest.importorskip("torchvision", reason="torchvision, the other backend, is not installed")
-    options = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}, "do_normalize": False}
     images = [tiny.image(seed, (40 + 9 * seed, 150 - 11 * seed)) for seed in range(10)]
-    other = CLIPImageProcessor(**options, do_rescale=False)(images, return_tensors="np").pixel_values
+    other = CLIPImageProcessor(**CLIP)(images, **RAW).pixel_values
     difference = np.abs(levels(images) - other.astype(np.float32))
     assert difference.max() <= 2 and difference.mean() < 0.05
     assert np.abs(levels(images) - levels(images, resample=Image.Resampling.BILINEAR)).max() > 2  # control
 
 
-def test_pad_squash_and_grid_tiles_equal_pillow_in_every_pixel():
+def test_pad_and_grid_tiles_equal_pillow_in_every_pixel():
     grid = processor(view_strategy="grid")
     for image in noise(150):
         np.testing.assert_array_equal(levels(image, image_fit="pad")[0], channels_first(on_canvas(image, SIDE, SIDE)))
-        squashed = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-        np.testing.assert_array_equal(levels(image, image_fit="squash")[0], channels_first(squashed))
         rows, columns = best_canvas((image.height, image.width), grid.grid_canvases, SIDE)
         canvas = channels_first(on_canvas(image, rows * SIDE, columns * SIDE))
         tiles = canvas.reshape(3, rows, SIDE, columns, SIDE).transpose(1, 3, 0, 2, 4).reshape(-1, 3, SIDE, SIDE)
@@ -129,11 +129,13 @@ def test_grey_modes_give_the_same_grey(mode):
     np.testing.assert_array_equal(levels(image), levels(shown.convert("RGB")))
 
 
-def test_16_bit_values_are_rounded_to_the_nearest_level():
+def test_16_bit_values_are_rounded_to_the_nearest_level_and_8_bits_never_stretched_to_their_brightest():
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     found = np.asarray(load_image(Image.fromarray(values), 65536))[..., 0]
     np.testing.assert_array_equal(found, np.round(values * (255 / 65535)))
     assert (found != values // 257).any()  # control: rounding down is another thing
+    for dtype, level in (("uint8", 1), ("int8", 1), ("int16", 1), (bool, 255)):  # booleans are black or white
+        assert (levels(np.ones((8, 8, 3), dtype)) == level).all()
 
 
 def test_transparency_stands_on_white_as_in_a_viewer():
@@ -147,16 +149,10 @@ def test_transparency_stands_on_white_as_in_a_viewer():
 
 
 def declared_png(side: int) -> bytes:
-    """A PNG of a few dozen KB that declares side x side pixels; all are black."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    packer = zlib.compressobj(9)
-    row = bytes(1 + side // 8)
-    data = b"".join(packer.compress(row * 100) for _ in range(side // 100)) + packer.flush()
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)  # one bit a pixel, grey
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    """The header declares side x side pixels, all but one of which are missing."""
+    data = encoded(Image.new("1", (1, 1)), "PNG")
+    header = b"IHDR" + struct.pack(">II", side, side) + data[24:29]
+    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -164,28 +160,32 @@ def declared_png(side: int) -> bytes:
 def test_decompression_bombs_are_refused_from_the_header(side, tmp_path, monkeypatch):
     path = tmp_path / "bomb.png"
     path.write_bytes(declared_png(side))
-    decoded = []
+    decoded, limit = [], Image.MAX_IMAGE_PIXELS
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: decoded.append(image))
-    before, limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, Image.MAX_IMAGE_PIXELS
     for source in (path, path.read_bytes()) + ((Image.open(path),) if side == 13_000 else ()):
         with pytest.raises(ValueError, match="max_image_pixels"):
             processor()(source)
-    assert not decoded
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024  # KiB
-    assert Image.MAX_IMAGE_PIXELS == limit
+    assert not decoded and Image.MAX_IMAGE_PIXELS == limit
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_the_cap_is_that_of_the_call_or_else_of_the_processor_for_files_and_bytes(tmp_path):
+@pytest.mark.parametrize("way", ["image processor", "processor", "processor, image options"])
+def test_the_cap_is_that_of_the_call_or_else_of_the_processor_for_files_and_bytes(way, tmp_path):
+    def read(source, own: dict, of_call: dict):
+        if way == "image processor":
+            return processor(**own)(source, **of_call)
+        options = of_call if way == "processor" else {"images_kwargs": of_call}
+        return tiny.processor(tiny.config(), **own)(text="<image>", images=source, **options)
+
     path = tmp_path / "scan.png"
-    path.write_bytes(declared_png(2000))
+    Image.new("1", (2000, 2000)).save(path)
     low, high = {"max_image_pixels": 10**6}, {"max_image_pixels": 10**7}
     for source in (path, path.read_bytes(), [str(path)]):
         for own, of_call in ((low, high), (high, {})):
-            assert len(processor(**own)(source, **of_call).pixel_values) == 1
+            assert len(read(source, own, of_call).pixel_values) == 1
         for own, of_call in ((high, low), (low, {})):
-            with pytest.raises(ValueError, match="4000000 pixels.* max_image_pixels"):
-                processor(**own)(source, **of_call)
+            with pytest.raises(ValueError, match=r"4000000 pixels.* max_image_pixels=1000000.*\(now 1000000\)"):
+                read(source, own, of_call)
 
 
 def test_the_saved_file_records_backend_and_resampling(tmp_path):
@@ -193,41 +193,27 @@ def test_the_saved_file_records_backend_and_resampling(tmp_path):
     ours.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert (saved["backend"], saved["antialias"], saved["resample"]) == ("pil", True, Image.Resampling.BICUBIC)
+    assert "regions" not in saved
     with_torchvision = partial(AutoImageProcessor.from_pretrained, backend="torchvision")
     for load in (OmniFusionImageProcessor.from_pretrained, AutoImageProcessor.from_pretrained, with_torchvision):
         assert type(reloaded := load(tmp_path)) is OmniFusionImageProcessor  # one class on every machine
         assert reloaded.to_dict() == ours.to_dict() | {"auto_map": saved["auto_map"]}
-    with pytest.raises(ValueError, match="antialias is always True"):
-        OmniFusionImageProcessor(antialias=False)
 
 
-def test_views_are_square_and_resized():
-    for options, said in (({"size": {"height": 8, "width": 9}}, "square"), ({"do_resize": False}, "must stay True")):
-        with pytest.raises(ValueError, match=said):
-            processor()(PHOTO, **options)
+BAD_OPTIONS = {
+    "antialias is always True": {"antialias": False},
+    "size must be square": {"size": {"height": 8, "width": 9}},
+    "do_resize must stay True": {"do_resize": False},
+    "max_regions must be 0 or more": {"max_regions": -1},
+    "region_context must be 0 or more": {"region_context": -0.5},
+    "Both take regions": {"view_strategy": "regions"},  # which are no strategy
+}
 
 
-def pixels(image, **options) -> np.ndarray:
-    return processor(**options)(image, return_tensors="np").pixel_values
-
-
-UNIT = EIGHT_BIT / 255
-GIVEN = [PHOTO, EIGHT_BIT, EIGHT_BIT.astype(np.float32), UNIT, UNIT.astype(np.float16), UNIT.astype(np.float32)]
-GIVEN += [torch.from_numpy(UNIT).permute(2, 0, 1), torch.from_numpy(UNIT).permute(2, 0, 1).bfloat16(), UNIT[None]]
-
-
-@pytest.mark.parametrize("given", GIVEN)
-def test_normalised_pixels_are_the_same_whatever_range_is_given_and_whether_it_is_rescaled(given):
-    np.testing.assert_allclose(pixels(given, do_rescale=False), pixels(PHOTO), atol=1e-6)
-    raw = pixels(given, do_rescale=False, do_normalize=False)
-    np.testing.assert_array_equal(raw, levels(PHOTO))  # 0..255, whatever was given
-    np.testing.assert_allclose(pixels(given, do_normalize=False), raw / 255, atol=1e-6)
-    assert np.abs(pixels(EIGHT_BIT // 2) - pixels(given)).max() > 0.5  # control
-
-
-def test_an_integer_image_is_never_stretched_to_its_brightest_value():
-    for dtype, level in (("uint8", 1), ("int8", 1), ("int16", 1), (bool, 255)):  # booleans are black or white
-        assert (levels(np.ones((8, 8, 3), dtype)) == level).all()
+@pytest.mark.parametrize("said", BAD_OPTIONS)
+def test_options_without_views_are_refused(said):
+    with pytest.raises(ValueError, match=said):
+        OmniFusionImageProcessor(**{"size": SIZE} | BAD_OPTIONS[said])(PHOTO)
 
 
 @pytest.mark.parametrize("top", [1, 255])
@@ -260,9 +246,12 @@ def test_every_container_and_every_way_to_name_a_file_gives_the_same_pixels(tmp_
     given += ["data:image/png;base64," + digits for digits in (text, lines)]
     given += [{"bytes": data, "path": None}, {"bytes": None, "path": str(path)}, {"bytes": data, "path": "absent.png"}]
     given += [PHOTO.convert("RGBA"), Image.open(BytesIO(encoded(PHOTO, "TIFF")))]
+    given += [UNIT, torch.from_numpy(UNIT).permute(2, 0, 1).bfloat16(), UNIT[None]]
     for source in given:
         np.testing.assert_array_equal(levels(source), levels(PHOTO), err_msg=repr(source)[:99])
         np.testing.assert_array_equal(levels([source, source]), levels([PHOTO, PHOTO]), err_msg=repr(source)[:99])
+        np.testing.assert_allclose(pixels(source, do_rescale=False), pixels(PHOTO), atol=1e-6)
+    np.testing.assert_allclose(pixels(PHOTO, do_normalize=False), levels(PHOTO) / 255, atol=1e-6)
     assert not any(file.closed for file in open_files)
     open_files[1].close()
     assert (levels(tiny.image(1)) != levels(PHOTO)).any()  # control
@@ -284,7 +273,6 @@ def test_what_is_no_image_is_one_value_error_that_names_it(tmp_path):
     array = "^An image given as ndarray cannot be read: it"
     bad = {
         "got <class 'NoneType'>": None,
-        "got <class 'int'>": 3,
         "got <class 'float'>": [PHOTO, 0.5],
         "No image at `no.png`: neither an existing file": "no.png",
         "No image at `file:///no.png`": "file:///no.png",
@@ -304,14 +292,9 @@ def test_what_is_no_image_is_one_value_error_that_names_it(tmp_path):
         "is broken: AssertionError": asserting,
         rf"{array} must be \(H, W\), .* with C of \(1, 3, 4\), got \(9, 9, 2\)": np.zeros((9, 9, 2)),
         f"{array} holds float32 of nan": array_with(np.nan, "float32"),
-        f"{array} holds float64 of -inf to 0": array_with(-np.inf, "float64"),
         f"{array} holds float32 of -0.5 to 0; .* floats 0..255 or 0..1": array_with(-0.5, "float32"),
-        f"{array} holds float32 of 0 to 1.5": array_with(1.5, "float32"),
-        f"{array} holds int16 of 0 to 256": array_with(256, "int16"),
         f"{array} holds uint16 of .* divide 16-bit ones by 257": array_with(65535, "uint16"),
-        f"{array} must hold numbers, got complex64": array_with(1, "complex64"),
         f"{array} must hold numbers, got object": array_with(1, "object"),
-        f"{array} must hold numbers, got <U1": array_with(1, "U1"),
     }
     for said, source in bad.items():
         with pytest.raises(ValueError, match=said):
@@ -367,11 +350,16 @@ def test_every_way_in_takes_and_refuses_the_same_files(name, tmp_path, monkeypat
     assert causes >= {"OSError", "ValueError", "SyntaxError", "NotImplementedError"}
 
 
-def test_a_turned_image_is_turned_once_and_the_image_given_stays_as_it_was():
-    given = Image.open(BytesIO(stored_turned(PHOTO, 6)))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "MPO", "AVIF"])
+def test_a_turned_image_is_turned_once_and_the_image_given_stays_as_it_was(kind):
+    given = Image.open(BytesIO(stored_turned(PHOTO, 6, kind)))
+    stored = given.convert("RGB")
     once = load_image(given, 10**6)
-    assert given.size == PHOTO.size[::-1] and given.getexif()[0x0112] == 6
-    assert load_image(once, 10**6) is once and once.tobytes() == PHOTO.tobytes() != given.tobytes()
+    is_upright = kind == "TIFF"  # by Pillow
+    upright = stored if is_upright else stored.transpose(Image.Transpose.ROTATE_270)
+    assert given.size == stored.size and (is_upright or given.getexif()[0x0112] == 6)
+    assert load_image(once, 10**6) is once and once.tobytes() == upright.tobytes()
+    assert once.size == PHOTO.size and (is_upright or once.tobytes() != stored.tobytes())  # control
 
 
 def test_pillows_own_limit_is_left_alone_by_many_threads_and_gives_way_to_a_higher_cap(monkeypatch):

@@ -1,23 +1,33 @@
 """The model: assembled from parts, resized, placed on devices, with any attention; forward's contracts."""
 
+import copy
 import re
+from functools import partial
 
 import accelerate.utils.modeling
 import conversations
+import numpy as np
 import pytest
 import tiny
 import torch
 import transformers
 from accelerate import dispatch_model, infer_auto_device_map
 from packaging.version import Version
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, Trainer, TrainingArguments
 
 from omnifusion_hf import OmniFusionConfig, OmniFusionForConditionalGeneration, OmniFusionModel, OmniFusionProcessor
 from omnifusion_hf.inference import TINY, load
+from omnifusion_hf.training.collators import PaddingCollator
 from omnifusion_hf.training.loss import loss_of_answers
+from omnifusion_hf.training.preprocessing import ConversationEncoder
 
 
 FAMILIES, LAYER = ["clip", "siglip", "dinov2", "internvl", "swin"], {"swin": -1}
+
+
+@pytest.fixture
+def inputs(processor) -> dict:
+    return tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
 
 
 def assembled(parts, vision: str = "clip", text: str = "llm", **options) -> OmniFusionForConditionalGeneration:
@@ -73,33 +83,35 @@ def test_a_vocabulary_that_is_looked_at_predicts_the_rows_that_it_predicted():
 
 
 @pytest.mark.parametrize("top, nested", [(True, False), (False, True), (False, False)])
-def test_ties_hold_after_reloading_wherever_they_are_set(top, nested, tmp_path):
-    text = tiny.text_config(tie_word_embeddings=nested)
-    model = tiny.model(tiny.config(text=text, tie_word_embeddings=top))
+def test_ties_and_all_weights_hold_after_reloading_wherever_they_are_set(top, nested, inputs, tmp_path):
+    """Of an encoder and an LLM that the matrix of every mix leaves out."""
+    text = tiny.text_config("llama", tie_word_embeddings=nested)
+    model = tiny.model(tiny.config(("swin",), text=text, tie_word_embeddings=top))
     model.save_pretrained(tmp_path)
-    reloaded = OmniFusionForConditionalGeneration.from_pretrained(tmp_path)
+    reloaded, info = OmniFusionForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     for ours in (model, reloaded):
         assert (ours.lm_head.weight is ours.get_input_embeddings().weight) == (top or nested)
-    assert torch.equal(reloaded.lm_head.weight, model.lm_head.weight)
+    torch.testing.assert_close(reloaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+    with torch.no_grad():
+        assert torch.equal(reloaded(**inputs).logits, model(**inputs).logits)
 
 
 def implementations(model) -> list[str]:
     """What the model, the LLM and each encoder really have, by the configuration that attention modules read."""
     found = [model.config._attn_implementation]
     for part in (model.model.language_model, *model.model.vision_tower.encoders):
-        configs = [module.config for module in part.modules() if re.search("Attention", type(module).__name__)]
-        found.append(configs[-1]._attn_implementation)
+        *_, last = (module.config for module in part.modules() if re.search("Attention", type(module).__name__))
+        found.append(last._attn_implementation)
     return found
 
 
+PER_ENCODER = {"": "eager", "text_config": "sdpa", "vision_config": {"encoder_0": "sdpa", "encoder_1": "eager"}}
 ATTENTION = [
     ("eager", ["eager"] * 4),
     ("sdpa", ["sdpa"] * 4),
     ({"text_config": "eager", "vision_config": "sdpa"}, ["sdpa", "eager", "sdpa", "sdpa"]),
-    (
-        {"": "eager", "text_config": "sdpa", "vision_config": {"encoder_0": "sdpa", "encoder_1": "eager"}},
-        ["eager", "sdpa", "sdpa", "eager"],
-    ),
+    (PER_ENCODER, ["eager", "sdpa", "sdpa", "eager"]),
 ]
 
 
@@ -112,18 +124,14 @@ def two_encoder_folder(tmp_path_factory):
 
 @torch.no_grad()
 @pytest.mark.parametrize("asked, expected", ATTENTION)
-def test_every_part_gets_the_attention_that_was_asked_for(asked, expected, two_encoder_folder):
-    per_encoder = isinstance(asked, dict) and isinstance(asked.get("vision_config"), dict)
-    if per_encoder and Version(transformers.__version__) < Version("5.20"):
+def test_every_part_gets_the_attention_that_was_asked_for(asked, expected, two_encoder_folder, inputs):
+    if asked is PER_ENCODER and Version(transformers.__version__) < Version("5.20"):
         pytest.skip("transformers before 5.20 reads attention per part, but not per part of a part")
-    loaded = OmniFusionForConditionalGeneration.from_pretrained(two_encoder_folder, attn_implementation=asked)
-    assert implementations(loaded) == expected
-    changed = OmniFusionForConditionalGeneration.from_pretrained(two_encoder_folder)
+    load = partial(OmniFusionForConditionalGeneration.from_pretrained, two_encoder_folder)
+    loaded, changed, eager = load(attn_implementation=asked), load(), load(attn_implementation="eager")
     changed.set_attn_implementation(asked)
-    assert implementations(changed) == expected
-    inputs = tiny.prompt(tiny.processor(loaded.config), [tiny.user(tiny.image(), "What?")])
-    reference = OmniFusionForConditionalGeneration.from_pretrained(two_encoder_folder, attn_implementation="eager")
-    torch.testing.assert_close(loaded(**inputs).logits, reference(**inputs).logits, rtol=0, atol=1e-5)
+    assert implementations(loaded) == implementations(changed) == expected
+    torch.testing.assert_close(loaded(**inputs).logits, eager(**inputs).logits, rtol=0, atol=1e-5)
 
 
 def split_blocks(model, device_map: dict) -> list[str]:
@@ -148,9 +156,8 @@ def test_no_budget_splits_a_residual_block(encoders, monkeypatch):
 
 
 @torch.no_grad()
-def test_a_model_spread_over_places_gives_the_same_logits(model, processor, tmp_path):
+def test_a_model_spread_over_places_gives_the_same_logits(model, inputs, tmp_path):
     """Encoders and head in memory, the rest is on disk and read block by block: every hand-over goes through hooks."""
-    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
     spread = tiny.model(model.config)
     spread.load_state_dict(model.state_dict())
     device_map = {f"model.language_model.{name}": "disk" for name, _ in spread.model.language_model.named_children()}
@@ -161,55 +168,45 @@ def test_a_model_spread_over_places_gives_the_same_logits(model, processor, tmp_
 
 
 def gradients(model, inputs) -> dict[str, torch.Tensor]:
+    """And the loss."""
     model.zero_grad()
-    model(**inputs, labels=inputs["input_ids"]).loss.backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    loss = model(**inputs, labels=inputs["input_ids"]).loss
+    loss.backward()
+    named = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return copy.deepcopy(named) | {"loss": loss}
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("encoders", [("clip", "dinov2"), ("siglip", "internvl")])
-def test_gradient_checkpointing_changes_neither_loss_nor_gradients(encoders, use_reentrant):
+def test_gradient_checkpointing_changes_neither_loss_nor_gradients(encoders, use_reentrant, inputs):
     model = tiny.model(tiny.config(encoders, projector_type="transformer", projector_dropout=0.0)).train()
-    inputs = tiny.prompt(tiny.processor(model.config), [tiny.user(tiny.image(), "What?")])
-    plain, loss = gradients(model, inputs), model(**inputs, labels=inputs.input_ids).loss
+    plain = gradients(model, inputs)
     tiny.checkpoint_activations(model, {"use_reentrant": use_reentrant})
     if use_reentrant:
         model.enable_input_require_grads()
     recomputed = []
     mlps = [module for name, module in model.named_modules() if name.endswith("layers.0.mlp")]
-    hooks = [mlp.register_forward_pre_hook(lambda mlp, _: recomputed.append(mlp)) for mlp in mlps]
-    checkpointed = gradients(model, inputs)
-    for hook in hooks:
-        hook.remove()
+    for mlp in mlps:
+        mlp.register_forward_pre_hook(lambda mlp, _: recomputed.append(mlp))
+    torch.testing.assert_close(gradients(model, inputs), plain, rtol=1e-4, atol=1e-6)
     assert len(mlps) == 2 and [recomputed.count(mlp) for mlp in mlps] == [2, 2]  # control: run again in backward
-    assert plain.keys() == checkpointed.keys()
-    for name in plain:
-        torch.testing.assert_close(checkpointed[name], plain[name], rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(model(**inputs, labels=inputs.input_ids).loss, loss)
 
 
 @torch.no_grad()
-def test_embeddings_in_the_place_of_ids_give_the_same_logits(model, processor):
-    inputs = dict(tiny.prompt(processor, [tiny.user(tiny.image(), "What?")]))
-    expected = model(**inputs)
+def test_embeddings_for_ids_and_states_of_the_headless_base_give_the_same_logits(model, inputs):
+    """Trainers that bypass the outer forward rely on the latter."""
+    expected, inputs = model(**inputs), dict(inputs)
+    assert isinstance(model.base_model, OmniFusionModel)
+    output = model.base_model(**inputs)
+    torch.testing.assert_close(model.lm_head(output.last_hidden_state), expected.logits)
+    [features] = model.get_image_features(inputs["pixel_values"]).pooler_output
+    assert torch.equal(output.image_outputs.pooler_output[0], features)
     embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
     torch.testing.assert_close(model(**inputs, inputs_embeds=embeds).logits, expected.logits)
     last = model(**inputs, inputs_embeds=embeds, logits_to_keep=1).logits
     torch.testing.assert_close(last, expected.logits[:, -1:])
     with pytest.raises(ValueError, match="exactly one"):
         model(**inputs)
-
-
-@torch.no_grad()
-def test_the_headless_base_gives_states_of_the_prompts_length(model, processor):
-    """Trainers that bypass the outer forward rely on it."""
-    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
-    assert isinstance(model.base_model, OmniFusionModel)
-    output = model.base_model(**inputs)
-    assert output.last_hidden_state.shape[:2] == inputs.input_ids.shape
-    torch.testing.assert_close(model.lm_head(output.last_hidden_state), model(**inputs).logits)
-    [features] = model.get_image_features(inputs.pixel_values).pooler_output
-    assert torch.equal(output.image_outputs.pooler_output[0], features)
 
 
 def test_mixed_parts_reload_in_the_dtype_of_the_llm(parts, tmp_path):
@@ -229,3 +226,25 @@ def test_assembling_in_a_dtype_casts_every_part_but_encoders_and_adapter_to_floa
     model = assembled(parts, dtype=dtype)
     for name, parameter in model.named_parameters():
         assert parameter.dtype is (of_images if re.search("vision_tower|multi_modal_projector", name) else dtype), name
+
+
+def test_evaluation_by_the_stock_trainer_gives_the_logits_and_the_loss_of_all_samples(processor, tmp_path):
+    """In batches with one image, none, and two."""
+    encode, collate = ConversationEncoder(processor), PaddingCollator(processor.tokenizer.pad_token_id)
+    samples = [encode(sample) for sample in (conversations.ONE, conversations.NONE, conversations.TWO)]
+    options = {"per_device_eval_batch_size": 2, "remove_unused_columns": False, "report_to": "none", "use_cpu": True}
+    trainer = Trainer(tiny.model(), TrainingArguments(str(tmp_path), **options), data_collator=collate)
+    found = trainer.predict(samples)
+    with torch.no_grad():
+        alone = [trainer.model(**collate([sample])) for sample in samples]
+    assert isinstance(found.predictions, np.ndarray)
+    assert not np.allclose(found.predictions[0], found.predictions[1], atol=1e-4)  # control: samples differ
+    for row, labels, sample, expected in zip(found.predictions, found.label_ids, samples, alone):
+        length = len(sample["input_ids"])
+        np.testing.assert_allclose(row[:length], expected.logits[0].numpy(), atol=1e-4)
+        assert labels[:length].tolist() == sample["labels"]
+    losses = [output.loss.item() for output in alone]
+    assert min(losses) < found.metrics["test_loss"] < max(losses)
+    trainer.model.config.keys_to_ignore_at_inference = []  # control: other outputs would be collected as well
+    with pytest.raises((AttributeError, TypeError, ValueError, RuntimeError, AssertionError)):
+        assert isinstance(trainer.predict(samples).predictions, np.ndarray)

@@ -23,49 +23,42 @@ def features(count: int = 1, patches: int = 16, width: int = 32, seed: int = 1) 
     return [torch.randn(3, patches, width, generator=generator) for _ in range(count)]
 
 
+def attention_state(attention: nn.Module, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The weights by PyTorch's names."""
+    state = {}
+    for kind in ("weight", "bias"):
+        *parts, output = (getattr(getattr(attention, f"{part}_proj"), kind) for part in "qkvo")
+        state |= {f"{prefix}in_proj_{kind}": torch.cat(parts), f"{prefix}out_proj.{kind}": output}
+    return state
+
+
 def pytorch_layer(layer: nn.Module, norm_first: bool = False) -> nn.TransformerEncoderLayer:
     """PyTorch's encoder layer with the weights of ours."""
     width, hidden = layer.linear1.in_features, layer.linear1.out_features
     reference = nn.TransformerEncoderLayer(width, 4, hidden, dropout=0.1, batch_first=True, norm_first=norm_first)
-    own = layer.state_dict()
-    state = {name: own[name] for name in own if not name.startswith("self_attn")}
-    for kind in ("weight", "bias"):
-        state[f"self_attn.in_proj_{kind}"] = torch.cat([own[f"self_attn.{part}_proj.{kind}"] for part in "qkv"])
-        state[f"self_attn.out_proj.{kind}"] = own[f"self_attn.o_proj.{kind}"]
-    reference.load_state_dict(state)
+    state = {name: value for name, value in layer.state_dict().items() if not name.startswith("self_attn")}
+    reference.load_state_dict(state | attention_state(layer.self_attn, "self_attn."))
     return reference.eval()
 
 
 @torch.no_grad()
-def test_the_transformer_adapter_equals_pytorchs_encoder_layer():
-    projector, [hidden_states] = adapter("transformer"), features()
+def test_the_transformer_adapter_equals_pytorchs_encoder_layer_over_the_features_of_all_encoders():
+    projector, given = adapter("transformer", ("clip", "dinov2")), features(2)
     layer = projector.transformer_layer
     randomised(layer.norm1), randomised(layer.norm2)
-    output = projector([hidden_states])
-    torch.testing.assert_close(output, projector.linear(pytorch_layer(layer)(hidden_states)), rtol=0, atol=1e-6)
-    pre_norm = projector.linear(pytorch_layer(layer, norm_first=True)(hidden_states))
+    output, joined = projector(given), torch.cat(given, dim=-1)
+    torch.testing.assert_close(output, projector.linear(pytorch_layer(layer)(joined)), rtol=0, atol=1e-6)
+    pre_norm = projector.linear(pytorch_layer(layer, norm_first=True)(joined))
     assert not torch.allclose(output, pre_norm, atol=1e-2)  # control: the other order of norms
 
 
 @torch.no_grad()
 def test_the_mlp_adapter_is_two_linear_layers_with_gelu():
-    projector = adapter("mlp")
-    [hidden_states] = features()
+    projector, given = adapter("mlp", ("clip", "dinov2")), features(2)
     first, second = projector.linear_1, projector.linear_2
-    inner = nn.functional.gelu(hidden_states @ first.weight.T + first.bias)
-    torch.testing.assert_close(projector([hidden_states]), inner @ second.weight.T + second.bias, rtol=0, atol=1e-6)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("projector_type", sorted(PROJECTORS))
-def test_several_encoders_enter_in_order_and_give_the_tokens_of_the_configuration(projector_type):
-    config = tiny.config(("clip", "dinov2"), projector_type=projector_type)
-    projector = PROJECTORS[projector_type](config).eval()
-    layers = 3 if config.vision_feature_layer == "all" else 1
-    first, second = features(layers), features(layers, seed=2)
-    output = projector([*first, *second])
-    assert output.shape == (3, config.image_seq_length, 32)
-    assert not torch.allclose(output, projector([*second, *first]), atol=1e-3)
+    inner = nn.functional.gelu(torch.cat(given, dim=-1) @ first.weight.T + first.bias)
+    torch.testing.assert_close(projector(given), inner @ second.weight.T + second.bias, rtol=0, atol=1e-6)
+    assert not torch.allclose(projector(given), projector(given[::-1]), atol=1e-3)  # control
 
 
 def randomised(projector: nn.Module) -> nn.Module:
@@ -131,11 +124,7 @@ def test_the_attention_adapter_reads_both_sequences_with_trained_queries():
     merges = [nn.functional.gelu(merged_literally(*pair)) for pair in zip(projector.merges, layers)]
     sequence, queries = torch.cat(merges, dim=1), projector.queries.expand(3, -1, -1)
     reference = nn.MultiheadAttention(32, 4, batch_first=True)
-    own = projector.attention
-    for kind in ("weight", "bias"):
-        stacked = torch.cat([getattr(part, kind) for part in (own.q_proj, own.k_proj, own.v_proj)])
-        getattr(reference, f"in_proj_{kind}").copy_(stacked)
-        getattr(reference.out_proj, kind).copy_(getattr(own.o_proj, kind))
+    reference.load_state_dict(attention_state(projector.attention))
     expected = projector.linear(nn.functional.gelu(reference(queries, sequence, sequence)[0]))
     assert expected.shape == (3, 7, 32)
     torch.testing.assert_close(projector([*layers[0], *layers[1]]), expected, rtol=1e-4, atol=1e-5)
@@ -173,11 +162,6 @@ def test_weights_missing_from_a_checkpoint_start_as_in_a_new_model(projector_typ
         torch.testing.assert_close(loaded.merges[0].coefficients, torch.full((3,), 1 / 3))
         if projector_type == "attention":
             assert 0.015 < loaded.queries.std() < 0.025
-
-
-def test_adapters_are_made_of_layers_that_serving_engines_can_replace():
-    modules = [module for kind in PROJECTORS for module in adapter(kind).modules()]
-    assert not any(isinstance(module, nn.MultiheadAttention) for module in modules)
 
 
 def test_dropout_acts_in_the_four_places_of_pytorchs_layer_and_in_training_only(monkeypatch):

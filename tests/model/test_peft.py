@@ -20,18 +20,13 @@ pytestmark = pages.OTHERS_DEPRECATIONS
 PAGE = pages.ROOT / "docs/peft.md"
 
 
-@pytest.fixture(scope="module")
-def tied(tmp_path_factory):
-    """A folder of a model whose LLM has a tied head."""
-    folder = tmp_path_factory.mktemp("tied")
-    return conversations.write_model(folder, text=tiny.text_config(tie_word_embeddings=True, initializer_range=0.2))
-
-
 @pytest.fixture(scope="module", params=["the bundled model", "tied head"])
-def run(request, ran_page, tied, tmp_path_factory) -> pages.Run:
+def run(request, ran_page, tmp_path_factory) -> pages.Run:
     if request.param == "the bundled model":
         return ran_page(PAGE)
-    folder, bundled = tmp_path_factory.mktemp("page"), 'folder = "omnifusion_hf/tiny"\nimages = Path(folder,'
+    tied, folder = tmp_path_factory.mktemp("tied"), tmp_path_factory.mktemp("page")
+    conversations.write_model(tied, text=tiny.text_config(tie_word_embeddings=True, initializer_range=0.2))
+    bundled = 'folder = "omnifusion_hf/tiny"\nimages = Path(folder,'
     replaced = f'folder = "{tied}"\nimages = Path("omnifusion_hf/tiny",'
     return pages.run_page(pages.changed(PAGE, folder, (bundled, replaced)), folder)
 
@@ -87,10 +82,3 @@ def test_omnifusion_merge_does_the_same(ran_page, tmp_path):
     ours = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", dtype="float32")
     processor = run.names[1]["processor"]
     torch.testing.assert_close(logits(ours, processor), logits(run.names[1]["plain"], processor), rtol=1e-5, atol=0.05)
-
-
-@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear"])
-def test_the_lists_that_the_page_warns_of_reach_the_encoders(targets):
-    config = peft.LoraConfig(target_modules=targets, task_type="CAUSAL_LM")
-    names = [name for name, _ in peft.get_peft_model(tiny.model(), config).named_parameters() if "lora_A" in name]
-    assert any("vision_tower" in name for name in names) and any("language_model" in name for name in names)

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from PIL import Image
-from pixels import encoded
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -55,16 +53,16 @@ def test_one_place_counts_for_prompts_plans_engines_and_features(parts):
     assert len(totals) == 4
 
 
-@pytest.mark.parametrize("change", [1, -1])
-def test_a_count_off_by_one_raises_with_both_counts(change, processor):
-    model = tiny.model()
+def test_a_count_off_by_one_raises_with_both_counts(processor, model):
     inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")], [tiny.user("Hi")])
     model(**inputs)
-    row = inputs.input_ids[0]
-    place = (row == processor.image_token_id).nonzero()[0] if change < 0 else len(row) - 1
-    row[place] = processor.image_token_id if change > 0 else 5
-    with pytest.raises(ValueError, match=rf"per sample \[{16 + change}, 0\], image features 16"):
-        model(**inputs)
+    ids = inputs.pop("input_ids")
+    first = ids[0].tolist().index(processor.image_token_id)
+    for place, token, count in ((-1, processor.image_token_id, 17), (first, 5, 15)):
+        changed = ids.clone()
+        changed[0, place] = token
+        with pytest.raises(ValueError, match=rf"per sample \[{count}, 0\], image features 16"):
+            model(**inputs, input_ids=changed)
 
 
 def test_the_processor_names_the_sample_with_the_wrong_number_of_images(processor):
@@ -74,25 +72,13 @@ def test_the_processor_names_the_sample_with_the_wrong_number_of_images(processo
             processor(text=["<image><image> both?", "<image> one?"], images=images)
 
 
-def test_the_cap_of_a_call_reaches_files(processor, tmp_path):
-    tiny.image(size=(40, 60)).save(tmp_path / "image.png")
-    given = {"text": "<image>", "images": str(tmp_path / "image.png")}
-    strict = tiny.processor(tiny.config(), max_image_pixels=1000)
-    assert len(strict(**given, max_image_pixels=2400).pixel_values) == 1
-    low = {"max_image_pixels": 2399}
-    for ours, options, cap in ((processor, low, 2399), (processor, {"images_kwargs": low}, 2399), (strict, {}, 1000)):
-        with pytest.raises(ValueError, match=f"now {cap}"):
-            ours(**given, **options)
-
-
 def test_whatever_stands_for_an_image_goes_with_a_prompt_and_into_a_chat(processor, tmp_path):
     image, other, path = tiny.image(), tiny.image(1), tmp_path / "a.png"
     image.save(path)
-    array, file = np.asarray(image), BytesIO(path.read_bytes())
+    array, data = np.asarray(image), path.read_bytes()
     expected = processor.image_processor([image, other], return_tensors="pt").pixel_values
-    given = [array, array / np.float32(255), torch.tensor(array).permute(2, 0, 1), path, path.as_uri(), file]
-    given += [base64.encodebytes(path.read_bytes()).decode(), bytearray(path.read_bytes())]
-    given += [{"bytes": path.read_bytes(), "path": None}]
+    given = [array, array / np.float32(255), torch.tensor(array).permute(2, 0, 1), path, path.as_uri(), BytesIO(data)]
+    given += [base64.encodebytes(data).decode(), bytearray(data), {"bytes": data, "path": None}]
     for source in given:
         flat = processor(text="<image><image>", images=[source, other], do_rescale=False, return_tensors="pt")
         nested = processor(text=["<image>"] * 2, images=[[source], [other]], return_tensors="pt", padding=True)
@@ -105,17 +91,6 @@ def test_whatever_stands_for_an_image_goes_with_a_prompt_and_into_a_chat(process
     expected = processor.image_processor([image.convert("L")] * 2, return_tensors="pt").pixel_values
     for pair in ([grey, grey], np.stack([grey, grey])[..., None]):
         assert torch.equal(processor(text="<image><image>", images=pair, return_tensors="pt").pixel_values, expected)
-
-
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "MPO", "AVIF"])
-def test_a_turned_file_stands_upright_with_a_prompt(processor, format):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    file = encoded(tiny.image(size=(40, 60)).transpose(Image.Transpose.ROTATE_90), format, exif=exif)
-    upright = Image.open(BytesIO(file)).convert("RGB")
-    upright = upright if upright.size == (60, 40) else upright.transpose(Image.Transpose.ROTATE_270)  # TIFF is upright
-    given, expected = (processor(text="<image>", images=one).pixel_values for one in (file, np.asarray(upright)))
-    np.testing.assert_array_equal(given, expected)
 
 
 def test_truncation_never_cuts_an_image_and_drops_none_silently(processor):
@@ -134,30 +109,25 @@ def test_truncation_never_cuts_an_image_and_drops_none_silently(processor):
             cut(*case)
 
 
-@pytest.mark.parametrize("trick", ["<im{}age>", "{}<image>", "<{}image>", "<image{}>", "{0}<{0}image>{0}"])
-def test_the_escape_character_itself_cannot_be_used_to_smuggle(trick, processor):
-    assert processor.image_token_id not in tiny.prompt(processor, [tiny.user(trick.format(ESCAPE))]).input_ids
+def test_the_escape_character_itself_cannot_be_used_to_smuggle(processor):
+    for trick in ("<im{}age>", "{}<image>", "<{}image>", "<image{}>", "{0}<{0}image>{0}"):
+        assert processor.image_token_id not in tiny.prompt(processor, [tiny.user(trick.format(ESCAPE))]).input_ids
 
 
-def test_a_typed_placeholder_is_never_bound_to_an_image(processor):
-    asked, image = tiny.user("an <image> tag"), tiny.image()
-    for chat in ([tiny.user("an <image> tag", image)], [asked, tiny.assistant("yes"), tiny.user(image, "this")]):
-        row = tiny.prompt(processor, chat).input_ids[0].tolist()
-        assert row.count(processor.image_token_id) == 16
-        assert row.index(processor.image_start_token_id) > row.index(processor.user_token_id)
+def test_no_images_in_any_spelling_is_text_only_and_a_placeholder_then_raises(processor):
+    for prompts, images in ((["Hi"], None), (["Hi"], []), (["Hi"], [[]]), (["Hi"] * 2, [[], []])):
+        assert "pixel_values" not in processor(text=prompts, images=images)
     with pytest.raises(ValueError, match=r"\[1\] `<image>` placeholders, but \[0\] images"):
         processor(text="an <image> tag")
 
 
-def test_no_images_in_any_spelling_is_text_only(processor):
-    for prompts, images in ((["Hi"], None), (["Hi"], []), (["Hi"], [[]]), (["Hi"] * 2, [[], []])):
-        assert "pixel_values" not in processor(text=prompts, images=images)
-
-
-def test_the_prompt_is_that_of_the_release(processor):
+def test_the_prompt_is_that_of_the_release_in_the_bundled_folder_too(processor):
+    bundled = AutoProcessor.from_pretrained(TINY)
+    assert bundled.chat_template == chat_template_for(bundled.tokenizer)
     conversation = [tiny.user(tiny.image(), "What?"), tiny.assistant("A sky."), tiny.user("Colour?")]
-    text = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-    assert text == "This is a dialog with AI assistant.\n<image><user>What?<bot>A sky.</s><user>Colour?<bot>"
+    for each in (processor, bundled):
+        text = each.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        assert text == "This is a dialog with AI assistant.\n<image><user>What?<bot>A sky.</s><user>Colour?<bot>"
 
 
 def test_a_tokenizer_that_was_not_prepared_is_refused():
@@ -221,8 +191,3 @@ def test_the_padding_side_that_is_asked_for_holds(load, side, processor, tmp_pat
         padded = loaded(text=["Hi", "Hi you there"], padding=True, **of_call).attention_mask[0]
         assert padded == sorted(padded, reverse=of_call.get("padding_side", side) == "right")
     assert loaded.tokenizer.padding_side == (side or "left")
-
-
-def test_the_bundled_template_is_what_a_folder_is_built_with_today():
-    processor = AutoProcessor.from_pretrained(TINY)
-    assert processor.chat_template == chat_template_for(processor.tokenizer)

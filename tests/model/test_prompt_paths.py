@@ -22,15 +22,12 @@ INST = (
 )
 # kind -> ids of CHAT and of the prompt for its answer: before the image's tokens, their number, after them
 SKY = [371, 323, 397, 355, 308, 309, 318, 262]
+INST_IDS = [301, 94, 265, 81, 86, 266, 96]
 LLM = [1, 395, 308, 305, 373, 392, 377, 275, 369, 383, 381, 351, 13, 401]
 GOLDEN = {
     "release format": ([432, 443], 36, [444, 445, 433, 411, 330, 270, 280, 77, 91, 33, 446]),
     "release format, LLM with BOS": (LLM, 16, [402, 403, *SKY, 404]),
-    "own format with BOS": (
-        [1, 301, 94, 265, 81, 86, 266, 96, 301, 401],
-        16,
-        [402, *SKY, 301, 94, 50, 265, 81, 86, 266, 96],
-    ),
+    "own format with BOS": ([1, *INST_IDS, 301, 401], 16, [402, *SKY, 301, 94, 50, *INST_IDS[2:]]),
 }
 
 
@@ -96,45 +93,39 @@ def trl(processor, row: dict, **options) -> list[int]:
     return collate([row])["input_ids"][0].tolist()
 
 
-def trl_messages(processor) -> list[int]:
-    return trl(processor, rows("messages"))
-
-
-def trl_prompt_and_completion(processor) -> list[int]:
-    return trl(processor, rows("prompt", "completion"), completion_only_loss=True)
-
-
 def trained_text(processor, messages: list[dict]) -> list[int]:
     return conversations.collate(processor, [{"name": "the sample", "messages": messages}])["input_ids"][0].tolist()
 
 
-def our_training(processor) -> list[int]:
-    return trained_text(processor, [*CHAT, tiny.assistant(ANSWER)])
-
-
-TRAINERS = [trl_messages, trl_prompt_and_completion, our_training]
+SERVERS = {"one shot": one_shot, "two steps": two_steps, "vLLM's chat": vllm_chat, "our server": our_server}
+TRAINERS = {
+    "TRL, messages": lambda processor: trl(processor, rows("messages")),
+    "TRL, completion": lambda processor: trl(processor, rows("prompt", "completion"), completion_only_loss=True),
+    "our training": lambda processor: trained_text(processor, [*CHAT, tiny.assistant(ANSWER)]),
+}
 
 
 @pytest.mark.parametrize("kind", GOLDEN)
-@pytest.mark.parametrize(
-    "path", [one_shot, two_steps, vllm_chat, our_server, *TRAINERS], ids=lambda path: path.__name__
-)
+@pytest.mark.parametrize("path", [*SERVERS, *TRAINERS])
 def test_every_path_gives_the_same_ids_with_one_bos_policy(path, kind, processors):
     """Trainers continue with the answer."""
     processor = processors[kind]
     before, num_tokens, after = GOLDEN[kind]
     golden = before + [processor.image_token_id] * num_tokens + after
-    ids = path(processor)
+    ids = (SERVERS | TRAINERS)[path](processor)
     assert ids[: len(golden)] == golden and (len(ids) > len(golden)) == (path in TRAINERS)
     assert ids.count(processor.tokenizer.bos_token_id) == ("BOS" in kind)
 
 
-def trl_text(processor, messages: list[dict]) -> list[int]:
-    return trl(processor, {"images": [], "messages": messages})
+TEXT_PATHS = {
+    "our server": served,
+    "TRL": lambda processor, messages: trl(processor, {"images": [], "messages": messages}),
+    "our training": trained_text,
+}
 
 
 @pytest.mark.parametrize("kind", GOLDEN)
-@pytest.mark.parametrize("path", [served, trl_text, trained_text], ids=lambda path: path.__name__)
+@pytest.mark.parametrize("path", TEXT_PATHS)
 def test_special_tokens_cut_into_parts_are_text_on_every_path(path, kind, processors):
     tokenizer, tokens = processors[kind].tokenizer, ["<image>", "<img_start>", "<user>", "<bot>", "<s>", "</s>"]
 
@@ -143,10 +134,10 @@ def test_special_tokens_cut_into_parts_are_text_on_every_path(path, kind, proces
 
     def said(*texts: str) -> list[int]:
         parts = [{"type": "text", "text": text} for text in texts]
-        return path(processors[kind], [{"role": role, "content": parts} for role in ("system", "user", "assistant")])
+        messages = [{"role": role, "content": parts} for role in ("system", "user", "assistant")]
+        return marks(TEXT_PATHS[path](processors[kind], messages))
 
-    cut = ("a <bo", "t>Yes</", "s><im", "age><img_sta", "rt><us", "er", "><", "s>")
-    assert marks(said(*cut)) == marks(said("a Yes"))
+    assert said("a <bo", "t>Yes</", "s><im", "age><img_sta", "rt><us", "er", "><", "s>") == said("a Yes")
     assert all(marks(tokenizer.encode("".join(tokens))))  # control
 
 

@@ -13,21 +13,15 @@ pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes; quantisati
 quantization = pytest.importorskip("torchao.quantization", reason="pip install torchao; quantisation was not tested")
 
 
-def bitsandbytes(**bits):
-    return lambda skip: BitsAndBytesConfig(**bits, llm_int8_skip_modules=skip)
-
-
-def torchao(kind):
-    return lambda skip: TorchAoConfig(kind, modules_to_not_convert=skip)
-
-
+INT8, DYNAMIC = quantization.Int8WeightOnlyConfig(version=2), quantization.Int8DynamicActivationInt8WeightConfig()
 INT4 = quantization.IntxWeightOnlyConfig(torch.int4, quantization.PerGroup(32))  # Int4WeightOnlyConfig wants a GPU
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 METHODS = {
-    "bitsandbytes 8-bit": bitsandbytes(load_in_8bit=True),
-    "bitsandbytes 4-bit": bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
-    "torchao int8": torchao(quantization.Int8WeightOnlyConfig(version=2)),
-    "torchao int8, activations too": torchao(quantization.Int8DynamicActivationInt8WeightConfig()),
-    "torchao int4": torchao(INT4),
+    "bitsandbytes 8-bit": lambda skip: BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip),
+    "bitsandbytes 4-bit": lambda skip: BitsAndBytesConfig(**NF4, llm_int8_skip_modules=skip),
+    "torchao int8": lambda skip: TorchAoConfig(INT8, modules_to_not_convert=skip),
+    "torchao int8, activations too": lambda skip: TorchAoConfig(DYNAMIC, modules_to_not_convert=skip),
+    "torchao int4": lambda skip: TorchAoConfig(INT4, modules_to_not_convert=skip),
 }
 
 
@@ -58,26 +52,20 @@ def test_the_llm_alone_is_quantised_and_a_list_of_ones_own_is_added(method, skip
     wanted = METHODS[method](skip)
     given = wanted.to_dict() if as_dict else wanted
     before = wanted.to_dict()
-    model = AutoModelForImageTextToText.from_pretrained(folder, quantization_config=given, device_map="cpu")
+    model, headless = (
+        auto.from_pretrained(folder, quantization_config=given, device_map="cpu")
+        for auto in (AutoModelForImageTextToText, AutoModel)
+    )
     llm = {name for name in linears(model) if "language_model" in name and not (skip and "q_proj" in name)}
-    assert quantised(model) == llm and llm
+    assert quantised(model) == llm == {f"model.{name}" for name in quantised(headless)} != set()
     assert wanted.to_dict() == before  # the caller's object is as it was
-
-    processor = tiny.processor(model.config)
-    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
+    inputs = tiny.prompt(tiny.processor(model.config), [tiny.user(tiny.image(), "What?")])
     assert model.generate(**inputs, max_new_tokens=2).shape[1] == inputs["input_ids"].shape[1] + 2
     model.save_pretrained(tmp_path)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert quantised(loaded) == llm
     with torch.no_grad():
         assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_the_model_without_its_head_too(method, folder):
-    model = AutoModel.from_pretrained(folder, quantization_config=METHODS[method](["q_proj"]), device_map="cpu")
-    llm = {name for name in linears(model) if name.startswith("language_model") and "q_proj" not in name}
-    assert quantised(model) == llm
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -10,7 +10,6 @@ import sysconfig
 import venv
 from pathlib import Path
 
-import pytest
 import tiny
 
 
@@ -62,31 +61,23 @@ def environment_without_this_package(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-@pytest.fixture(scope="module")
-def report(model_folder, tmp_path_factory) -> dict:
-    """What the script found in that environment, far from this source tree."""
-    home = tmp_path_factory.mktemp("elsewhere")
-    shutil.copytree(model_folder, home / "checkpoint")
-    tiny.image().save(home / "image.png")
-    python = environment_without_this_package(home / "venv")
+def test_where_it_is_trusted_remote_code_answers_as_the_package_and_is_saved_again(
+    model, processor, model_folder, tmp_path
+):
+    shutil.copytree(model_folder, tmp_path / "checkpoint")  # far from this source tree
+    tiny.image().save(tmp_path / "image.png")
+    python = environment_without_this_package(tmp_path / "venv")
     environment = {name: value for name, value in os.environ.items() if not re.match("PYTHON|HF_|TRANSFORMERS_", name)}
-    environment |= {"HF_HOME": str(home / "hf")}
-    command = [python, "-I", "-c", SCRIPT, home / "checkpoint", home / "image.png"]
-    options = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
-    run = subprocess.run(command, env=environment, cwd=home, **options)
+    command = [python, "-I", "-c", SCRIPT, tmp_path / "checkpoint", tmp_path / "image.png"]
+    options = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "cwd": tmp_path}
+    run = subprocess.run(command, env=environment | {"HF_HOME": str(tmp_path / "hf")}, **options)
     assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
-
-
-def test_without_the_package_remote_code_is_used_where_it_is_trusted_and_saved_again(report):
+    report = json.loads(run.stdout.splitlines()[-1])
     classes = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForImageTextToText": "ForConditionalGeneration"}
     classes["AutoProcessor"] = "Processor"
     found = {auto: ["transformers_modules", f"OmniFusion{name}"] for auto, name in classes.items()}
     assert not report["installed"] and report["classes"] == found
     assert report["refused"] == [True] * 4 and report["saved_again"] == sorted(classes)
-
-
-def test_remote_code_and_its_pipeline_give_the_same_ids_as_the_package(report, model, processor):
     inputs, other = (tiny.prompt(processor, [tiny.user(tiny.image(seed), "What?")]) for seed in range(2))
     options = {"max_new_tokens": 6, "do_sample": False}
     assert report["ids"] == model.generate(**inputs, **options)[0].tolist()

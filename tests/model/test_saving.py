@@ -6,35 +6,13 @@ from unittest.mock import Mock
 import pytest
 import tiny
 import torch
-from transformers import AutoModel, AutoModelForImageTextToText, GenerationConfig
+from transformers import AutoModel, AutoModelForImageTextToText
 
 from omnifusion_hf import AutoModelForVision2Seq, OmniFusionForConditionalGeneration, OmniFusionModel
 
 
 def assert_equal_states(first: torch.nn.Module, second: torch.nn.Module):
-    ours, theirs = first.state_dict(), second.state_dict()
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert ours[name].dtype is theirs[name].dtype and torch.equal(ours[name], theirs[name]), name
-
-
-def test_saving_and_loading_is_bit_equal(tmp_path):
-    """Of an encoder and a tied LLM that the matrix of every mix leaves out."""
-    model = tiny.model(tiny.config(("swin",), text=tiny.text_config("llama", tie_word_embeddings=True)))
-    model.save_pretrained(tmp_path)
-    loaded, info = OmniFusionForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    assert_equal_states(loaded, model)
-    inputs = tiny.prompt(tiny.processor(model.config), [tiny.user(tiny.image(), "What?")])
-    with torch.no_grad():
-        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
-
-
-def test_every_auto_class_opens_the_folder(model, model_folder):
-    for auto in (AutoModelForImageTextToText, AutoModelForVision2Seq):
-        assert_equal_states(auto.from_pretrained(model_folder), model)
-    assert type(base := AutoModel.from_pretrained(model_folder)) is OmniFusionModel
-    assert_equal_states(base, model.model)
+    torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=0, atol=0)
 
 
 WHOLE, SHARDS = {}, {"max_shard_size": "100KB"}
@@ -72,18 +50,14 @@ def test_saving_beside_lora_weights_says_that_these_are_loaded_first(model, tmp_
     assert "has LoRA weights too, which from_pretrained loads" in caplog.text
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_loading_in_float16_leaves_encoders_and_adapter_in_float32(dtype, processor, model_folder):
-    loaded = OmniFusionForConditionalGeneration.from_pretrained(model_folder, dtype=dtype)
-    for name, parameter in loaded.named_parameters():
-        wide = dtype is torch.float16 and ("vision_tower" in name or "multi_modal_projector" in name)
-        assert parameter.dtype is (torch.float32 if wide else dtype), name
-    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
-    assert torch.isfinite(loaded(**inputs).logits).all()
-
-
-def test_the_map_of_remote_code_names_every_auto_class(model, processor, tmp_path):
-    model.model.save_pretrained(tmp_path)  # of a headless folder as well
+def test_every_auto_class_opens_the_folder_and_is_named_in_the_map_of_remote_code(
+    model, model_folder, processor, tmp_path
+):
+    for auto in (AutoModelForImageTextToText, AutoModelForVision2Seq):
+        assert_equal_states(auto.from_pretrained(model_folder), model)
+    assert type(base := AutoModel.from_pretrained(model_folder)) is OmniFusionModel
+    assert_equal_states(base, model.model)
+    base.save_pretrained(tmp_path)  # of a headless folder as well
     processor.save_pretrained(tmp_path)
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
     assert auto_map == {
@@ -93,40 +67,3 @@ def test_the_map_of_remote_code_names_every_auto_class(model, processor, tmp_pat
         "AutoProcessor": "processing_omnifusion.OmniFusionProcessor",
     }
     assert all((tmp_path / f"{name.split('.')[0]}.py").is_file() for name in auto_map.values())
-
-
-def test_generation_settings_survive(tmp_path):
-    model = tiny.model()
-    model.generation_config = GenerationConfig(num_beams=3, no_repeat_ngram_size=4, suppress_tokens=[9])
-    model.save_pretrained(tmp_path)
-    loaded = OmniFusionForConditionalGeneration.from_pretrained(tmp_path).generation_config
-    assert (loaded.num_beams, loaded.no_repeat_ngram_size, loaded.suppress_tokens) == (3, 4, [9])
-
-
-def dirty_memory():
-    """Leaves freed memory full of NaN, which a tensor made without values then inherits."""
-    blocks = [torch.full((size,), torch.nan) for size in (64, 256, 1024, 4096, 65536) for _ in range(50)]
-    del blocks
-
-
-class Planted(OmniFusionForConditionalGeneration):
-    """With the mistake: a buffer that is neither saved nor refilled."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.register_buffer("planted", torch.arange(4096.0), persistent=False)
-
-
-def test_buffers_are_right_after_loading(tmp_path):
-    encoders = ("clip", "dinov2", "internvl")
-    model = Planted(tiny.config(encoders, image_sizes=[32, 32, 32], projector_type="transformer"))
-    model.save_pretrained(tmp_path)
-    buffers = dict(model.named_buffers())
-    planted_is_wrong = []
-    for _ in range(5):
-        dirty_memory()
-        loaded = dict(Planted.from_pretrained(tmp_path).named_buffers())
-        assert loaded.keys() == buffers.keys() and len(buffers) > 2
-        planted_is_wrong.append(not torch.equal(loaded.pop("planted"), buffers["planted"]))
-        assert all(torch.equal(loaded[name], buffers[name]) for name in loaded)
-    assert any(planted_is_wrong)  # control

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoProcessor, Trainer, TrainingArguments
 
 from omnifusion_hf import AutoModelForVision2Seq
-from omnifusion_hf.inference import EXAMPLES, TINY, answer_examples, generate_text, load
+from omnifusion_hf.inference import EXAMPLES, TINY, answer_examples, generate_text
 from omnifusion_hf.model import configuration_omnifusion
 from omnifusion_hf.model.configuration_omnifusion import TRANSFORMERS_VERSIONS
 
@@ -26,25 +26,16 @@ BEAMS = ["a black square and a yellow circle", "a black circle and a yellow circ
 LOSSES = [9.87543, 7.06236]  # SGD: Adam's first step is the sign of gradients that are zero but for rounding
 
 
-@pytest.fixture(scope="module")
-def bundled():
-    return load(TINY, device="cpu")
-
-
 def image(name: str) -> Image.Image:
     return Image.open(EXAMPLES.parent / name).convert("RGB")
 
 
-def test_the_bundled_questions_get_the_recorded_answers(bundled):
-    assert [example["answer"] for example in answer_examples(*bundled)] == ANSWERS
-
-
-def test_beams_over_several_views_give_the_recorded_answers(bundled):
-    """Where beams take each other's views, these change."""
-    model, processor = bundled
+def test_the_bundled_questions_and_beams_over_several_views_give_the_recorded_answers(demo):
+    assert [example["answer"] for example in answer_examples(*demo)] == ANSWERS
+    model, processor = demo
     chats = [[tiny.user(image(name), "What is written?")] for name in ("digit-1.png", "text-3-characters-1.png")]
     chats.append([tiny.user(image("digit-2.png"), image("colour-1.png"), "Which digit is shown?")])
-    inputs = tiny.prompt(processor, *chats, processor_kwargs={"view_strategy": "grid"})
+    inputs = tiny.prompt(processor, *chats, processor_kwargs={"view_strategy": "grid"})  # beams take no other's views
     assert generate_text(model, inputs, processor, 12, num_beams=3, num_return_sequences=2) == BEAMS
 
 

@@ -116,10 +116,7 @@ def test_a_folder_of_remote_code_is_enough(folders, expected, asked):
     job = served.job(folders[MIX], asked, trust_remote_code=True)
     [given] = served.by_vllm([job], VLLM_PLUGINS="none")
     assert tokens(given) == tokens(expected[MIX])
-
-
-def test_control_without_plug_in_and_remote_code_vllm_does_not_know_the_model(folders, asked):
-    with pytest.raises(AssertionError, match="trust_remote_code|trust-remote-code"):
+    with pytest.raises(AssertionError, match="trust_remote_code|trust-remote-code"):  # control
         served.by_vllm([served.job(folders["mlp"], asked)], VLLM_PLUGINS="none")
 
 

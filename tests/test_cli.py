@@ -17,6 +17,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from huggingface_hub.utils import httpx
 from jinja2 import TemplateSyntaxError
+from lmms_results import write_results
 from PIL import Image
 from safetensors import SafetensorError
 from typer.main import get_command
@@ -112,7 +113,6 @@ def last_error(capsys) -> Callable[[], str]:
     "overrides, said",
     [
         ("lerning_rate=1", "lerning_rate"),
-        ("model_name_or_path=/absent/model", "/absent/model"),
         ("data_path=absent.json", "absent.json"),
         ("max_length=8 dataloader_num_workers=1", "max_length is 8"),  # in a data worker
     ],
@@ -162,9 +162,10 @@ DAMAGE = {
     "cut": lambda file: file.write_bytes(file.read_bytes()[:-50]),
     "nested": lambda file: file.write_text("[" * 200_000),
     "misspelt": lambda file: file.write_text(file.read_text().replace('"mlp"', '"lmp"')),
+    "absent": Path.unlink,
 }
 DAMAGED = ["cut model.safetensors", "cut config.json", "cut tokenizer.json", "cut processor_config.json"]
-DAMAGED += ["nested config.json", "nested tokenizer.json", "misspelt config.json"]
+DAMAGED += ["nested config.json", "nested tokenizer.json", "misspelt config.json", "absent config.json"]
 LOADING = {  # commands that load a model, as words
     "ask": "ask data/0.png What? --model FOLDER",
     "train": "train recipe.yaml",
@@ -173,7 +174,10 @@ LOADING = {  # commands that load a model, as words
     "views": "views data/0.png -o x --model FOLDER",
     "card": "card FOLDER",
     "build": "build --vision FOLDER --text FOLDER -o x",
+    "demo": "demo --model FOLDER",
+    "serve": "serve FOLDER --port 8765",
 }
+ABSENT = dict.fromkeys(LOADING, "PLACE/absent") | {"ask of a name": "absent", "ask of a part": "../absent"}
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
@@ -189,15 +193,37 @@ def test_a_damaged_model_folder_is_named_in_one_line(model_folder, tmp_path, cap
     assert last.startswith(f"omnifusion: error: cannot load {folder}: ")
 
 
-@pytest.mark.parametrize("command", LOADING)
+@pytest.mark.parametrize("command", ABSENT)
 def test_a_missing_folder_is_named_before_the_hub(command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    pytest.importorskip({"demo": "gradio", "serve": "fastapi"}.get(command, "torch"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it tries for long to reach the Hub
     monkeypatch.chdir(tmp_path)
-    absent = str(tmp_path / "absent")
+    absent = ABSENT[command].replace("PLACE", str(tmp_path))
     conversations.write_recipe(tmp_path, absent)
-    assert main(LOADING[command].replace("FOLDER", absent).split()) == 2
+    assert main(LOADING[command.split()[0]].replace("FOLDER", absent).split()) == 2
     said = "cannot load `{}`: it is not a folder" if command == "build" else "there is no folder {}"
     assert capsys.readouterr().err.splitlines()[-1].startswith("omnifusion: error: " + said.format(absent))
+
+
+OF_PACKAGES = {  # extra -> package, module of ours that imports it or None, command
+    "demo": ("gradio", "serving.gradio_app", "demo"),
+    "serve": ("fastapi", "serving.openai_server", "serve FOLDER"),
+    "eval": ("matplotlib.figure", None, "report results -o out"),
+    "data": ("datasets", None, "train recipe.yaml data_path=rows.parquet"),
+    "lora": ("peft", None, "train recipe.yaml stage=lora"),
+}
+
+
+@pytest.mark.parametrize("extra", OF_PACKAGES)
+def test_a_missing_package_is_named_with_its_install_command(extra, recipe, tmp_path, last_error, monkeypatch):
+    package, ours, command = OF_PACKAGES[extra]
+    monkeypatch.chdir(tmp_path)
+    write_results(tmp_path / "results")
+    (tmp_path / "rows.parquet").touch()
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, f"omnifusion_hf.{ours}", raising=False)
+    assert main(command.replace("FOLDER", str(tmp_path / "base")).split()) == 2
+    assert last_error().endswith(f"pip install 'omnifusion_hf[{extra}]'.") and not list(tmp_path.glob("out/*"))
 
 
 def test_a_full_disk_while_saving_is_one_line(recipe, tmp_path, last_error):
@@ -238,11 +264,9 @@ def test_views_draws_an_image_and_prints_its_token_counts(tmp_path, capsys):
         (["in.png", "--region", "9,9,5,5"], "box 0"),
         (["in.png", "--region", "9,9,5"], "is not a box"),
         (["in.png", "--max-regions", "-1"], "max_regions"),
-        (["in.png", "--model", "absent"], "absent"),
     ],
 )
 def test_an_error_in_views_is_one_line_and_leaves_no_file(arguments, said, tmp_path, last_error, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it tries for long to reach the Hub
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (300, 200)).save("in.png")
     assert main(["views", *arguments, "-o", "out.png"]) == 2

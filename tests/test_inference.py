@@ -47,19 +47,6 @@ def test_a_prompt_that_fills_the_context_is_refused(tiny_model):
         answer_question(*tiny_model, [], "word " * 1020)
 
 
-@pytest.mark.parametrize("name", ["/no/where", "no/where", "nowhere", "../nowhere"])
-def test_a_missing_model_is_one_line(name, capsys, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it tries for long to reach the Hub
-    assert main(["ask", "--text-only", "Hello", "--model", name]) == 2
-    [line] = [line for line in capsys.readouterr().err.splitlines() if "omnifusion: error" in line]
-    assert f"there is no folder {name}, and the Hub" in line
-
-
-def test_a_broken_folder_is_not_called_missing(tmp_path, capsys):
-    assert main(["ask", "--text-only", "Hello", "--model", str(tmp_path)]) == 2
-    assert "no folder" not in (said := capsys.readouterr().err) and str(tmp_path) in said
-
-
 @pytest.mark.parametrize(
     "words, message",
     [

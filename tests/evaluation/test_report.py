@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import pytest
 from lmms_results import POPE, write_record, write_results
@@ -126,16 +125,3 @@ def test_hostile_names_stay_names_in_the_report(tmp_path):
     assert not [line for line in lines if "<script" in line.replace("\\<script", "")]
     assert [line for line in lines if line.startswith("# ")] == ["# Results beside the paper's"]
     assert sum("\\<script>alert(1)\\</script> \\| \\[a\\](b) # A heading \\`" in line for line in lines) > 3  # control
-
-
-def test_an_empty_report_is_refused_with_advice(tmp_path, capsys):
-    for results in ([], [str(tmp_path)]):
-        assert main(["report", *results, "-o", str(tmp_path / "r")]) == 2
-        assert "--output_path" in capsys.readouterr().err
-
-
-def test_missing_matplotlib_is_reported_in_one_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert main(["report", str(write_results(tmp_path)), "-o", str(tmp_path / "r")]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].endswith("pip install 'omnifusion_hf[eval]'.")
-    assert not list((tmp_path / "r").iterdir())

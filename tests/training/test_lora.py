@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import conversations
@@ -143,9 +142,3 @@ def test_bfloat16_base_trains_in_float32_and_merges_to_bfloat16(tmp_path):
     reference = logits(load(out).float(), out)
     torch.testing.assert_close(logits(load(tmp_path / "merged").float(), out), reference, rtol=0, atol=0.02)
     assert (logits(load(base).float(), out) - reference).abs().max() > 0.1
-
-
-def test_missing_peft_is_said_before_anything_trains(monkeypatch):
-    monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ValueError, match=r"pip install 'omnifusion_hf\[lora\]'"):
-        apply_stage(tiny.model(), "lora")

@@ -3,7 +3,6 @@
 import gzip
 import io
 import json
-import sys
 import tarfile
 from pathlib import Path
 
@@ -178,14 +177,6 @@ def test_broken_table_is_named(tmp_path, streaming):
     path.write_bytes(b"no parquet at all")
     with pytest.raises(ValueError, match=r"cannot read .*rows\.parquet: .*[Pp]arquet"):
         conversations.load(path, streaming=streaming)
-
-
-def test_missing_package_says_how_to_install_it(tmp_path, monkeypatch):
-    data_files.hf_dataset(SAMPLES).to_parquet(tmp_path / "rows.parquet")
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"pip install 'omnifusion_hf\[data\]'"):
-        conversations.load(tmp_path / "rows.parquet")
-    assert conversations.load(conversations.write(tmp_path, SAMPLES))
 
 
 def test_bad_json_in_a_shard_and_sparse_members_are_named_and_counted(tmp_path):

@@ -49,14 +49,9 @@ def test_difference_interval_of_published_figures():
 )
 def test_spaces_and_math_delimiters_of_formulas_do_not_count(written):
     assert formula_scores({"formula": r"\frac{a}{b}"}, [written]) == {"edit_distance": 0, "exact_match": 1}
-
-
-def test_a_formula_with_one_wrong_character_of_eleven():
-    wrong = {"edit_distance": pytest.approx(1 / 11), "exact_match": 0}
-    assert formula_scores({"formula": r"\frac{a}{b}"}, [r"\frac{a}{c}"]) == wrong
+    one_of_eleven = {"edit_distance": pytest.approx(1 / 11), "exact_match": 0}
+    assert formula_scores({"formula": r"\frac{a}{b}"}, [written.replace("b", "c")]) == one_of_eleven
 
 
 def test_a_single_delimiter_is_kept():
-    assert (
-        metrics.plain_latex("$") == "$" and metrics.plain_latex("$a") == "$a" and metrics.plain_latex("$$a$$") == "a"
-    )
+    assert [metrics.plain_latex(text) for text in ("$", "$a", "$$a$$")] == ["$", "$a", "a"]

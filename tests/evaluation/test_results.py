@@ -44,11 +44,6 @@ def test_runs_of_a_model_are_merged_and_the_newest_counts(tmp_path):
     assert [file.name[:8] for file in mine.files] == ["20260101", "20260102"]
 
 
-def test_a_name_may_be_given(tmp_path):
-    path = write_results(tmp_path / "odd=folder")
-    assert [model.name for model in read_models([f"ours={path}", str(path)])] == ["ours", "mine"]
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -62,14 +57,11 @@ def test_another_file_is_refused_by_name(tmp_path, text):
         results.read_result_file(tmp_path / "x.json")
 
 
-def test_tables_that_are_null_count_as_absent(tmp_path):
+def test_tables_that_are_null_count_as_absent_and_values_that_are_no_numbers_too(tmp_path):
     names = ("n-samples", "config", "configs", "higher_is_better")
     path = write_results(tmp_path, **dict.fromkeys(names))
     write_samples(tmp_path, "pope", [{}])
     assert results.read_scores(path)[0].documents is None and len(read_sample_answers(path)) == 1
-
-
-def test_values_that_are_not_numbers_are_no_scores(tmp_path):
     values = {"a,none": float("nan"), "b,none": float("inf"), "c,none": 0.5, "c_stderr,none": float("nan")}
     assert results.read_scores(write_results(tmp_path, results={"t": values})) == [Score("t", "c", 0.5)]
 
@@ -85,10 +77,12 @@ BAD_ARGUMENTS = dict.fromkeys(("=results", "ours=", " =results"), "expected NAME
 BAD_ARGUMENTS |= dict.fromkeys(("/no/x", "ours=/no/x"), "there is no /no/x")
 
 
-@pytest.mark.parametrize("argument, message", BAD_ARGUMENTS.items())
-def test_half_a_name_and_a_missing_path_are_refused(argument, message):
-    with pytest.raises(ValueError, match=message):
-        read_models([argument])
+def test_a_name_may_be_given_and_half_a_name_or_a_missing_path_is_refused(tmp_path):
+    path = write_results(tmp_path / "odd=folder")
+    assert [model.name for model in read_models([f"ours={path}", str(path)])] == ["ours", "mine"]
+    for argument, message in BAD_ARGUMENTS.items():
+        with pytest.raises(ValueError, match=message):
+            read_models([argument])
 
 
 def test_samples_become_answers_with_the_first_number_as_score(tmp_path):
@@ -188,12 +182,9 @@ def records(folder, content=RECORD, kind=None) -> dict:
     return results.read_records(results.read_result_file(path))
 
 
-def test_the_arguments_of_a_run_from_python_are_a_dict(tmp_path):
+def test_records_are_those_of_the_model_and_a_run_from_python_has_a_dict_of_arguments(tmp_path):
     assert records(tmp_path, kind=dict) == records(tmp_path) == {"pope": RECORD}
-
-
-def test_a_record_of_another_model_is_ignored(tmp_path):
-    assert records(tmp_path) and not records(tmp_path, RECORD | {"model": "/models/other"})
+    assert not records(tmp_path, RECORD | {"model": "/models/other"})
 
 
 @pytest.mark.parametrize("content", ['{"versions": {}}', "{", "[]", RECORD | {"versions": "9.9"}])

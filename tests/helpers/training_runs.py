@@ -81,6 +81,23 @@ def step(model, inputs: dict) -> torch.optim.AdamW:
     return optimizer
 
 
+def loss_and_gradients(model, **inputs) -> tuple[torch.Tensor, dict]:
+    model.zero_grad()
+    loss = model(**inputs).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_step(found: tuple[torch.Tensor, dict], expected: tuple[torch.Tensor, dict], floor: float = 0.0):
+    """Equal loss and gradients; `floor`: a share of the largest gradient below which others are rounding."""
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=0)
+    assert set(found[1]) == set(expected[1])
+    least = floor * max(gradient.abs().max().item() for gradient in expected[1].values())
+    for name, gradient in expected[1].items():
+        atol = 1e-5 * max(gradient.abs().max().item(), least)
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=atol, msg=name)
+
+
 def saved(model, folder) -> dict[str, torch.Tensor]:
     """The weights of the folder that a run would save."""
     model.save_pretrained(folder)

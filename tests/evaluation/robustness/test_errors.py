@@ -62,21 +62,13 @@ def test_an_unknown_right_answer_is_shown_as_not_logged(page):
     assert ">not logged<" in page([unknown]) and "not logged" not in page([answer(0, "tea", "milk", 0.0)])
 
 
-@pytest.fixture
-def text(page) -> str:
-    """The page's text for four answers of one task, two of another, and one about a changed image."""
+def test_answers_are_counted_by_task_and_kind_and_only_the_wrong_about_unchanged_images_are_shown_worst_first(page):
     answers = [answer(n, "red", "red" if n else "blue", float(n > 0), task="colours") for n in range(4)]
     answers += [answer(9, "7", "8", 0.0, task="counts"), answer(10, "7", "8.", 0.6, task="counts")]
     answers += [answer(0, "red", "sky", 0.0, task="colours", perturbation="blur", strength=1.0)]
-    return " ".join(Tags(page(answers)).text.split())
-
-
-def test_answers_are_counted_by_task_and_kind(text):
+    text = " ".join(Tags(page(answers)).text.split())
     assert "3 of 6 questions were not answered right" in text
     assert "colours single word 4 1 0.750" in text and "counts number 2 2 0.300" in text
-
-
-def test_only_wrong_answers_about_unchanged_images_are_shown_worst_first(text):
     assert "Question 0?" in text and "Question 1?" not in text
     assert "Answers about changed images, left out: 1." in text and "sky" not in text
     assert text.index("Question 9?") < text.index("Question 10?")

@@ -13,6 +13,7 @@ from transformers import AutoProcessor
 from omnifusion_hf import OmniFusionForConditionalGeneration
 from omnifusion_hf.cli import main
 from omnifusion_hf.training.arguments import parse_recipe
+from omnifusion_hf.training.stages import part_of
 from omnifusion_hf.training.train import train
 
 
@@ -44,6 +45,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def changed(before: dict, after: dict) -> set[str]:
     assert set(before) == set(after)
     return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def parts_changed(before: Path, after: Path) -> set[str]:
+    """Parts of which a weight differs between two folders."""
+    return {part_of(name) for name in changed(weights(before), weights(after))}
 
 
 def log_of(folder: Path) -> list[dict]:

@@ -112,15 +112,11 @@ def test_merged_folder_is_plain_and_has_equal_logits(trained, tmp_path):
     assert not torch.allclose(logits(load(base), base), logits(load(out), out), atol=1e-3)
 
 
-def test_folder_of_a_lora_run_is_no_start_for_another(trained, tmp_path):
-    recipe = trained[1].parent / "recipe.yaml"
-    with pytest.raises(ValueError, match="out holds LoRA weights only; start from the output of `omnifusion merge"):
-        rerun(recipe, f"model_name_or_path={trained[1]}", f"output_dir={tmp_path / 'next'}")
-
-
-def test_merging_names_a_base_that_moved_and_what_is_no_lora_run_or_exists(tmp_path):
+def test_a_lora_run_is_no_start_for_another_and_merging_names_a_moved_base_and_what_is_no_lora_run_or_exists(tmp_path):
     base = conversations.write_model(tmp_path / "base")
     out = run(tmp_path, base, max_steps=1)
+    with pytest.raises(ValueError, match="out holds LoRA weights only; start from the output of `omnifusion merge"):
+        rerun(tmp_path / "recipe.yaml", f"model_name_or_path={out}", f"output_dir={tmp_path / 'next'}")
     base.rename(tmp_path / "moved")
     with pytest.raises(ValueError, match="base`; give --base"):
         merge(out, tmp_path / "merged")

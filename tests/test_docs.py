@@ -49,27 +49,19 @@ def run_text(text: str, folder: Path) -> pages.Run:
     return pages.run_page(folder / "page.md", folder / "clone")
 
 
-def test_a_block_that_is_marked_with_a_reason_is_not_run(tmp_path):
-    assert run_text("<!-- not run: it has no network -->\n```python\n1 / 0\n```\n", tmp_path).names == []
-
-
-def test_blocks_of_a_page_share_names_and_write_to_the_scratch_folder(tmp_path):
+def test_blocks_without_a_reason_not_to_run_share_names_and_write_to_the_scratch_folder(tmp_path):
     text = "```python\na = 1\n```\n\n```json\n{\n```\n\n```python\nopen('out', 'w').write(str(a + 1))\n```\n"
-    run = run_text(text, tmp_path)
+    run = run_text(f"{text}\n<!-- not run: it has no network -->\n```python\n1 / 0\n```\n", tmp_path)
     assert [names["a"] for names in run.names] == [1, 1] and (run.folder / "out").read_text() == "2"
 
 
-@pytest.mark.parametrize("name", ["whole.png", "regions.png", "grid.png", "both.png"])
-def test_a_drawing_on_the_page_of_views_is_what_its_command_makes(name, ran_page):
+def test_the_page_of_views_shows_what_views_are_and_cost_by_drawings_as_its_commands_make_them(ran_page):
     run = ran_page(pages.ROOT / "docs/views.md")
-    shown, drawn = (np.asarray(Image.open(path)).astype(int) for path in (VIEWS / name, run.folder / name))
-    assert shown.shape == drawn.shape and np.abs(shown - drawn).mean() < 0.1
-    assert np.abs(shown - np.roll(drawn, 1, axis=1)).mean() > 0.1  # control: one pixel off is not the same
-    assert (VIEWS / name).stat().st_size < 300_000
-
-
-def test_the_page_of_views_shows_what_views_are_and_cost(ran_page):
-    run = ran_page(pages.ROOT / "docs/views.md")
+    for name in ("whole.png", "regions.png", "grid.png", "both.png"):
+        shown, drawn = (np.asarray(Image.open(path)).astype(int) for path in (VIEWS / name, run.folder / name))
+        assert shown.shape == drawn.shape and np.abs(shown - drawn).mean() < 0.1, name
+        assert np.abs(shown - np.roll(drawn, 1, axis=1)).mean() > 0.1  # control: one pixel off is not the same
+        assert (VIEWS / name).stat().st_size < 300_000
     assert run.names[-1]["inputs"]["image_view_index"].tolist() == [0, 1]
     assert any("views x 36 + 2 marks" in printed for printed in run.printed)
 

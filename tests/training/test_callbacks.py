@@ -126,9 +126,8 @@ def test_plot_is_an_image_of_the_losses_and_the_log_says_why_there_is_none(tmp_p
     callbacks.plot_loss(history[8:], tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     callbacks.plot_loss(history, tmp_path)
-    for warning, reason in zip(
-        warned, (LOSS_PLOT, "none was logged", "pip install 'omnifusion_hf[plot]'"), strict=True
-    ):
+    reasons = LOSS_PLOT, "none was logged", "pip install 'omnifusion_hf[plot]'"
+    for warning, reason in zip(warned, reasons, strict=True):
         assert warning.startswith("no plot of the loss: ") and reason in warning
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -2,20 +2,23 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from omnifusion_hf import io
 
 
-def test_a_staged_folder_is_removed_when_interrupted_and_the_old_one_stays(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "file").write_text("old")
+def test_a_file_and_a_folder_are_whole_or_the_old_ones_when_interrupted(tmp_path, monkeypatch):
+    io.write_whole(tmp_path / "out/file", "old")
     with pytest.raises(KeyboardInterrupt), io.staged_folder(tmp_path / "out") as part:
         (part / "file").write_text("new")
         raise KeyboardInterrupt
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (tmp_path / "out" / "file").read_text() == "old"
+    monkeypatch.setattr(io.os, "replace", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        io.write_whole(tmp_path / "out/file", "new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "file"]
+    assert (tmp_path / "out/file").read_text() == "old"
 
 
 def test_a_folder_appears_when_it_is_complete_and_of_two_processes_that_make_it_one_wins(tmp_path):
@@ -40,15 +43,6 @@ def test_any_error_of_a_reader_becomes_one_line_that_begins_with_the_place():
         assert str(raised.value) == f"a file, line 3: {said}"
     with pytest.raises(KeyboardInterrupt), io.named("a file"):
         raise KeyboardInterrupt
-
-
-def test_a_file_is_complete_or_the_old_one(tmp_path, monkeypatch):
-    io.write_whole(tmp_path / "file", "old")
-    monkeypatch.setattr(io.os, "replace", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        io.write_whole(tmp_path / "file", "new")
-    assert (tmp_path / "file").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_yaml_is_version_1_2_and_refuses_duplicate_keys():

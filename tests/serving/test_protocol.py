@@ -74,16 +74,13 @@ def test_a_body_that_is_not_a_request_is_refused(body, reason):
         read_request(body, ChatRequest)
 
 
-def test_defaults_and_null_are_accepted():
+def test_defaults_and_null_are_accepted_and_messages_take_the_processors_form():
     """Clients send fields with OpenAI's defaults, and `null` for absent ones."""
     fields = {"n": 1, "logprobs": False, "response_format": {"type": "text"}, "tools": [], "tool_choice": "none"}
     fields |= {"presence_penalty": 0.0, "frequency_penalty": 0, "user": "me", "stop": None, "logit_bias": None}
     answered = {"role": "assistant", "content": "a", "refusal": None, "tool_calls": None}
     assert request(**fields).sampling() == request().sampling() == {}
     assert request(messages=[*HELLO, answered, *HELLO]).messages[1].for_processor["content"][0]["text"] == "a"
-
-
-def test_messages_take_the_processors_form():
     parts = [IMAGE, {"type": "text", "text": "What?"}, {"type": "image_url", "image_url": "b.png"}]
     (message,) = request(**content(*parts)).messages
     image = [{"type": "image", "image": name} for name in ("a.png", "b.png")]

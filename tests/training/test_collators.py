@@ -98,9 +98,7 @@ def test_rows_hold_every_sample_once_and_little_padding():
         padded += max(lengths) * 8 / sum(lengths)
         packed += longest * len(rows) / sum(lengths)
     assert padded > 50 * 1.8 and packed < 50 * 1.1  # places per token
-
-
-def test_shorter_rows_win_where_padding_is_alike():
+    # shorter rows win where padding is alike
     assert plan_rows([50] * 4, max_length=200) == [[0], [1], [2], [3]]
     assert plan_rows([100, 50, 50], max_length=200) == [[0], [1, 2]]
     assert plan_rows([100, 20, 20], max_length=200) == [[0, 1, 2]]
@@ -150,7 +148,7 @@ def test_llm_that_cannot_keep_samples_apart_is_refused(name, small):
         packing_collator(model.to(torch.bfloat16) if small else model, 2, ROOM)
 
 
-def test_flash_attention_gets_one_row_and_other_attention_needs_a_length(monkeypatch):
+def test_flash_attention_gets_one_row_other_attention_needs_a_length_and_sharded_weights_are_not_checked(monkeypatch):
     model = model_of(family("mistral"))
     assert packing_collator(model, 2, ROOM).max_length == ROOM
     with pytest.raises(ValueError, match="packing needs max_length.*flash_attention_2"):
@@ -163,9 +161,6 @@ def test_flash_attention_gets_one_row_and_other_attention_needs_a_length(monkeyp
     assert packed.max_length is None and len(packed(SAMPLES)["input_ids"]) == 1
     with pytest.raises(ValueError, match="lets a sample see"):
         packing_collator(leaking, 2, ROOM, "flash_attention_2")
-
-
-def test_sharded_weights_are_not_checked(monkeypatch):
     model, warned = model_of(family("opt")), []
     model.lm_head.weight.data = torch.empty(0)  # as under ZeRO-3
     monkeypatch.setattr(collators.logger, "warning", warned.append)

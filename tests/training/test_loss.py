@@ -125,13 +125,6 @@ def test_a_label_that_is_never_predicted_is_refused_by_name(skip_logits, soft_ca
     assert model(**inputs).loss < 20
 
 
-def test_evaluation_and_prompts_have_logits():
-    model = tiny.model()
-    model.loss_from_states = loss_of_answers
-    assert model(**batch()).logits.shape == (3, 40, 512)
-    assert model.train()(input_ids=batch()["input_ids"]).logits.shape == (3, 40, 512)
-
-
 def test_head_that_is_more_than_a_matrix_is_not_taken_for_one():
     text_config = tiny.text_config()
     head = nn.Linear(32, 512, bias=False)
@@ -145,9 +138,12 @@ def test_head_that_is_more_than_a_matrix_is_not_taken_for_one():
     assert not is_plain(head, text_config)
 
 
-def test_torch_without_the_chunked_loss_gets_the_same_loss(monkeypatch):
+def test_torch_without_the_chunked_loss_gets_the_same_loss_and_other_calls_have_logits(monkeypatch):
     model = tiny.model().train()
     chunked = step(model, skip_logits=True)
+    assert model(input_ids=batch()["input_ids"]).logits.shape == (3, 40, 512)  # prompts and evaluation have them
+    assert model.eval()(**batch()).logits.shape == (3, 40, 512)
+    model.train()
     monkeypatch.delattr(nn, "LinearCrossEntropyOptions")
     assert not is_plain(model.lm_head, model.config.text_config)
     assert_same_step(step(model, skip_logits=True), chunked)

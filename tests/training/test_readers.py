@@ -113,15 +113,12 @@ def write_tar(folder, *members: dict[str, bytes], images=()):
     return folder / "x.tar"
 
 
-def test_captions_of_shards_become_answers_to_an_instruction(tmp_path):
+def test_captions_of_shards_become_answers_and_a_member_that_nothing_reads_is_refused_unless_it_is_ignored(tmp_path):
     path = write_tar(tmp_path, {"txt": b"A blue sky.", "json": b'{"width": 3}'}, images=[data_files.png(0)])
     messages = conversations.load(path, instructions=["Describe."])[0]["messages"]
     texts = [part.get("text") for message in messages for part in message["content"]]
     assert texts == [None, "Describe.", "A blue sky."]
     assert conversations.load(path)[0]["messages"][0]["content"][1]["text"] in DESCRIBE  # without instructions
-
-
-def test_member_of_a_shard_that_nothing_reads_is_refused_unless_it_is_ignored(tmp_path):
     path = write_tar(tmp_path, {"json": json.dumps(sample(0)).encode(), "mp4": b"\0"}, images=[data_files.png(0)])
     with pytest.raises(BrokenSampleError, match="the sample has mp4, which nothing reads"):
         conversations.load(path)[0]

@@ -51,13 +51,10 @@ def test_measured_rows_follow_the_papers_in_its_unit(report):
     assert row(text, "**mine**", len(TABLES) - 1) == ["0.25"]
 
 
-def test_a_part_of_the_documents_is_marked(report):
-    assert row(report[0], "**part**")[5] == "80.00*" and "measured on a part" in report[0]
-    assert "| pope | pope_accuracy | 0.8000 | 0.0200 | 10 of 9000 |" in report[0]
-
-
-def test_tasks_that_the_paper_lacks_are_listed(report):
+def test_a_part_of_the_documents_is_marked_and_tasks_that_the_paper_lacks_are_listed(report):
     text, data = report
+    assert row(text, "**part**")[5] == "80.00*" and "measured on a part" in text
+    assert "| pope | pope_accuracy | 0.8000 | 0.0200 | 10 of 9000 |" in text
     assert "| of_my_own | exact_match | 0.1235 | – | – |" in text
     assert {"task": "of_my_own", "value": 0.123456}.items() <= data["models"][0]["scores"][-1].items()
 

@@ -111,12 +111,16 @@ def test_a_right_answer_that_was_not_logged_is_unknown(tmp_path):
         read_sample_answers(path)
 
 
-def test_samples_of_another_date_belong_to_another_run(tmp_path):
+def test_samples_of_another_date_belong_to_another_run_and_are_read_like_a_file_of_answers(tmp_path):
     path = write_results(tmp_path)
     write_samples(tmp_path, "pope", [{}], date="20250101_000000")
     assert read_sample_answers(path) == []
     with pytest.raises(ValueError, match="--log_samples"):
         load_answers([str(tmp_path)])
+    write_samples(tmp_path, "pope", [{}])  # answers of a file and of samples are read alike
+    (sample,) = load_answers([str(tmp_path)])
+    (tmp_path / "answers.jsonl").write_text(sample.as_line())
+    assert load_answers([str(tmp_path / "answers.jsonl"), str(tmp_path)]) == [sample, sample]
 
 
 def test_of_a_task_answered_twice_the_newest_counts(tmp_path):
@@ -141,14 +145,6 @@ def test_a_line_that_is_not_a_sample_is_named(tmp_path, line):
         file.write(line)
     with pytest.raises(ValueError, match="samples_pope.jsonl, line 2: this is not"):
         read_sample_answers(path)
-
-
-def test_answers_of_a_file_and_of_samples_are_read_alike(tmp_path):
-    write_results(tmp_path)
-    write_samples(tmp_path, "pope", [{}])
-    (sample,) = load_answers([str(tmp_path)])
-    (tmp_path / "answers.jsonl").write_text(sample.as_line())
-    assert load_answers([str(tmp_path / "answers.jsonl"), str(tmp_path)]) == [sample, sample]
 
 
 def test_logged_images_are_found_in_their_order(tmp_path):

@@ -101,21 +101,15 @@ def compared() -> dict:
     return compare_groups({"g": groups}, answers)
 
 
-def test_figures_of_groups(compared):
+def test_figures_of_groups_and_images_and_questions_without_a_group_are_counted_and_shown(compared):
     first, second = compared["columns"]["g"]["groups"]
     assert (first["group"], first["n"], first["images"]) == ("a", 3, 3)
     value, difference = pytest.approx(1 / 3), pytest.approx(1 / 3 - 1 / 2)
     intervals = {"interval": list(wilson_interval(1, 3)), "difference_interval": list(difference_interval(1, 3, 1, 2))}
     assert first["accuracy"] == {"value": value, "difference": difference} | intervals
     assert (first["answer_rate"]["value"], second["answer_rate"]["value"]) == (1, 0.5)
-
-
-def test_images_and_questions_without_a_group_are_counted(compared):
     assert compared["images_not_in_csv"] == ["x/6.png"] and compared["images_not_asked_about"] == ["9.png"]
     assert compared["columns"]["g"]["questions_in_no_group"] == 2  # 5 and 6; 7 has no image
-
-
-def test_the_page_shows_figures_and_unlisted_images(compared):
     page = as_markdown(compared)
     assert "| a | 3 | 3 | 1.000 (0.439 to 1.000) | 0.333 (0.061 to 0.792) | -0.167 (" in page
     assert "1 (`x/6.png`)" in page

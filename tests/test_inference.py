@@ -31,18 +31,16 @@ def test_the_bundled_checkpoint_is_small_and_without_pickles():
     assert not [path for path in files if path.suffix in (".bin", ".pt")]
 
 
-@pytest.mark.parametrize(
-    "tokens, context, expected", [(90, 100, 10), (99, 100, 1), (80, 100, 15), (85, 100, 15), (5000, None, 15)]
-)
-def test_an_answer_stays_within_the_context(tokens, context, expected):
+def room(tokens: int, context: int | None) -> int:
     inputs = {"input_ids": torch.zeros(1, tokens, dtype=torch.long)}
-    assert max_new_tokens_within_context(inputs, context, max_new_tokens=15) == expected
+    return max_new_tokens_within_context(inputs, context, max_new_tokens=15)
 
 
-def test_a_prompt_that_fills_the_context_is_refused(tiny_model):
-    inputs = {"input_ids": torch.zeros(1, 100, dtype=torch.long)}
+def test_an_answer_stays_within_the_context_and_a_prompt_that_fills_it_is_refused(tiny_model):
+    given = [(90, 100), (99, 100), (80, 100), (85, 100), (5000, None)]
+    assert [room(*each) for each in given] == [10, 1, 15, 15, 15]
     with pytest.raises(ValueError, match="takes 100 tokens, but the model's context has 100"):
-        max_new_tokens_within_context(inputs, 100, 15)
+        room(100, 100)
     with pytest.raises(ValueError, match=r"takes 1\d\d\d tokens, .* has 1024"):
         answer_question(*tiny_model, [], "word " * 1020)
 

@@ -20,7 +20,7 @@ import training_runs
 import yaml
 from PIL import Image
 from torch import distributed as dist
-from training_runs import changed, command, log_of, rerun, weights
+from training_runs import changed, command, log_of, run, weights
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from omnifusion_hf import hub
@@ -70,33 +70,19 @@ def test_a_log_line_is_of_what_was_done_since_the_one_before_and_nothing_has_no_
     assert callback.summary() == {}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A run of six steps: its folder, its summary and what a reporting tool received."""
-    folder, reported = tmp_path_factory.mktemp("run"), []
+def test_speed_memory_and_time_left_reach_log_lines_reports_summary_and_card(base, tmp_path, monkeypatch):
+    folder, reported = tmp_path / "out", []
 
     class Reporter(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
             reported.append(dict(logs))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.trainer.get_reporting_integration_callbacks", lambda report_to: [Reporter])
-        base = conversations.write_model(folder / "base")
-        recipe = conversations.write_recipe(folder, base, max_steps=6, gradient_accumulation_steps=2)
-        summary = rerun(recipe)
-    return folder / "out", summary, reported
-
-
-def test_log_lines_and_reports_say_speed_memory_and_time_left(finished):
-    folder, _, reported = finished
+    monkeypatch.setattr("transformers.trainer.get_reporting_integration_callbacks", lambda report_to: [Reporter])
+    summary = run(tmp_path, base, max_steps=6, gradient_accumulation_steps=2)
     lines = log_of(folder)
     assert len(lines) == 6 and lines == [entry | {"step": step} for step, entry in enumerate(reported[:6], 1)]
     assert all(FIGURES <= line.keys() and min(line[figure] for figure in FIGURES) > 0 for line in lines)
     assert lines[-1]["minutes_left"] == 0 == min(line["minutes_left"] for line in lines)
-
-
-def test_summary_is_of_the_whole_run_and_reaches_the_card(finished):
-    folder, summary, reported = finished
     assert FIGURES <= summary.keys()
     # Trainer's own figure, of the same time; six steps of two times two samples are three whole epochs.
     assert summary["samples_per_second"] == pytest.approx(reported[-1]["train_samples_per_second"], rel=0.05)

@@ -25,14 +25,11 @@ MARKED += [("What?", ["a", "b"], ("[a]", "[b]", "What?")), ("What is <image>?", 
 MARKED += [("What?", [], ("What?",))]
 
 
-@pytest.mark.parametrize(("question", "image", "content"), MARKED)
-def test_marks_become_images_in_their_place(question, image, content):
-    turns = [turn("human", question), turn("gpt", "It is <image>\n.")]
-    expected = [("user", *content), ("assistant", "It is <image>\n.")]
-    assert flat(to_messages({"image": image, "conversations": turns})) == expected
-
-
-def test_images_of_later_turns_follow_the_order_of_the_list():
+def test_marks_become_images_in_their_place_in_the_order_of_the_list():
+    for question, image, content in MARKED:
+        turns = [turn("human", question), turn("gpt", "It is <image>\n.")]
+        expected = [("user", *content), ("assistant", "It is <image>\n.")]
+        assert flat(to_messages({"image": image, "conversations": turns})) == expected
     said = [("system", "Be brief."), ("user", "<image>A?"), ("assistant", "x"), ("human", "B? <image>"), ("gpt", "y")]
     messages = to_messages({"image": ["a", "b"], "conversations": [turn(*each) for each in said]})
     expected = [said[0], ("user", "[a]", "A?"), said[2], ("user", "B? ", "[b]"), ("assistant", "y")]
@@ -99,15 +96,12 @@ def test_columns_that_say_nothing_or_where_a_sample_comes_from_or_that_the_sourc
         conversations.load(path, ignored=["images"])
 
 
-def test_chat_messages_are_the_same_as_llavas(tmp_path):
+def test_chat_messages_are_the_same_as_llavas_and_marks_in_their_text_count(tmp_path):
     answer = [{"type": "text", "text": "It is."}]
     plain, listed = sample(0) | chat("It is.") | {"conversations": []}, sample(0) | chat(answer)
     expected = [("user", "[0.png]", "What?"), ("assistant", "It is.")]
     assert flat(to_messages(plain)) == flat(to_messages(listed)) == expected
     assert flat(to_messages(sample(0))) != expected
-
-
-def test_marks_in_listed_text_are_marks_and_count():
     content = [{"type": "text", "text": "<image>\nIs it"}, {"type": "text", "text": " <image>?"}]
     question = {"role": "user", "content": content}
     row = {"messages": [question, chat("It is <image>.")["messages"][1]], "images": ["a", "b"]}

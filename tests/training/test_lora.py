@@ -56,7 +56,7 @@ def test_lora_is_on_the_linear_layers_of_its_part_alone(tmp_path, parts, family,
     assert linear == {name.rpartition(".lora_A")[0] for name, _ in model.named_modules() if name.endswith(".lora_A")}
 
 
-def test_every_checkpoint_loads_alone_and_gives_the_logits_of_that_step(trained, tmp_path):
+def test_checkpoint_with_adapter_and_special_rows_loads_alone_and_gives_the_logits_of_its_step(trained, tmp_path):
     base, out = trained
     short = tmp_path / "short"
     rerun(out.parent / "recipe.yaml", "max_steps=2", f"output_dir={short}")
@@ -66,10 +66,6 @@ def test_every_checkpoint_loads_alone_and_gives_the_logits_of_that_step(trained,
         assert torch.equal(logits(model, folder), of_two_steps)
     for control in (base, out / "checkpoint-4"):
         assert not torch.allclose(logits(load(control), base), of_two_steps)
-
-
-def test_checkpoint_holds_adapter_and_special_rows_and_the_summary_no_frozen_weights(trained):
-    base, out = trained
     saved = load_file(out / "checkpoint-2/adapter_model.safetensors")
     projector = {name for name in load_file(base / "model.safetensors") if part_of(name) == "multi_modal_projector"}
     assert projector and {f"base_model.model.{name}" for name in projector} < set(saved)

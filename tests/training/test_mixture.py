@@ -58,12 +58,15 @@ def test_counts_are_drawn_without_replacement_by_permutations_of_their_own_and_a
     assert first != second and first != {str(index) for index in range(7)}
 
 
-def test_weights_share_out_as_many_samples_as_there_are_and_give_at_least_one(tmp_path):
+def test_weights_share_out_as_many_samples_as_there_are_and_too_few_or_too_many_are_refused(tmp_path):
     assert drawn(mix(tmp_path, a=(30, {"weight": 1}), b=(10, {"weight": 3.0}))) == {"a": 10, "b": 30}
     assert drawn(mix(tmp_path, a=(30, {"weight": 3}), b=(10, {"weight": 0.1}))) == {"a": 39, "b": 1}
     too_little = r"mixture.yaml: .*b/samples.json: weight 0.01 of 3.01 is less than one sample"
     with pytest.raises(ValueError, match=too_little):
         mix(tmp_path, a=(30, {"weight": 3}), b=(10, {"weight": 0.01}))
+    too_much = "mixture.yaml: .* 1,200,000,000 samples together"
+    with data_files.in_little_time_and_memory(most_bytes=2**22), pytest.raises(ValueError, match=too_much):
+        mix(tmp_path, a=(2, {"samples": 6 * 10**8}), b=(2, {"samples": 6 * 10**8}))
 
 
 def test_source_without_samples_is_named(tmp_path):
@@ -164,12 +167,6 @@ def test_mistaken_mixtures_are_named_in_little_time_and_memory(tmp_path, monkeyp
         conversations.load(path)
 
 
-def test_sources_that_are_too_much_together_are_refused_too(tmp_path):
-    message = "mixture.yaml: .* 1,200,000,000 samples together"
-    with data_files.in_little_time_and_memory(most_bytes=2**22), pytest.raises(ValueError, match=message):
-        mix(tmp_path, a=(2, {"samples": 6 * 10**8}), b=(2, {"samples": 6 * 10**8}))
-
-
 def test_stage_1_is_the_papers_captions_with_its_three_instructions_and_stage_2_its_table():
     pretrain, sources = (
         read_mixture(str(RECIPES / f"data/{n}_mixture.yaml"), Source(n)) for n in ("pretrain", "finetune")
@@ -250,7 +247,7 @@ def test_broken_samples_are_errors_or_left_out(broken, caplog):
         read(broken, "error")
 
 
-def test_stream_that_breaks_off_is_named(tmp_path):
+def test_stream_that_breaks_off_is_named():
     def rows():
         yield from data_files.hf_dataset(data_files.mixed(12))
         raise TypeError("not a table")

@@ -50,6 +50,7 @@ def test_an_answer_stays_within_the_context_and_a_prompt_that_fills_it_is_refuse
     [
         ([], "no question"),
         (["nowhere.png", "What?"], "No image at `nowhere.png`"),
+        (["http://no.such.host.invalid/0.png", "What?"], "omnifusion: error: http://no.such.host.invalid/0.png"),
         ([__file__], "the question is missing"),
         (["What colour is it?"], "'What colour is it?' comes with 0 images; write omnifusion ask IMAGE"),
         (["--text-only", __file__, "What?"], "'What?' comes with 1 images"),
@@ -57,4 +58,4 @@ def test_an_answer_stays_within_the_context_and_a_prompt_that_fills_it_is_refuse
 )
 def test_a_wrong_question_is_one_line(words, message, capsys):
     assert main(["ask", *words]) == 2
-    assert message in capsys.readouterr().err
+    assert message in (said := capsys.readouterr().err) and said.count("omnifusion: error: ") == 1

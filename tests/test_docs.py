@@ -24,6 +24,12 @@ def test_code_of_the_page_runs_as_written(page, ran_page):
     ran_page(page)
 
 
+def run_text(text: str, folder: Path) -> pages.Run:
+    (folder / "page.md").write_text(text)
+    (folder / "clone").mkdir()
+    return pages.run_page(folder / "page.md", folder / "clone")
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [
@@ -41,12 +47,6 @@ def test_code_of_the_page_runs_as_written(page, ran_page):
 def test_control_a_broken_block_fails(text, error, tmp_path):
     with pytest.raises(error):
         run_text(text, tmp_path)
-
-
-def run_text(text: str, folder: Path) -> pages.Run:
-    (folder / "page.md").write_text(text)
-    (folder / "clone").mkdir()
-    return pages.run_page(folder / "page.md", folder / "clone")
 
 
 def test_blocks_without_a_reason_not_to_run_share_names_and_write_to_the_scratch_folder(tmp_path):

@@ -81,24 +81,20 @@ def test_the_plot_shows_each_model_in_the_papers_unit(tmp_path, monkeypatch):
     assert drawn == [{"mine, in part on few documents": {"POPE": pytest.approx(80)}}]
 
 
-def test_a_run_shows_its_record(tmp_path):
-    config = {"model_args": f"pretrained=x,log_images={tmp_path}", "batch_size": "8"}
-    results = write_results(tmp_path / "a", config=config)
+RECORD = "| mine | pope | torch 9.9 | float32 | abababababab | cdcdcdcdcdcd |"
+
+
+def test_a_run_shows_its_record_and_a_folder_of_records_that_is_not_found_from_here_is_named(tmp_path, monkeypatch):
+    results = write_results(tmp_path / "a", config={"model_args": "pretrained=x,log_images=kept"})
+    (tmp_path / "kept").mkdir()
+    monkeypatch.chdir(tmp_path)
     assert "No record of versions" in report_of(tmp_path, results)[0]
-    write_record(tmp_path)
-    text, _ = report_of(tmp_path, results)
-    assert "| mine | pope | torch 9.9 | float32 | abababababab | cdcdcdcdcdcd |" in text
-    assert "No record of versions" not in text
-
-
-def test_a_folder_of_records_that_is_not_found_from_here_is_named(tmp_path, monkeypatch):
-    write_results(tmp_path / "a", config={"model_args": "pretrained=x,log_images=kept"})
     write_record(tmp_path / "kept")
     for folder, found in ((tmp_path, True), (tmp_path / "a", False)):
         monkeypatch.chdir(folder)
-        text, _ = report_of(tmp_path, tmp_path / "a")
-        assert ("torch 9.9" in text) is found and ("log_images=kept was not found from here" in text) is not found
-        assert "run lmms-eval with log_images" not in text
+        text, _ = report_of(tmp_path, results)
+        assert (RECORD in text) is found and ("log_images=kept was not found from here" in text) is not found
+        assert "No record of versions" not in text and "run lmms-eval with log_images" not in text
 
 
 def test_hostile_names_stay_names_in_the_report(tmp_path):

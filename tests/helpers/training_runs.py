@@ -17,10 +17,9 @@ from omnifusion_hf.training.stages import part_of
 from omnifusion_hf.training.train import train
 
 
-def run(folder: Path, base: Path, **changes) -> dict:
+def run(folder: Path, base: Path, samples: list | None = None, **changes) -> dict:
     """Trains in `folder` and returns the summary."""
-    folder.mkdir(exist_ok=True)
-    return rerun(conversations.write_recipe(folder, base, **changes))
+    return rerun(conversations.write_recipe(folder, base, samples, **changes))
 
 
 def rerun(recipe: Path, *overrides: str) -> dict:

@@ -137,7 +137,6 @@ def whole(tmp_path_factory, base) -> Path:
 
 def recipe(folder: Path, base: Path, **changes) -> Path:
     """Two epochs over shuffled samples, a checkpoint every third step."""
-    folder.mkdir()
     fields = {"max_steps": STEPS, "save_steps": 3, "lr_scheduler_type": "cosine"}
     return conversations.write_recipe(folder, base, **fields | changes)
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -113,14 +114,9 @@ def test_the_launcher_knows_every_key_of_the_configurations(name, tmp_path):
         load_config_from_file(str(misspelt))
 
 
-def write_recipe(folder: Path, base: Path, **changes) -> Path:
-    """Half of the samples have no image."""
-    folder.mkdir()
-    path = conversations.write_recipe(folder, base, **changes)
-    text = [turn("human", "What colour is the sky?"), turn("gpt", "The sky is blue.")]
-    samples = [sample(index) if index % 2 else {"id": f"t{index}", "conversations": text} for index in range(8)]
-    conversations.write(folder / "data", samples)
-    return path
+TEXT = [turn("human", "What colour is the sky?"), turn("gpt", "The sky is blue.")]
+HALF_TEXT = [sample(index) if index % 2 else {"id": f"t{index}", "conversations": TEXT} for index in range(8)]
+write_recipe = partial(conversations.write_recipe, samples=HALF_TEXT)
 
 
 def launch(configuration: str, *command) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import conversations
+import data_files
 import pytest
 import tiny
 import torch
@@ -77,14 +78,8 @@ def encoded(monkeypatch) -> list[int]:
 
 
 def run(folder: Path, base: Path, **changes) -> list[tuple]:
-    """Trains two epochs on six samples, one without an image; loss and gradient norm of each step."""
-    folder.mkdir()
-    recipe = conversations.write_recipe(folder, base, max_steps=6, save_steps=6, **changes)
-    samples = [conversations.sample(index) for index in range(6)]
-    turns = [conversations.turn("human", "What colour is grass?"), conversations.turn("gpt", "Green.")]
-    samples[2] |= {"image": None, "conversations": turns}
-    conversations.write(folder / "data", samples)
-    training_runs.rerun(recipe)
+    """Trains two epochs on six samples, two without an image; loss and gradient norm of each step."""
+    training_runs.run(folder, base, data_files.mixed(6), max_steps=6, save_steps=6, **changes)
     return training_runs.figures(folder / "out", "loss", "grad_norm")
 
 

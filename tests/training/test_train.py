@@ -84,8 +84,8 @@ def test_batch_of_four_equals_four_accumulated_batches_of_one(tmp_path, base, st
 
 
 def test_broken_sample_stops_a_run_or_is_skipped_and_counted(tmp_path, base):
-    recipe = conversations.write_recipe(tmp_path, base, max_steps=2)
-    conversations.write(tmp_path / "data", [*map(conversations.sample, range(3)), conversations.sample(3, image=[3])])
+    samples = [*map(conversations.sample, range(3)), conversations.sample(3, image=[3])]
+    recipe = conversations.write_recipe(tmp_path, base, samples, max_steps=2)
     with pytest.raises(ValueError, match=r"sample 3 \(id s3\)"):
         rerun(recipe)
     summary = rerun(recipe, "on_bad_sample=skip")

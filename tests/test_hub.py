@@ -107,13 +107,6 @@ def test_scores_are_added_to_a_card_and_new_ones_replace_the_old_of_their_task(f
     assert "0.5 |" not in card.text
 
 
-def test_a_section_of_scores_that_a_person_wrote_stays_alone(folder, card, tmp_path):
-    card.write_text(WRITTEN + "\n### Evaluation by hand\n\nGood.\n", encoding="utf-8")
-    text = ModelCard.load(card).text
-    assert main(["card", str(folder), "--results", write_scores(tmp_path, pope=0.5)]) == 0
-    assert ModelCard.load(card).text == text and len(ModelCard.load(card).data.eval_results) == 1
-
-
 def test_the_card_of_a_conversion_keeps_its_facts_when_scores_are_added(folder, tmp_path):
     facts = hub.CardFacts(base_model=["a/b"], language=["ru"], description="Converted.", notes=["A note."])
     hub.render_card(folder, facts).save(folder / "README.md")
@@ -126,12 +119,16 @@ def test_the_card_of_a_conversion_keeps_its_facts_when_scores_are_added(folder, 
     assert card.text.strip() == fresh.text.strip()
 
 
-def test_only_the_usage_code_of_this_model_gets_the_name_on_the_hub(folder, card):
+def test_only_the_usage_code_of_this_model_gets_the_name_on_the_hub_and_a_persons_section_of_scores_stays_alone(
+    folder, card, tmp_path
+):
     own = 'model = AutoModelForImageTextToText.from_pretrained("/here", trust_remote_code=True)\n'
-    card.write_text(WRITTEN + own, encoding="utf-8")
-    assert main(["card", str(folder), "--repo-id", "me/omni"]) == 0
-    text = card.read_text(encoding="utf-8")
-    assert own.replace("/here", "me/omni") in text and 'AutoModel.from_pretrained("a/vision")' in text
+    card.write_text(f"{WRITTEN}\n### Evaluation by hand\n\nGood.\n\n{own}", encoding="utf-8")
+    text = ModelCard.load(card).text
+    assert main(["card", str(folder), "--repo-id", "me/omni", "--results", write_scores(tmp_path, pope=0.5)]) == 0
+    after = ModelCard.load(card)
+    assert after.text == text.replace("/here", "me/omni") and 'AutoModel.from_pretrained("a/vision")' in after.text
+    assert len(after.data.eval_results) == 1
 
 
 HOSTILE = "<script>alert(1)</script> | `a`\n## A heading"

@@ -6,10 +6,10 @@ from omnifusion_hf.evaluation import metrics
 from omnifusion_hf.evaluation.metrics import exact_match, formula_scores, wilson_interval
 
 
-@pytest.mark.parametrize(
-    "a, b, share",
-    [("", "", 0), ("abc", "abc", 0), ("abc", "", 1), ("x^{2}", "x^{3}", 0.2), ("kitten", "sitting", 3 / 7)],
-)
+SHARES = [("", "", 0), ("abc", "abc", 0), ("abc", "", 1), ("x^{2}", "x^{3}", 0.2), ("kitten", "sitting", 3 / 7)]
+
+
+@pytest.mark.parametrize("a, b, share", SHARES)
 def test_normalised_edit_distance(a, b, share):
     assert metrics.normalised_edit_distance(a, b) == metrics.normalised_edit_distance(b, a) == pytest.approx(share)
 

@@ -178,20 +178,15 @@ def records(folder, content=RECORD, kind=None) -> dict:
     return results.read_records(results.read_result_file(path))
 
 
-def test_records_are_those_of_the_model_and_a_run_from_python_has_a_dict_of_arguments(tmp_path):
+def test_records_are_those_of_the_model_and_damaged_ones_are_refused_by_name(tmp_path):
+    """A run from Python has a dictionary of arguments."""
     assert records(tmp_path, kind=dict) == records(tmp_path) == {"pope": RECORD}
     assert not records(tmp_path, RECORD | {"model": "/models/other"})
+    for damaged in ('{"versions": {}}', "{", "[]", RECORD | {"versions": "9.9"}):
+        with pytest.raises(ValueError, match="pope/run.json"):
+            records(tmp_path, damaged)
 
 
-@pytest.mark.parametrize("content", ['{"versions": {}}', "{", "[]", RECORD | {"versions": "9.9"}])
-def test_a_damaged_record_is_refused_by_name(tmp_path, content):
-    with pytest.raises(ValueError, match="pope/run.json"):
-        records(tmp_path, content)
-
-
-@pytest.mark.parametrize(
-    "target, truths",
-    [("a", ["a"]), ("['a', 'b']", ["a", "b"]), ("[1, 2]", ["1", "2"]), ("[0, 1)", ["[0, 1)"]), ("[x]", ["[x]"])],
-)
-def test_logged_targets_are_texts_or_lists_of_texts(target, truths):
-    assert results.truths_of(target) == truths
+def test_logged_targets_are_texts_or_lists_of_texts():
+    truths = {"a": ["a"], "['a', 'b']": ["a", "b"], "[1, 2]": ["1", "2"], "[0, 1)": ["[0, 1)"], "[x]": ["[x]"]}
+    assert {target: results.truths_of(target) for target in truths} == truths

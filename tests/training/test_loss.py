@@ -179,7 +179,7 @@ def test_memory_of_the_loss_is_less_and_positions_without_label_cost_nothing(tmp
         assert whole > 0.5 * theirs and peak(ours, few) < 0.25 * whole
 
 
-def test_autocast_computes_in_its_dtype(monkeypatch):
+def test_autocast_computes_in_its_dtype_and_a_bfloat16_loss_is_summed_in_float32(monkeypatch):
     seen = []
 
     def spy(states, weight, targets, **options):
@@ -192,9 +192,7 @@ def test_autocast_computes_in_its_dtype(monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         chunked_cross_entropy(*arguments)
     assert seen == [(torch.float32,) * 2, (torch.bfloat16,) * 2]
-
-
-def test_bfloat16_loss_is_summed_in_float32():
+    monkeypatch.undo()
     model = tiny.model(tiny.config(text=tiny.text_config(initializer_range=0.2))).to(torch.bfloat16).train()
     model.loss_from_states = loss_of_answers
     found = model(**batch()).loss

@@ -47,7 +47,7 @@ def run(tmp_path_factory):
     return SimpleNamespace(folder=folder / "out", command=command, rows=by_condition, printed=printed.getvalue())
 
 
-def test_a_report_writes_its_files_and_prints_the_accuracy_of_each_condition(run):
+def test_a_report_writes_its_files_with_groups_of_the_questions_and_prints_the_accuracy_of_each_condition(run):
     names = {"answers.jsonl", "settings.json", "robustness.json", "robustness.png", "errors.html"}
     assert {path.name for path in run.folder.iterdir()} == names | {"groups.json", "groups.md", "groups.png"}
     lines = run.printed.splitlines()
@@ -63,8 +63,6 @@ def test_accuracy_falls_with_the_strength_and_without_the_right_image(run):
     assert accuracy[PGD, 8.0] <= accuracy[RANDOM, 8.0] - 0.3
     assert accuracy["rotation", 5.0] > accuracy["rotation", 45.0]
 
-
-def test_groups_divide_the_questions_of_the_report(run):
     kinds = json.loads((run.folder / "groups.json").read_text(encoding="utf-8"))["columns"]["kind"]["groups"]
     assert [(row["group"], row["n"]) for row in kinds] == [("glyphs", 6), ("scene", 7)]
 

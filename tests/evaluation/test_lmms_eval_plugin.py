@@ -180,11 +180,14 @@ WRONG = {"batch_size": "auto", "pretrained": "/nowhere/at/all", "view_strategy":
 MESSAGES = {"batch_size": "--batch_size auto", "log_image": "log_image"}
 
 
-def test_wrong_arguments_unsupported_media_and_methods_end_lmms_eval_with_a_message(plugin):
-    for argument, value in WRONG.items():
-        with pytest.raises(SystemExit, match=MESSAGES.get(argument, value)):
-            model = module.OmniFusion(**{"pretrained": str(TINY), "device": "cpu"} | {argument: value})
-            ask(model, lmms.documents()[:1])
+@pytest.mark.parametrize("argument, value", WRONG.items())
+def test_a_wrong_argument_ends_lmms_eval_with_a_message(argument, value):
+    with pytest.raises(SystemExit, match=MESSAGES.get(argument, value)):
+        model = module.OmniFusion(**{"pretrained": str(TINY), "device": "cpu"} | {argument: value})
+        ask(model, lmms.documents()[:1])
+
+
+def test_unsupported_media_and_methods_are_refused(plugin):
     video = [{"role": "user", "content": [{"type": "video", "url": "a.mp4"}]}]
     plugin.task_dict = {"t": {"test": [None]}}
     with pytest.raises(SystemExit, match="video"):

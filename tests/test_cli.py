@@ -17,6 +17,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from huggingface_hub.utils import httpx
 from jinja2 import TemplateSyntaxError
+from lmms_results import write_results
 from PIL import Image
 from safetensors import SafetensorError
 from typer.main import get_command
@@ -52,35 +53,26 @@ def test_every_option_has_a_help_text_and_every_command_an_example_that_is_accep
         assert example.startswith(f"omnifusion {name} ") and parse(words)
 
 
-@pytest.mark.parametrize(
-    "line, status, said",
-    [
-        ("--help", 0, "{ask,build,card,convert,data,demo,merge,push,report,serve,tasks,train,views}"),
-        ("--version", 0, "omnifusion_hf 0."),
-        ("convert v1.1 --help", 0, "--vision"),
-        ("train --help", 0, "finetune, finetune_grid,"),
-        ("vews", 2, "No such command 'vews'"),
-        ("ask --modle x", 2, "No such option: --modle"),
-        ("train no-such-recipe", 2, NO_RECIPE),
-        ("", 2, "Missing command"),
-    ],
-)
-def test_help_and_typing_errors_import_neither_torch_nor_transformers(line, status, said):
-    code = "import sys; from omnifusion_hf.cli import main; status = main(sys.argv[1:])"
-    code += "; assert not {'torch', 'transformers'} & sys.modules.keys(); sys.exit(status)"
-    done = subprocess.run([sys.executable, "-c", code, *line.split()], capture_output=True, text=True)
-    assert done.returncode == status
+WITHOUT_TORCH = "import sys; from omnifusion_hf.cli import main; status = main(sys.argv[1:])"
+WITHOUT_TORCH += "; assert not {'torch', 'transformers'} & sys.modules.keys(); sys.exit(status)"
+NAMES = "ask build card convert data demo merge push report serve tasks train views"
+HELP = {"--help": NAMES, "--version": "omnifusion_hf 0.", "convert v1.1 --help": "--vision"}
+HELP |= {"train --help": "finetune, finetune_grid,"}
+TYPING_ERRORS = {"vews": "No such command 'vews'", "ask --modle x": "No such option: --modle", "": "Missing command"}
+TYPING_ERRORS |= {"train no-such-recipe": NO_RECIPE}
+
+
+@pytest.mark.parametrize("line, said", [*HELP.items(), *TYPING_ERRORS.items(), ("ask x", "AssertionError")])
+def test_help_and_typing_errors_import_neither_torch_nor_transformers(line, said):
+    """The last is a control: a command that loads a model."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *line.split()], capture_output=True, text=True)
+    printed = done.stdout if line in HELP else done.stderr
     if line == "--help":
-        names = {line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line.strip()}
-        assert names == set(said[1:-1].split(","))
-    else:
-        assert said in " ".join((done.stderr if status else done.stdout).split())
-    assert not status or done.stderr.startswith("omnifusion: error: ") and done.stderr.count("\n") == 1
-
-
-def test_control_a_command_that_loads_a_model_imports_torch():
-    code = "import sys; from omnifusion_hf.cli import main; main(['ask', 'x']); assert 'torch' not in sys.modules"
-    assert "AssertionError" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
+        names = [line.split()[0] for line in printed.partition("Commands:")[2].splitlines() if line.strip()]
+        printed = " ".join(sorted(names))
+    assert said in " ".join(printed.split()) and done.returncode == (0 if line in HELP else 2 - (line == "ask x"))
+    one_line = printed.startswith("omnifusion: error: ") and printed.count("\n") == 1
+    assert one_line == (line in TYPING_ERRORS)
 
 
 def test_choices_are_those_of_the_model():
@@ -107,15 +99,11 @@ def last_error(capsys) -> Callable[[], str]:
     return read
 
 
-@pytest.mark.parametrize(
-    "overrides, said",
-    [
-        ("lerning_rate=1", "lerning_rate"),
-        ("model_name_or_path=/absent/model", "/absent/model"),
-        ("data_path=absent.json", "absent.json"),
-        ("max_length=8 dataloader_num_workers=1", "max_length is 8"),  # in a data worker
-    ],
-)
+IN_TRAINING = {"lerning_rate=1": "lerning_rate", "data_path=absent.json": "absent.json"}
+IN_TRAINING |= {"max_length=8 dataloader_num_workers=1": "max_length is 8"}  # in a data worker
+
+
+@pytest.mark.parametrize("overrides, said", IN_TRAINING.items())
 def test_an_error_in_training_is_one_line_and_exit_code_2(recipe, last_error, overrides, said):
     assert main(["train", recipe, *overrides.split()]) == 2
     assert said in last_error()
@@ -125,29 +113,25 @@ class Foreign(Exception):
     """Like the error of wandb, which is not a dependency."""
 
 
-@pytest.mark.parametrize(
-    "error, code, said",
-    [
-        (KeyboardInterrupt(), 130, "interrupted"),
-        (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device"),
-        (SafetensorError("I/O error: No space\n left"), 2, "error: I/O error: No space left"),
-        (RuntimeError("PytorchStreamWriter failed writing"), 2, f"error: {NOT_WRITTEN}"),
-        (httpx.ConnectError("Name or service not known"), 2, "error: Name or service not known"),
-        (httpx.InvalidURL("Invalid port: ':bad'"), 2, "error: Invalid port: ':bad'"),
-        (StrictDataclassFieldValidationError("side", TypeError("an int")), 2, "error: Validation error for field"),
-        (TemplateSyntaxError("unknown tag", 1), 2, "error: unknown tag line 1"),
-        (RecursionError("maximum recursion depth exceeded"), 2, "error: maximum recursion depth exceeded"),
-        (MemoryError(), 2, "error: MemoryError"),
-        (torch.OutOfMemoryError("CUDA out of memory."), 2, "error: CUDA out of memory."),
-        (Foreign("No API key configured."), 2, "error: No API key configured."),
-    ],
-)
-def test_an_error_that_the_user_can_correct_is_one_line_and_an_exit_code(monkeypatch, capsys, error, code, said):
+OF_USERS = {  # error -> what is printed, by default its own words
+    OSError(28, "No space left on device"): "[Errno 28] No space left on device",
+    SafetensorError("I/O error: No space\n left"): "I/O error: No space left", MemoryError(): "MemoryError",
+    RuntimeError("PytorchStreamWriter failed writing"): NOT_WRITTEN, httpx.InvalidURL("Invalid port: ':bad'"): None,
+    StrictDataclassFieldValidationError("side", TypeError("an int")): "Validation error for field",
+    TemplateSyntaxError("unknown tag", 1): "unknown tag line 1", RecursionError("depth exceeded"): None,
+    torch.OutOfMemoryError("CUDA out of memory."): None, httpx.ConnectError("Name not known"): None,
+    Foreign("No API key configured."): None, KeyboardInterrupt(): "interrupted",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("error", OF_USERS, ids=lambda error: type(error).__name__)
+def test_an_error_that_the_user_can_correct_is_one_line_and_an_exit_code(monkeypatch, capsys, error):
     monkeypatch.setattr(hub, "push", Mock(side_effect=error))
     monkeypatch.setitem(sys.modules, "wandb.errors", SimpleNamespace(Error=Foreign))
+    code, start = (130, "") if isinstance(error, KeyboardInterrupt) else (2, "error: ")
     assert main(["push", "folder", "me/omni"]) == code
     printed = capsys.readouterr().err
-    assert printed.startswith(f"omnifusion: {said}") and printed.count("\n") == 1
+    assert printed.startswith(f"omnifusion: {start}{OF_USERS[error] or error}") and printed.count("\n") == 1
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), RuntimeError("x"), AssertionError(), Exception("x")])
@@ -161,9 +145,10 @@ DAMAGE = {
     "cut": lambda file: file.write_bytes(file.read_bytes()[:-50]),
     "nested": lambda file: file.write_text("[" * 200_000),
     "misspelt": lambda file: file.write_text(file.read_text().replace('"mlp"', '"lmp"')),
+    "absent": Path.unlink,
 }
 DAMAGED = ["cut model.safetensors", "cut config.json", "cut tokenizer.json", "cut processor_config.json"]
-DAMAGED += ["nested config.json", "nested tokenizer.json", "misspelt config.json"]
+DAMAGED += ["nested config.json", "nested tokenizer.json", "misspelt config.json", "absent config.json"]
 LOADING = {  # commands that load a model, as words
     "ask": "ask data/0.png What? --model FOLDER",
     "train": "train recipe.yaml",
@@ -172,7 +157,10 @@ LOADING = {  # commands that load a model, as words
     "views": "views data/0.png -o x --model FOLDER",
     "card": "card FOLDER",
     "build": "build --vision FOLDER --text FOLDER -o x",
+    "demo": "demo --model FOLDER",
+    "serve": "serve FOLDER --port 8765",
 }
+ABSENT = dict.fromkeys(LOADING, "PLACE/absent") | {"ask of a name": "absent", "ask of a part": "../absent"}
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
@@ -188,15 +176,37 @@ def test_a_damaged_model_folder_is_named_in_one_line(model_folder, tmp_path, cap
     assert last.startswith(f"omnifusion: error: cannot load {folder}: ")
 
 
-@pytest.mark.parametrize("command", LOADING)
+@pytest.mark.parametrize("command", ABSENT)
 def test_a_missing_folder_is_named_before_the_hub(command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    pytest.importorskip({"demo": "gradio", "serve": "fastapi"}.get(command, "torch"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it tries for long to reach the Hub
     monkeypatch.chdir(tmp_path)
-    absent = str(tmp_path / "absent")
+    absent = ABSENT[command].replace("PLACE", str(tmp_path))
     conversations.write_recipe(tmp_path, absent)
-    assert main(LOADING[command].replace("FOLDER", absent).split()) == 2
+    assert main(LOADING[command.split()[0]].replace("FOLDER", absent).split()) == 2
     said = "cannot load `{}`: it is not a folder" if command == "build" else "there is no folder {}"
     assert capsys.readouterr().err.splitlines()[-1].startswith("omnifusion: error: " + said.format(absent))
+
+
+OF_PACKAGES = {  # extra -> package, module of ours that imports it or None, command
+    "demo": ("gradio", "serving.gradio_app", "demo"),
+    "serve": ("fastapi", "serving.openai_server", "serve FOLDER"),
+    "eval": ("matplotlib.figure", None, "report results -o out"),
+    "data": ("datasets", None, "train recipe.yaml data_path=rows.parquet"),
+    "lora": ("peft", None, "train recipe.yaml stage=lora"),
+}
+
+
+@pytest.mark.parametrize("extra", OF_PACKAGES)
+def test_a_missing_package_is_named_with_its_install_command(extra, recipe, tmp_path, last_error, monkeypatch):
+    package, ours, command = OF_PACKAGES[extra]
+    monkeypatch.chdir(tmp_path)
+    write_results(tmp_path / "results")
+    (tmp_path / "rows.parquet").touch()
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, f"omnifusion_hf.{ours}", raising=False)
+    assert main(command.replace("FOLDER", str(tmp_path / "base")).split()) == 2
+    assert last_error().endswith(f"pip install 'omnifusion_hf[{extra}]'.") and not list(tmp_path.glob("out/*"))
 
 
 def test_a_full_disk_while_saving_is_one_line(recipe, tmp_path, last_error):
@@ -212,11 +222,6 @@ def test_a_full_disk_while_saving_is_one_line(recipe, tmp_path, last_error):
         assert code == 2 and ("large" in said or "is the disk full?" in said)
 
 
-def test_an_unreachable_url_is_one_line(last_error):
-    assert main(["ask", "http://no.such.host.invalid/0.png", "What?"]) == 2
-    assert last_error()
-
-
 def test_views_draws_an_image_and_prints_its_token_counts(tmp_path, capsys):
     image, output = tmp_path / "in.png", tmp_path / "out.png"
     Image.new("RGB", (800, 600)).save(image)
@@ -229,39 +234,32 @@ def test_views_draws_an_image_and_prints_its_token_counts(tmp_path, capsys):
     assert "1 view x 16 + 2 marks = 18 tokens" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "arguments, said",
-    [
-        (["absent.png"], "absent.png"),
-        ([__file__], "Not an image file"),
-        (["in.png", "--region", "9,9,5,5"], "box 0"),
-        (["in.png", "--region", "9,9,5"], "is not a box"),
-        (["in.png", "--max-regions", "-1"], "max_regions"),
-        (["in.png", "--model", "absent"], "absent"),
-    ],
-)
-def test_an_error_in_views_is_one_line_and_leaves_no_file(arguments, said, tmp_path, last_error, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it tries for long to reach the Hub
+IN_VIEWS = {"absent.png": "absent.png", __file__: "Not an image file", "in.png --region 9,9,5": "is not a box"}
+IN_VIEWS |= {"in.png --region 9,9,5,5": "box 0", "in.png --max-regions -1": "max_regions"}
+
+
+@pytest.mark.parametrize("words, said", IN_VIEWS.items())
+def test_an_error_in_views_is_one_line_and_leaves_no_file(words, said, tmp_path, last_error, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (300, 200)).save("in.png")
-    assert main(["views", *arguments, "-o", "out.png"]) == 2
+    assert main(["views", *words.split(), "-o", "out.png"]) == 2
     assert said in last_error()
     assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
 
 
-@pytest.mark.parametrize(
-    "line, expected",
-    [
-        ("train recipe.yaml a=1 --resume b=2", {"overrides": ["a=1", "b=2"], "resume": True}),
-        ("ask 1.png --model folder 2.png Q?", {"images_and_question": ["1.png", "2.png", "Q?"], "model": "folder"}),
-        ("report one -o out two --errors", {"results": ["one", "two"], "output": "out"}),
-        ("report -o out --perturb blur noise --epsilon 1 2.5", {"perturb": ["blur", "noise"], "epsilon": [1, 2.5]}),
-        ("report -o out --perturb all --epsilon -1", {"perturb": ["all"], "epsilon": [-1]}),
-        ("card x --base-model a/b c/d --language", {"base_model": ["a/b", "c/d"], "language": [""]}),
-        ("views a.png -o b.png --region 1,2,3,4 --region -5,0,9,9", {"region": ["1,2,3,4", "-5,0,9,9"]}),
-        ("build --vision a --vision b --text c -o d --layer -1", {"vision": ["a", "b"], "layers": [-1]}),
-    ],
-)
+PARSED = {
+    "train recipe.yaml a=1 --resume b=2": {"overrides": ["a=1", "b=2"], "resume": True},
+    "ask 1.png --model folder 2.png Q?": {"images_and_question": ["1.png", "2.png", "Q?"], "model": "folder"},
+    "report one -o out two --errors": {"results": ["one", "two"], "output": "out"},
+    "report -o out --perturb blur noise --epsilon 1 2.5": {"perturb": ["blur", "noise"], "epsilon": [1, 2.5]},
+    "report -o out --perturb all --epsilon -1": {"perturb": ["all"], "epsilon": [-1]},
+    "card x --base-model a/b c/d --language": {"base_model": ["a/b", "c/d"], "language": [""]},
+    "views a.png -o b.png --region 1,2,3,4 --region -5,0,9,9": {"region": ["1,2,3,4", "-5,0,9,9"]},
+    "build --vision a --vision b --text c -o d --layer -1": {"vision": ["a", "b"], "layers": [-1]},
+}
+
+
+@pytest.mark.parametrize("line, expected", PARSED.items())
 def test_options_may_be_between_words_and_take_several(line, expected, capsys):
     parsed = parse(line.split())
     assert {name: parsed[name] for name in expected} == expected

@@ -6,14 +6,11 @@ import pytest
 from transformers.utils import logging
 
 
-def test_a_logged_deprecation_is_an_error():
+def test_a_logged_deprecation_and_a_deprecated_argument_are_errors_in_whoever_causes_them():
     logger = logging.get_logger("transformers.modeling_utils")
     with pytest.raises(DeprecationWarning, match="`x` are deprecated"):
         logger.warning("`x` are deprecated. Use `y` instead.")
     logger.warning("`x` is unusual.")  # control
-
-
-def test_a_deprecated_argument_is_an_error_in_whoever_passes_it():
     with pytest.raises(FutureWarning):
         warnings.warn("`x` is deprecated and will be removed in version 6.0.0", FutureWarning, stacklevel=1)
     with pytest.warns(FutureWarning):  # control

@@ -24,6 +24,12 @@ def test_code_of_the_page_runs_as_written(page, ran_page):
     ran_page(page)
 
 
+def run_text(text: str, folder: Path) -> pages.Run:
+    (folder / "page.md").write_text(text)
+    (folder / "clone").mkdir()
+    return pages.run_page(folder / "page.md", folder / "clone")
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [
@@ -43,33 +49,19 @@ def test_control_a_broken_block_fails(text, error, tmp_path):
         run_text(text, tmp_path)
 
 
-def run_text(text: str, folder: Path) -> pages.Run:
-    (folder / "page.md").write_text(text)
-    (folder / "clone").mkdir()
-    return pages.run_page(folder / "page.md", folder / "clone")
-
-
-def test_a_block_that_is_marked_with_a_reason_is_not_run(tmp_path):
-    assert run_text("<!-- not run: it has no network -->\n```python\n1 / 0\n```\n", tmp_path).names == []
-
-
-def test_blocks_of_a_page_share_names_and_write_to_the_scratch_folder(tmp_path):
+def test_blocks_without_a_reason_not_to_run_share_names_and_write_to_the_scratch_folder(tmp_path):
     text = "```python\na = 1\n```\n\n```json\n{\n```\n\n```python\nopen('out', 'w').write(str(a + 1))\n```\n"
-    run = run_text(text, tmp_path)
+    run = run_text(f"{text}\n<!-- not run: it has no network -->\n```python\n1 / 0\n```\n", tmp_path)
     assert [names["a"] for names in run.names] == [1, 1] and (run.folder / "out").read_text() == "2"
 
 
-@pytest.mark.parametrize("name", ["whole.png", "regions.png", "grid.png", "both.png"])
-def test_a_drawing_on_the_page_of_views_is_what_its_command_makes(name, ran_page):
+def test_the_page_of_views_shows_what_views_are_and_cost_by_drawings_as_its_commands_make_them(ran_page):
     run = ran_page(pages.ROOT / "docs/views.md")
-    shown, drawn = (np.asarray(Image.open(path)).astype(int) for path in (VIEWS / name, run.folder / name))
-    assert shown.shape == drawn.shape and np.abs(shown - drawn).mean() < 0.1
-    assert np.abs(shown - np.roll(drawn, 1, axis=1)).mean() > 0.1  # control: one pixel off is not the same
-    assert (VIEWS / name).stat().st_size < 300_000
-
-
-def test_the_page_of_views_shows_what_views_are_and_cost(ran_page):
-    run = ran_page(pages.ROOT / "docs/views.md")
+    for name in ("whole.png", "regions.png", "grid.png", "both.png"):
+        shown, drawn = (np.asarray(Image.open(path)).astype(int) for path in (VIEWS / name, run.folder / name))
+        assert shown.shape == drawn.shape and np.abs(shown - drawn).mean() < 0.1, name
+        assert np.abs(shown - np.roll(drawn, 1, axis=1)).mean() > 0.1  # control: one pixel off is not the same
+        assert (VIEWS / name).stat().st_size < 300_000
     assert run.names[-1]["inputs"]["image_view_index"].tolist() == [0, 1]
     assert any("views x 36 + 2 marks" in printed for printed in run.printed)
 
@@ -79,18 +71,13 @@ def build_site(folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)  # --quiet hides warnings
 
 
-def clone(folder: Path) -> Path:
-    """A folder like a clone, with pages of its own."""
-    for path in pages.ROOT.iterdir():
-        if not path.name.startswith(".") and path.name not in ("docs", "site"):
-            (folder / path.name).symlink_to(path)
-    shutil.copytree(pages.ROOT / "docs", folder / "docs")
-    return folder
-
-
 def test_the_site_builds_without_a_warning_loads_nothing_from_elsewhere_and_links_to_what_is_there(tmp_path):
     pytest.importorskip("mkdocs", reason="pip install 'omnifusion_hf[docs]'; the site was not built")
-    built = build_site(clone(tmp_path))
+    for path in pages.ROOT.iterdir():
+        if not path.name.startswith(".") and path.name not in ("docs", "site"):
+            (tmp_path / path.name).symlink_to(path)
+    shutil.copytree(pages.ROOT / "docs", tmp_path / "docs")
+    built = build_site(tmp_path)
     assert built.returncode == 0 and "not included in the" not in built.stderr, built.stderr
     for page in set((tmp_path / "site").rglob("*.html")) - {tmp_path / "site/404.html"}:
         html = page.read_text(encoding="utf-8")

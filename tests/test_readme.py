@@ -14,7 +14,8 @@ README = ROOT / "README.md"
 BLOCKS = pages.blocks(README.read_text(encoding="utf-8"))
 
 
-def test_the_first_block_prints_the_answer_that_it_promises(ran_page, tmp_path, monkeypatch):
+def test_the_readme_is_short_and_its_first_block_prints_the_answer_that_it_promises(ran_page, tmp_path, monkeypatch):
+    assert len(README.read_text(encoding="utf-8").splitlines()) < 120
     code = BLOCKS[0].code
     assert BLOCKS[0].language == "python" and len([line for line in code.splitlines() if line.strip()]) <= 15
     printed, commands = ran_page(README).printed
@@ -41,7 +42,3 @@ def test_the_commands_build_and_train_a_model(parts, tmp_path, monkeypatch):
     for folder in ("my-omnifusion", "trained"):
         names = {path.name for path in (tmp_path / folder).iterdir()}
         assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= names
-
-
-def test_the_readme_is_short():
-    assert len(README.read_text(encoding="utf-8").splitlines()) < 120

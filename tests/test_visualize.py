@@ -1,11 +1,13 @@
 """The drawing of views: what is outlined, hatched and greyed, on any image; files are whole or absent."""
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 from PIL import Image
 from pixels import stored_turned
 
-from omnifusion_hf import OmniFusionImageProcessor
+from omnifusion_hf import OmniFusionImageProcessor, io
 from omnifusion_hf import visualize as draw_views
 from omnifusion_hf.model.processing_omnifusion import TokenCount
 from omnifusion_hf.visualize import COLOURS, draw_file
@@ -79,15 +81,8 @@ def test_a_drawing_counts_as_the_model_does(model_folder, model, processor, tmp_
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     Image.new("RGB", (60, 40)).save(tmp_path / "in.png")
-    output = tmp_path / "out.png"
-    output.write_bytes(b"before")
-    save = Image.Image.save
-
-    def broken(image, path, *arguments):
-        save(image, path, *arguments)
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Image.Image, "save", broken)
+    (tmp_path / "out.png").write_bytes(b"before")
+    monkeypatch.setattr(io.os, "replace", Mock(side_effect=OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        draw_file(tmp_path / "in.png", output)
-    assert output.read_bytes() == b"before" and {path.name for path in tmp_path.iterdir()} == {"in.png", "out.png"}
+        draw_file(tmp_path / "in.png", tmp_path / "out.png")
+    assert (tmp_path / "out.png").read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 2

@@ -1,6 +1,7 @@
 """evaluation/answers.py: records and their file; batches change no answer, and a killed run is resumed."""
 
 import json
+from contextlib import nullcontext
 
 import conversations
 import pytest
@@ -15,13 +16,6 @@ from omnifusion_hf.inference import generate_text, prompts
 
 FIRST = Answer("0", "colours", "What colour is\nit?", ["a.png"], ["red", "crimson"], "röd\u2028", 0.0)
 SECOND = Answer("1", "colours", "And now?", ["a.png"], ["red"], "red", 1.0, "blur", 2.0)
-
-
-def test_answers_survive_their_file(tmp_path):
-    AnswerLog(tmp_path / "a/answers.jsonl").add([FIRST, SECOND])
-    assert read_answers(tmp_path / "a/answers.jsonl") == [FIRST, SECOND]
-    row = json.loads((tmp_path / "a/answers.jsonl").read_text(encoding="utf-8").split("\n")[1])
-    assert row["truth"] == ["red"] and row["perturbation"] == "blur"
 
 
 def first(**changes) -> str:
@@ -51,10 +45,12 @@ def test_what_is_not_an_answer_is_refused_by_file_line_and_field(tmp_path, text,
 
 
 @pytest.mark.parametrize("cut", [0, 1, 20, 1000])
-def test_a_log_continues_after_a_kill_without_its_half_written_line(tmp_path, cut):
-    log = AnswerLog(tmp_path / "answers.jsonl")
+def test_answers_survive_their_file_and_a_kill_that_leaves_a_half_written_line(tmp_path, cut):
+    log = AnswerLog(tmp_path / "a/answers.jsonl")
     log.add([FIRST, SECOND])
     whole = log.path.read_bytes()
+    row = json.loads(whole.decode().split("\n")[1])
+    assert row["truth"] == ["red"] and row["perturbation"] == "blur"
     log.path.write_bytes(whole[: max(len(whole) - cut, 3)])
     resumed = AnswerLog(log.path)
     assert resumed.answers == ([FIRST, SECOND] if not cut else [FIRST] if cut < len(SECOND.as_line()) else [])
@@ -62,27 +58,20 @@ def test_a_log_continues_after_a_kill_without_its_half_written_line(tmp_path, cu
     assert read_answers(log.path)[-1] == SECOND
 
 
-def test_answers_under_other_settings_are_not_mixed(tmp_path):
+def test_answers_under_other_damaged_or_missing_settings_are_not_mixed(tmp_path):
     open_log(tmp_path / "out", {"model": "misspelt", "seed": 0})  # without answers
     open_log(tmp_path / "out", {"model": "a", "seed": 0}).add([FIRST])
     assert len(open_log(tmp_path / "out", {"model": "a", "seed": 0}).answers) == 1
     with pytest.raises(ValueError, match="model='a', now it is 'b'"):
         open_log(tmp_path / "out", {"model": "b", "seed": 0})
-
-
-SETTINGS = {
-    '{"model': "settings.json is not JSON",
-    "[]": "settings.json holds no settings",
-    None: "model=None, now it is 'a'",
-}
-
-
-@pytest.mark.parametrize("text, message", SETTINGS.items())
-def test_answers_whose_settings_are_damaged_or_missing_are_not_continued(tmp_path, text, message):
-    open_log(tmp_path, {"model": "a"}).add([FIRST])
-    (tmp_path / "settings.json").unlink() if text is None else (tmp_path / "settings.json").write_text(text)
+    damage = {'{"model': "settings.json is not JSON", "[]": "settings.json holds no settings"}
+    for text, message in (damage | {"{}": "model=None, now it is 'a'"}).items():
+        (tmp_path / "out/settings.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            open_log(tmp_path / "out", {"model": "a"})
+    (tmp_path / "out/settings.json").unlink()
     with pytest.raises(ValueError, match=message):
-        open_log(tmp_path, {"model": "a"})
+        open_log(tmp_path / "out", {"model": "a"})
 
 
 @pytest.fixture
@@ -130,14 +119,10 @@ def test_a_killed_run_is_resumed(model, processor, questions, tmp_path, monkeypa
     assert resumed.read_bytes() == whole.read_bytes()
 
 
-def test_answers_to_other_questions_of_the_same_name_are_refused(model, processor, questions, tmp_path):
-    def evaluate_with(first: dict) -> list:
-        path = conversations.write(tmp_path, [first, sample(1)])
-        return evaluate(model, processor, tmp_path / "answers.jsonl", read_questions(path))
-
-    evaluate(model, processor, tmp_path / "answers.jsonl", questions[:1])
+def test_answers_to_other_questions_of_the_same_name_are_refused(model, processor, tmp_path):
     turns = [turn("human", "<image>\nAnd this?"), turn("gpt", "No.")]
-    for other in (sample(0, conversations=turns), sample(0, image="1.png")):
-        with pytest.raises(ValueError, match="answers another question, .* named 's0'"):
-            evaluate_with(other)
-    assert len(evaluate_with(sample(0))) == 2
+    for number, first in enumerate((sample(0), sample(0, conversations=turns), sample(0, image="1.png"), sample(0))):
+        questions = read_questions(conversations.write(tmp_path, [first, sample(1)]))
+        other = pytest.raises(ValueError, match="answers another question, .* named 's0'")
+        with other if number in (1, 2) else nullcontext():
+            assert len(evaluate(model, processor, tmp_path / "answers.jsonl", questions)) == 2

@@ -8,12 +8,9 @@ from omnifusion_hf.evaluation.paper_tables import ENCODERS, RADAR_COLUMNS, RADAR
 from omnifusion_hf.figures import save_figure
 
 
-def test_axes_are_the_papers_and_other_measured_columns_in_percent():
+def test_axes_are_the_papers_and_other_measured_columns_in_percent_with_a_gap_where_nothing_was_measured():
     columns = radar_columns({"x": {"POPE": 1.0, "DocVQA": 2.0, "TeX, edit distance": 0.1}})
     assert columns == [*ENCODERS.columns, "DocVQA"]
-
-
-def test_lines_have_the_measured_values_and_a_gap_elsewhere():
     figure = radar({"mine": {"POPE": 80.0, "MMMU": 30.0}})
     *papers, mine = [line.get_ydata().tolist() for line in figure.axes[0].lines]
     wanted = [{"POPE": 80.0, "MMMU": 30.0}.get(column) for column in RADAR_COLUMNS]

@@ -71,34 +71,27 @@ def test_the_papers_benchmarks_run_and_give_the_metrics_of_reports(runs):
     assert found["scienceqa_local", "1"].question.startswith("Context: Think.")
 
 
-def test_scores_are_those_of_answers_by_hand(runs, demo):
+def test_scores_are_those_of_answers_by_hand_and_formulas_have_an_edit_distance(runs, demo):
     rows = lmms.documents()
     texts = [by_hand(*demo, row) for row in rows]
     assert [answer.answer for answer in samples(runs, "one", "bundled")] == texts
     (model,) = read_models([str(runs.folder / "one")])
     right = sum(answer == row["answer"] for answer, row in zip(texts, rows, strict=True))
     assert model.scores["bundled", "exact_match"].value == pytest.approx(right / len(rows)) and 10 <= right < len(rows)
+    assert 0 < model.scores["tex", "edit_distance"].value < 0.3  # both answers are nearly right
+    assert model.scores["tex", "exact_match"].value == 0
 
 
-def test_a_run_records_versions_processor_and_prompts(runs):
+def test_a_run_records_versions_processor_and_prompts_and_images_by_task_and_document(runs, monkeypatch):
     one, eight = (json.loads((runs.folder / f"{n}/images/bundled/run.json").read_text()) for n in ("one", "eight"))
     assert one["versions"]["lmms-eval"] == importlib.metadata.version("lmms-eval")
     assert (one["batch_size"], eight["batch_size"]) == (1, 8)
     same = ("documents", "longest_prompt", "prompts_sha256", "processor_sha256", "dtype")
     assert [one[name] for name in same] == [eight[name] for name in same]
-
-
-def test_images_are_logged_by_task_and_document(runs, monkeypatch):
     monkeypatch.chdir(runs.folder)  # log_images was given as a relative path
     kept = [answer.images for answer in samples(runs, "one", "bundled")]
     assert [len(images) for images in kept] == [len(row["images"]) for row in lmms.documents()]
     assert kept[14][1].endswith("bundled/14-1.png")
-
-
-def test_formulas_are_scored_by_edit_distance(runs):
-    (model,) = read_models([str(runs.folder / "one")])
-    assert 0 < model.scores["tex", "edit_distance"].value < 0.3  # both answers are nearly right
-    assert model.scores["tex", "exact_match"].value == 0
 
 
 def test_a_failed_run_ends_with_exit_code_1_and_without_results(runs):
@@ -150,11 +143,8 @@ def test_tasks_settings_become_options_of_generate():
     assert greedy == {"do_sample": False, "num_beams": 1, "max_new_tokens": 16}
     sampled = module.generation_options({"do_sample": True, "temperature": 0.2, "num_beams": 3})
     assert sampled == {"do_sample": True, "num_beams": 3, "temperature": 0.2, "max_new_tokens": 1024}
-
-
-@pytest.mark.parametrize("until, stops", [("ab", ["ab"]), (["", "a"], ["a"]), (None, []), ([], [])], ids=str)
-def test_until_is_a_text_or_a_list_of_texts(until, stops):
-    assert module.stop_texts({"until": until}) == stops
+    until = ("ab", ["", "a"], None, [])
+    assert [module.stop_texts({"until": each}) for each in until] == [["ab"], ["a"], [], []]
 
 
 def test_another_prompt_or_processor_has_another_hash(plugin, monkeypatch):

@@ -7,10 +7,10 @@ from omnifusion_hf.evaluation.metrics import formula_scores, wilson_interval
 from omnifusion_hf.scores import exact_match
 
 
-@pytest.mark.parametrize(
-    "a, b, share",
-    [("", "", 0), ("abc", "abc", 0), ("abc", "", 1), ("x^{2}", "x^{3}", 0.2), ("kitten", "sitting", 3 / 7)],
-)
+SHARES = [("", "", 0), ("abc", "abc", 0), ("abc", "", 1), ("x^{2}", "x^{3}", 0.2), ("kitten", "sitting", 3 / 7)]
+
+
+@pytest.mark.parametrize("a, b, share", SHARES)
 def test_normalised_edit_distance(a, b, share):
     assert metrics.normalised_edit_distance(a, b) == metrics.normalised_edit_distance(b, a) == pytest.approx(share)
 
@@ -50,14 +50,9 @@ def test_difference_interval_of_published_figures():
 )
 def test_spaces_and_math_delimiters_of_formulas_do_not_count(written):
     assert formula_scores({"formula": r"\frac{a}{b}"}, [written]) == {"edit_distance": 0, "exact_match": 1}
-
-
-def test_a_formula_with_one_wrong_character_of_eleven():
-    wrong = {"edit_distance": pytest.approx(1 / 11), "exact_match": 0}
-    assert formula_scores({"formula": r"\frac{a}{b}"}, [r"\frac{a}{c}"]) == wrong
+    one_of_eleven = {"edit_distance": pytest.approx(1 / 11), "exact_match": 0}
+    assert formula_scores({"formula": r"\frac{a}{b}"}, [written.replace("b", "c")]) == one_of_eleven
 
 
 def test_a_single_delimiter_is_kept():
-    assert (
-        metrics.plain_latex("$") == "$" and metrics.plain_latex("$a") == "$a" and metrics.plain_latex("$$a$$") == "a"
-    )
+    assert [metrics.plain_latex(text) for text in ("$", "$a", "$$a$$")] == ["$", "$a", "a"]

@@ -6,7 +6,7 @@ import conversations
 import pytest
 import tiny
 from conversations import sample, turn
-from PIL import ExifTags, Image
+from pixels import stored_turned
 
 from omnifusion_hf.evaluation.questions import Question, opened, read_questions, with_images
 
@@ -15,8 +15,9 @@ DIALOG = [turn("human", "<image>\nWhat is it?"), turn("gpt", "A cat."), turn("hu
 
 
 def test_each_question_of_a_dialog_has_the_true_turns_before_it(tmp_path):
-    path = conversations.write(tmp_path, [sample(0), sample(1, conversations=DIALOG, task="cats")])
-    first, second, third = read_questions(path)
+    samples = [sample(0), sample(1, conversations=DIALOG, task="cats"), sample(2, id="s0", task="same id")]
+    first, second, third, fourth = read_questions(conversations.write(tmp_path, samples))
+    assert (fourth.name, fourth.task) == ("s0", "same id")
     assert (first.name, first.task) == ("s0", "samples")
     assert (first.text, first.truth) == ("What colour is the sky?", "The sky is blue.")
     assert (second.name, second.task, second.truth) == ("s1, turn 1", "cats", "A cat.")
@@ -45,19 +46,12 @@ def test_jsonl_with_images_of_another_folder_and_without_images(tmp_path):
         ([], "samples.json must hold a list with at least one sample, got an empty list"),
     ],
 )
-def test_broken_samples_are_named(tmp_path, samples, message):
+def test_broken_samples_and_other_files_are_named(tmp_path, samples, message):
+    path = conversations.write(tmp_path, samples)
     with pytest.raises(ValueError, match=message):
-        read_questions(conversations.write(tmp_path, samples))
-
-
-def test_other_files_are_refused(tmp_path):
+        read_questions(path)
     with pytest.raises(ValueError, match=r"\.json or \.jsonl"):
-        read_questions(tmp_path / "shards.tar")
-
-
-def test_the_same_id_in_two_tasks_is_valid(tmp_path):
-    path = conversations.write(tmp_path, [sample(0), sample(1, id="s0", task="other")])
-    assert [question.task for question in read_questions(path)] == ["samples", "other"]
+        read_questions(path.with_suffix(".tar"))
 
 
 def test_images_replace_others_in_order(tmp_path):
@@ -70,11 +64,7 @@ def test_images_replace_others_in_order(tmp_path):
 
 
 def test_opened_images_are_upright_and_pass_through_the_change(processor, tmp_path):
-    """A photo that was taken upright is stored lying, with its orientation in EXIF."""
-    turned = Image.Exif()
-    turned[ExifTags.Base.Orientation] = 6
-    tiny.image(0, (40, 90)).save(tmp_path / "upright.jpg", exif=turned)  # (H, W)
-    question = Question("0", "t", [tiny.user(tmp_path / "upright.jpg")], "x")
-    sizes = []
+    (tmp_path / "upright").write_bytes(stored_turned(tiny.image(0, (90, 40)), 6))  # (H, W)
+    question, sizes = Question("0", "t", [tiny.user(tmp_path / "upright")], "x"), []
     [message] = opened(processor, question, lambda image, _: sizes.append(image.size) or image.resize((7, 5)))
     assert sizes == [(40, 90)] and message["content"][0]["image"].size == (7, 5)

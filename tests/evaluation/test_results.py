@@ -44,11 +44,6 @@ def test_runs_of_a_model_are_merged_and_the_newest_counts(tmp_path):
     assert [file.name[:8] for file in mine.files] == ["20260101", "20260102"]
 
 
-def test_a_name_may_be_given(tmp_path):
-    path = write_results(tmp_path / "odd=folder")
-    assert [model.name for model in read_models([f"ours={path}", str(path)])] == ["ours", "mine"]
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -62,14 +57,11 @@ def test_another_file_is_refused_by_name(tmp_path, text):
         results.read_result_file(tmp_path / "x.json")
 
 
-def test_tables_that_are_null_count_as_absent(tmp_path):
+def test_tables_that_are_null_count_as_absent_and_values_that_are_no_numbers_too(tmp_path):
     names = ("n-samples", "config", "configs", "higher_is_better")
     path = write_results(tmp_path, **dict.fromkeys(names))
     write_samples(tmp_path, "pope", [{}])
     assert results.read_scores(path)[0].documents is None and len(read_sample_answers(path)) == 1
-
-
-def test_values_that_are_not_numbers_are_no_scores(tmp_path):
     values = {"a,none": float("nan"), "b,none": float("inf"), "c,none": 0.5, "c_stderr,none": float("nan")}
     assert results.read_scores(write_results(tmp_path, results={"t": values})) == [Score("t", "c", 0.5)]
 
@@ -85,10 +77,12 @@ BAD_ARGUMENTS = dict.fromkeys(("=results", "ours=", " =results"), "expected NAME
 BAD_ARGUMENTS |= dict.fromkeys(("/no/x", "ours=/no/x"), "there is no /no/x")
 
 
-@pytest.mark.parametrize("argument, message", BAD_ARGUMENTS.items())
-def test_half_a_name_and_a_missing_path_are_refused(argument, message):
-    with pytest.raises(ValueError, match=message):
-        read_models([argument])
+def test_a_name_may_be_given_and_half_a_name_or_a_missing_path_is_refused(tmp_path):
+    path = write_results(tmp_path / "odd=folder")
+    assert [model.name for model in read_models([f"ours={path}", str(path)])] == ["ours", "mine"]
+    for argument, message in BAD_ARGUMENTS.items():
+        with pytest.raises(ValueError, match=message):
+            read_models([argument])
 
 
 def test_samples_become_answers_with_the_first_number_as_score(tmp_path):
@@ -117,12 +111,16 @@ def test_a_right_answer_that_was_not_logged_is_unknown(tmp_path):
         read_sample_answers(path)
 
 
-def test_samples_of_another_date_belong_to_another_run(tmp_path):
+def test_samples_of_another_date_belong_to_another_run_and_are_read_like_a_file_of_answers(tmp_path):
     path = write_results(tmp_path)
     write_samples(tmp_path, "pope", [{}], date="20250101_000000")
     assert read_sample_answers(path) == []
     with pytest.raises(ValueError, match="--log_samples"):
         load_answers([str(tmp_path)])
+    write_samples(tmp_path, "pope", [{}])  # answers of a file and of samples are read alike
+    (sample,) = load_answers([str(tmp_path)])
+    (tmp_path / "answers.jsonl").write_text(sample.as_line())
+    assert load_answers([str(tmp_path / "answers.jsonl"), str(tmp_path)]) == [sample, sample]
 
 
 def test_of_a_task_answered_twice_the_newest_counts(tmp_path):
@@ -147,14 +145,6 @@ def test_a_line_that_is_not_a_sample_is_named(tmp_path, line):
         file.write(line)
     with pytest.raises(ValueError, match="samples_pope.jsonl, line 2: this is not"):
         read_sample_answers(path)
-
-
-def test_answers_of_a_file_and_of_samples_are_read_alike(tmp_path):
-    write_results(tmp_path)
-    write_samples(tmp_path, "pope", [{}])
-    (sample,) = load_answers([str(tmp_path)])
-    (tmp_path / "answers.jsonl").write_text(sample.as_line())
-    assert load_answers([str(tmp_path / "answers.jsonl"), str(tmp_path)]) == [sample, sample]
 
 
 def test_logged_images_are_found_in_their_order(tmp_path):
@@ -188,23 +178,15 @@ def records(folder, content=RECORD, kind=None) -> dict:
     return results.read_records(results.read_result_file(path))
 
 
-def test_the_arguments_of_a_run_from_python_are_a_dict(tmp_path):
+def test_records_are_those_of_the_model_and_damaged_ones_are_refused_by_name(tmp_path):
+    """A run from Python has a dictionary of arguments."""
     assert records(tmp_path, kind=dict) == records(tmp_path) == {"pope": RECORD}
+    assert not records(tmp_path, RECORD | {"model": "/models/other"})
+    for damaged in ('{"versions": {}}', "{", "[]", RECORD | {"versions": "9.9"}):
+        with pytest.raises(ValueError, match="pope/run.json"):
+            records(tmp_path, damaged)
 
 
-def test_a_record_of_another_model_is_ignored(tmp_path):
-    assert records(tmp_path) and not records(tmp_path, RECORD | {"model": "/models/other"})
-
-
-@pytest.mark.parametrize("content", ['{"versions": {}}', "{", "[]", RECORD | {"versions": "9.9"}])
-def test_a_damaged_record_is_refused_by_name(tmp_path, content):
-    with pytest.raises(ValueError, match="pope/run.json"):
-        records(tmp_path, content)
-
-
-@pytest.mark.parametrize(
-    "target, truths",
-    [("a", ["a"]), ("['a', 'b']", ["a", "b"]), ("[1, 2]", ["1", "2"]), ("[0, 1)", ["[0, 1)"]), ("[x]", ["[x]"])],
-)
-def test_logged_targets_are_texts_or_lists_of_texts(target, truths):
-    assert results.truths_of(target) == truths
+def test_logged_targets_are_texts_or_lists_of_texts():
+    truths = {"a": ["a"], "['a', 'b']": ["a", "b"], "[1, 2]": ["1", "2"], "[0, 1)": ["[0, 1)"], "[x]": ["[x]"]}
+    assert {target: results.truths_of(target) for target in truths} == truths

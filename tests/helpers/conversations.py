@@ -79,12 +79,13 @@ def write_model(folder: Path, dtype=None, **changes) -> Path:
     return folder
 
 
-def write_recipe(folder: Path, model: Path, **changes) -> Path:
-    """A recipe of four steps on eight samples, constant learning rate, CPU."""
+def write_recipe(folder: Path, model: Path, samples: list | None = None, **changes) -> Path:
+    """A recipe of four steps on `samples`, by default eight; constant learning rate, CPU."""
     data = folder / "data"
-    data.mkdir()
+    data.mkdir(parents=True)
+    samples = samples or [sample(index) for index in range(8)]
     fields = {"model_name_or_path": str(model), "stage": "pretrain", "output_dir": str(folder / "out")}
-    fields |= {"data_path": str(write(data, [sample(index) for index in range(8)])), "learning_rate": 0.01}
+    fields |= {"data_path": str(write(data, samples)), "learning_rate": 0.01}
     fields |= {"lr_scheduler_type": "constant", "per_device_train_batch_size": 2, "max_steps": 4, "save_steps": 2}
     fields |= {"logging_steps": 1, "use_cpu": True, "disable_tqdm": True, "report_to": "none"}
     path = folder / "recipe.yaml"

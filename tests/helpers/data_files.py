@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import signal
 import tarfile
 import tracemalloc
@@ -81,11 +82,9 @@ def hf_dataset(samples: list[dict]) -> Dataset:
 
 def parts(text: str) -> list[dict]:
     """LLaVA's text as a chat message's parts."""
-    pieces = text.replace("<image>\n", "<image>").split("<image>")
-    content = [{"type": "text", "text": pieces[0]}]
-    for piece in pieces[1:]:
-        content += [{"type": "image", "text": None}, {"type": "text", "text": piece}]
-    return [part for part in content if part["text"] != ""]
+    image = {"type": "image", "text": None}
+    pieces = re.split(r"(<image>)\n?", text)
+    return [image if piece == "<image>" else {"type": "text", "text": piece} for piece in pieces if piece]
 
 
 def without_hub(patch: pytest.MonkeyPatch):

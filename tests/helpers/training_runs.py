@@ -13,13 +13,13 @@ from transformers import AutoProcessor
 from omnifusion_hf import OmniFusionForConditionalGeneration
 from omnifusion_hf.cli import main
 from omnifusion_hf.training.arguments import parse_recipe
+from omnifusion_hf.training.stages import part_of
 from omnifusion_hf.training.train import train
 
 
-def run(folder: Path, base: Path, **changes) -> dict:
+def run(folder: Path, base: Path, samples: list | None = None, **changes) -> dict:
     """Trains in `folder` and returns the summary."""
-    folder.mkdir(exist_ok=True)
-    return rerun(conversations.write_recipe(folder, base, **changes))
+    return rerun(conversations.write_recipe(folder, base, samples, **changes))
 
 
 def rerun(recipe: Path, *overrides: str) -> dict:
@@ -44,6 +44,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def changed(before: dict, after: dict) -> set[str]:
     assert set(before) == set(after)
     return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def parts_changed(before: Path, after: Path) -> set[str]:
+    """Parts of which a weight differs between two folders."""
+    return {part_of(name) for name in changed(weights(before), weights(after))}
 
 
 def log_of(folder: Path) -> list[dict]:
@@ -79,6 +84,23 @@ def step(model, inputs: dict) -> torch.optim.AdamW:
     model(**inputs).loss.backward()
     optimizer.step()
     return optimizer
+
+
+def loss_and_gradients(model, **inputs) -> tuple[torch.Tensor, dict]:
+    model.zero_grad()
+    loss = model(**inputs).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_step(found: tuple[torch.Tensor, dict], expected: tuple[torch.Tensor, dict], floor: float = 0.0):
+    """Equal loss and gradients; `floor`: a share of the largest gradient below which others are rounding."""
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=0)
+    assert set(found[1]) == set(expected[1])
+    least = floor * max(gradient.abs().max().item() for gradient in expected[1].values())
+    for name, gradient in expected[1].items():
+        atol = 1e-5 * max(gradient.abs().max().item(), least)
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=atol, msg=name)
 
 
 def saved(model, folder) -> dict[str, torch.Tensor]:

@@ -22,29 +22,23 @@ def finish(folder, name: str, seed: int, accuracy: float, samples: int = 64):
     ablations.result_path(folder, name, seed).write_text(json.dumps(found))
 
 
-def test_finished_runs_are_skipped_and_half_written_ones_are_not(tmp_path):
+def test_finished_runs_are_skipped_and_half_written_ones_and_failed_ones_are_not(tmp_path, monkeypatch):
     finish(tmp_path, "mlp", 0, 0.5)
     half = ablations.result_path(tmp_path, "mlp", 1)
     half.with_name(half.name + ".incomplete").write_text('{"experiment": "mlp"')
     assert ablations.missing_runs(tmp_path, ["mlp", "grid"], (0, 1)) == [("grid", 0), ("mlp", 1), ("grid", 1)]
+    monkeypatch.setattr(ablations, "assemble", Mock(side_effect=RuntimeError))
+    with pytest.raises(RuntimeError):
+        ablations.run("grid", 0, tmp_path, ablations.STEPS, "test", 10)
     assert {name: set(seeds) for name, seeds in ablation_report.read_results(tmp_path).items()} == {"mlp": {0}}
 
 
-def test_a_run_that_fails_leaves_no_result(tmp_path, monkeypatch):
-    monkeypatch.setattr(ablations, "assemble", Mock(side_effect=RuntimeError))
-    with pytest.raises(RuntimeError):
-        ablations.run("mlp", 0, tmp_path, ablations.STEPS, "test", 10)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_names_of_result_files_are_unique():
+def test_runs_have_files_of_their_own_the_same_number_of_samples_and_a_comparison():
     paths = {ablations.result_path(ablations.RESULTS, n, s) for n in ablations.EXPERIMENTS for s in ablations.SEEDS}
     assert len(paths) == len(ablations.EXPERIMENTS) * len(ablations.SEEDS)
-
-
-def test_all_runs_read_the_same_number_of_samples():
     steps = {"stage1": 3, "stage2": 5}
     assert {sum(ablations.steps_of(e, steps).values()) for e in ablations.EXPERIMENTS.values()} == {8}
+    assert {n for c in ablation_report.COMPARISONS for n in (c.name, c.baseline)} == set(ablations.EXPERIMENTS)
 
 
 def test_mean_and_sample_standard_deviation():
@@ -54,12 +48,15 @@ def test_mean_and_sample_standard_deviation():
     assert ablation_report.interval([0.8, 0.9, 1.0]) == pytest.approx(0.24841, abs=1e-4)
 
 
-def test_differences_pair_equal_seeds(tmp_path):
+def test_differences_pair_equal_seeds_and_runs_of_different_length_share_no_table(tmp_path):
     for run in (("mlp", 0, 0.5), ("mlp", 1, 0.7), ("transformer", 1, 0.6), ("transformer", 2, 0.9)):
         finish(tmp_path, *run)
     comparison = next(c for c in ablation_report.COMPARISONS if c.name == "transformer")
     found = ablation_report.differences(ablation_report.read_results(tmp_path), comparison, "all")
     assert found == pytest.approx([-0.1])
+    finish(tmp_path, "grid", 0, 0.5, samples=65)
+    with pytest.raises(ValueError, match="mixes runs"):
+        ablation_report.read_results(tmp_path)
 
 
 def test_a_report_is_written_between_its_marks_and_repeatable(tmp_path):
@@ -76,17 +73,6 @@ def test_a_report_is_written_between_its_marks_and_repeatable(tmp_path):
     ablation_report.report(results, document, list(ablations.EXPERIMENTS))
     assert document.read_text() == once
     assert "<svg" in document.with_suffix(".svg").read_text()
-
-
-def test_runs_of_different_length_share_no_table(tmp_path):
-    finish(tmp_path, "mlp", 0, 0.5)
-    finish(tmp_path, "grid", 0, 0.5, samples=65)
-    with pytest.raises(ValueError, match="mixes runs"):
-        ablation_report.read_results(tmp_path)
-
-
-def test_every_comparison_names_an_experiment():
-    assert {n for c in ablation_report.COMPARISONS for n in (c.name, c.baseline)} == set(ablations.EXPERIMENTS)
 
 
 @pytest.mark.parametrize("kind", ["scene", "text"])
@@ -117,9 +103,8 @@ def test_a_seed_draws_data_and_order(tmp_path, monkeypatch):
     assert boxes.shape[1] == 4 and (boxes[:, 2:] > boxes[:, :2]).all()
 
 
-@pytest.fixture
-def tiny_parts(tmp_path, monkeypatch):
-    """Everything that runs share, at the smallest size: random encoder and LLM, a few images of both worlds."""
+def test_a_run_trains_both_stages_writes_one_file_and_has_the_experiments_views_from_stage_2_on(tmp_path, monkeypatch):
+    """With all that runs share at the smallest size: random encoder and LLM, a few images of both worlds."""
     encoder, llm, small_images = tmp_path / "encoder", tmp_path / "llm", tmp_path / "small"
     pretrain_encoder.donut_swin(32, (1, 1, 1)).save_pretrained(encoder)
     pretrain_encoder.image_processor().save_pretrained(encoder)
@@ -133,22 +118,13 @@ def tiny_parts(tmp_path, monkeypatch):
     ablation_data.write_small_images(small_images)
     for name, value in {"OUT": tmp_path, "SMALL": small_images, "LLM": llm, "ENCODERS": {"swin": encoder}}.items():
         monkeypatch.setattr(ablations, name, value)
-
-
-def test_a_run_trains_both_stages_and_writes_one_file(tiny_parts, tmp_path):
     results = tmp_path / "results"
     ablations.run("regions", 2, results, {"stage1": 1, "stage2": 1}, "validation", 2)
     assert ablations.missing_runs(results, ["regions"], (1, 2)) == [("regions", 1)]
     found = ablation_report.read_results(results)["regions"][2]
     assert [stage["steps"] for stage in found["stages"].values()] == [1, 1]
     assert set(found["topics"]) == set(small.TOPICS) and len(list(results.iterdir())) == 1
-
-
-def test_views_are_those_of_the_experiment_from_stage_2_on(tiny_parts, tmp_path):
-    def views() -> list[int]:
-        return AutoProcessor.from_pretrained(tmp_path / "assembled").count_tokens((384, 384)).views
-
     ablations.assemble(ablations.EXPERIMENTS["grid"], 0, tmp_path / "assembled")
-    assert views() == [1]
-    ablations.set_views(tmp_path / "assembled", "grid")
-    assert views() == [5]
+    for views in (1, 5):
+        assert AutoProcessor.from_pretrained(tmp_path / "assembled").count_tokens((384, 384)).views == [views]
+        ablations.set_views(tmp_path / "assembled", "grid")

@@ -2,8 +2,6 @@
 
 from random import Random
 
-import pytest
-
 from lab import questions
 from lab.scenes import Thing, render_scene
 from lab.world import render
@@ -12,38 +10,29 @@ from lab.world import render
 SCENE = [Thing("circle", "red", 40, 100, 20), Thing("star", "red", 100, 30, 20), Thing("circle", "blue", 150, 90, 20)]
 
 
-def test_questions_about_attributes_have_a_unique_answer():
+def test_questions_about_attributes_have_a_unique_answer_and_counts_count():
     found = {(t.topic, t.answer, t.about) for t in questions.attribute_turns(Random(0), SCENE)}
     assert found == {("colour", "red", ("red star",)), ("shape", "circle", ("blue circle",))}
-
-
-def test_counts_count():
     turns, words = questions.count_turns(Random(0), SCENE), ("circles", "stars", "red", "blue", "objects")
     answers = {next(w for w in words if w in t.question): t.answer for t in turns if t.answer != "0"}
     assert answers == dict(zip(words, "21213")) and any(t.answer == "0" for t in turns)
 
 
-@pytest.mark.parametrize(
-    "offset, answer",
-    [((-50, 0), "left"), ((50, 10), "right"), ((5, -50), "above"), ((0, 50), "below"), ((50, 50), None)],
-)
-def test_a_side_is_named_only_if_it_is_clear(offset, answer):
-    a = Thing("circle", "red", 100 + offset[0], 100 + offset[1], 20)
-    assert questions.side(a, Thing("star", "blue", 100, 100, 20)) == answer
+SIDES = {(50, 100): "left", (150, 110): "right", (105, 50): "above", (100, 150): "below", (150, 150): None}
+PLACES = {(20, 20): "top left", (96, 30): "top", (96, 96): "middle", (170, 90): "right", (60, 96): None}
 
 
-@pytest.mark.parametrize(
-    "centre, answer",
-    [((20, 20), "top left"), ((96, 30), "top"), ((96, 96), "middle"), ((170, 90), "right"), ((60, 96), None)],
-)
-def test_a_place_is_named_only_if_it_is_clear(centre, answer):
-    assert questions.place(Thing("circle", "red", *centre, 20)) == answer
+def test_a_side_and_a_place_are_named_only_if_they_are_clear():
+    star = Thing("star", "blue", 100, 100, 20)
+    assert {centre: questions.side(Thing("circle", "red", *centre, 20), star) for centre in SIDES} == SIDES
+    assert {centre: questions.place(Thing("circle", "red", *centre, 20)) for centre in PLACES} == PLACES
 
 
 def test_a_caption_names_everything_from_left_to_right():
     assert questions.caption(SCENE[::-1]) == "a red circle, a red star and a blue circle"
     assert questions.caption(SCENE, axis="y") == "a red star, a blue circle and a red circle"
     assert questions.caption([Thing("star", "orange", 9, 9, 5)]) == "an orange star"
+    assert questions.plural("cross") == "crosses" and questions.plural("star") == "stars"
 
 
 def test_no_turn_repeats_what_an_earlier_one_revealed():
@@ -54,10 +43,6 @@ def test_no_turn_repeats_what_an_earlier_one_revealed():
         for turn in turns:
             assert turn.topic not in ("colour", "shape") or not known & set(turn.about)
             known |= set(turn.about)
-
-
-def test_plural():
-    assert questions.plural("cross") == "crosses" and questions.plural("star") == "stars"
 
 
 def test_look_ups_begin_with_the_colours_of_all_unique_shapes():

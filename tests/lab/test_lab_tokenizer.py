@@ -5,24 +5,18 @@ import pytest
 from lab.tokenizer import COMMANDS, build_tokenizer
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return build_tokenizer()
+TOKENIZER = build_tokenizer()
 
 
-@pytest.mark.parametrize("written", ["CAT", "WHAT", "1024", "0O1I"])
-def test_written_characters_are_tokens_of_their_own(tokenizer, written):
-    assert tokenizer.tokenize(written) == list(written)
-    assert tokenizer.tokenize("circle") == ["circle"]  # control: wording merges
-
-
-def test_latex_commands_are_one_token(tokenizer):
-    latex = "\\frac{x}{12}+\\alpha^{n}"
-    assert tokenizer.tokenize(latex) == ["\\frac", *"{x}{12}+", "\\alpha", *"^{n}"]
-    assert all(len(tokenizer.tokenize(command)) == 1 for command in COMMANDS)
+def test_written_characters_and_latex_commands_are_tokens_of_their_own():
+    for written in ("CAT", "WHAT", "1024", "0O1I"):
+        assert TOKENIZER.tokenize(written) == list(written)
+    assert TOKENIZER.tokenize("circle") == ["circle"]  # control: wording merges
+    assert TOKENIZER.tokenize("\\frac{x}{12}+\\alpha^{n}") == ["\\frac", *"{x}{12}+", "\\alpha", *"^{n}"]
+    assert all(len(TOKENIZER.tokenize(command)) == 1 for command in COMMANDS)
 
 
 @pytest.mark.parametrize("text", ["", "What is it?", "Größe 10 € 絵", "\\sum_{k=1}^{n}k", " two  spaces\n"])
-def test_every_text_is_restored_and_no_token_is_added(tokenizer, text):
-    ids = tokenizer(text)["input_ids"]
-    assert tokenizer.decode(ids) == text and ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+def test_every_text_is_restored_and_no_token_is_added(text):
+    ids = TOKENIZER(text)["input_ids"]
+    assert TOKENIZER.decode(ids) == text and ids == TOKENIZER(text, add_special_tokens=False)["input_ids"]

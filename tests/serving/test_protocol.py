@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from omnifusion_hf.serving.protocol import ChatRequest, Refusal, Reply, read_request
-from omnifusion_hf.serving.writing import Written
+from omnifusion_hf.serving.protocol import ChatRequest, Refusal, read_request
 
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -41,6 +40,7 @@ FIRST = "messages[0].content"
         ({"max_tokens": 3, "max_completion_tokens": 3}, None, None), ({"stop": ["a"] * 5}, "stop", None),
         ({"stop": [""]}, "stop[0]", None), ({"stream_options": {"include_usage": True}}, None, None),
         ({"messages": None}, "messages", MISSING), ({"messages": []}, "messages", None),
+        ({"messages": "Hello"}, "messages", None), ({"messages": ["Hello"]}, "messages[0]", None),
         (turn(role="user"), FIRST, MISSING), (turn(role="user", content=None), FIRST, MISSING),
         (turn(content="a"), "messages[0].role", MISSING), (content(), FIRST, None),
         (turn(**HELLO[0], tool_calls=[{}]), "messages[0].tool_calls", UNKNOWN),
@@ -63,31 +63,35 @@ def test_unsupported_and_invalid_fields_are_refused_by_name(fields, param, code)
     "body, reason",
     [
         (b"[" * 100_000, "recursion limit"), (b"", "EOF"), (b"7", "object with model and messages"),
+        (b"[]", "object with model and messages"), (b"{}", "messages: Field required"),
         (HELLO_BODY.replace(b"Hello", b"\\ud800"), "hex escape"), (HELLO_BODY.replace(b"Hello", b"\xff"), "unicode"),
         (HELLO_BODY[:-1] + b', "temperature": NaN}', "finite"),
     ],
-    ids=["deep", "empty", "number", "surrogate", "not UTF-8", "NaN"],
+    ids=["deep", "empty", "number", "list", "object", "surrogate", "not UTF-8", "NaN"],
 )  # fmt: skip
 def test_a_body_that_is_not_a_request_is_refused(body, reason):
     with pytest.raises(Refusal, match=reason):
         read_request(body, ChatRequest)
 
 
-def test_defaults_and_null_are_accepted():
+def test_defaults_and_null_are_accepted_and_messages_take_the_processors_form():
     """Clients send fields with OpenAI's defaults, and `null` for absent ones."""
     fields = {"n": 1, "logprobs": False, "response_format": {"type": "text"}, "tools": [], "tool_choice": "none"}
     fields |= {"presence_penalty": 0.0, "frequency_penalty": 0, "user": "me", "stop": None, "logit_bias": None}
     answered = {"role": "assistant", "content": "a", "refusal": None, "tool_calls": None}
     assert request(**fields).sampling() == request().sampling() == {}
     assert request(messages=[*HELLO, answered, *HELLO]).messages[1].for_processor["content"][0]["text"] == "a"
-
-
-def test_messages_take_the_processors_form():
     parts = [IMAGE, {"type": "text", "text": "What?"}, {"type": "image_url", "image_url": "b.png"}]
     (message,) = request(**content(*parts)).messages
     image = [{"type": "image", "image": name} for name in ("a.png", "b.png")]
     assert message.for_processor == {"role": "user", "content": [image[0], parts[1], image[1]]}
     assert request(stop="a").stop == ["a"] and request(stop=["a", "b"]).stop == ["a", "b"]
+
+
+def test_the_clients_length_has_priority_over_that_of_transformers_chat():
+    chat = {"generation_config": '{"max_new_tokens": 7, "transformers_version": "5.24.0"}'}
+    given = [{}, chat, chat | {"max_tokens": 5}, {"max_completion_tokens": 6}]
+    assert [request(**fields).max_new_tokens(512) for fields in given] == [512, 7, 5, 6]
 
 
 @pytest.mark.parametrize(
@@ -103,22 +107,3 @@ def test_messages_take_the_processors_form():
 )  # fmt: skip
 def test_answers_are_greedy_unless_the_request_says_otherwise(fields, options):
     assert request(**fields).sampling() == options
-
-
-def test_the_clients_length_has_priority_over_that_of_transformers_chat():
-    chat = {"generation_config": '{"max_new_tokens": 7, "transformers_version": "5.24.0"}'}
-    given = [{}, chat, chat | {"max_tokens": 5}, {"max_completion_tokens": 6}]
-    assert [request(**fields).max_new_tokens(512) for fields in given] == [512, 7, 5, 6]
-
-
-def test_openais_client_reads_a_reply():
-    types = pytest.importorskip("openai.types.chat", reason="a client of the server: pip install openai")
-    reply, written = Reply("m", 3), Written("star", 2, "stop")
-    whole = types.ChatCompletion.model_validate(reply.whole(written))
-    assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == ("star", "stop")
-    assert (whole.model, whole.usage.total_tokens) == ("m", 5)
-    pieces = [reply.piece({"role": "assistant", "content": "st"}), reply.piece({}, "stop"), reply.last_piece(written)]
-    pieces = [types.ChatCompletionChunk.model_validate(piece) for piece in pieces]
-    assert len({piece.id for piece in pieces} | {whole.id}) == 1
-    assert pieces[0].choices[0].delta.content == "st" and pieces[1].choices[0].finish_reason == "stop"
-    assert not pieces[2].choices and pieces[2].usage.completion_tokens == 2

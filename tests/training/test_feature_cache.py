@@ -2,11 +2,11 @@
 
 import os
 import socket
-from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import conversations
-import numpy as np
+import data_files
 import pytest
 import tiny
 import torch
@@ -78,14 +78,8 @@ def encoded(monkeypatch) -> list[int]:
 
 
 def run(folder: Path, base: Path, **changes) -> list[tuple]:
-    """Trains two epochs on six samples, one without an image; loss and gradient norm of each step."""
-    folder.mkdir()
-    recipe = conversations.write_recipe(folder, base, max_steps=6, save_steps=6, **changes)
-    samples = [conversations.sample(index) for index in range(6)]
-    turns = [conversations.turn("human", "What colour is grass?"), conversations.turn("gpt", "Green.")]
-    samples[2] |= {"image": None, "conversations": turns}
-    conversations.write(folder / "data", samples)
-    training_runs.rerun(recipe)
+    """Trains two epochs on six samples, two without an image; loss and gradient norm of each step."""
+    training_runs.run(folder, base, data_files.mixed(6), max_steps=6, save_steps=6, **changes)
     return training_runs.figures(folder / "out", "loss", "grad_norm")
 
 
@@ -150,25 +144,24 @@ def test_cache_of_other_encoders_or_settings_is_refused_with_its_cure(tmp_path, 
     assert cached(tmp_path, *model_and_processor(max_image_pixels=9999))
 
 
-def test_what_cannot_be_cached_is_refused(tmp_path, monkeypatch):
+def test_what_cannot_be_cached_is_refused_with_its_reason_before_anything_is_encoded(
+    tmp_path, monkeypatch, encoded, capsys
+):
     model, processor = model_and_processor()
     with pytest.raises(ValueError, match="streamed"):
         cached(tmp_path, model, processor, EncodedStream(None, None, BadSamples()))
     with pytest.raises(ValueError, match="here they train"):
         cached(tmp_path, model_and_processor()[0].requires_grad_(True), processor)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="does not work with FSDP or DeepSpeed"):
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="does not work with FSDP or DeepSpeed"):
+        patch.setenv("ACCELERATE_USE_FSDP", "true")
         cached(tmp_path, model, processor)
-
-
-def test_full_disk_is_refused_with_numbers_before_anything_is_encoded(tmp_path, monkeypatch, encoded, capsys):
-    usage, needed = namedtuple("usage", "free"), 3 * 16 * 32 * 4
-    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda folder: usage(needed - 1))
+    free = 3 * 16 * 32 * 4 - 1
+    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
     with pytest.raises(ValueError, match="no room: 3 views to encode, .* larger disk"):
-        cached(tmp_path, *model_and_processor())
+        cached(tmp_path, model, processor)
     assert not encoded
-    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda folder: usage(needed))
-    cached(tmp_path, *model_and_processor())
+    free += 1
+    cached(tmp_path, model, processor)
     assert "cache_vision_features: 3 views to encode" in capsys.readouterr().out
 
 
@@ -189,8 +182,8 @@ def test_tower_that_serves_features_still_takes_pixels(tmp_path):
 
 
 def fill_as_one_of_two(rank: int, folder: Path, port: int):
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": str(port)}
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
     PartialState._reset_state()
     model, processor = model_and_processor()
     rows = cached(folder, model, processor, ddp_backend="gloo")
@@ -208,10 +201,8 @@ def test_processes_share_the_encoding_and_have_all_of_it(tmp_path):
     assert rows[0]["name"] == "sample of 2 turns" and rows[0]["pixel_values"].shape == (1, 16 * 32)
     for rank in range(2):
         for index, row in enumerate(torch.load(tmp_path / f"{rank}.pt", weights_only=False)):
-            assert row.keys() == rows[index].keys()
-            assert all(
-                np.array_equal(row[key], rows[index][key]) for key in ("input_ids", "pixel_values") if key in row
-            )
+            kept = [{key: torch.as_tensor(each[key]) for key in each if key != "name"} for each in (row, rows[index])]
+            torch.testing.assert_close(*kept, rtol=0, atol=0)
 
 
 SETTINGS = {"weights": "a", "side": "32"}
@@ -232,30 +223,25 @@ def test_a_shard_cut_off_while_written_does_not_count(tmp_path, monkeypatch):
     assert FeatureShards(tmp_path, SETTINGS).shard_of.keys() == ROWS.keys()
 
 
-def test_shards_of_fewer_settings_and_foreign_files_are_refused_by_what_differs(tmp_path):
-    FeatureShards(tmp_path, SETTINGS).write(ROWS)
-    with pytest.raises(ValueError, match="other settings: side was 32 and is None"):
-        FeatureShards(tmp_path, {"weights": "a"})
-    save_file(ROWS, tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match="a.safetensors holds .*: weights was None and is a; side was None and is 32"):
-        FeatureShards(tmp_path, SETTINGS)
+def test_shards_of_fewer_settings_cut_off_by_a_copy_and_foreign_files_are_refused_by_what_is_wrong(tmp_path):
+    def refused(reason: str, settings=SETTINGS):
+        with pytest.raises(ValueError, match=reason):
+            FeatureShards(tmp_path, settings)
 
-
-def test_a_shard_that_a_copy_cut_off_is_refused_by_name(tmp_path):
     FeatureShards(tmp_path, SETTINGS).write(ROWS)
+    refused("other settings: side was 32 and is None", {"weights": "a"})
     path = next(tmp_path.iterdir())
     for size in (path.stat().st_size - 1, 20, 0):
         path.write_bytes(path.read_bytes()[:size])
-        with pytest.raises(ValueError, match=f"{path.name} is cut off .*; delete it"):
-            FeatureShards(tmp_path, SETTINGS)
+        refused(f"{path.name} is cut off .*; delete it")
+    path.unlink()
+    save_file(ROWS, tmp_path / "a.safetensors")
+    refused("a.safetensors holds .*: weights was None and is a; side was None and is 32")
 
 
-def test_views_of_other_values_have_other_names():
+def test_views_of_other_values_have_other_names_and_settings_leave_out_what_changes_no_feature():
     pixels = torch.rand(3, 4, 4)
     assert view_name(pixels) == view_name(pixels.transpose(1, 2).contiguous().transpose(1, 2))
     assert view_name(pixels) != view_name(pixels.nextafter(torch.ones(())))
-
-
-def test_settings_leave_out_what_changes_no_feature():
     settings = {"encoders": [{"width": 8, "dtype": "float32"}], "layers": [2, 3], "images": {"max_image_pixels": 9}}
     assert as_metadata(settings) == {"encoders.0.width": "8", "layers": "[2, 3]"}

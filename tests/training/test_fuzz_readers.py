@@ -1,6 +1,6 @@
 """Files and rows of any shape: readers give samples or the one error that names the place, in little memory.
 
-`FUZZ_EXAMPLES=100000 pytest tests/test_fuzz_readers.py` runs longer, on other inputs each time.
+`FUZZ_EXAMPLES=100000 pytest tests/training/test_fuzz_readers.py` runs longer, on other inputs each time.
 """
 
 import json
@@ -38,10 +38,7 @@ leaves = st.one_of(st.none(), st.booleans(), numbers, st.sampled_from(WORDS), st
 names = st.one_of(st.sampled_from(KEYS), st.text(max_size=3))
 
 
-def containers(of):
-    return st.one_of(st.lists(of, max_size=4), st.dictionaries(names, of, max_size=5))
-
-
+containers = lambda of: st.one_of(st.lists(of, max_size=4), st.dictionaries(names, of, max_size=5))  # noqa: E731
 values = st.recursive(leaves, containers, max_leaves=12)
 turns = st.fixed_dictionaries(
     {"from": st.sampled_from(["human", "gpt"]), "value": st.one_of(st.sampled_from(WORDS), values)},
@@ -156,13 +153,10 @@ def test_mixtures_of_any_shape_are_read_or_named(folder, content, real):
             assert str(path) in str(error)
 
 
-def sources_of(path: Path):
-    return read_mixture(str(path), Source("any"))  # no more: a damaged path may be the root folder
-
-
 @given(data=st.data())
 def test_damaged_mixtures_questions_and_answers_are_named(folder, data):
-    kinds = {"samples.jsonl": read_questions, "answers.jsonl": read_answers, "mixture.yaml": sources_of}
+    kinds = {"samples.jsonl": read_questions, "answers.jsonl": read_answers}
+    kinds["mixture.yaml"] = lambda path: read_mixture(str(path), Source("any"))  # its paths may be the root folder
     for name, read in kinds.items():
         path = folder / f"damaged-{name}"
         path.write_bytes(data.draw(mutated((folder / name).read_bytes())))

@@ -71,16 +71,15 @@ def test_what_does_not_decide_it_may_differ_and_a_moved_base_and_data_are_the_sa
 def test_other_content_under_the_same_name_is_another_run(lora_run, what, tmp_path, capsys):
     base, data = tmp_path / "tiny", tmp_path / "data"
     moved = copied(lora_run, base, data)
-    if what == "an answer":
-        (data / "samples.json").write_text((data / "samples.json").read_text().replace("blue", "gray", 1))
+    text = {"an answer": data / "samples.json", "its tokenizer": base / "tokenizer.json"}.get(what)
+    if text:
+        text.write_text(text.read_text().replace("blue", "gray", 1) + "\n")
     elif what == "an image":
         tiny.image(9).save(data / "3.png")
-    elif what == "the base model":
+    else:
         weights = load_file(base / "model.safetensors")
         weights["lm_head.weight"][0] += 1
         save_file(weights, base / "model.safetensors", {"format": "pt"})
-    else:
-        (base / "tokenizer.json").write_text((base / "tokenizer.json").read_text() + "\n")
     name = "source.0.content" if what in ("an answer", "an image") else "base_model"
     assert command(lora_run, *moved, "--resume") == 2
     assert re.search(rf"settings: {name} was \w{{16}} and is \w{{16}}\. Continue", capsys.readouterr().err)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import conversations
@@ -57,7 +56,7 @@ def test_lora_is_on_the_linear_layers_of_its_part_alone(tmp_path, parts, family,
     assert linear == {name.rpartition(".lora_A")[0] for name, _ in model.named_modules() if name.endswith(".lora_A")}
 
 
-def test_every_checkpoint_loads_alone_and_gives_the_logits_of_that_step(trained, tmp_path):
+def test_checkpoint_with_adapter_and_special_rows_loads_alone_and_gives_the_logits_of_its_step(trained, tmp_path):
     base, out = trained
     short = tmp_path / "short"
     rerun(out.parent / "recipe.yaml", "max_steps=2", f"output_dir={short}")
@@ -67,10 +66,6 @@ def test_every_checkpoint_loads_alone_and_gives_the_logits_of_that_step(trained,
         assert torch.equal(logits(model, folder), of_two_steps)
     for control in (base, out / "checkpoint-4"):
         assert not torch.allclose(logits(load(control), base), of_two_steps)
-
-
-def test_checkpoint_holds_adapter_and_special_rows_and_the_summary_no_frozen_weights(trained):
-    base, out = trained
     saved = load_file(out / "checkpoint-2/adapter_model.safetensors")
     projector = {name for name in load_file(base / "model.safetensors") if part_of(name) == "multi_modal_projector"}
     assert projector and {f"base_model.model.{name}" for name in projector} < set(saved)
@@ -113,15 +108,11 @@ def test_merged_folder_is_plain_and_has_equal_logits(trained, tmp_path):
     assert not torch.allclose(logits(load(base), base), logits(load(out), out), atol=1e-3)
 
 
-def test_folder_of_a_lora_run_is_no_start_for_another(trained, tmp_path):
-    recipe = trained[1].parent / "recipe.yaml"
-    with pytest.raises(ValueError, match="out holds LoRA weights only; start from the output of `omnifusion merge"):
-        rerun(recipe, f"model_name_or_path={trained[1]}", f"output_dir={tmp_path / 'next'}")
-
-
-def test_merging_names_a_base_that_moved_and_what_is_no_lora_run_or_exists(tmp_path):
+def test_a_lora_run_is_no_start_for_another_and_merging_names_a_moved_base_and_what_is_no_lora_run_or_exists(tmp_path):
     base = conversations.write_model(tmp_path / "base")
     out = run(tmp_path, base, max_steps=1)
+    with pytest.raises(ValueError, match="out holds LoRA weights only; start from the output of `omnifusion merge"):
+        rerun(tmp_path / "recipe.yaml", f"model_name_or_path={out}", f"output_dir={tmp_path / 'next'}")
     base.rename(tmp_path / "moved")
     with pytest.raises(ValueError, match="base`; give --base"):
         merge(out, tmp_path / "merged")
@@ -143,9 +134,3 @@ def test_bfloat16_base_trains_in_float32_and_merges_to_bfloat16(tmp_path):
     reference = logits(load(out).float(), out)
     torch.testing.assert_close(logits(load(tmp_path / "merged").float(), out), reference, rtol=0, atol=0.02)
     assert (logits(load(base).float(), out) - reference).abs().max() > 0.1
-
-
-def test_missing_peft_is_said_before_anything_trains(monkeypatch):
-    monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ValueError, match=r"pip install 'omnifusion_hf\[lora\]'"):
-        apply_stage(tiny.model(), "lora")

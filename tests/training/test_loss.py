@@ -10,6 +10,7 @@ import tiny
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from training_runs import assert_same_step, loss_and_gradients
 from transformers import CohereConfig, Gemma2Config, GraniteConfig, Trainer, TrainingArguments
 from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -45,20 +46,10 @@ def batch(rows: int = 3, length: int = 40) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "labels": ids.masked_fill(~learnt, -100)}
 
 
-def loss_and_gradients(model: nn.Module, skip_logits: bool, **inputs) -> tuple[torch.Tensor, dict]:
+def step(model: nn.Module, skip_logits: bool, **inputs) -> tuple[torch.Tensor, dict]:
     model.loss_from_states = loss_of_answers if skip_logits else None
-    model.zero_grad()
-    output = model(**batch(), **inputs)
-    assert (output.logits is None) == skip_logits
-    output.loss.backward()
-    return output.loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_equal(found: tuple[torch.Tensor, dict], expected: tuple[torch.Tensor, dict]):
-    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=0)
-    assert set(found[1]) == set(expected[1])
-    for name, gradient in expected[1].items():
-        torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max().item())
+    assert (model(**batch()).logits is None) == skip_logits
+    return loss_and_gradients(model, **batch(), **inputs)
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -70,8 +61,11 @@ def test_loss_and_gradients_are_those_of_all_logits(kind, num_items):
         apply_stage(model, "pretrain")
     assert is_plain(model.lm_head, model.config.text_config) == plain
     given = {} if num_items is None else {"num_items_in_batch": num_items}
-    stock = loss_and_gradients(model, skip_logits=False, **given)
-    assert_equal(loss_and_gradients(model, skip_logits=True, **given), stock)
+    stock = step(model, skip_logits=False, **given)
+    assert_same_step(step(model, skip_logits=True, **given), stock)
+    model.lm_head.weight.data[7] += 1e-2  # control: another weight
+    with pytest.raises(AssertionError):
+        assert_same_step(step(model, skip_logits=True, **given), stock)
 
 
 @pytest.mark.parametrize("skip_logits", [False, True])
@@ -113,14 +107,6 @@ def test_stock_trainer_smooths_the_labels_of_the_next_token(kind, tmp_path):
     assert not torch.isclose(loss, unshifted, rtol=1e-3)
 
 
-def test_control_another_weight_gives_another_loss_and_gradients():
-    model = tiny.model(tiny.config(text=tiny.text_config(initializer_range=0.2))).train()
-    stock = loss_and_gradients(model, skip_logits=False)
-    model.lm_head.weight.data[7] += 1e-2
-    with pytest.raises(AssertionError):
-        assert_equal(loss_and_gradients(model, skip_logits=True), stock)
-
-
 @pytest.mark.parametrize("skip_logits", [False, True], ids=["logits", "loss alone"])
 @pytest.mark.parametrize("soft_cap", [None, 2.0], ids=["chunked", "at once"])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
@@ -139,13 +125,6 @@ def test_a_label_that_is_never_predicted_is_refused_by_name(skip_logits, soft_ca
     assert model(**inputs).loss < 20
 
 
-def test_evaluation_and_prompts_have_logits():
-    model = tiny.model()
-    model.loss_from_states = loss_of_answers
-    assert model(**batch()).logits.shape == (3, 40, 512)
-    assert model.train()(input_ids=batch()["input_ids"]).logits.shape == (3, 40, 512)
-
-
 def test_head_that_is_more_than_a_matrix_is_not_taken_for_one():
     text_config = tiny.text_config()
     head = nn.Linear(32, 512, bias=False)
@@ -159,12 +138,15 @@ def test_head_that_is_more_than_a_matrix_is_not_taken_for_one():
     assert not is_plain(head, text_config)
 
 
-def test_torch_without_the_chunked_loss_gets_the_same_loss(monkeypatch):
+def test_torch_without_the_chunked_loss_gets_the_same_loss_and_other_calls_have_logits(monkeypatch):
     model = tiny.model().train()
-    chunked = loss_and_gradients(model, skip_logits=True)
+    chunked = step(model, skip_logits=True)
+    assert model(input_ids=batch()["input_ids"]).logits.shape == (3, 40, 512)  # prompts and evaluation have them
+    assert model.eval()(**batch()).logits.shape == (3, 40, 512)
+    model.train()
     monkeypatch.delattr(nn, "LinearCrossEntropyOptions")
     assert not is_plain(model.lm_head, model.config.text_config)
-    assert_equal(loss_and_gradients(model, skip_logits=True), chunked)
+    assert_same_step(step(model, skip_logits=True), chunked)
 
 
 def peak_bytes(run: Callable[[], torch.Tensor], trace: Path) -> int:
@@ -190,15 +172,14 @@ def test_memory_of_the_loss_is_less_and_positions_without_label_cost_nothing(tmp
 
     theirs = peak(lambda *given: ForCausalLMLoss(predict(states, head, config), labels, vocab_size=4096), labels)
     assert theirs >= 2 * 512 * 4096 * 4  # the control: logits and their gradients are seen
+    whole, few = peak(ours, labels), torch.where(torch.arange(512) % 8 == 0, labels, -100)
     if bound:
-        assert peak(ours, labels) < bound * theirs
+        assert whole < bound * theirs
     else:  # not chunked
-        few = torch.where(torch.arange(512) % 8 == 0, labels, -100)
-        whole = peak(ours, labels)
         assert whole > 0.5 * theirs and peak(ours, few) < 0.25 * whole
 
 
-def test_autocast_computes_in_its_dtype(monkeypatch):
+def test_autocast_computes_in_its_dtype_and_a_bfloat16_loss_is_summed_in_float32(monkeypatch):
     seen = []
 
     def spy(states, weight, targets, **options):
@@ -211,9 +192,7 @@ def test_autocast_computes_in_its_dtype(monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         chunked_cross_entropy(*arguments)
     assert seen == [(torch.float32,) * 2, (torch.bfloat16,) * 2]
-
-
-def test_bfloat16_loss_is_summed_in_float32():
+    monkeypatch.undo()
     model = tiny.model(tiny.config(text=tiny.text_config(initializer_range=0.2))).to(torch.bfloat16).train()
     model.loss_from_states = loss_of_answers
     found = model(**batch()).loss

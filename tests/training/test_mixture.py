@@ -48,25 +48,25 @@ def drawn(dataset) -> Counter:
     return Counter(name[0] for name in ids(dataset))
 
 
-def test_counts_are_drawn_without_replacement_by_permutations_of_their_own(tmp_path):
-    names = ids(mix(tmp_path, a=(20, {"samples": 7}), b=(20, {"samples": 7}), c=(5, {})))
-    assert len(set(names)) == len(names) and Counter(name[0] for name in names) == {"a": 7, "b": 7, "c": 5}
+def test_counts_are_drawn_without_replacement_by_permutations_of_their_own_and_a_used_up_source_starts_over(tmp_path):
+    names = ids(mix(tmp_path, a=(20, {"samples": 7}), b=(20, {"samples": 7}), c=(5, {}), d=(4, {"samples": 10})))
+    assert Counter(name[0] for name in names) == {"a": 7, "b": 7, "c": 5, "d": 10}
+    times = Counter(names)
+    assert sorted(count for name, count in times.items() if name[0] == "d") == [2, 2, 3, 3]
+    assert {count for name, count in times.items() if name[0] != "d"} == {1}
     first, second = ({name[1:] for name in names if name[0] == source} for source in "ab")
     assert first != second and first != {str(index) for index in range(7)}
 
 
-def test_source_that_is_used_up_starts_over(tmp_path):
-    times = Counter(ids(mix(tmp_path, a=(4, {"samples": 10}))))
-    assert sorted(times.values()) == [2, 2, 3, 3]
-
-
-def test_weights_share_out_as_many_samples_as_there_are_and_give_at_least_one(tmp_path):
+def test_weights_share_out_as_many_samples_as_there_are_and_too_few_or_too_many_are_refused(tmp_path):
     assert drawn(mix(tmp_path, a=(30, {"weight": 1}), b=(10, {"weight": 3.0}))) == {"a": 10, "b": 30}
     assert drawn(mix(tmp_path, a=(30, {"weight": 3}), b=(10, {"weight": 0.1}))) == {"a": 39, "b": 1}
-    with pytest.raises(
-        ValueError, match=r"mixture.yaml: .*b/samples.json: weight 0.01 of 3.01 is less than one sample"
-    ):
+    too_little = r"mixture.yaml: .*b/samples.json: weight 0.01 of 3.01 is less than one sample"
+    with pytest.raises(ValueError, match=too_little):
         mix(tmp_path, a=(30, {"weight": 3}), b=(10, {"weight": 0.01}))
+    too_much = "mixture.yaml: .* 1,200,000,000 samples together"
+    with data_files.in_little_time_and_memory(most_bytes=2**22), pytest.raises(ValueError, match=too_much):
+        mix(tmp_path, a=(2, {"samples": 6 * 10**8}), b=(2, {"samples": 6 * 10**8}))
 
 
 def test_source_without_samples_is_named(tmp_path):
@@ -77,12 +77,20 @@ def test_source_without_samples_is_named(tmp_path):
         conversations.load(conversations.write_mixture(tmp_path, *sources))
 
 
-def test_order_is_a_function_of_the_seed_alone(tmp_path):
-    sources = {"a": (20, {"samples": 7}), "b": (5, {})}
-    first = ids(mix(tmp_path / "one", seed=1, **sources))
-    assert ids(mix(tmp_path / "elsewhere", seed=1, **sources)) == first
-    assert ids(mix(tmp_path / "one", seed=2, **sources)) != first
+def table(folder: Path, seed: int) -> list[str]:
+    return ids(mix(folder, seed, a=(20, {"samples": 15}), b=(5, {})))
+
+
+def streams(folder: Path, seed: int) -> list[str]:
+    return ids(conversations.load(mixture_of(folder, a=3, b=1), seed=seed), 60)
+
+
+@pytest.mark.parametrize("drawn", [table, streams])
+def test_order_and_mix_are_a_function_of_the_seed_alone(tmp_path, drawn):
+    first = drawn(tmp_path / "one", 1)
+    assert drawn(tmp_path / "elsewhere", 1) == first != drawn(tmp_path / "one", 2)
     assert first != sorted(first)  # sources alternate
+    assert 0.6 < sum(name[0] == "a" for name in first) / len(first) < 0.95
 
 
 INSTRUCTIONS = ["Describe it.", "What is it?", "Say it."]
@@ -104,14 +112,9 @@ def test_question_of_a_caption_is_drawn_by_seed_and_caption(tmp_path):
     conversations.write(tmp_path, samples[::-1])
     assert questions(tmp_path) == first
     assert questions(tmp_path, seed=1) != first
-
-
-def test_dialogue_of_several_answers_is_no_caption(tmp_path):
-    turns = sample(0)["conversations"]
-    path = conversations.write(tmp_path, [sample(0, conversations=turns * 2, image=["0.png", "0.png"])])
-    assert len(conversations.load(path)) == 1
+    dialogue = sample(0, conversations=sample(0)["conversations"] * 2, image=["0.png", "0.png"])
     with pytest.raises(ValueError, match="sample 0 .*instructions need a caption"):
-        conversations.load(path, instructions=INSTRUCTIONS)
+        questions(conversations.write(tmp_path, [dialogue]).parent)
 
 
 def test_broken_sample_of_a_source_is_named_or_left_out(tmp_path):
@@ -128,6 +131,7 @@ MISTAKEN = {
     "sources: [{path: 3}]": "'path' expected str, got int", "sources: [{path: a, path: b}]": 'duplicate key "path"',
     "sources: [{path: ''}]": "source 0: .*'path': .*must name a file, a folder or a Hub id",
     "sources: [{path: absent.json}]": "source 0: no file absent.json",
+    "sources: [{path: a.parquet}]": "source 0: .*a.parquet", "sources: [{path: a-*.tar}]": "source 0: .*a-",
     "sources: [{path: absent.png}]": "source 0: cannot read absent.png: ",
     "sources: [{path: nobody/nothing}]": "source 0: cannot read nobody/nothing: ",
     "sources: [{path: a}, {path: b.json, samples: 1k}]": "source 1: .*'samples': .*'1k'.*<class 'int'>",
@@ -163,30 +167,17 @@ def test_mistaken_mixtures_are_named_in_little_time_and_memory(tmp_path, monkeyp
         conversations.load(path)
 
 
-def paper_table(name: str) -> tuple[list[Source], int]:
-    sources = read_mixture(str(RECIPES / f"data/{name}_mixture.yaml"), Source(name))
-    return sources, sum(counts_of(sources, [0] * len(sources)))
-
-
-def test_stage_1_is_the_papers_captions_with_its_three_instructions():
-    sources, total = paper_table("pretrain")
-    assert ([source.samples for source in sources], total) == ([695_000, 558_000], 1_253_000)
-    assert {len(set(source.instructions)) for source in sources} == {3}
-
-
-def test_stage_2_is_the_papers_table():
-    sources, total = paper_table("finetune")
+def test_stage_1_is_the_papers_captions_with_its_three_instructions_and_stage_2_its_table():
+    pretrain, sources = (
+        read_mixture(str(RECIPES / f"data/{n}_mixture.yaml"), Source(n)) for n in ("pretrain", "finetune")
+    )
+    assert [source.samples for source in pretrain] == counts_of(pretrain, [0, 0]) == [695_000, 558_000]
+    assert {len(set(source.instructions)) for source in pretrain} == {3}
     rows = {"sharegpt4v": 100, "vqa_coco": 20, "vqa_sam": 9, "webdata": 1.5, "textvqa ocrvqa": 120, "llava": 665}
     for row, thousands in (rows | {"docvqa": 20, "alpaca text_": 10}).items():
         starts = tuple(f"data/{name}" for name in row.split())
         assert sum(source.samples for source in sources if source.path.startswith(starts)) == thousands * 1000, row
-    assert total == 945_500
-
-
-def test_sources_that_are_too_much_together_are_refused_too(tmp_path):
-    message = "mixture.yaml: .* 1,200,000,000 samples together"
-    with data_files.in_little_time_and_memory(most_bytes=2**22), pytest.raises(ValueError, match=message):
-        mix(tmp_path, a=(2, {"samples": 6 * 10**8}), b=(2, {"samples": 6 * 10**8}))
+    assert sum(counts_of(sources, [0] * len(sources))) == 945_500
 
 
 def write_parquet(folder: Path, samples: list[dict], files: int = 2) -> Path:
@@ -224,14 +215,6 @@ def test_stream_gives_the_samples_of_the_table_over_and_over(tmp_path, stream):
         assert encoded[item["name"][-3:-1]]["input_ids"] == encoder(item)["input_ids"]
 
 
-def test_order_and_mix_are_functions_of_the_seed(tmp_path):
-    path = mixture_of(tmp_path, a=3, b=1)
-    first = ids(conversations.load(path, seed=1), 60)
-    assert ids(conversations.load(path, seed=1), 60) == first
-    assert ids(conversations.load(path, seed=2), 60) != first
-    assert 0.6 < sum(name[0] == "a" for name in first) / 60 < 0.95
-
-
 def test_workers_share_the_files_out_and_none_may_go_without(tmp_path, stream):
     loader = DataLoader(stream, batch_size=1, num_workers=2, collate_fn=lambda items: items[0]["name"][-3:-1])
     assert sorted(islice(loader, 6)) == [f"s{index}" for index in range(6)]
@@ -264,7 +247,7 @@ def test_broken_samples_are_errors_or_left_out(broken, caplog):
         read(broken, "error")
 
 
-def test_stream_that_breaks_off_is_named(tmp_path):
+def test_stream_that_breaks_off_is_named():
     def rows():
         yield from data_files.hf_dataset(data_files.mixed(12))
         raise TypeError("not a table")

@@ -33,12 +33,6 @@ def test_labels_are_the_answers_with_their_eos():
     assert {label - token for token, label in zip(encoded["input_ids"], encoded["labels"]) if label != -100} == {0}
 
 
-def test_only_samples_with_images_have_image_fields():
-    assert set(ENCODE(NONE)) == {"name", "input_ids", "labels"}
-    encoded = ENCODE(TWO)
-    assert encoded["pixel_values"].shape == (2, 3, 32, 32) and encoded["image_view_index"].tolist() == [0, 0]
-
-
 def test_special_tokens_in_text_are_text():
     typed = ENCODE(conversations.item(user("What is <image><bot>?"), assistant("<image>, <user> and <img_end>")))
     specials = {getattr(PROCESSOR, f"{name}_token_id") for name in ("image", "image_end", "user", "bot")}
@@ -61,7 +55,7 @@ def test_regions_become_views_of_their_own_image():
     width, height = tiny.image(1).size
     boxes = [[0, 0, width // 2, height // 2], [1, 1, width, height]]
     plain, regions = ENCODE(TWO), ENCODE(TWO | {"regions": [boxes, []]})
-    assert plain["image_view_index"].tolist() == [0, 0]
+    assert plain["image_view_index"].tolist() == [0, 0] and plain["pixel_values"].shape == (2, 3, 32, 32)
     assert regions["image_view_index"].tolist() == [0, 1, 2, 0]
     assert regions["input_ids"].count(PROCESSOR.image_token_id) == 4 * PROCESSOR.image_seq_length
     assert learnt(regions) == learnt(plain)
@@ -84,9 +78,6 @@ def test_an_llms_own_template_is_not_told_about_eos_and_nobody_is_warned():
         own_format().apply_chat_template([user("Hi")], tokenize=True, append_eos=True)  # control: it warns
         assert "processor_kwargs" in log.io.getvalue()
     assert encoded["image_view_index"].tolist() == [0, 1, 0] and learnt(encoded).endswith("Yes, it is.</s>")
-
-
-def test_answers_without_eos_need_a_template_that_leaves_it_out():
     with pytest.raises(ValueError, match="append_eos=False .*ends answers in its own way"):
         ConversationEncoder(own_format(), append_eos=False)
 
@@ -105,12 +96,14 @@ def encoded(dataset, policy: str) -> EncodedDataset:
     return EncodedDataset(dataset, ConversationEncoder(PROCESSOR, max_length=120), BadSamples(policy))
 
 
-@pytest.mark.parametrize(("index", "reason"), [(1, r"cannot read .*1\.png"), (2, "has .* tokens")])
-def test_broken_sample_is_an_error_by_default(half_broken, index, reason):
+def test_broken_sample_is_an_error_by_default_and_data_of_nothing_else_always(half_broken):
     dataset = encoded(half_broken, "error")
     assert "sample 0 (id s0)" in dataset[0]["name"]
-    with pytest.raises(BrokenSampleError, match=rf"samples\.json, sample {index} \(id s{index}\).*{reason}"):
-        dataset[index]
+    for index, reason in ((1, r"cannot read .*1\.png"), (2, "has .* tokens")):
+        with pytest.raises(BrokenSampleError, match=rf"samples\.json, sample {index} \(id s{index}\).*{reason}"):
+            dataset[index]
+    with pytest.raises(ValueError, match="None of 4 samples"):
+        EncodedDataset(half_broken, ConversationEncoder(PROCESSOR, max_length=3), BadSamples("skip"))[0]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -121,11 +114,6 @@ def test_skipped_samples_give_their_place_to_the_next_good_one_and_are_counted(h
     assert dataset.bad_samples.count == 3
     if not workers:
         assert "skipped 3 so far" in caplog.text and "sample 2 (id s2) has" in caplog.text
-
-
-def test_data_of_which_nothing_can_be_used_is_an_error_even_when_skipping(half_broken):
-    with pytest.raises(ValueError, match="None of 4 samples"):
-        EncodedDataset(half_broken, ConversationEncoder(PROCESSOR, max_length=3), BadSamples("skip"))[0]
 
 
 @pytest.fixture
@@ -151,19 +139,14 @@ def test_lengths_are_those_of_the_encoded_samples_but_for_the_templates_words(of
         of_many_lengths[0]
 
 
-def test_lengths_of_a_mixture_are_those_of_its_sources(of_many_lengths):
+def test_lengths_of_a_mixture_are_those_of_its_sources_a_broken_image_has_none_and_streams_neither(
+    of_many_lengths, tmp_path
+):
+    (tmp_path / "2.png").write_bytes(b"no image")
     lengths, source = of_many_lengths.lengths(), of_many_lengths.dataset
+    assert len(lengths) == 32 and lengths[2] < min(lengths[:2])
     mixture = Mixture([source, source], [3, 40], seed=0)
     assert EncodedDataset(mixture, of_many_lengths.encoder).lengths() == [lengths[row] for row in mixture.rows]
-
-
-def test_length_of_a_broken_image_is_left_to_the_encoder(of_many_lengths, tmp_path):
-    (tmp_path / "2.png").write_bytes(b"no image")
-    lengths = of_many_lengths.lengths()
-    assert len(lengths) == 32 and lengths[2] < min(lengths[:2])
-
-
-def test_streams_have_no_lengths():
     with pytest.raises(ValueError, match="these are streamed; use packing"):
         EncodedStream(None, ENCODE, BadSamples()).lengths()
 

@@ -81,14 +81,11 @@ def assert_collated_as_ours(rows: list[dict], processor, samples: list[dict], **
 
 @pytest.mark.parametrize("views", ["processor", "grid_processor"])
 @pytest.mark.parametrize("samples", [[ONE, TWO, NONE], [NONE]])
-def test_batches_of_assistant_only_loss_are_those_of_our_own_training(views, samples, request):
+def test_batches_of_assistant_only_loss_and_of_completions_are_those_of_our_own_training(views, samples, request):
     processor = request.getfixturevalue(views)
     assert_collated_as_ours(as_rows(samples), processor, samples, assistant_only_loss=True)
     with pytest.raises(AssertionError, match="labels"):  # control: the questions too
         assert_collated_as_ours(as_rows(samples), processor, samples)
-
-
-def test_batches_of_prompt_and_completion_are_those_of_our_own_training(processor):
     given = (row.values() for row in as_rows([TWO, NONE]))
     rows = [{"images": images, "prompt": turns[:1], "completion": turns[1:]} for images, turns in given]
     assert_collated_as_ours(rows, processor, [TWO, NONE], completion_only_loss=True)

@@ -6,7 +6,8 @@ from io import BytesIO
 
 import pytest
 import tiny
-from PIL import ExifTags, Image
+from PIL import Image
+from pixels import stored_turned
 
 from omnifusion_hf.evaluation.answers import Answer
 from omnifusion_hf.evaluation.robustness import errors
@@ -56,26 +57,20 @@ def test_kind_of_answer(kind, truth):
     assert errors.kind_of(answer(0, truth)) == kind
 
 
-def test_an_unknown_right_answer_is_shown_as_not_logged(page):
+def test_an_unknown_right_answer_is_shown_as_not_logged_and_without_clean_answers_there_is_no_page(page):
     unknown = Answer("0", "vizwiz_vqa_val", "What is it?", [], [], "tea", 0.3)
     assert ">not logged<" in page([unknown]) and "not logged" not in page([answer(0, "tea", "milk", 0.0)])
+    with pytest.raises(ValueError, match="unchanged images"):
+        page([answer(0, perturbation="blur", strength=1.0)])
 
 
-@pytest.fixture
-def text(page) -> str:
-    """The page's text for four answers of one task, two of another, and one about a changed image."""
+def test_answers_are_counted_by_task_and_kind_and_only_the_wrong_about_unchanged_images_are_shown_worst_first(page):
     answers = [answer(n, "red", "red" if n else "blue", float(n > 0), task="colours") for n in range(4)]
     answers += [answer(9, "7", "8", 0.0, task="counts"), answer(10, "7", "8.", 0.6, task="counts")]
     answers += [answer(0, "red", "sky", 0.0, task="colours", perturbation="blur", strength=1.0)]
-    return " ".join(Tags(page(answers)).text.split())
-
-
-def test_answers_are_counted_by_task_and_kind(text):
+    text = " ".join(Tags(page(answers)).text.split())
     assert "3 of 6 questions were not answered right" in text
     assert "colours single word 4 1 0.750" in text and "counts number 2 2 0.300" in text
-
-
-def test_only_wrong_answers_about_unchanged_images_are_shown_worst_first(text):
     assert "Question 0?" in text and "Question 1?" not in text
     assert "Answers about changed images, left out: 1." in text and "sky" not in text
     assert text.index("Question 9?") < text.index("Question 10?")
@@ -100,7 +95,7 @@ def test_images_are_embedded_as_thumbnails_and_missing_ones_named(page, tmp_path
     assert html.count("<img ") == 1 and "absent.png cannot be shown" in html and len(html) < 40_000
 
 
-def test_no_image_outside_the_folder_is_shown(page, tmp_path, monkeypatch):
+def test_no_image_outside_the_folder_is_shown_and_without_one_the_page_says_why(page, tmp_path, monkeypatch):
     """Files of answers are untrusted, and the page may be published."""
     folder, others = tmp_path / "images", [tmp_path / "secret.png", tmp_path / "images-of-others.png"]
     (folder / "a").mkdir(parents=True)
@@ -111,33 +106,19 @@ def test_no_image_outside_the_folder_is_shown(page, tmp_path, monkeypatch):
     html = page([answer(number, images=[name]) for number, name in enumerate(names)], folder)
     assert "<img" not in html and html.count("cannot be shown") == len(names)
     own = [answer(number, images=[name]) for number, name in enumerate([f"{folder}/a/own.png", "a/own.png"])]
-    assert page(own, folder).count("<img") == 2  # control
-
-
-def test_without_a_folder_no_image_is_shown_and_the_page_says_why(page, tmp_path):
-    tiny.image().save(tmp_path / "own.png")
-    answers = [answer(0, images=[str(tmp_path / "own.png")])]
-    hidden, shown = page(answers, None), page(answers, tmp_path)
+    shown, hidden = page(own, folder), page(own, None)
+    assert shown.count("<img") == 2 and "--image-folder" not in shown  # control
     assert "<img" not in hidden and "--image-folder" in hidden
-    assert "<img" in shown and "--image-folder" not in shown  # control
 
 
 def test_thumbnails_are_upright(tmp_path):
-    """A photo that was taken upright is stored lying, with its orientation in EXIF."""
-    turned = Image.Exif()
-    turned[ExifTags.Base.Orientation] = 6
-    for exif, size in ((turned, (40, 90)), (b"", (90, 40))):
-        tiny.image(0, (40, 90)).save(tmp_path / "image.jpg", exif=exif)  # (H, W)
-        data = errors.thumbnail(str(tmp_path / "image.jpg"), tmp_path).partition(",")[2]
-        assert Image.open(BytesIO(base64.b64decode(data))).size == size
+    for orientation in (1, 6):
+        (tmp_path / "image").write_bytes(stored_turned(tiny.image(0, (40, 90)), orientation))  # (H, W)
+        data = errors.thumbnail(str(tmp_path / "image"), tmp_path).partition(",")[2]
+        assert Image.open(BytesIO(base64.b64decode(data))).size == (90, 40)
 
 
 def test_long_lists_are_cut_with_a_note(page):
     html = page([answer(n) for n in range(errors.MOST_SHOWN + 1)])
     assert html.count("<article>") == errors.MOST_SHOWN and f"The worst {errors.MOST_SHOWN} are shown" in html
     assert "are shown" not in page([answer(n) for n in range(errors.MOST_SHOWN)])
-
-
-def test_without_clean_answers_there_is_no_page(page):
-    with pytest.raises(ValueError, match="unchanged images"):
-        page([answer(0, perturbation="blur", strength=1.0)])

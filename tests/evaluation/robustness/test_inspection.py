@@ -47,12 +47,9 @@ def run(tmp_path_factory):
     return SimpleNamespace(folder=folder / "out", command=command, rows=by_condition, printed=printed.getvalue())
 
 
-def test_a_report_writes_its_files(run):
+def test_a_report_writes_its_files_with_groups_of_the_questions_and_prints_the_accuracy_of_each_condition(run):
     names = {"answers.jsonl", "settings.json", "robustness.json", "robustness.png", "errors.html"}
     assert {path.name for path in run.folder.iterdir()} == names | {"groups.json", "groups.md", "groups.png"}
-
-
-def test_a_report_prints_the_accuracy_of_each_condition(run):
     lines = run.printed.splitlines()
     for (name, strength), row in run.rows.items():
         condition = " ".join(str(part) for part in (name, strength) if part is not None) or "clean"
@@ -66,8 +63,6 @@ def test_accuracy_falls_with_the_strength_and_without_the_right_image(run):
     assert accuracy[PGD, 8.0] <= accuracy[RANDOM, 8.0] - 0.3
     assert accuracy["rotation", 5.0] > accuracy["rotation", 45.0]
 
-
-def test_groups_divide_the_questions_of_the_report(run):
     kinds = json.loads((run.folder / "groups.json").read_text(encoding="utf-8"))["columns"]["kind"]["groups"]
     assert [(row["group"], row["n"]) for row in kinds] == [("glyphs", 6), ("scene", 7)]
 
@@ -85,49 +80,44 @@ def test_a_report_with_another_seed_leaves_the_answers_alone(run, capsys):
     assert read_answers(run.folder / "answers.jsonl") == before
 
 
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        (["--model", "m"], "--model and --data go together"),
-        (["--errors"], "there are no answers"),
-        (["--perturb", "blur", "--errors"], "--perturb evaluates a model"),
-        (["--epsilon", "8", "--errors"], "--epsilon belongs to the attack"),
-        (["results", "--epsilon", "8"], "--epsilon belongs to the attack"),
-        (["results", "--image-folder", "x"], "--image-folder holds the images of --data"),
-        ([], "nothing to report"),
-    ],
-)
-def test_flags_that_do_not_go_together_are_refused(tmp_path, capsys, monkeypatch, flags, message):
-    monkeypatch.chdir(tmp_path)
-    write_results(tmp_path / "results")
-    assert main(["report", "-o", str(tmp_path / "out"), *flags]) == 2
-    assert message in capsys.readouterr().err
-
-
 def without_image(index: int) -> dict:
     return {"id": f"s{index}", "conversations": [turn("human", "Hello?"), turn("gpt", "Hi.")]}
 
 
+MODEL = f"--model {TINY} --data samples.json"
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--perturb", "blur", "pgd", "--epsilon", "-1"], "epsilon must lie in 0..255"),
-        (["--perturb", "blur", "--epsilon", "8"], "--epsilon belongs to the attack"),
-        (["--groups", "absent.csv"], "absent.csv"),
-        (["absent.jsonl", "--errors"], "absent.jsonl"),
-        (["absent", "--errors"], "absent"),
-        (["--perturb", "blur"], "nothing to swap"),
-        (["--perturb", "blur", "--data", "none.json"], "none.json has no question about an image"),
+        ("--model m", "--model and --data go together"),
+        ("--errors", "there are no answers"),
+        ("--perturb blur --errors", "--perturb evaluates a model"),
+        ("--epsilon 8 --errors", "--epsilon belongs to the attack"),
+        ("results --epsilon 8", "--epsilon belongs to the attack"),
+        ("results --image-folder x", "--image-folder holds the images of --data"),
+        ("", "nothing to report"),
+        ("empty", "--output_path"),
+        (f"{MODEL} --perturb blur pgd --epsilon -1", "epsilon must lie in 0..255"),
+        (f"{MODEL} --perturb random_signs --epsilon nan", "epsilon must lie in 0..255"),
+        (f"{MODEL} --perturb blur --epsilon 8", "--epsilon belongs to the attack"),
+        (f"{MODEL} --groups absent.csv", "absent.csv"),
+        (f"{MODEL} absent.jsonl --errors", "absent.jsonl"),
+        (f"{MODEL} absent --errors", "absent"),
+        (f"{MODEL} --perturb blur", "nothing to swap"),
+        (f"{MODEL} --perturb blur --data none.json", "none.json has no question about an image"),
     ],
 )
-def test_invalid_files_and_settings_are_refused_before_a_model_is_loaded(
+def test_flags_and_files_that_do_not_go_together_are_refused_before_a_model_is_loaded(
     tmp_path, capsys, monkeypatch, flags, message
 ):
     conversations.write(tmp_path, [sample(0)])
     (tmp_path / "none.json").write_text(json.dumps([without_image(0)]), encoding="utf-8")
+    (tmp_path / "empty").mkdir()
+    write_results(tmp_path / "results")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(inspection, "load", lambda folder: pytest.fail("a model was loaded"))
-    assert main(report_on(tmp_path, *flags)) == 2
+    assert main(["report", "-o", "out", *flags.split()]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -172,9 +162,8 @@ def test_answers_of_two_runs_are_not_mixed(tmp_path, capsys):
     assert "t, 0 was answered twice" in capsys.readouterr().err
 
 
-@pytest.fixture
-def logged(tmp_path) -> list[str]:
-    """The command for errors and groups of three samples that lmms-eval logged, with their images (`log_images`)."""
+def test_errors_and_groups_of_samples_that_lmms_eval_logged_with_images_of_the_permitted_folder(tmp_path):
+    """The folder that a run names (`log_images`) is no permission to show its images."""
     images, rows = tmp_path / "images", []
     (images / "colours").mkdir(parents=True)
     for number, text in enumerate(["red", "blue", ""]):
@@ -187,18 +176,10 @@ def logged(tmp_path) -> list[str]:
     write_samples(tmp_path / "results", "colours", rows)
     (tmp_path / "groups.csv").write_text("image,group\n0-0.png,a\n1-0.png,b\n2-0.png,b\n", encoding="utf-8")
     command = ["report", str(tmp_path / "results"), "--errors", "--groups", str(tmp_path / "groups.csv")]
-    return [*command, "-o", str(tmp_path / "report")]
-
-
-def test_errors_and_groups_of_samples_that_lmms_eval_logged(logged, tmp_path):
-    assert main([*logged, "--image-folder", str(tmp_path / "images")]) == 0
-    page = (tmp_path / "report/errors.html").read_text(encoding="utf-8")
-    assert page.count('src="data:image/jpeg') == 2 and "Question 1?" in page and "Question 0?" not in page
+    for options, shown in ((["--image-folder", str(images)], 2), ([], 0)):
+        assert main([*command, "-o", str(tmp_path / "report"), *options]) == 0
+        page = (tmp_path / "report/errors.html").read_text(encoding="utf-8")
+        assert page.count('src="data:image/jpeg') == shown and "Question 1?" in page and "Question 0?" not in page
     a, b = json.loads((tmp_path / "report/groups.json").read_text())["columns"]["group"]["groups"]
     assert (a["accuracy"]["value"], b["accuracy"]["value"], b["answer_rate"]["value"]) == (1, 0, 0.5)
     assert (tmp_path / "report/report.md").is_file()
-
-
-def test_the_folder_that_a_run_names_is_no_permission_to_show_its_images(logged, tmp_path):
-    assert main(logged) == 0
-    assert 'src="data:image/jpeg' not in (tmp_path / "report/errors.html").read_text(encoding="utf-8")

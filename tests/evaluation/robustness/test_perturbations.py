@@ -25,13 +25,15 @@ def distance(a, b) -> float:
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_perturbation_is_a_pure_function_of_image_strength_and_seed(name, image):
+def test_a_perturbation_is_a_pure_function_of_image_strength_and_seed_and_fits_an_image_of_one_pixel(name, image):
     before = image.tobytes()
     changed = [CHANGES[name].apply(image, CHANGES[name].strengths[1], seed) for seed in (5, 5, 6, 7, 8)]
     first, again, *others = (each.tobytes() for each in changed)
     assert image.tobytes() == before and first == again
     assert any(first != other for other in others) == (name in RANDOM)
     assert changed[0].size == image.size and changed[0].mode == "RGB"
+    for strength in CHANGES[name].strengths:
+        assert CHANGES[name].apply(tiny.image(0, (1, 1)), strength, 0).size == (1, 1)
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -39,11 +41,7 @@ def test_stronger_is_further_from_the_image(name, image):
     strengths = [strength for strength in CHANGES[name].strengths if (name, strength) != ("rotation", 90)]
     moved = [distance(image, CHANGES[name].apply(image, strength, 1)) for strength in strengths]
     assert moved[0] > 0 and moved == sorted(moved)
-
-
-@pytest.mark.parametrize("name", WEAKEST)
-def test_no_strength_is_no_change(name, image):
-    assert distance(image, CHANGES[name].apply(image, WEAKEST[name], 1)) == 0
+    assert name not in WEAKEST or distance(image, CHANGES[name].apply(image, WEAKEST[name], 1)) == 0
 
 
 def test_corners_of_a_rotated_image_have_its_mean_colour(image):
@@ -61,9 +59,3 @@ def test_the_unit_of_blur_is_the_images_own_size():
     blurred = CHANGES["blur"].apply(small, 4, 0), CHANGES["blur"].apply(large, 4, 0).resize((60, 60))
     control = CHANGES["blur"].apply(large, 1, 0).resize((60, 60))
     assert distance(*blurred) < 0.5 * distance(blurred[0], control)
-
-
-def test_every_change_fits_images_of_one_pixel():
-    for entry in CHANGES.values():
-        for strength in entry.strengths:
-            assert entry.apply(tiny.image(0, (1, 1)), strength, 0).size == (1, 1)

@@ -16,8 +16,6 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
-import transformers
-from packaging.version import Version
 from torch import distributed as dist
 from torch import nn
 from transformers import AutoModel
@@ -106,9 +104,10 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
                 import_module("omnifusion_hf.extensions").save_extensions(classes, Path(save_directory))
 
     def load_adapter(self, peft_model_id: str | None = None, adapter_name: str | None = None, **kwargs):
-        """As transformers' own, which before 5.18 loads LoRA's factors only; here PEFT loads the rest of its file."""
+        """As transformers' own, which leaves out DoRA's lengths, and before 5.18 all but LoRA's factors: PEFT then loads
+        the whole file."""
         info = super().load_adapter(peft_model_id, adapter_name, **kwargs)
-        if peft_model_id is None or Version(transformers.__version__) >= Version("5.18"):
+        if peft_model_id is None:
             return info
         peft = import_module("peft")  # remote code is refused where a package in an import statement is missing
         weights = peft.load_peft_weights(peft_model_id, device="cpu", **kwargs.get("adapter_kwargs") or {})

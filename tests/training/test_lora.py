@@ -134,3 +134,39 @@ def test_bfloat16_base_trains_in_float32_and_merges_to_bfloat16(tmp_path):
     reference = logits(load(out).float(), out)
     torch.testing.assert_close(logits(load(tmp_path / "merged").float(), out), reference, rtol=0, atol=0.02)
     assert (logits(load(base).float(), out) - reference).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"lora_variant": "dora"},
+        {"lora_variant": "rslora", "lora_target_modules": ["q_proj", "v_proj"]},
+        {"load_in_4bit": True},
+    ],
+)
+def test_variants_of_lora_train_and_merge_to_what_they_answer(fields, tmp_path, base):
+    out = run(tmp_path, base, **fields)
+    saved = load_file(out / "adapter_model.safetensors")
+    assert any("magnitude" in name for name in saved) == (fields.get("lora_variant") == "dora")
+    layers = {name.split(".")[-3] for name in saved if ".language_model." in name and "lora_A" in name}
+    assert layers == set(fields.get("lora_target_modules", layers)) and len(layers) > 1
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert (config["use_dora"], config["use_rslora"]) == tuple(
+        fields.get("lora_variant") == name for name in ("dora", "rslora")
+    )
+    merge(str(out), str(tmp_path / "merged"))
+    merged, plain = load(tmp_path / "merged"), load(out)
+    torch.testing.assert_close(logits(merged, base), logits(plain, base), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(logits(merged, base), logits(load(base), base))  # control
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"lora_target_modules": ["q_prj"]}, r"language_model has no linear layer \['q_prj'\], but \['down_proj'"),
+        ({"stage": "finetune", "load_in_4bit": True}, "load_in_4bit: stage finetune trains the LLM's weights"),
+    ],
+)
+def test_settings_of_lora_that_cannot_work_are_refused(fields, said, tmp_path, base):
+    with pytest.raises(ValueError, match=said):
+        training_runs.run(tmp_path, base, **{"stage": "lora"} | fields)

@@ -104,8 +104,7 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
                 import_module("omnifusion_hf.extensions").save_extensions(classes, Path(save_directory))
 
     def load_adapter(self, peft_model_id: str | None = None, adapter_name: str | None = None, **kwargs):
-        """As transformers' own, which leaves out DoRA's lengths, and before 5.18 all but LoRA's factors: PEFT then loads
-        the whole file."""
+        """As transformers' own. PEFT loads what that leaves out: DoRA's lengths, before 5.18 all but LoRA factors."""
         info = super().load_adapter(peft_model_id, adapter_name, **kwargs)
         if peft_model_id is None:
             return info

@@ -8,7 +8,6 @@ import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-from . import _MODULES
 from .io import write_whole
 
 
@@ -55,17 +54,22 @@ def source_file(cls: type) -> Path:
 def as_remote_code(file: Path) -> str:
     """The file with `from omnifusion_hf import …` changed to imports of the files that a saved folder has."""
 
+    package = sys.modules[__package__]
+
     def relative(match: re.Match) -> str:
-        names = re.findall(r"\w+", match[1])
-        shipped = {name: _MODULES.get(name, "").removeprefix("model.") for name in names}
-        return "\n".join(f"from .{module or 'missing'} import {name}" for name, module in shipped.items())
+        return "\n".join(f"from {shipped_file(package, name)} import {name}" for name in re.findall(r"\w+", match[1]))
 
     text = re.sub(r"^from omnifusion_hf import ([\w, ]+|\([\w,\s]+\))$", relative, file.read_text("utf-8"), flags=re.M)
-    if match := re.search(
-        r"^.*(import omnifusion_hf|from omnifusion_hf|from \.(missing|auto|build)\b).*$", text, re.M
-    ):
+    if match := re.search(r"^ *(import|from) omnifusion_hf\b.*$", text, re.M):
         raise ValueError(
             f"{file} is saved with the model, but the folder has no file for `{match[0].strip()}`; import names by "
             "`from omnifusion_hf import …`: register_encoder, register_projector, Projector, OmniFusionConfig."
         )
     return text
+
+
+def shipped_file(package, name: str) -> str:
+    """The file of a saved folder that defines a public name of this package, as in an import; else the package's."""
+    place = getattr(getattr(package, name, None), "__module__", "")
+    file = place.removeprefix(f"{package.__name__}.model.")
+    return package.__name__ if file == place else f".{file}"

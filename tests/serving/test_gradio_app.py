@@ -187,6 +187,11 @@ def test_the_command_passes_its_options_on(monkeypatch):
     assert given == [(None, "127.0.0.1", None), ("folder", "0.0.0.0", 80)]
 
 
+def test_a_taken_port_is_told_in_one_line(served, capsys):
+    assert main(["demo", "--port", str(served.server_port)]) == 2
+    assert capsys.readouterr().err.startswith("omnifusion: error: ")
+
+
 def test_the_space_starts_the_page_where_the_hub_looks_for_it_with_the_packages_requirements(monkeypatch):
     given = []
     monkeypatch.setattr(module, "demo", lambda *args, **options: given.append((args, options)))

@@ -1,4 +1,4 @@
-"""Writes the checkpoints that later versions must load, once a release: `python tests/helpers/frozen.py tests/checkpoints/v…`.
+"""Writes the checkpoints that later versions must load, once a release: `python tests/helpers/frozen.py FOLDER`.
 
 `full` is a whole model with its processor, `lora` a LoRA checkpoint on it; `expected.safetensors` holds the logits by
 which both go on.

@@ -25,7 +25,7 @@ def report(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Folder or Hub id of a model to evaluate on --data.")] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="QUESTIONS", help=".json or .jsonl in the format of training data.")
+        str | None, typer.Option(metavar="QUESTIONS", help="File, folder, Hub id or mixture, as training data.")
     ] = None,
     image_folder: Annotated[
         str | None,
@@ -42,10 +42,11 @@ def report(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 128,
     seed: Annotated[int, typer.Option(help="Seed of noise, places and the attack's start.")] = 0,
 ):
-    """Set results beside the paper's tables; show errors, robustness, groups.
+    """Print scores and set them beside the paper's tables; show errors, robustness, groups.
 
     \b
     omnifusion report logs/my-omnifusion -o report
+    omnifusion report answers.jsonl -o report
     omnifusion report --model my-omnifusion --data questions.json --perturb noise blur -o report
     """
     options = locals() | {"results": results or []}

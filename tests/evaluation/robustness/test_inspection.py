@@ -15,8 +15,9 @@ from lmms_results import write_results, write_samples
 from safetensors.torch import load_file, save_file
 
 from omnifusion_hf.cli import main
-from omnifusion_hf.evaluation.answers import Answer, read_answers
+from omnifusion_hf.evaluation.answers import CLEAN, Answer, read_answers
 from omnifusion_hf.evaluation.robustness import inspection
+from omnifusion_hf.evaluation.robustness.measure import summary
 from omnifusion_hf.evaluation.robustness.perturbations import PGD, RANDOM, SWAPPED
 from omnifusion_hf.inference import EXAMPLES, TINY, load
 
@@ -58,6 +59,14 @@ def test_a_report_prints_the_accuracy_of_each_condition(run):
         condition = " ".join(str(part) for part in (name, strength) if part is not None) or "clean"
         (line,) = [line for line in lines if line.startswith(f"{condition}: accuracy {row['accuracy']:.3f} (95% ")]
         assert line.endswith(", 13 questions")
+
+
+def test_the_accuracy_of_several_tasks_is_printed_for_each(capsys):
+    answers = [Answer(str(n), task, "?", [], ["x"], "x", 1.0) for n, task in enumerate("aab")]
+    for some, tasks in ((answers, ["  a: accuracy 1.000", "  b: accuracy 1.000"]), (answers[:2], [])):
+        inspection.print_accuracy(summary(some, [CLEAN]))
+        first, *rest = capsys.readouterr().out.splitlines()
+        assert first.endswith(f", {len(some)} questions") and [line[:19] for line in rest] == tasks
 
 
 def test_accuracy_falls_with_the_strength_and_without_the_right_image(run):
@@ -104,6 +113,10 @@ def test_flags_that_do_not_go_together_are_refused(tmp_path, capsys, monkeypatch
     assert message in capsys.readouterr().err
 
 
+def without_answer(index: int) -> dict:
+    return {"id": f"s{index}", "question": "Hello?"}
+
+
 def without_image(index: int) -> dict:
     return {"id": f"s{index}", "conversations": [turn("human", "Hello?"), turn("gpt", "Hi.")]}
 
@@ -118,12 +131,14 @@ def without_image(index: int) -> dict:
         (["absent", "--errors"], "absent"),
         (["--perturb", "blur"], "nothing to swap"),
         (["--perturb", "blur", "--data", "none.json"], "none.json has no question about an image"),
+        (["--data", "open.json"], "open.json: open, s0 has no right answer to compare with"),
     ],
 )
 def test_invalid_files_and_settings_are_refused_before_a_model_is_loaded(
     tmp_path, capsys, monkeypatch, flags, message
 ):
     conversations.write(tmp_path, [sample(0)])
+    (tmp_path / "open.json").write_text(json.dumps([without_answer(0)]), encoding="utf-8")
     (tmp_path / "none.json").write_text(json.dumps([without_image(0)]), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(inspection, "load", lambda folder: pytest.fail("a model was loaded"))

@@ -63,6 +63,8 @@ def build(plan: Build, folder: str | Path) -> tuple[OmniFusionForConditionalGene
     torch.manual_seed(0)
     model = OmniFusionForConditionalGeneration.from_vision_text_pretrained(**parts, dtype=plan.dtype)
     stop_where_answers_end(model, processor)
+    if known := hub_ids(encoders, text):
+        model.config.built_from = known  # the base models of the card, also of models that are trained from this one
     with staged_folder(folder, replace=False) as staged:
         model.save_pretrained(staged)
         processor.save_pretrained(staged)
@@ -83,6 +85,13 @@ def resolve_encoder(given: str) -> tuple[EncoderPreset | None, str]:
     source = source or (preset.hub_id if preset else given)
     check_exists(source)
     return preset, source
+
+
+def hub_ids(encoders: list[tuple[EncoderPreset | None, str]], text: str) -> list[str]:
+    """The parts' Hub ids, that of a preset also for weights in a folder; other folders have none."""
+    sources = [(preset.hub_id if preset else source) for preset, source in encoders]
+    repositories = [source_of(source)[0] for source in (*sources, text)]
+    return [repository for repository in repositories if not Path(repository).exists()]
 
 
 def check_exists(source: str):

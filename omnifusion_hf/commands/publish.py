@@ -72,7 +72,10 @@ def card(
         str | None, typer.Option(help="Name that the usage code loads. Default in a new card: the folder.")
     ] = None,
     license: Annotated[str | None, typer.Option(help="Default in a new card: apache-2.0.")] = None,
-    base_model: Annotated[list[str] | None, typer.Option(metavar="ID...", help="Hub ids of the parts.")] = None,
+    base_model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID...", help="Hub ids of the parts. Default in a new card: those of the build."),
+    ] = None,
     dataset: Annotated[list[str] | None, typer.Option(metavar="ID...", help="Hub ids of the training data.")] = None,
     language: Annotated[list[str] | None, typer.Option(metavar="CODE...", help="Default in a new card: en.")] = None,
     results: Annotated[str | None, typer.Option(metavar="FILE", help="Result file of lmms-eval.")] = None,
@@ -96,12 +99,19 @@ def push(
     folder: Annotated[str, typer.Argument(help="Model folder.")],
     repo_id: Annotated[str, typer.Argument(help="Repository on the Hub: owner/name.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="Branch, which is made if there is none. Default: main.")
+    ] = None,
+    commit_message: Annotated[
+        str, typer.Option(metavar="TEXT", help="Title of the commit.")
+    ] = "Upload OmniFusion model",
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
 ):
-    """Check a model folder and upload it to the Hub.
+    """Check rights and a model folder, and upload it to the Hub.
 
     \b
     omnifusion push my-omnifusion YOU/my-omnifusion --private
     """
     from ..hub import push
 
-    print(push(folder, repo_id, private))
+    print(push(folder, repo_id, private, revision, commit_message, create_pr))

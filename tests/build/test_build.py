@@ -10,11 +10,13 @@ import pytest
 import tiny
 import torch
 from chat_templates import CHATML
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from omnifusion_hf import OmniFusionForConditionalGeneration
 from omnifusion_hf.build import presets
+from omnifusion_hf.build.build import hub_ids
 from omnifusion_hf.cli import main
 from omnifusion_hf.inference import answer_question
 
@@ -94,6 +96,24 @@ def test_a_preset_sets_layer_size_and_fit_and_options_win(parts, tmp_path, monke
         config = json.loads((out / "config.json").read_text())
         processor = json.loads((out / "processor_config.json").read_text())
         assert (config["vision_feature_layer"], processor["image_processor"]["image_fit"]) == expected
+
+
+def test_a_card_names_the_hub_ids_of_the_parts_also_of_a_model_trained_from_them(parts, tmp_path, monkeypatch):
+    preset = presets.EncoderPreset("nobody/nothing", 32, 16, 32)
+    monkeypatch.setitem(presets.ENCODERS, "small", preset)
+    for vision, known in (([], None), (["--vision", f"small={parts / 'clip'}"], ["nobody/nothing"])):
+        built, trained = tmp_path / f"built-{known}", tmp_path / f"trained-{known}"
+        assert build(parts, built, *vision, vision=() if vision else ("clip",)) == 0
+        AutoModelForImageTextToText.from_pretrained(built).save_pretrained(trained)  # as training and merging do
+        AutoProcessor.from_pretrained(built).save_pretrained(trained)
+        assert main(["card", str(trained)]) == 0
+        assert ModelCard.load(trained / "README.md").data.base_model == known
+
+
+def test_folders_have_no_hub_id_but_a_file_of_a_repository_has(parts):
+    encoders = [(None, str(parts / "clip")), (presets.ENCODERS["dinov2-l"], str(parts / "dinov2")), (None, "a/vision")]
+    assert hub_ids(encoders, "b/llm/q4.gguf") == ["facebook/dinov2-large", "a/vision", "b/llm"]
+    assert hub_ids(encoders[:1], str(parts / "llm")) == []
 
 
 def test_a_model_of_the_tables_is_built_from_local_parts(parts, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The drawing of views: what is outlined, hatched and greyed, on any image; files are whole or absent."""
 
+import conversations
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +8,7 @@ from pixels import stored_turned
 
 from omnifusion_hf import OmniFusionImageProcessor
 from omnifusion_hf import visualize as draw_views
+from omnifusion_hf.cli import main
 from omnifusion_hf.model.processing_omnifusion import TokenCount
 from omnifusion_hf.visualize import COLOURS, draw_file
 
@@ -75,6 +77,39 @@ def test_a_drawing_counts_as_the_model_does(model_folder, model, processor, tmp_
     count = draw_file(tmp_path / "in.png", tmp_path / "out.png", model_folder, [[0, 0, 9, 9]], view_strategy="grid")
     context = model.config.text_config.max_position_embeddings
     assert count == processor.count_tokens((40, 60), context, regions=[[0, 0, 9, 9]], view_strategy="grid")
+
+
+def test_the_command_prints_what_each_of_several_encoders_gets(tmp_path, capsys):
+    Image.new("RGB", (60, 40)).save(tmp_path / "in.png")
+    encoders = {"encoders": ["clip", "dinov2"], "image_sizes": [32, 48], "projector_type": "summation"}
+    folders = [conversations.write_model(tmp_path / "one"), conversations.write_model(tmp_path / "two", **encoders)]
+    printed = []
+    for folder in folders:
+        command = ["views", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--model", str(folder)]
+        assert main(command) == 0
+        printed.append(capsys.readouterr().out.splitlines())
+    assert printed[1][:2] == [
+        "encoder 1, clip_vision_model: each view at 32 x 32 pixels, 16 tokens",
+        "encoder 2, dinov2: each view at 48 x 48 pixels, 36 tokens",
+    ]
+    assert len(printed[0]) == 2 and len(printed[1]) == 4
+
+
+def test_the_command_warns_of_an_image_that_does_not_fit_the_context(tmp_path, capsys):
+    Image.new("RGB", (60, 40)).save(tmp_path / "in.png")
+    for context in (578, 579):  # one view and its marks; a token more
+        command = [
+            "views",
+            str(tmp_path / "in.png"),
+            "-o",
+            str(tmp_path / "out.png"),
+            "--context-length",
+            str(context),
+        ]
+        assert main(command) == 0
+        printed = capsys.readouterr().out
+        assert ("warning: this does not fit: 578 tokens and a question" in printed) is (context == 578)
+        assert "view_strategy" not in printed  # it is whole already
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

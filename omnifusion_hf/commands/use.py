@@ -104,7 +104,8 @@ def views(
     \b
     omnifusion views photo.jpg -o views.png --strategy grid
     """
-    from ..visualize import draw_file
+    from ..inference import context_warning
+    from ..visualize import describe_encoders, draw_file
 
     if side is not None and tokens is None:
         raise ValueError(f"--side {side} changes how many tokens a view has; give --tokens as well.")
@@ -112,7 +113,9 @@ def views(
     options = {"view_strategy": strategy, "image_fit": fit, "max_regions": max_regions, "size": size}
     options = {name: value for name, value in options.items() if value is not None}
     boxes = region and [[float(number) for number in box.split(",")] for box in region]
-    print(f"{draw_file(image, output, model, boxes, tokens, context_length, **options)}\nwrote {output}")
+    count = draw_file(image, output, model, boxes, tokens, context_length, **options)
+    encoders = describe_encoders(model) if model and not side else []
+    print(*encoders, f"{count}\n{context_warning(count)}wrote {output}", sep="\n")
 
 
 @app.command()

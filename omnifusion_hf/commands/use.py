@@ -46,8 +46,9 @@ def ask(
     """
     *images, question = images_and_question or [None]
     is_folder = len(images) == 1 and os.path.isdir(images[0])
-    if data or is_folder or output:
-        if not output or bool(data) == is_folder or (data and question is not None):
+    if data or is_folder or output or image_folder:
+        one_only = text_only or examples or (image_folder and not data) or (data and question is not None)
+        if one_only or not output or bool(data) == is_folder:
             raise ValueError(
                 "many questions are omnifusion ask --data QUESTIONS -o FILE.jsonl, or one question about each image "
                 'of a folder, omnifusion ask FOLDER "question" -o FILE.jsonl.'

@@ -79,6 +79,8 @@ def join(questions: list[Question], folder: Path, output: str | Path):
     """Writes the answers of all logs to one file, in the order of the questions, and removes the logs."""
     logged = [answer for path in sorted(folder.glob("*.jsonl")) for answer in read_answers(path)]
     by_name = {(answer.task, answer.name): answer for answer in logged}
+    if absent := [question for question in questions if (question.task, question.name) not in by_name]:
+        raise ValueError(f"{folder} lacks {len(absent)} answers; give an output on a disk that all processes share.")
     write_whole(output, "".join(by_name[question.task, question.name].as_line() for question in questions))
     shutil.rmtree(folder)
     print(f"wrote {output}: {len(questions)} answers")

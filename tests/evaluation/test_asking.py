@@ -11,8 +11,8 @@ from conversations import turn
 
 from omnifusion_hf.cli import main
 from omnifusion_hf.evaluation import answers as module
-from omnifusion_hf.evaluation.answers import read_answers
-from omnifusion_hf.evaluation.asking import ask_questions, share_of
+from omnifusion_hf.evaluation.answers import AnswerLog, read_answers
+from omnifusion_hf.evaluation.asking import ask_questions, join, share_of
 from omnifusion_hf.evaluation.questions import read_questions
 from omnifusion_hf.inference import answer_question, generate_text
 
@@ -96,6 +96,13 @@ def test_processes_share_whole_batches_the_longest_first(data, processor):
     assert len(shares[0][0].images) == 2 and not shares[1][-1].images
 
 
+def test_a_process_whose_log_is_not_seen_is_said(data, tmp_path):
+    AnswerLog(tmp_path / "a.jsonl.part/0.jsonl")
+    with pytest.raises(ValueError, match="a.jsonl.part lacks 8 answers; .* a disk that all processes share"):
+        join(read_questions(data), tmp_path / "a.jsonl.part", tmp_path / "a.jsonl")
+    assert not (tmp_path / "a.jsonl").exists() and (tmp_path / "a.jsonl.part").exists()
+
+
 def test_logs_of_another_model_or_question_are_not_continued(data, model_folder, tmp_path, monkeypatch, capsys):
     stop_after(1, monkeypatch)
     command = [data, tmp_path / "answers.jsonl", model_folder, "--batch-size", "2", "--max-new-tokens"]
@@ -132,7 +139,11 @@ def test_one_question_about_every_image_of_a_folder(model_folder, model, process
 
 
 @pytest.mark.parametrize(
-    "words", ["--data q.json", "-o a.jsonl", ". What?", ". What? --data q.json -o a.jsonl", "q.png What? -o a.jsonl"]
+    "words",
+    [
+        *("--data q.json", "-o a.jsonl", ". What?", ". What? --data q.json -o a.jsonl", "q.png What? -o a.jsonl"),
+        *("--data q.json -o a.jsonl --text-only", "--examples -o a.jsonl", ". What? --image-folder . -o a.jsonl"),
+    ],
 )
 def test_options_that_do_not_go_together_are_refused(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

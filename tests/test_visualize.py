@@ -79,37 +79,30 @@ def test_a_drawing_counts_as_the_model_does(model_folder, model, processor, tmp_
     assert count == processor.count_tokens((40, 60), context, regions=[[0, 0, 9, 9]], view_strategy="grid")
 
 
-def test_the_command_prints_what_each_of_several_encoders_gets(tmp_path, capsys):
-    Image.new("RGB", (60, 40)).save(tmp_path / "in.png")
+@pytest.fixture
+def views_of(tmp_path, capsys):
+    """Runs the command on an image; returns what it printed."""
+
+    def run(*options: str) -> str:
+        Image.new("RGB", (60, 40)).save(tmp_path / "in.png")
+        assert main(["views", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), *options]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_command_prints_what_each_of_several_encoders_gets(tmp_path, views_of):
     encoders = {"encoders": ["clip", "dinov2"], "image_sizes": [32, 48], "projector_type": "summation"}
-    folders = [conversations.write_model(tmp_path / "one"), conversations.write_model(tmp_path / "two", **encoders)]
-    printed = []
-    for folder in folders:
-        command = ["views", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--model", str(folder)]
-        assert main(command) == 0
-        printed.append(capsys.readouterr().out.splitlines())
-    assert printed[1][:2] == [
-        "encoder 1, clip_vision_model: each view at 32 x 32 pixels, 16 tokens",
-        "encoder 2, dinov2: each view at 48 x 48 pixels, 36 tokens",
-    ]
-    assert len(printed[0]) == 2 and len(printed[1]) == 4
+    printed = views_of("--model", str(conversations.write_model(tmp_path / "two", **encoders)))
+    assert "encoder 1, clip_vision_model: each view at 32 x 32 pixels, 16 tokens\n" in printed
+    assert "encoder 2, dinov2: each view at 48 x 48 pixels, 36 tokens\n" in printed
+    assert "encoder" not in views_of("--model", str(conversations.write_model(tmp_path / "one")))
 
 
-def test_the_command_warns_of_an_image_that_does_not_fit_the_context(tmp_path, capsys):
-    Image.new("RGB", (60, 40)).save(tmp_path / "in.png")
-    for context in (578, 579):  # one view and its marks; a token more
-        command = [
-            "views",
-            str(tmp_path / "in.png"),
-            "-o",
-            str(tmp_path / "out.png"),
-            "--context-length",
-            str(context),
-        ]
-        assert main(command) == 0
-        printed = capsys.readouterr().out
-        assert ("warning: this does not fit: 578 tokens and a question" in printed) is (context == 578)
-        assert "view_strategy" not in printed  # it is whole already
+def test_the_command_warns_of_an_image_that_does_not_fit_the_context(views_of):
+    printed = views_of("--context-length", "578")  # one view and its marks
+    assert "warning: this does not fit: 578 tokens and a question" in printed and "view_strategy" not in printed
+    assert "warning" not in views_of("--context-length", "579")
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from transformers import AutoConfig
 
-from .io import LOSS_PLOT, SUMMARY, write_whole
+from .io import LOSS_PLOT, SUMMARY, named, write_whole
 from .markdown import Markdown, code, fill, plain, table
 from .model.configuration_omnifusion import OmniFusionConfig
 
@@ -84,7 +84,7 @@ def render_card(folder: str | Path, facts: CardFacts, repo_id: str | None = None
     """A new card of a model folder.
 
     Args:
-        facts: licence, base models, data sets, languages, notes.
+        facts: licence, base models (default: those that `omnifusion build` noted), data sets, languages, notes.
         repo_id: the name that the usage code loads; default: the folder.
         scores: of lmms-eval, as `evaluation.results.read_scores` returns them.
     """
@@ -94,7 +94,7 @@ def render_card(folder: str | Path, facts: CardFacts, repo_id: str | None = None
     results, training = as_results(scores), read_training(folder)
     card_data = ModelCardData(
         license=facts.license,
-        base_model=facts.base_model or None,
+        base_model=facts.base_model or getattr(config, "built_from", None),
         datasets=facts.datasets or None,
         language=facts.language,
         library_name="transformers",
@@ -230,20 +230,57 @@ def check_folder(folder: str | Path):
     answer_question(*load(str(folder)), [], "Hello", max_new_tokens=1)
 
 
-def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
-    """Checks the folder and its card, sets the card's usage code to `repo_id`, uploads; returns the URL."""
+def check_rights(api: HfApi, repo_id: str, create_pr: bool = False):
+    """Raises `ValueError` unless the Hub knows the user and lets them write to the repository's namespace. A pull
+    request needs a repository that exists, and no right. What a fine-grained token permits is seen at the upload."""
+    with named(f"cannot push to {repo_id}", advice=" Log in with `hf auth login`, with a token that may write."):
+        user = api.whoami()
+        is_absent = create_pr and not api.repo_exists(repo_id)
+    if is_absent:
+        raise ValueError(f"there is no {repo_id} on the Hub to open a pull request on; leave out --create-pr.")
+    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise ValueError(f"cannot push to {repo_id}: the token may only read; use `hf auth login` with another.")
+    organisations = [each["name"] for each in user.get("orgs", []) if each.get("roleInOrg") != "read"]
+    owner = repo_id.rpartition("/")[0] or user["name"]
+    if not create_pr and owner not in (user["name"], *organisations):
+        raise ValueError(
+            f"cannot push to {repo_id}: {user['name']} may write to {', '.join([user['name'], *organisations])}; name "
+            "one of these, use `hf auth login` as another user, or --create-pr."
+        )
+
+
+def push(
+    folder: str | Path, repo_id: str, private: bool = False, revision: str | None = None,
+    commit_message: str = "Upload OmniFusion model", create_pr: bool = False,
+) -> str:  # fmt: skip
+    """Checks rights, the folder and its card, sets the card's usage code to `repo_id`, uploads; returns the URL.
+
+    Args:
+        private: of a new repository.
+        revision: the branch, which is made if there is none; default: main.
+        create_pr: opens a pull request instead; the URL is its.
+    """
     validate_repo_id(repo_id)
+    check_is_whole(Path(folder))
+    if create_pr and revision:
+        raise ValueError(f"a pull request is for main; leave out --revision {revision}, or --create-pr.")
+    api = HfApi()
+    check_rights(api, repo_id, create_pr)
     check_folder(folder)
     path = Path(folder) / "README.md"
     card = ModelCard.load(path)
     card.validate()
     write_whole(path, str(update_card(card, {}, repo_id)))
-    api = HfApi()
-    url = api.create_repo(repo_id, private=private, exist_ok=True)
-    api.upload_folder(
+    if not create_pr:
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+    commit = api.upload_folder(
         repo_id=repo_id,
         folder_path=str(folder),
-        commit_message="Upload OmniFusion model",
+        commit_message=commit_message,
+        revision=revision,
+        create_pr=create_pr,
         ignore_patterns=NOT_UPLOADED,
     )
-    return str(url)
+    return commit.pr_url or commit.commit_url if create_pr else str(url)  # no request without a change

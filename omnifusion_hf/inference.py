@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from .checking import check_weights
 from .io import friendly_load_errors
+from .model.processing_omnifusion import TokenCount
 
 
 TINY = Path(__file__).parent / "tiny"
@@ -43,6 +44,18 @@ def load(folder_or_hub_id: str, device: str | None = None, **options):
 def context_length(text_config) -> int | None:
     """Most tokens of prompt and answer together; None for an LLM without a limit (BLOOM, MPT)."""
     return getattr(text_config, "max_position_embeddings", None)
+
+
+def context_warning(count: TokenCount) -> str:
+    """A line if images leave the context no room for a question, else an empty text."""
+    if count.share is None or count.share < 1:
+        return ""
+    fewer_views = "view_strategy whole, " if max(count.views) > 1 else ""
+    return (
+        f"warning: this does not fit: {count.total} tokens and a question, in a context of {count.context_length}; "
+        f"use {fewer_views}fewer tokens per view (omnifusion build: --image-size, or --projector attention with "
+        "--queries), or an LLM with a longer context.\n"
+    )
 
 
 def max_new_tokens_within_context(inputs, context_length: int | None, max_new_tokens: int) -> int:

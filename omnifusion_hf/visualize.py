@@ -53,6 +53,19 @@ def draw_file(
     return draw_image(image, output, processor, regions, tokens, Path(source).name, context_length)
 
 
+def describe_encoders(model: str) -> list[str]:
+    """A line for each encoder of a model with several: what it gets of a view, and what it makes of it."""
+    with friendly_load_errors(model):
+        config = OmniFusionConfig.from_pretrained(model)
+    vision = config.vision_config
+    parts = zip(vision.encoder_configs, vision.image_sizes, config.num_encoder_tokens)
+    lines = [
+        f"encoder {number}, {encoder.model_type}: each view at {size} x {size} pixels, {tokens} tokens"
+        for number, (encoder, size, tokens) in enumerate(parts, start=1)
+    ]
+    return lines if len(lines) > 1 else []
+
+
 def draw_image(
     image: Image.Image, output: str | Path, processor: OmniFusionImageProcessor, regions: list | None, tokens: int,
     title: str, context_length: int | None = None,

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from shutil import copytree
 
+import conversations
 import pytest
 import tiny
 from huggingface_hub import HfApi, ModelCard
@@ -175,29 +176,43 @@ def test_check_refuses_stray_pickles_and_a_folder_without_its_code_or_card_but_k
         hub.check_folder(folder)
 
 
+PULL_REQUEST = {"isPullRequest": True, "changes": {"base": "refs/heads/main"}, "filesWithConflicts": [], "title": "t"}
+PULL_REQUEST |= {"num": 1, "createdAt": "2026-01-01T00:00:00.000Z", "status": "draft", "events": []}
+PULL_REQUEST |= {"repo": {"name": "others/omni", "type": "model"}}
+
+
 class StandIn(BaseHTTPRequestHandler):
     """As much of the Hub's API as creating a repository, validating a card and one commit need."""
 
     def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.seen[self.path] = body
         if self.path == "/api/validate-yaml":
             errors = [{"message": "license is not known"}] * (b"no-such-licence" in body)
             return self.reply({"errors": errors, "warnings": []}, 400 if errors else 200)
         if self.path == "/api/repos/create":
             return self.reply({"url": f"{self.server.url}/me/omni", "id": "me/omni", "name": "me/omni"})
-        if self.path.endswith("/preupload/main"):
+        if "/preupload/" in self.path:
             files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
             return self.reply({"files": [file | {"shouldIgnore": False} for file in files]})
         url = f"{self.server.url}/me/omni/commit/1"
+        if self.path.endswith("/discussions"):
+            return self.reply({"num": 1})
         return self.reply({"commitUrl": url, "commitOid": "1", "success": True, "hookOutput": ""})
 
     def do_GET(self):
+        if self.path == "/api/whoami-v2":
+            return self.reply(self.server.user)
+        if "/absent" in self.path:
+            return self.reply({"error": "Repository not found"}, 404, **{"X-Error-Code": "RepoNotFound"})
+        if "/discussions/1" in self.path:
+            return self.reply(PULL_REQUEST)
         self.reply({"id": "me/omni", "sha": "0", "siblings": [], "tags": []})
 
-    def reply(self, content: dict, status: int = 200):
+    def reply(self, content: dict, status: int = 200, **headers: str):
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        for name, value in ({"Content-Type": "application/json"} | headers).items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(json.dumps(content).encode())
 
@@ -209,6 +224,7 @@ class StandIn(BaseHTTPRequestHandler):
 def server(monkeypatch):
     """The stand-in, listening, with huggingface_hub turned to it."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
+    server.user = {"name": "me", "orgs": [{"name": "lab", "roleInOrg": "write"}, {"name": "x", "roleInOrg": "read"}]}
     server.seen, server.url = {}, f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
     monkeypatch.setattr("huggingface_hub.repocard.constants.ENDPOINT", server.url, raising=False)
@@ -230,6 +246,66 @@ def test_push_uploads_every_file_after_the_checks(folder, server, capsys):
     assert files.keys() == kept
     card = base64.b64decode(files["README.md"]["content"]).decode()
     assert 'from_pretrained("me/omni"' in card and str(folder) not in card.split("## Use")[1]
+
+
+def commit_of(server) -> tuple[str, dict]:
+    """The path of the one commit, and its header."""
+    (path,) = [path for path in server.seen if "/commit/" in path]
+    return path, json.loads(server.seen[path].splitlines()[0])["value"]
+
+
+def test_push_to_a_branch_with_a_message(folder, server):
+    assert main(["push", str(folder), "lab/omni", "--revision", "v2", "--commit-message", "More data"]) == 0
+    path, header = commit_of(server)
+    assert path == "/api/models/lab/omni/commit/v2" and header["summary"] == "More data"
+    assert "/api/models/lab/omni/branch/v2" in server.seen
+
+
+def test_a_pull_request_needs_no_right_to_write_and_makes_no_repository(folder, server, capsys):
+    assert main(["push", str(folder), "others/omni", "--create-pr"]) == 0
+    assert commit_of(server)[0] == "/api/models/others/omni/commit/refs%2Fpr%2F1"
+    assert "/api/repos/create" not in server.seen
+    assert capsys.readouterr().out.splitlines()[-1] == f"{server.url}/others/omni/discussions/1"
+
+
+READER = {"auth": {"accessToken": {"role": "read"}}}
+
+
+@pytest.mark.parametrize(
+    "words, user, said",
+    [
+        ("others/omni", {}, "me may write to me, lab"),
+        ("x/omni", {}, "me may write to me, lab"),
+        ("me/omni", READER, "the token may only read; use `hf auth login`"),
+        ("others/absent --create-pr", {}, "there is no others/absent on the Hub"),
+        ("others/omni --create-pr --revision v2", {}, "leave out --revision v2"),
+    ],
+)
+def test_rights_are_checked_before_the_folder_is_loaded(folder, server, monkeypatch, capsys, words, user, said):
+    monkeypatch.setattr(hub, "check_folder", lambda folder: pytest.fail("the folder was loaded"))
+    server.user |= user
+    assert main(["push", str(folder), *words.split()]) == 2
+    assert said in capsys.readouterr().err and not server.seen
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_push_without_login_or_network_is_one_line(folder, monkeypatch, capsys, offline):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr("omnifusion_hf.hub.HfApi", lambda: HfApi(endpoint="http://127.0.0.1:9", token="hf_token"))
+    if not offline:
+        monkeypatch.setattr("omnifusion_hf.hub.HfApi", HfApi)
+        monkeypatch.setattr("huggingface_hub.hf_api.get_token", lambda: None)
+    assert main(["push", str(folder), "me/omni"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot push to me/omni: " in line and "`hf auth login`" in line
+
+
+def test_a_training_run_that_will_push_checks_the_rights_first(server, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("omnifusion_hf.training.train.HfApi", lambda token: HfApi(server.url, token="hf_token"))
+    monkeypatch.setattr("omnifusion_hf.training.train.load_processor", lambda name: pytest.fail("a model was loaded"))
+    recipe = str(conversations.write_recipe(tmp_path, tmp_path / "model"))
+    assert main(["train", recipe, "push_to_hub=true", "hub_model_id=others/omni"]) == 2
+    assert "me may write to me, lab" in capsys.readouterr().err
 
 
 REFUSED = {  # words after the folder, a file of the folder and its new content -> what is said

@@ -2,6 +2,7 @@
 
 from unittest.mock import Mock
 
+import conversations
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,6 +10,7 @@ from pixels import stored_turned
 
 from omnifusion_hf import OmniFusionImageProcessor, io
 from omnifusion_hf import visualize as draw_views
+from omnifusion_hf.cli import main
 from omnifusion_hf.model.processing_omnifusion import TokenCount
 from omnifusion_hf.visualize import COLOURS, draw_file
 
@@ -77,6 +79,32 @@ def test_a_drawing_counts_as_the_model_does(model_folder, model, processor, tmp_
     count = draw_file(tmp_path / "in.png", tmp_path / "out.png", model_folder, [[0, 0, 9, 9]], view_strategy="grid")
     context = model.config.text_config.max_position_embeddings
     assert count == processor.count_tokens((40, 60), context, regions=[[0, 0, 9, 9]], view_strategy="grid")
+
+
+@pytest.fixture
+def views_of(tmp_path, capsys):
+    """Runs the command on an image; returns what it printed."""
+
+    def run(*options: str) -> str:
+        Image.new("RGB", (60, 40)).save(tmp_path / "in.png")
+        assert main(["views", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), *options]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_command_prints_what_each_of_several_encoders_gets(tmp_path, views_of):
+    encoders = {"encoders": ["clip", "dinov2"], "image_sizes": [32, 48], "projector_type": "summation"}
+    printed = views_of("--model", str(conversations.write_model(tmp_path / "two", **encoders)))
+    assert "encoder 1, clip_vision_model: each view at 32 x 32 pixels, 16 tokens\n" in printed
+    assert "encoder 2, dinov2: each view at 48 x 48 pixels, 36 tokens\n" in printed
+    assert "encoder" not in views_of("--model", str(conversations.write_model(tmp_path / "one")))
+
+
+def test_the_command_warns_of_an_image_that_does_not_fit_the_context(views_of):
+    printed = views_of("--context-length", "578")  # one view and its marks
+    assert "warning: this does not fit: 578 tokens and a question" in printed and "view_strategy" not in printed
+    assert "warning" not in views_of("--context-length", "579")
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

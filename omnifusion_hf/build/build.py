@@ -20,9 +20,24 @@ from .gguf import source_of
 from .presets import ENCODERS, TEXTS, EncoderPreset
 
 
+ADAPTER_FIELDS = {
+    "heads": "projector_num_attention_heads",
+    "intermediate_size": "projector_intermediate_size",
+    "dropout": "projector_dropout",
+    "queries": "projector_num_queries",
+}
+# What each adapter of this package reads; one that a user registered may read any.
+ADAPTER_SETTINGS = {
+    **dict.fromkeys(("mlp", "summation"), ()),
+    **dict.fromkeys(("transformer", "concatenation"), ("heads", "intermediate_size", "dropout")),
+    "attention": ("heads", "dropout", "queries"),
+}
+
+
 @dataclass
 class Build:
     """The parts and settings; projector, views and image_fit as in OmniFusionConfig and OmniFusionImageProcessor.
+    heads, intermediate_size, dropout and queries are its fields `projector_…` (`ADAPTER_FIELDS`).
 
     vision: per encoder a preset's name, `PRESET=FOLDER` (its settings, weights from that folder), a folder, a Hub id.
     text: a preset's name, a folder or a Hub id.
@@ -33,6 +48,10 @@ class Build:
     vision: list[str]
     text: str
     projector: str = "mlp"
+    heads: int | None = None
+    intermediate_size: int | None = None
+    dropout: float | None = None
+    queries: int | None = None
     views: str = "whole"
     chat_template: str = "omnifusion"
     image_sizes: list[int] | None = None
@@ -50,7 +69,7 @@ def build(plan: Build, folder: str | Path) -> tuple[OmniFusionForConditionalGene
     check_new(folder)
     encoders, text = [resolve_encoder(given) for given in plan.vision], TEXTS.get(plan.text, plan.text)
     check_exists(text)
-    fields = config_fields(plan, encoders)
+    fields = adapter_fields(plan) | config_fields(plan, encoders)
     parts = {"vision": [source for _, source in encoders], "text": text, "projector_type": plan.projector} | fields
     first = encoders[0][0]
     image_options = {
@@ -63,6 +82,8 @@ def build(plan: Build, folder: str | Path) -> tuple[OmniFusionForConditionalGene
     torch.manual_seed(0)
     model = OmniFusionForConditionalGeneration.from_vision_text_pretrained(**parts, dtype=plan.dtype)
     stop_where_answers_end(model, processor)
+    if known := hub_ids(encoders, text):
+        model.config.built_from = known  # the base models of the card, also of models that are trained from this one
     with staged_folder(folder, replace=False) as staged:
         model.save_pretrained(staged)
         processor.save_pretrained(staged)
@@ -85,6 +106,13 @@ def resolve_encoder(given: str) -> tuple[EncoderPreset | None, str]:
     return preset, source
 
 
+def hub_ids(encoders: list[tuple[EncoderPreset | None, str]], text: str) -> list[str]:
+    """The parts' Hub ids, that of a preset also for weights in a folder; other folders have none."""
+    sources = [(preset.hub_id if preset else source) for preset, source in encoders]
+    repositories = [source_of(source)[0] for source in (*sources, text)]
+    return [repository for repository in repositories if not Path(repository).exists()]
+
+
 def check_exists(source: str):
     """Raises `ValueError` for a part that neither a folder nor the Hub has."""
     folder, options = source_of(source)
@@ -96,6 +124,17 @@ def check_exists(source: str):
             f"cannot load `{source}`: it is not a folder with a config.json that transformers knows, not a reachable "
             f"Hub id, and not a preset ({', '.join([*ENCODERS, *TEXTS])}). {reason[:90]}…"
         ) from None
+
+
+def adapter_fields(plan: Build) -> dict:
+    """The given settings of the adapter, as fields. Raises `ValueError` for one that this adapter does not read."""
+    given = [name for name in ADAPTER_FIELDS if getattr(plan, name) is not None]
+    known = ADAPTER_SETTINGS.get(plan.projector, ADAPTER_FIELDS)
+    if unread := [name for name in given if name not in known]:
+        options = [f"--{name.replace('_', '-')}" for name in (unread[0], *known)]
+        has = f"it has {', '.join(options[1:])}" if known else "it has no settings"
+        raise ValueError(f"the adapter {plan.projector} has no {options[0]}; {has}.")
+    return {ADAPTER_FIELDS[name]: getattr(plan, name) for name in given}
 
 
 def config_fields(plan: Build, encoders: list[tuple[EncoderPreset | None, str]]) -> dict:

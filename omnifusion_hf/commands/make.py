@@ -25,10 +25,18 @@ def build(
     projector: Annotated[
         str | None, typer.Option(help="The adapter: mlp, transformer, concatenation, summation, attention, or yours.")
     ] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads of the adapter. Default: 4.")] = None,
+    intermediate_size: Annotated[
+        int | None, typer.Option(help="Feed-forward width of the adapter. Default: 2048.")
+    ] = None,
+    dropout: Annotated[float | None, typer.Option(help="Dropout of the adapter in training. Default: 0.1.")] = None,
+    queries: Annotated[
+        int | None, typer.Option(help="Visual tokens per view of the adapter attention. Default: 576.")
+    ] = None,
     views: Annotated[Strategy | None, typer.Option(help="Views of an image. Default: whole.")] = None,
     chat_template: Annotated[
         Literal["omnifusion", "own"] | None,
-        typer.Option(help="own: the chat template of the LLM's tokenizer. Default: release, the paper's."),
+        typer.Option(help="own: the chat template of the LLM's tokenizer. Default: omnifusion, the paper's."),
     ] = None,
     image_sizes: Annotated[
         list[int] | None, typer.Option("--image-size", help="Side of a view in pixels; once per encoder.")
@@ -63,7 +71,7 @@ def build(
 
 def _parts_and_next_command(model, processor, folder) -> str:
     """The parts, the plan of stage 1 (for which the model is prepared), and the command of stage 1."""
-    from ..inference import context_length
+    from ..inference import context_length, context_warning
     from ..training.stages import apply_stage, format_plan, stage_plan
 
     config, vision = model.config, model.config.vision_config
@@ -75,7 +83,7 @@ def _parts_and_next_command(model, processor, folder) -> str:
     return (
         f"{folder}: {' + '.join(encoders)} -> {config.projector_type} -> {config.text_config.model_type}\n"
         f"{format_plan(stage_plan(apply_stage(model, 'pretrain')))}\n"
-        f"{config.image_seq_length} tokens per view; an image of 1920 x 1080: {cost}\n"
+        f"{config.image_seq_length} tokens per view; an image of 1920 x 1080: {cost}\n{context_warning(cost)}"
         f"next, stage 1: {next_command}"
     )
 

@@ -25,7 +25,7 @@ def report(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Folder or Hub id of a model to evaluate on --data.")] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="QUESTIONS", help=".json or .jsonl in the format of training data.")
+        str | None, typer.Option(metavar="QUESTIONS", help="File, folder, Hub id or mixture, as training data.")
     ] = None,
     image_folder: Annotated[
         str | None,
@@ -42,10 +42,11 @@ def report(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 128,
     seed: Annotated[int, typer.Option(help="Seed of noise, places and the attack's start.")] = 0,
 ):
-    """Set results beside the paper's tables; show errors, robustness, groups.
+    """Print scores and set them beside the paper's tables; show errors, robustness, groups.
 
     \b
     omnifusion report logs/my-omnifusion -o report
+    omnifusion report answers.jsonl -o report
     omnifusion report --model my-omnifusion --data questions.json --perturb noise blur -o report
     """
     options = locals() | {"results": results or []}
@@ -71,7 +72,10 @@ def card(
         str | None, typer.Option(help="Name that the usage code loads. Default in a new card: the folder.")
     ] = None,
     license: Annotated[str | None, typer.Option(help="Default in a new card: apache-2.0.")] = None,
-    base_model: Annotated[list[str] | None, typer.Option(metavar="ID...", help="Hub ids of the parts.")] = None,
+    base_model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID...", help="Hub ids of the parts. Default in a new card: those of the build."),
+    ] = None,
     dataset: Annotated[list[str] | None, typer.Option(metavar="ID...", help="Hub ids of the training data.")] = None,
     language: Annotated[list[str] | None, typer.Option(metavar="CODE...", help="Default in a new card: en.")] = None,
     results: Annotated[str | None, typer.Option(metavar="FILE", help="Result file of lmms-eval.")] = None,
@@ -95,12 +99,19 @@ def push(
     folder: Annotated[str, typer.Argument(help="Model folder.")],
     repo_id: Annotated[str, typer.Argument(help="Repository on the Hub: owner/name.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="Branch, which is made if there is none. Default: main.")
+    ] = None,
+    commit_message: Annotated[
+        str, typer.Option(metavar="TEXT", help="Title of the commit.")
+    ] = "Upload OmniFusion model",
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
 ):
-    """Check a model folder and upload it to the Hub.
+    """Check rights and a model folder, and upload it to the Hub.
 
     \b
     omnifusion push my-omnifusion YOU/my-omnifusion --private
     """
     from ..hub import push
 
-    print(push(folder, repo_id, private))
+    print(push(folder, repo_id, private, revision, commit_message, create_pr))

@@ -15,24 +15,59 @@ app = typer.Typer(**SETTINGS)
 @app.command()
 def ask(
     images_and_question: Annotated[
-        list[str] | None, typer.Argument(metavar="IMAGE... QUESTION", help="Image files, then the question.")
+        list[str] | None,
+        typer.Argument(metavar="IMAGE... QUESTION", help="Image files or one folder of images, then the question."),
     ] = None,
     model: Model = None,
     text_only: Annotated[bool, typer.Option("--text-only", help="Ask without an image.")] = False,
+    data: Annotated[
+        str | None, typer.Option(metavar="QUESTIONS", help="File, folder, Hub id or mixture (.yaml) of questions.")
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("-o", "--output", metavar="FILE.jsonl", help="File for answers to many questions."),
+    ] = None,
+    image_folder: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Images of --data. Default: --data's folder.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions per batch, with -o.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 128,
     examples: Annotated[
         bool, typer.Option("--examples", help="Answer the questions about the bundled images.")
     ] = False,
 ):
-    """Ask a model one question about images.
+    """Ask a model one question about images, or many questions.
 
     \b
     omnifusion ask cat.png "What colour is the cat?" --model my-omnifusion
+    omnifusion ask --data questions.jsonl -o answers.jsonl --model my-omnifusion
+    omnifusion ask photos "What is in the image?" -o answers.jsonl
     omnifusion ask --examples
     """
+    *images, question = images_and_question or [None]
+    is_folder = len(images) == 1 and os.path.isdir(images[0])
+    if data or is_folder or output or image_folder:
+        one_only = text_only or examples or (image_folder and not data) or (data and question is not None)
+        if one_only or not output or bool(data) == is_folder:
+            raise ValueError(
+                "many questions are omnifusion ask --data QUESTIONS -o FILE.jsonl, or one question about each image "
+                'of a folder, omnifusion ask FOLDER "question" -o FILE.jsonl.'
+            )
+        from ..evaluation.asking import ask_questions
+        from ..evaluation.questions import questions_about_folder, read_questions
+        from ..inference import TINY
+
+        questions = read_questions(data, image_folder) if data else questions_about_folder(images[0], question)
+        return ask_questions(questions, output, model or TINY, batch_size, max_new_tokens)
+    ask_one(images, question, model, text_only, max_new_tokens, examples)
+
+
+def ask_one(
+    images: list[str], question: str | None, model: str | None, text_only: bool, max_new_tokens: int, examples: bool
+):
+    """Prints the answer to one question, or those to the questions about the bundled images."""
     from ..inference import TINY, answer_examples, answer_question, load
 
-    *images, question = images_and_question or [None]
     if not examples and question is None:
         raise ValueError('no question; write omnifusion ask IMAGE "question", or --examples.')
     if question is not None and os.path.isfile(question):
@@ -70,7 +105,8 @@ def views(
     \b
     omnifusion views photo.jpg -o views.png --strategy grid
     """
-    from ..visualize import draw_file
+    from ..inference import context_warning
+    from ..visualize import describe_encoders, draw_file
 
     if side is not None and tokens is None:
         raise ValueError(f"--side {side} changes how many tokens a view has; give --tokens as well.")
@@ -78,7 +114,9 @@ def views(
     options = {"view_strategy": strategy, "image_fit": fit, "max_regions": max_regions, "size": size}
     options = {name: value for name, value in options.items() if value is not None}
     boxes = region and [[float(number) for number in box.split(",")] for box in region]
-    print(f"{draw_file(image, output, model, boxes, tokens, context_length, **options)}\nwrote {output}")
+    count = draw_file(image, output, model, boxes, tokens, context_length, **options)
+    encoders = describe_encoders(model) if model and not side else []
+    print(*encoders, f"{count}\n{context_warning(count)}wrote {output}", sep="\n")
 
 
 @app.command()

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers.feature_extraction_utils import BatchFeature
 
-from ..inference import generate_text
+from ..inference import context_length, generate_text, max_new_tokens_within_context
 from ..io import named, read_json, read_text, write_whole
 from ..scores import exact_match
 from .questions import Question
@@ -28,7 +28,7 @@ class Answer:
     """One question with the model's answer.
 
     name: of the sample, unique within its task; images: paths of the question's images (empty: text only).
-    truth: every answer that counts as right, empty if unknown; score: 0..1.
+    truth: every answer that counts as right, empty if unknown; score: 0..1, None if it could not be measured.
     perturbation, strength: how the images were changed (perturbations.py); None for unchanged images.
 
     Raises `ValueError` for a field of another type and for a score outside 0..1.
@@ -40,7 +40,7 @@ class Answer:
     images: list[str]
     truth: list[str]
     answer: str
-    score: float
+    score: float | None
     perturbation: str | None = None
     strength: float | None = None
 
@@ -48,7 +48,7 @@ class Answer:
         for name, (is_right, wanted) in CHECKS.items():
             if not is_right(value := getattr(self, name)):
                 raise ValueError(f"`{name}` of an answer must be {wanted}, got {value!r}.")
-        if not 0 <= self.score <= 1:
+        if self.score is not None and not 0 <= self.score <= 1:
             raise ValueError(f"the score of {self.task}, {self.name} must lie in 0..1, got {self.score}.")
 
     @property
@@ -82,9 +82,8 @@ CHECKS = {
         ("images", "truth"),
         (lambda value: isinstance(value, list) and all(map(_is_text, value)), "a list of texts"),
     ),
-    "score": (_is_number, "a number"),
     "perturbation": (lambda value: value is None or _is_text(value), "text or null"),
-    "strength": (lambda value: value is None or _is_number(value), "a number or null"),
+    **dict.fromkeys(("score", "strength"), (lambda value: value is None or _is_number(value), "a number or null")),
 }
 
 
@@ -127,20 +126,26 @@ class AnswerLog:
 
 
 def open_log(folder: str | Path, settings: dict) -> AnswerLog:
-    """`answers.jsonl` of a folder; `settings.json` beside it holds the settings of all these answers.
+    """`answers.jsonl` of a folder, with its settings as in [`keep_settings`]."""
+    log = AnswerLog(Path(folder) / "answers.jsonl")
+    keep_settings(folder, settings, bool(log.answers))
+    return log
+
+
+def keep_settings(folder: str | Path, settings: dict, has_answers: bool):
+    """Writes the settings of all answers in a folder to its `settings.json`.
 
     Raises `ValueError` if the folder holds answers with other settings.
     """
-    log, path = AnswerLog(Path(folder) / "answers.jsonl"), Path(folder) / "settings.json"
+    path = Path(folder) / "settings.json"
     before = read_settings(path) if path.is_file() else {}
-    if log.answers and (changed := [name for name in settings if before.get(name) != settings[name]]):
+    if has_answers and (changed := [name for name in settings if before.get(name) != settings[name]]):
         name = changed[0]
         raise ValueError(
             f"{folder} holds answers with {name}={before.get(name)!r}, now it is {settings[name]!r}; give another "
             "output folder, or remove this one."
         )
     write_whole(path, json.dumps(settings, indent=1))
-    return log
 
 
 def read_settings(path: Path) -> dict:
@@ -160,21 +165,31 @@ class Evaluator:
 
     def run(self, questions: list[Question], condition: Condition, present: Present, bar: tqdm):
         """Generates the missing answers; `present` makes model inputs of a batch of questions under the condition."""
-        missing = self._missing(questions, condition)
+        missing = self.missing(questions, condition)
         bar.set_description(" ".join(str(part) for part in condition if part is not None) or "clean")
         bar.update(len(questions) - len(missing))
         for start in range(0, len(missing), self.batch_size):
             batch = missing[start : start + self.batch_size]
-            texts = generate_text(self.model, present(batch), self.processor, self.max_new_tokens)
+            inputs = present(batch)
+            room = self._room_for_answers(batch, inputs)
+            texts = generate_text(self.model, inputs, self.processor, room)
             self.log.add([answer_record(*pair, condition) for pair in zip(batch, texts)])
             bar.update(len(batch))
+
+    def _room_for_answers(self, batch: list[Question], inputs: BatchFeature) -> int:
+        """`max_new_tokens`, or what the context leaves. Raises `ValueError` that names a question without room."""
+        longest = batch[int(inputs["attention_mask"].sum(dim=1).argmax())]
+        with named(f"{longest.task}, {longest.name}"):
+            limit = context_length(self.model.config.text_config)
+            return max_new_tokens_within_context(inputs, limit, self.max_new_tokens)
 
     def answers(self, questions: list[Question], conditions: list[Condition]) -> list[Answer]:
         """The log's answers to these questions under these conditions."""
         wanted = {(question.task, question.name, *condition) for question in questions for condition in conditions}
         return [answer for answer in self.log.answers if answer.key in wanted]
 
-    def _missing(self, questions: list[Question], condition: Condition) -> list[Question]:
+    def missing(self, questions: list[Question], condition: Condition) -> list[Question]:
+        """The questions without an answer in the log. Raises `ValueError` for a name that meant another question."""
         done = {(answer.task, answer.name): answer for answer in self.answers(questions, [condition])}
         for question in questions:
             answer = done.get((question.task, question.name))
@@ -188,14 +203,15 @@ class Evaluator:
 
 def answer_record(question: Question, text: str, condition: Condition) -> Answer:
     """The answer `text` with its score, normalised exact match."""
+    truth = [] if question.truth is None else [question.truth]
     return Answer(
         name=question.name,
         task=question.task,
         question=question.text,
         images=[str(image) for image in question.images],
-        truth=[question.truth],
+        truth=truth,
         answer=text,
-        score=exact_match(text, [question.truth]),
+        score=exact_match(text, truth) if truth else None,
         perturbation=condition[0],
         strength=condition[1],
     )

@@ -12,16 +12,15 @@ from .paper_tables import BENCHMARKS, TABLES, PaperTable
 from .results import ModelResults, Score, lost_images, read_models, read_records, read_result_file
 
 
-ANSWERS = ".jsonl"  # suffix of a file of answer records
 MISSING = "–"
 PARTIAL = "*"
 
 
 def report(results: list[str], output: str | Path, **options) -> list[Path]:
-    """Writes a report to the folder `output` and returns the paths of its files.
+    """Prints the scores, writes a report to the folder `output` and returns the paths of its files.
 
     Args:
-        results: lmms-eval's output folders (`NAME=PATH` gives a name) and files of answers (.jsonl).
+        results: lmms-eval's output folders and files of answers (.jsonl); `NAME=PATH` gives a name.
         options: fields of [`~robustness.Inspection`]: errors, groups, or a model to evaluate on questions.
 
     Raises `ValueError` if there is nothing to report, and for options that do not go together.
@@ -29,17 +28,25 @@ def report(results: list[str], output: str | Path, **options) -> list[Path]:
     from .robustness import Inspection, inspect
 
     inspection = Inspection(results, **options)
-    scored = [path for path in results if not path.endswith(ANSWERS)]
-    if not scored and not inspection.is_wanted:
+    if not results and not inspection.is_wanted:
         raise ValueError(
-            "nothing to report: give the folder of lmms-eval's --output_path, answers with --errors or --groups, or "
-            "--model and --data."
+            "nothing to report: give lmms-eval's folder (its --output_path), files of answers, or --model and --data."
         )
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    models = read_models(scored)
+    models = read_models(results)
     written = inspect(inspection, folder)
+    print_scores(models)
     return (write_tables(folder, models) if models else []) + written
+
+
+def print_scores(models: list[ModelResults]):
+    """A line per model, task and metric."""
+    for model in models:
+        for score in model.scores.values():
+            stderr = "" if score.stderr is None else f" (standard error {score.stderr:.4f})"
+            size = "" if score.measured is None else f", {score.measured} of {score.documents} documents"
+            print(f"{model.name}, {score.task}: {score.metric} {score.value:.4f}{stderr}{size}")
 
 
 def write_tables(folder: Path, models: list[ModelResults]) -> list[Path]:

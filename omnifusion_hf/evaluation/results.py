@@ -1,8 +1,9 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Reads lmms-eval's output: scores from *_results.json, answer records from the JSONL files of `--log_samples`.
+"""Reads lmms-eval's output: scores from *_results.json, answer records from the JSONL files of `--log_samples`; and
+files of answer records, as `omnifusion ask` and `omnifusion report` write them.
 
-Each run writes OUTPUT_PATH/MODEL/DATE_results.json and DATE_samples_TASK.jsonl beside it. Runs of one model are
-merged; of a task that was measured twice the newest run counts.
+Each run of lmms-eval writes OUTPUT_PATH/MODEL/DATE_results.json and DATE_samples_TASK.jsonl beside it. Runs of one
+model are merged; of a task that was measured twice the newest run counts.
 """
 
 import ast
@@ -10,15 +11,17 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
+from statistics import mean, stdev
 
 from transformers.utils import logging
 
 from ..io import named, read_json, read_text
 from ..scores import exact_match
-from .answers import Answer, read_answers
+from .answers import CLEAN, Answer, read_answers
 
 
 RESULTS, SAMPLES = "_results.json", "_samples_"
+ANSWERS = ".jsonl"  # suffix of a file of answer records
 WANTED = f"give the *{RESULTS} that lmms-eval wrote"
 TABLES = ("n-samples", "configs", "higher_is_better")  # fields of a result file with an object per task
 LOGGED = ("doc_id", "input", "target", "filtered_resps")  # fields of every logged sample
@@ -98,18 +101,49 @@ def read_models(arguments: list[str]) -> list[ModelResults]:
     """The models of files and folders of results, merged by name, in the order of the arguments.
 
     Args:
-        arguments: lmms-eval's output folders or *_results.json files; `NAME=PATH` gives the model of PATH a name.
+        arguments: lmms-eval's output folders, *_results.json files or files of answers; `NAME=PATH` gives the model of
+            PATH a name.
     """
-    models = {}
+    models, scored = {}, {}
     for argument in arguments:
         name, path = split_name(argument)
+        if argument.endswith(ANSWERS):
+            scored[name or argument] = scores_of_answers(path)
+            continue
         for file in result_files(path):
             label = name or model_name(read_result_file(file), file)
             models.setdefault(label, ModelResults(label)).files.append(file)
     for model in models.values():
         model.files.sort(key=lambda file: file.name)  # names begin with the date
         model.scores = {(s.task, s.metric): s for file in model.files for s in read_scores(file)}
+    for name, scores in scored.items():
+        models.setdefault(name, ModelResults(name)).scores |= {(s.task, s.metric): s for s in scores}
     return list(models.values())
+
+
+def scores_of_answers(path: Path) -> list[Score]:
+    """The mean score of each task's answers about unchanged images. Raises `ValueError` if none has a score."""
+    values = {}
+    for answer in scored_answers(path):
+        if answer.condition == CLEAN:
+            values.setdefault(answer.task, []).append(answer.score)
+    if not values:
+        raise ValueError(f"{path}: no answer has a score, since no question came with a right answer; add these.")
+    return [_mean_score(task, scores) for task, scores in values.items()]
+
+
+def _mean_score(task: str, values: list[float]) -> Score:
+    count = len(values)
+    return Score(task, "exact_match", mean(values), stdev(values) / count**0.5 if count > 1 else None, count, count)
+
+
+def scored_answers(path: Path) -> list[Answer]:
+    """The answers of a file, without those to questions whose right answer is not known."""
+    answers = read_answers(path)
+    scored = [answer for answer in answers if answer.score is not None]
+    if len(scored) < len(answers):
+        logger.warning(f"{path}: {len(answers) - len(scored)} of {len(answers)} answers have no score; left out.")
+    return scored
 
 
 def split_name(argument: str) -> tuple[str | None, Path]:
@@ -277,8 +311,8 @@ def load_answers(arguments: list[str]) -> list[Answer]:
 
     Raises `ValueError` for a model without logged samples.
     """
-    records = [argument for argument in arguments if argument.endswith(".jsonl")]
-    answers = [answer for argument in records for answer in read_answers(split_name(argument)[1])]
+    records = [argument for argument in arguments if argument.endswith(ANSWERS)]
+    answers = [answer for argument in records for answer in scored_answers(split_name(argument)[1])]
     for model in read_models([argument for argument in arguments if argument not in records]):
         answers += newest_answers(model)
     return answers

@@ -62,8 +62,9 @@ def extensions_of(model: nn.Module) -> set[type]:
     """The classes of the adapter and of encoders that are in files of users, which go with a saved model."""
     parts = [module for module in model.modules() if isinstance(module, Projector)]
     parts += [encoder for module in model.modules() for encoder in getattr(module, "encoders", ())]
-    ours = re.compile(r"(omnifusion_hf|transformers)\.|.*_omnifusion$")
-    return {type(part) for part in parts if not ours.match(type(part).__module__)}
+    # FSDP2 makes subclasses, whose module is torch's
+    classes = {next(cls for cls in type(part).__mro__ if not cls.__module__.startswith("torch.")) for part in parts}
+    return {cls for cls in classes if not re.match(r"(omnifusion_hf|transformers)\.|.*_omnifusion$", cls.__module__)}
 
 
 @register_projector("mlp")

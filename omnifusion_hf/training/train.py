@@ -7,7 +7,7 @@ from collections.abc import Sized
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 from transformers import (
@@ -18,6 +18,7 @@ from transformers import (
     set_seed,
 )
 
+from ..hub import check_rights
 from ..io import SUMMARY, friendly_load_errors, read_json, read_text, write_whole
 from ..model.processing_omnifusion import OmniFusionProcessor
 from .arguments import ModelDataArguments, OmniFusionTrainingArguments, check_smoothing, describe_batch
@@ -39,6 +40,8 @@ def train(recipe: ModelDataArguments, args: OmniFusionTrainingArguments) -> dict
     """Trains one stage. Leaves model and processor in `args.output_dir`; returns the content of the summary."""
     settings, bad_samples = settings_of(recipe, args), BadSamples(recipe.on_bad_sample)
     check_reporting(args)
+    if args.push_to_hub and args.process_index == 0:
+        check_rights(HfApi(token=args.hub_token), args.hub_model_id or Path(args.output_dir).name)
     processor = load_processor(recipe.model_name_or_path)
     conversations = load_data(recipe.source, args.order_seed, bad_samples)
     conversations, held_out = held_out_data(recipe, args, conversations, bad_samples)

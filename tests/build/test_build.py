@@ -9,11 +9,13 @@ import llms
 import pytest
 import tiny
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from omnifusion_hf import OmniFusionForConditionalGeneration
 from omnifusion_hf.build import presets
+from omnifusion_hf.build.build import hub_ids
 from omnifusion_hf.cli import main
 from omnifusion_hf.inference import answer_question
 
@@ -95,6 +97,46 @@ def test_a_preset_sets_layer_size_and_fit_and_options_win(parts, tmp_path, monke
         assert (config["vision_feature_layer"], processor["image_processor"]["image_fit"]) == expected
 
 
+def test_settings_of_the_adapter_become_fields_of_the_configuration(parts, tmp_path):
+    options = ["--projector", "attention", "--heads", "2", "--dropout", "0.25", "--queries", "5"]
+    assert build(parts, tmp_path / "out", *options) == 0
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    names = ("projector_num_attention_heads", "projector_dropout", "projector_num_queries")
+    assert [config[name] for name in names] == [2, 0.25, 5]
+    assert config["projector_intermediate_size"] == 2048  # control: the default of what was not given
+    assert build(parts, tmp_path / "wide", "--projector", "transformer", "--intermediate-size", "48") == 0
+    assert json.loads((tmp_path / "wide/config.json").read_text())["projector_intermediate_size"] == 48
+
+
+@pytest.mark.parametrize("context", [82, 4096])
+def test_an_image_that_does_not_fit_the_context_is_said_with_the_cure(parts, tmp_path, capsys, context):
+    config = tiny.text_config(vocab_size=400)
+    config.max_position_embeddings = context
+    text = llms.save_config(tmp_path / "llm", config)
+    assert build(parts, tmp_path / "out", "--views", "grid", text=text) == 0
+    printed = capsys.readouterr().out
+    said = "warning: this does not fit: 82 tokens and a question, in a context of 82; use view_strategy whole, "
+    assert (said in printed) is (context == 82) and ("warning" in printed) is (context == 82)
+
+
+def test_a_card_names_the_hub_ids_of_the_parts_also_of_a_model_trained_from_them(parts, tmp_path, monkeypatch):
+    preset = presets.EncoderPreset("nobody/nothing", 32, 16, 32)
+    monkeypatch.setitem(presets.ENCODERS, "small", preset)
+    for vision, known in (([], None), (["--vision", f"small={parts / 'clip'}"], ["nobody/nothing"])):
+        built, trained = tmp_path / f"built-{known}", tmp_path / f"trained-{known}"
+        assert build(parts, built, *vision, vision=() if vision else ("clip",)) == 0
+        AutoModelForImageTextToText.from_pretrained(built).save_pretrained(trained)  # as training and merging do
+        AutoProcessor.from_pretrained(built).save_pretrained(trained)
+        assert main(["card", str(trained)]) == 0
+        assert ModelCard.load(trained / "README.md").data.base_model == known
+
+
+def test_folders_have_no_hub_id_but_a_file_of_a_repository_has(parts):
+    encoders = [(None, str(parts / "clip")), (presets.ENCODERS["dinov2-l"], str(parts / "dinov2")), (None, "a/vision")]
+    assert hub_ids(encoders, "b/llm/q4.gguf") == ["facebook/dinov2-large", "a/vision", "b/llm"]
+    assert hub_ids(encoders[:1], str(parts / "llm")) == []
+
+
 def test_a_model_of_the_tables_is_built_from_local_parts(parts, tmp_path, monkeypatch):
     for name, source in (("clip-vit-l-336", "clip"), ("dinov2-l", "dinov2")):
         small = presets.EncoderPreset(str(parts / source), 32, 16, 32, follows_grid=source == "dinov2")
@@ -113,6 +155,9 @@ MISTAKES = {
     "--vision blip={clip} --text {llm}": "`blip` in blip={clip} is not a preset",
     "--vision clip-vit-l-336={clip} --text {llm}": "should give 576 tokens of width 1024",
     "--vision {clip} --text {llm} --layer -1 --layer -2": "--layer is given 2 times for 1",
+    "--vision {clip} --text {llm} --queries 4": "the adapter mlp has no --queries; it has no settings",
+    "--vision {clip} --text {llm} --projector attention --intermediate-size 4": "it has --heads, --dropout, --queries",
+    "--vision {clip} --text {llm} --projector transformer --heads 5": "must be a divisor of 32",
     "--vision {clip} --text {llm} --image-size 30": "not a multiple of its patch size",
     "--vision {clip} --text {clip}": "has no tokenizer that loads; give the folder or Hub id of an LLM",
     "--vision {clip} --text {llm} --chat-template own": "no chat template of its own",

@@ -32,7 +32,7 @@ def first(**changes) -> str:
         (first(images="abc"), ", .*`images` of an answer must be a list of texts, got 'abc'"),
         (first(truth="cat"), ", .*`truth` of an answer must be a list of texts"),
         (first(truth=[1]), ", .*`truth` of an answer must be a list of texts"),
-        (first(score=None), ", .*`score` of an answer must be a number"),
+        (first(score="1"), ", .*`score` of an answer must be a number or null"),
         (first(score=40), ", line 1: the score of colours, 0 must lie in 0..1, got 40"),
         (first(score=float("nan")), ", line 1: the score of colours, 0 must lie in 0..1, got nan"),
         (first(strength="2"), ", .*`strength` of an answer must be a number or null"),

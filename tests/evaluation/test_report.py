@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from lmms_results import POPE, write_record, write_results
@@ -9,6 +10,7 @@ from PIL import Image
 
 from omnifusion_hf.cli import main
 from omnifusion_hf.evaluation import report as module
+from omnifusion_hf.evaluation.answers import Answer
 from omnifusion_hf.evaluation.paper_tables import TABLES
 
 
@@ -106,3 +108,30 @@ def test_hostile_names_stay_names_in_the_report(tmp_path):
     assert not [line for line in lines if "<script" in line.replace("\\<script", "")]
     assert [line for line in lines if line.startswith("# ")] == ["# Results beside the paper's"]
     assert sum("\\<script>alert(1)\\</script> \\| \\[a\\](b) # A heading \\`" in line for line in lines) > 3  # control
+
+
+def write_answers(path, *rows: tuple[str, float | None]):
+    """Answers of a task and a score each, the first also under a perturbation that makes it wrong."""
+    answers = [Answer(str(n), task, "?", [], [], "x", score) for n, (task, score) in enumerate(rows)]
+    answers.append(replace(answers[0], score=0.0, perturbation="blur", strength=1.0))
+    path.write_text("".join(answer.as_line() for answer in answers), encoding="utf-8")
+    return path
+
+
+def test_scores_are_printed_by_task_and_metric_those_of_answers_too(tmp_path, capsys):
+    answers = write_answers(tmp_path / "answers.jsonl", ("a", 1.0), ("a", 1.0), ("b", 0.0), ("b", 1.0), ("b", None))
+    text, data = report_of(tmp_path, write_results(tmp_path, **FEW), f"asked={answers}")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "mine, pope: pope_accuracy 0.8000 (standard error 0.0200), 10 of 9000 documents"
+    assert "asked, a: exact_match 1.0000 (standard error 0.0000), 2 of 2 documents" in printed
+    assert "asked, b: exact_match 0.5000 (standard error 0.5000), 2 of 2 documents" in printed
+    assert "| b | exact_match | 0.5000 | 0.5000 | 2 of 2 |" in text
+    assert [model["name"] for model in json.loads(data)["models"]] == ["mine", "asked"]
+
+
+def test_answers_alone_make_a_report_unless_none_has_a_score(tmp_path, capsys):
+    known = write_answers(tmp_path / "known.jsonl", ("a", 1.0))
+    assert "| a | exact_match | 1.0000 | – | 1 of 1 |" in report_of(tmp_path, known)[0]
+    unknown = write_answers(tmp_path / "unknown.jsonl", ("a", None))
+    assert main(["report", str(unknown), "-o", str(tmp_path / "r")]) == 2
+    assert "unknown.jsonl: no answer has a score" in capsys.readouterr().err

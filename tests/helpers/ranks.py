@@ -1,10 +1,13 @@
-"""Two processes on a CPU: wraps tiny models as `accelerate` would and writes the loss and gradients of one step.
+"""Two processes on a CPU. `run_ranks` wraps tiny models as `accelerate` would and writes the loss and gradients of one
+step; `ask_on_ranks` answers questions.
 
 Rank 0's batch has an image, rank 1's has none. `run_ranks(folder, *jobs)` leaves one file a job in the folder; a job
 is `parallel,projector_type,trained,checkpointing`, and the words that each of these may be are below.
 """
 
 import multiprocessing
+import os
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +19,8 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from omnifusion_hf.evaluation.asking import ask_questions
+from omnifusion_hf.evaluation.questions import read_questions
 from omnifusion_hf.model import modeling_omnifusion
 from omnifusion_hf.training.lora import LoraSettings
 from omnifusion_hf.training.loss import loss_of_answers
@@ -106,11 +111,26 @@ def run_rank(rank: int, folder: Path, jobs: tuple[str, ...], cured: bool):
 
 
 def run_ranks(folder: Path, *jobs: str, cured: bool = True) -> list[int]:
-    """Exit codes of two processes; they end by themselves where one of them would wait forever."""
     folder.mkdir()
+    return start_ranks(run_rank, folder, jobs, cured)
+
+
+def ask_rank(rank: int, data: Path, output: Path, model: Path, options: dict):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    dist.init_process_group("gloo", init_method=f"file://{output}.store", rank=rank, world_size=2, timeout=TIMEOUT)
+    ask_questions(read_questions(data), output, model, **options)
+    dist.destroy_process_group()
+
+
+def ask_on_ranks(data: Path, output: Path, model: Path, **options) -> list[int]:
+    return start_ranks(ask_rank, data, output, model, options)
+
+
+def start_ranks(target: Callable, *arguments) -> list[int]:
+    """Exit codes of two processes; they end by themselves where one of them would wait forever."""
     context = multiprocessing.get_context("forkserver")  # not fork: autograd may have threads
     context.set_forkserver_preload(["ranks"])
-    processes = [context.Process(target=run_rank, args=(rank, folder, jobs, cured)) for rank in range(2)]
+    processes = [context.Process(target=target, args=(rank, *arguments)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:

@@ -97,6 +97,9 @@ def evaluate_model(options: Inspection, folder: Path) -> tuple[list[Path], list[
     """Evaluates the model on unchanged images and, with `perturb`, on changed ones: files and clean answers."""
     conditions = conditions_of(options.perturb, options.epsilon) if options.perturb else []
     questions = read_questions(options.data, options.image_folder)
+    if unknown := [question for question in questions if question.truth is None]:
+        name = f"{unknown[0].task}, {unknown[0].name}"
+        raise ValueError(f"{options.data}: {name} has no right answer to compare with; add it, or use omnifusion ask.")
     shown = about_images(questions, options.data) if conditions else []
     model, processor = load(options.model)
     if any(name in VIEW_CHANGES for name, _ in conditions):
@@ -116,10 +119,17 @@ def evaluate_model(options: Inspection, folder: Path) -> tuple[list[Path], list[
 
 
 def print_accuracy(rows: list[dict]):
+    """A line per condition and, if there are several tasks, one for each of them."""
     for row in rows:
         condition = " ".join(str(row[part]) for part in ("perturbation", "strength") if row[part] is not None)
-        accuracy = "accuracy {:.3f} (95% interval {:.3f} to {:.3f})".format(row["accuracy"], *row["interval"])
-        print(f"{condition or 'clean'}: {accuracy}, {row['n']} questions")
+        print(f"{condition or 'clean'}: {_accuracy(row)}")
+        for task, figures in row["tasks"].items() if len(row["tasks"]) > 1 else ():
+            print(f"  {task}: {_accuracy(figures)}")
+
+
+def _accuracy(row: dict) -> str:
+    low, high = row["interval"]
+    return f"accuracy {row['accuracy']:.3f} (95% interval {low:.3f} to {high:.3f}), {row['n']} questions"
 
 
 def about_images(questions: list[Question], source: str) -> list[Question]:

@@ -15,8 +15,9 @@ from lmms_results import write_results, write_samples
 from safetensors.torch import load_file, save_file
 
 from omnifusion_hf.cli import main
-from omnifusion_hf.evaluation.answers import Answer, read_answers
+from omnifusion_hf.evaluation.answers import CLEAN, Answer, read_answers
 from omnifusion_hf.evaluation.robustness import inspection
+from omnifusion_hf.evaluation.robustness.measure import summary
 from omnifusion_hf.evaluation.robustness.perturbations import PGD, RANDOM, SWAPPED
 from omnifusion_hf.inference import EXAMPLES, TINY, load
 
@@ -57,6 +58,14 @@ def test_a_report_writes_its_files_with_groups_of_the_questions_and_prints_the_a
         assert line.endswith(", 13 questions")
 
 
+def test_the_accuracy_of_several_tasks_is_printed_for_each(capsys):
+    answers = [Answer(str(n), task, "?", [], ["x"], "x", 1.0) for n, task in enumerate("aab")]
+    for some, tasks in ((answers, ["  a: accuracy 1.000", "  b: accuracy 1.000"]), (answers[:2], [])):
+        inspection.print_accuracy(summary(some, [CLEAN]))
+        first, *rest = capsys.readouterr().out.splitlines()
+        assert first.endswith(f", {len(some)} questions") and [line[:19] for line in rest] == tasks
+
+
 def test_accuracy_falls_with_the_strength_and_without_the_right_image(run):
     accuracy = {condition: row["accuracy"] for condition, row in run.rows.items()}
     assert accuracy[None, None] >= 0.8 and accuracy[SWAPPED, None] <= 0.4 and accuracy["removed", None] <= 0.4
@@ -78,6 +87,10 @@ def test_a_report_with_another_seed_leaves_the_answers_alone(run, capsys):
     before = read_answers(run.folder / "answers.jsonl")
     assert main([*run.command, "--seed", "1"]) == 2 and "seed=0, now it is 1" in capsys.readouterr().err
     assert read_answers(run.folder / "answers.jsonl") == before
+
+
+def without_answer(index: int) -> dict:
+    return {"id": f"s{index}", "question": "Hello?"}
 
 
 def without_image(index: int) -> dict:
@@ -106,12 +119,14 @@ MODEL = f"--model {TINY} --data samples.json"
         (f"{MODEL} absent --errors", "absent"),
         (f"{MODEL} --perturb blur", "nothing to swap"),
         (f"{MODEL} --perturb blur --data none.json", "none.json has no question about an image"),
+        (f"{MODEL} --data open.json", "open.json: open, s0 has no right answer to compare with"),
     ],
 )
 def test_flags_and_files_that_do_not_go_together_are_refused_before_a_model_is_loaded(
     tmp_path, capsys, monkeypatch, flags, message
 ):
     conversations.write(tmp_path, [sample(0)])
+    (tmp_path / "open.json").write_text(json.dumps([without_answer(0)]), encoding="utf-8")
     (tmp_path / "none.json").write_text(json.dumps([without_image(0)]), encoding="utf-8")
     (tmp_path / "empty").mkdir()
     write_results(tmp_path / "results")

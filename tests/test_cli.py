@@ -191,7 +191,7 @@ def test_a_missing_folder_is_named_before_the_hub(command, tmp_path, capsys, mon
 OF_PACKAGES = {  # extra -> package, module of ours that imports it or None, command
     "demo": ("gradio", "serving.gradio_app", "demo"),
     "serve": ("fastapi", "serving.openai_server", "serve FOLDER"),
-    "eval": ("matplotlib.figure", None, "report results -o out"),
+    "plot": ("matplotlib.figure", None, "report results -o out"),
     "data": ("datasets", None, "train recipe.yaml data_path=rows.parquet"),
     "lora": ("peft", None, "train recipe.yaml stage=lora"),
 }

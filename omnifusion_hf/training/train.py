@@ -17,6 +17,7 @@ from transformers import (
     EarlyStoppingCallback,
     set_seed,
 )
+from transformers.utils import is_bitsandbytes_available
 
 from ..hub import check_rights
 from ..io import SUMMARY, friendly_load_errors, read_json, read_text, write_whole
@@ -129,6 +130,8 @@ def quantization_of(recipe: ModelDataArguments) -> BitsAndBytesConfig | None:
         return None
     if recipe.parts.get("language_model") == "full":
         raise ValueError(f"load_in_4bit: stage {recipe.stage} trains the LLM's weights; use stage: lora or pretrain.")
+    if not is_bitsandbytes_available():
+        raise ValueError("load_in_4bit needs bitsandbytes: pip install 'omnifusion_hf[quantization]'.")
     half = {"bnb_4bit_compute_dtype": torch.bfloat16, "bnb_4bit_use_double_quant": True}
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **half)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..options import SETTINGS, Fit, Host, Model, Strategy
+from ..options import SETTINGS, Attention, Device, Fit, Host, Model, ModelDtype, Quantization, Strategy
 
 
 app = typer.Typer(**SETTINGS)
@@ -23,6 +23,10 @@ def ask(
     examples: Annotated[
         bool, typer.Option("--examples", help="Answer the questions about the bundled images.")
     ] = False,
+    device: Device = None,
+    dtype: ModelDtype = None,
+    quantization: Quantization = None,
+    attention: Attention = None,
 ):
     """Ask a model one question about images.
 
@@ -40,7 +44,8 @@ def ask(
     if question is not None and bool(images) == text_only:
         found = f"{question!r} comes with {len(images)} images"
         raise ValueError(f'{found}; write omnifusion ask IMAGE "question", or omnifusion ask --text-only "question".')
-    loaded = load(model or TINY)
+    loading = {"device": device, "dtype": dtype, "quantization": quantization, "attn_implementation": attention}
+    loaded = load(model or TINY, **loading)
     if examples:
         answer_examples(*loaded)
         print('\nYour own image: omnifusion ask IMAGE "question" [--model FOLDER_OR_HUB_ID]')
@@ -88,6 +93,10 @@ def demo(
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="TCP port. Default: the first free one from 7860.")
     ] = None,
+    device: Device = None,
+    dtype: ModelDtype = None,
+    quantization: Quantization = None,
+    attention: Attention = None,
 ):
     """Start a page in the browser to chat with a model.
 
@@ -96,7 +105,8 @@ def demo(
     """
     from ..serving.gradio_app import demo
 
-    demo(model, host, port)
+    loading = {"device": device, "dtype": dtype, "quantization": quantization, "attn_implementation": attention}
+    demo(model, host, port, **loading)
 
 
 @app.command()
@@ -104,12 +114,18 @@ def serve(
     model: Annotated[str, typer.Argument(help="Folder or Hub id.")],
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 8000,
+    device: Device = None,
+    dtype: ModelDtype = None,
+    quantization: Quantization = None,
+    attention: Attention = None,
 ):
     """Serve a model to OpenAI clients and `transformers chat`.
 
     \b
     omnifusion serve my-omnifusion --port 8000
+    omnifusion serve my-omnifusion --quantization 4bit --dtype bfloat16
     """
     from ..serving.openai_server import serve
 
-    serve(model, host, port)
+    loading = {"device": device, "dtype": dtype, "quantization": quantization, "attn_implementation": attention}
+    serve(model, host, port, **loading)

@@ -156,16 +156,17 @@ def connect(handlers: ChatHandlers, box: gr.MultimodalTextbox, chat: gr.Chatbot,
     strategy.change(handlers.redraw, [chat, strategy], seen, **quiet)
 
 
-def start(model: str | None = None, host: str = "127.0.0.1", port: int | None = None) -> gr.Blocks:
+def start(model: str | None = None, host: str = "127.0.0.1", port: int | None = None, **loading) -> gr.Blocks:
     """Serves the page from another thread; `page.local_url` is its address, `page.close()` ends it.
 
     Args:
         model: folder or Hub id; default: the bundled demo model.
         host: the address to listen on; `"0.0.0.0"` admits other computers.
         port: default: the first free one from 7860.
+        loading: of [`inference.load`].
     """
     about = ABOUT.format(model=code(model), images=MAX_IMAGES) if model else ABOUT_TINY
-    page = build_page(Conversation(*load(model or TINY)), about)
+    page = build_page(Conversation(*load(model or TINY, **loading)), about)
     middleware = [Middleware(LoopbackHosts)] if is_loopback(host) else []
     page.launch(
         server_name=host, server_port=port, share=False, prevent_thread_lock=True, quiet=True,
@@ -175,8 +176,8 @@ def start(model: str | None = None, host: str = "127.0.0.1", port: int | None = 
     return page
 
 
-def demo(model: str | None = None, host: str = "127.0.0.1", port: int | None = None):
+def demo(model: str | None = None, host: str = "127.0.0.1", port: int | None = None, **loading):
     """Serves the page until it is interrupted; arguments as in [`start`]."""
-    page = start(model, host, port)
+    page = start(model, host, port, **loading)
     print(f"Talk to it at {page.local_url} (Ctrl+C ends it)", flush=True)
     page.block_thread()

@@ -194,7 +194,7 @@ async def fail(http: Request, error: Exception) -> JSONResponse:
     return JSONResponse(error_body(FAILED, "server_error"), 500)
 
 
-def serve(model: str, host: str = "127.0.0.1", port: int = 8000):
+def serve(model: str, host: str = "127.0.0.1", port: int = 8000, **loading):
     """Serves one model until it is interrupted or terminated.
 
     Args:
@@ -202,11 +202,12 @@ def serve(model: str, host: str = "127.0.0.1", port: int = 8000):
         host: the address to listen on; `"0.0.0.0"` admits other computers. Clients may name images by any URL that
             this computer can read; only clients on this computer may name them by path.
         port: a free one.
+        loading: of [`inference.load`].
     """
     with socket.create_server((host, port)):  # raises for a taken port before the model is loaded
         pass
     print(f"Loading {model}. Talk to it: transformers chat {model} http://{host}:{port}/v1", flush=True)
-    app = build_app(ChatServer(*load(model), model, reads_paths=is_loopback(host)))
+    app = build_app(ChatServer(*load(model, **loading), model, reads_paths=is_loopback(host)))
     if is_loopback(host):
         app.add_middleware(LoopbackHosts)
     uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=SECONDS_TO_END)

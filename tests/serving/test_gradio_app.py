@@ -176,7 +176,7 @@ def test_requests_with_another_host_name_are_refused(served):
 
 def test_the_command_passes_its_options_on(monkeypatch):
     given = []
-    monkeypatch.setattr(module, "demo", lambda *args: given.append(args))
+    monkeypatch.setattr(module, "demo", lambda *args, **loading: given.append(args))
     assert main(["demo"]) == main(["demo", "--model", "folder", "--host", "0.0.0.0", "--port", "80"]) == 0
     assert given == [(None, "127.0.0.1", None), ("folder", "0.0.0.0", 80)]
 

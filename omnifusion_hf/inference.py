@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from importlib.util import find_spec
+from logging import getLogger
 from pathlib import Path
 
 import torch
@@ -71,6 +72,7 @@ def bitsandbytes_config(quantization: str, device: str, dtype: str) -> BitsAndBy
         known = ", ".join(sorted(supported_torch_devices))
         raise ValueError(f"bitsandbytes has no {quantization} for the device {kind}; it supports {known}.")
     if quantization == "8bit":
+        getLogger("bitsandbytes").setLevel("ERROR")  # it says for each layer and token that it computes in float16
         return BitsAndBytesConfig(load_in_8bit=True)
     computed = "bfloat16" if dtype == "auto" else dtype
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computed)

@@ -32,7 +32,7 @@ Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets othe
 Model = Annotated[str | None, typer.Option(help="Folder or Hub id. Default: the bundled 10 MB model.")]
 
 # Options that take several words.
-LISTS = {"--perturb", "--epsilon", "--base-model", "--dataset", "--language", "--images"}
+LISTS = {"--perturb", "--epsilon", "--base-model", "--dataset", "--language", "--images", "--cors"}
 
 
 def repeat_options(words: Sequence[str]) -> list[str]:

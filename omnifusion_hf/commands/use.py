@@ -2,12 +2,14 @@
 """Commands that ask and show a model: ask, views, demo, serve."""
 
 import os
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from ..options import SETTINGS, Attention, Device, Fit, Host, Model, ModelDtype, Quantization, Strategy
 
+
+KEY_VARIABLE = "OMNIFUSION_API_KEY"
 
 app = typer.Typer(**SETTINGS)
 
@@ -114,6 +116,16 @@ def serve(
     model: Annotated[str, typer.Argument(help="Folder or Hub id.")],
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(help=f"Key that clients must send. Default: the variable {KEY_VARIABLE}, else none.")
+    ] = None,
+    cors: Annotated[
+        list[str] | None, typer.Option(metavar="ORIGIN...", help="Origins of web pages that may ask; * for all.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Most waiting requests that are answered together.")] = 8,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], typer.Option(help="What the server logs.")
+    ] = "info",
     device: Device = None,
     dtype: ModelDtype = None,
     quantization: Quantization = None,
@@ -128,4 +140,5 @@ def serve(
     from ..serving.openai_server import serve
 
     loading = {"device": device, "dtype": dtype, "quantization": quantization, "attn_implementation": attention}
-    serve(model, host, port, **loading)
+    api_key = os.environ.get(KEY_VARIABLE) if api_key is None else api_key
+    serve(model, host, port, api_key, cors or (), log_level, batch_size, **loading)

@@ -95,6 +95,9 @@ def demo(
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="TCP port. Default: the first free one from 7860.")
     ] = None,
+    examples: Annotated[
+        str | None, typer.Option(metavar="FOLDER_OR_JSONL", help="Images to click on. Default: the bundled ones.")
+    ] = None,
     device: Device = None,
     dtype: ModelDtype = None,
     quantization: Quantization = None,
@@ -108,7 +111,7 @@ def demo(
     from ..serving.gradio_app import demo
 
     loading = {"device": device, "dtype": dtype, "quantization": quantization, "attn_implementation": attention}
-    demo(model, host, port, **loading)
+    demo(model, host, port, examples=examples, **loading)
 
 
 @app.command()

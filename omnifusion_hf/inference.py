@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
+from logging import getLogger
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 from transformers.utils import logging
 
 from .checking import check_weights
@@ -20,17 +22,25 @@ EXAMPLES = TINY / "images" / "questions.json"
 def default_device_and_dtype(device: str | None = None) -> tuple[str, str]:
     """A GPU with the checkpoint's dtype, else the CPU with float32."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return device, "auto" if device != "cpu" else "float32"
+    return device, "float32" if device.startswith("cpu") else "auto"
 
 
-def load(folder_or_hub_id: str, device: str | None = None, **options):
+def load(folder_or_hub_id: str, device: str | None = None, quantization: str | None = None, **options):
     """(model, processor) in eval mode, by default as [`default_device_and_dtype`] says.
 
-    `options` go to the model's `from_pretrained`, such as `dtype` or `attn_implementation`. Raises `ValueError` if
-    there is neither a folder nor a Hub model of that name, and for weights that are missing or not finite.
+    Raises `ValueError` if there is neither a folder nor a Hub model of that name, for weights that are missing or not
+    finite, and for a device or quantisation that this computer does not have.
+
+    Args:
+        device: one of torch, or `"auto"`, which spreads the model over all GPUs.
+        quantization: `"4bit"` or `"8bit"`, of the LLM by bitsandbytes.
+        options: of the model's `from_pretrained`, such as `dtype` or `attn_implementation`; None is the default.
     """
     device, dtype = default_device_and_dtype(device)
-    options = {"dtype": dtype} | options
+    options = {"dtype": dtype} | {name: value for name, value in options.items() if value is not None}
+    check_device(device)
+    if quantization:
+        options["quantization_config"] = bitsandbytes_config(quantization, device, options["dtype"])
     logging.disable_progress_bar()
     with friendly_load_errors(folder_or_hub_id):
         model, loading = AutoModelForImageTextToText.from_pretrained(
@@ -38,7 +48,35 @@ def load(folder_or_hub_id: str, device: str | None = None, **options):
         )
         processor = AutoProcessor.from_pretrained(folder_or_hub_id)
     check_weights(folder_or_hub_id, model, loading)
+    if quantization and not getattr(model, f"is_loaded_in_{quantization}", False):
+        raise ValueError(f"{folder_or_hub_id} is stored with another quantisation than {quantization}; omit it.")
     return model.eval(), processor
+
+
+def check_device(device: str):
+    """Raises `ValueError` for a device that torch does not have here."""
+    try:
+        torch.empty(0, device="cpu" if device == "auto" else device)
+    except (RuntimeError, AssertionError):  # AssertionError: torch was built without CUDA
+        raise ValueError(f"torch has no device {device} here; use cpu, cuda, cuda:1, mps, … or auto.") from None
+
+
+def bitsandbytes_config(quantization: str, device: str, dtype: str) -> BitsAndBytesConfig:
+    """Settings of 4 or 8 bits. Raises `ValueError` for others, and without a bitsandbytes that knows the device."""
+    if quantization not in ("4bit", "8bit"):
+        raise ValueError(f"quantization is 4bit or 8bit, got {quantization}.")
+    if find_spec("bitsandbytes") is None:
+        raise ValueError(f"{quantization} needs bitsandbytes: pip install 'omnifusion_hf[quantization]'.")
+    from bitsandbytes import supported_torch_devices
+
+    if device != "auto" and (kind := torch.device(device).type) not in supported_torch_devices:
+        known = ", ".join(sorted(supported_torch_devices))
+        raise ValueError(f"bitsandbytes has no {quantization} for the device {kind}; it supports {known}.")
+    if quantization == "8bit":
+        getLogger("bitsandbytes").setLevel("ERROR")  # it says for each layer and token that it computes in float16
+        return BitsAndBytesConfig(load_in_8bit=True)
+    computed = "bfloat16" if dtype == "auto" else dtype
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=computed)
 
 
 def context_length(text_config) -> int | None:

@@ -16,11 +16,23 @@ Fit = Literal["crop", "pad", "squash"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 DtypeOption = Annotated[Dtype | None, typer.Option(help="Dtype of the written weights. Default: as stored.")]
 Output = Annotated[str, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write; it must not exist.")]
+ModelDtype = Annotated[
+    Dtype | None, typer.Option("--dtype", help="Dtype of the model. Default: as stored; on a CPU float32.")
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, … or auto, all GPUs together. Default: a GPU if there is one.")
+]
+Quantization = Annotated[
+    Literal["4bit", "8bit"] | None, typer.Option(help="Bits of the LLM's weights, by bitsandbytes.")
+]
+Attention = Annotated[
+    str | None, typer.Option(help="Attention of transformers: eager, sdpa, flash_attention_2, … Default: its choice.")
+]
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other computers in.")]
 Model = Annotated[str | None, typer.Option(help="Folder or Hub id. Default: the bundled 10 MB model.")]
 
 # Options that take several words.
-LISTS = {"--perturb", "--epsilon", "--base-model", "--dataset", "--language", "--images"}
+LISTS = {"--perturb", "--epsilon", "--base-model", "--dataset", "--language", "--images", "--cors"}
 
 
 def repeat_options(words: Sequence[str]) -> list[str]:

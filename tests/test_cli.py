@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
@@ -278,3 +279,15 @@ def test_a_port_is_1_to_65535(command, capsys):
 def test_the_module_runs_as_the_command_does():
     done = subprocess.run([sys.executable, "-m", "omnifusion_hf.cli", "tasks"], capture_output=True, text=True)
     assert done.returncode == 0 and (Path(done.stdout.strip()) / "im2latex.yaml").is_file()
+
+
+@pytest.mark.parametrize("words", ["ask --text-only Hello --model m", "demo --model m", "serve m --port 1"])
+def test_commands_that_load_a_model_take_the_same_options(words, monkeypatch, last_error):
+    given = Mock(side_effect=ValueError("seen"))
+    for place in ("inference", "serving.gradio_app", "serving.openai_server"):
+        monkeypatch.setattr(f"omnifusion_hf.{place}.load", given)
+    monkeypatch.setattr("socket.create_server", lambda address: nullcontext())
+    options = "--device cpu --dtype bfloat16 --quantization 4bit --attention eager"
+    assert main([*words.split(), *options.split()]) == 2 and last_error() == "seen"
+    wanted = {"device": "cpu", "dtype": "bfloat16", "quantization": "4bit", "attn_implementation": "eager"}
+    given.assert_called_once_with("m", **wanted)

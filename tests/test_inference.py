@@ -59,3 +59,47 @@ def test_an_answer_stays_within_the_context_and_a_prompt_that_fills_it_is_refuse
 def test_a_wrong_question_is_one_line(words, message, capsys):
     assert main(["ask", *words]) == 2
     assert message in (said := capsys.readouterr().err) and said.count("omnifusion: error: ") == 1
+
+
+@pytest.mark.parametrize(
+    "options, dtype, attention, bits",
+    [
+        ({"dtype": None}, torch.float32, "sdpa", None),
+        ({"dtype": "bfloat16", "attn_implementation": "eager"}, torch.bfloat16, "eager", None),
+        ({"quantization": "8bit"}, torch.float32, "sdpa", "8bit"),
+        ({"quantization": "4bit", "dtype": "bfloat16"}, torch.bfloat16, "sdpa", "4bit"),
+    ],
+    ids=["default", "dtype and attention", "8bit", "4bit"],
+)
+def test_a_model_is_loaded_as_the_options_say(options, dtype, attention, bits):
+    pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes; quantisation was not tested")
+    model, processor = inference.load(TINY, "cpu", **options)
+    assert model.dtype == dtype and model.config.text_config._attn_implementation == attention
+    assert [getattr(model, f"is_loaded_in_{b}", False) for b in ("4bit", "8bit")] == [bits == "4bit", bits == "8bit"]
+    assert answer_question(model, processor, [TINY / "images/shape-1.png"], "What shape is black?") == "star"
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"device": "gpu"}, "no device gpu here; use cpu"),
+        ({"device": "cuda:99"}, "no device cuda:99 here"),
+        ({"quantization": "3bit"}, "4bit or 8bit, got 3bit"),
+        ({"quantization": "8bit", "device": "meta"}, "no 8bit for the device meta; it supports cpu"),
+        ({"attn_implementation": "fast"}, 'attn_implementation="fast"` is not supported'),
+    ],
+)
+def test_a_device_quantisation_or_attention_that_is_not_here_is_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        inference.load(TINY, **options)
+
+
+def test_quantisation_is_refused_without_bitsandbytes_and_for_a_folder_of_another(monkeypatch, tmp_path):
+    for part in inference.load(TINY, "cpu", quantization="8bit"):
+        part.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="stored with another quantisation than 4bit"):
+        inference.load(tmp_path, "cpu", quantization="4bit")
+    assert inference.load(tmp_path, "cpu", quantization="8bit")[0].is_loaded_in_8bit  # control
+    monkeypatch.setattr(inference, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"4bit needs bitsandbytes: pip install 'omnifusion_hf\[quantization\]'"):
+        inference.load(TINY, quantization="4bit")

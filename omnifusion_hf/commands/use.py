@@ -2,12 +2,14 @@
 """Commands that ask and show a model: ask, views, demo, serve."""
 
 import os
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from ..options import SETTINGS, Fit, Host, Model, Strategy
+from ..options import SETTINGS, Attention, Device, Fit, Host, Model, ModelDtype, Quantization, Strategy
 
+
+KEY_VARIABLE = "OMNIFUSION_API_KEY"
 
 app = typer.Typer(**SETTINGS)
 
@@ -35,6 +37,10 @@ def ask(
     examples: Annotated[
         bool, typer.Option("--examples", help="Answer the questions about the bundled images.")
     ] = False,
+    device: Device = None,
+    dtype: ModelDtype = None,
+    quantization: Quantization = None,
+    attention: Attention = None,
 ):
     """Ask a model one question about images, or many questions.
 
@@ -44,6 +50,7 @@ def ask(
     omnifusion ask photos "What is in the image?" -o answers.jsonl
     omnifusion ask --examples
     """
+    loading = {"device": device, "dtype": dtype, "quantization": quantization, "attn_implementation": attention}
     *images, question = images_and_question or [None]
     is_folder = len(images) == 1 and os.path.isdir(images[0])
     if data or is_folder or output or image_folder:
@@ -58,12 +65,18 @@ def ask(
         from ..inference import TINY
 
         questions = read_questions(data, image_folder) if data else questions_about_folder(images[0], question)
-        return ask_questions(questions, output, model or TINY, batch_size, max_new_tokens)
-    ask_one(images, question, model, text_only, max_new_tokens, examples)
+        return ask_questions(questions, output, model or TINY, batch_size, max_new_tokens, **loading)
+    ask_one(images, question, model, text_only, max_new_tokens, examples, loading)
 
 
 def ask_one(
-    images: list[str], question: str | None, model: str | None, text_only: bool, max_new_tokens: int, examples: bool
+    images: list[str],
+    question: str | None,
+    model: str | None,
+    text_only: bool,
+    max_new_tokens: int,
+    examples: bool,
+    loading: dict,
 ):
     """Prints the answer to one question, or those to the questions about the bundled images."""
     from ..inference import TINY, answer_examples, answer_question, load
@@ -75,7 +88,7 @@ def ask_one(
     if question is not None and bool(images) == text_only:
         found = f"{question!r} comes with {len(images)} images"
         raise ValueError(f'{found}; write omnifusion ask IMAGE "question", or omnifusion ask --text-only "question".')
-    loaded = load(model or TINY)
+    loaded = load(model or TINY, **loading)
     if examples:
         answer_examples(*loaded)
         print('\nYour own image: omnifusion ask IMAGE "question" [--model FOLDER_OR_HUB_ID]')
@@ -126,6 +139,13 @@ def demo(
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="TCP port. Default: the first free one from 7860.")
     ] = None,
+    examples: Annotated[
+        str | None, typer.Option(metavar="FOLDER_OR_JSONL", help="Images to click on. Default: the bundled ones.")
+    ] = None,
+    device: Device = None,
+    dtype: ModelDtype = None,
+    quantization: Quantization = None,
+    attention: Attention = None,
 ):
     """Start a page in the browser to chat with a model.
 
@@ -134,7 +154,8 @@ def demo(
     """
     from ..serving.gradio_app import demo
 
-    demo(model, host, port)
+    loading = {"device": device, "dtype": dtype, "quantization": quantization, "attn_implementation": attention}
+    demo(model, host, port, examples=examples, **loading)
 
 
 @app.command()
@@ -142,12 +163,29 @@ def serve(
     model: Annotated[str, typer.Argument(help="Folder or Hub id.")],
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(help=f"Key that clients must send. Default: the variable {KEY_VARIABLE}, else none.")
+    ] = None,
+    cors: Annotated[
+        list[str] | None, typer.Option(metavar="ORIGIN...", help="Origins of web pages that may ask; * for all.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Most waiting requests that are answered together.")] = 8,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], typer.Option(help="What the server logs.")
+    ] = "info",
+    device: Device = None,
+    dtype: ModelDtype = None,
+    quantization: Quantization = None,
+    attention: Attention = None,
 ):
     """Serve a model to OpenAI clients and `transformers chat`.
 
     \b
     omnifusion serve my-omnifusion --port 8000
+    omnifusion serve my-omnifusion --quantization 4bit --dtype bfloat16
     """
     from ..serving.openai_server import serve
 
-    serve(model, host, port)
+    loading = {"device": device, "dtype": dtype, "quantization": quantization, "attn_implementation": attention}
+    api_key = os.environ.get(KEY_VARIABLE) if api_key is None else api_key
+    serve(model, host, port, api_key, cors or (), log_level, batch_size, **loading)

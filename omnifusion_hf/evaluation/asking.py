@@ -26,17 +26,25 @@ LONGEST_WAIT = timedelta(days=1)  # of one process for the others
 
 
 def ask_questions(
-    questions: list[Question], output: str | Path, model: str | Path, batch_size: int = 16, max_new_tokens: int = 128
+    questions: list[Question],
+    output: str | Path,
+    model: str | Path,
+    batch_size: int = 16,
+    max_new_tokens: int = 128,
+    device: str | None = None,
+    **loading,
 ):
     """Writes the greedy answers of `model`, a folder or Hub id, to the file `output`, as [`~answers.Answer`] records.
+    `device` and `loading` are options of [`~inference.load`]; by default each process has its own device.
 
     Raises `ValueError` for an output that exists, and for a log of other questions or under other settings.
     """
     check_new(output)
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
-    folder, device = Path(f"{output}.part"), None if state.device.type == "cpu" else str(state.device)
-    loaded = load(str(model), device)
-    settings = {"model": str(model), "max_new_tokens": max_new_tokens} | model_facts(*loaded)
+    folder = Path(f"{output}.part")
+    loaded = load(str(model), device or str(state.device), **loading)
+    given = {name: value for name, value in loading.items() if value is not None}
+    settings = {"model": str(model), "max_new_tokens": max_new_tokens} | given | model_facts(*loaded)
     evaluator = Evaluator(*loaded, open_share(folder, state.process_index, settings), batch_size, max_new_tokens)
     missing = evaluator.missing(questions, CLEAN)
     state.wait_for_everyone()  # nobody writes before all have read

@@ -65,13 +65,11 @@ class OmniFusion(lmms):
         if self.world_size > 1:
             device = str(self.accelerator.device)
         self.log_images = log_images
-        options = {"dtype": dtype, "attn_implementation": attn_implementation}
-        options = {name: value for name, value in options.items() if value is not None}
         with visible_failure():
             if unknown:
                 raise ValueError(f"--model_args has {', '.join(unknown)}, which the model does not accept.")
             self.batch_size = read_batch_size(batch_size)
-            self.model, self.processor = load(pretrained, device, **options)
+            self.model, self.processor = load(pretrained, device, dtype=dtype, attn_implementation=attn_implementation)
             if view_strategy is not None:
                 self.processor.image_processor.view_strategy = view_strategy
             self.record = RunRecord(pretrained, self.model, self.processor, self.batch_size)

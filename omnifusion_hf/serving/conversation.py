@@ -7,9 +7,11 @@ A turn is `{"role", "content": [parts]}` with parts `{"type": "text", "text"}` a
 """
 
 from collections.abc import Iterator
+from itertools import groupby
 from mimetypes import guess_type
 from pathlib import Path
 
+from jinja2 import TemplateError
 from PIL import Image
 
 from ..inference import context_length, max_new_tokens_within_context
@@ -39,8 +41,26 @@ def user_turn(text: str, paths: list[str]) -> dict:
     return {"role": "user", "content": [*({"type": "file", "file": file} for file in files), text_part(text)]}
 
 
+def joined(turns: list[dict]) -> list[dict]:
+    """Turns of one role in a row as one turn: a chat component may show each image as a turn of its own."""
+    groups = groupby(turns, key=lambda turn: turn["role"])
+    return [{"role": role, "content": [part for turn in group for part in turn["content"]]} for role, group in groups]
+
+
 def text_part(text: str) -> dict:
     return {"type": "text", "text": text}
+
+
+def read_boxes(text: str) -> list[list[float]]:
+    """Boxes in pixels, `left, top, right, bottom`, one a line."""
+    boxes = []
+    for line in filter(str.strip, text.splitlines()):
+        try:
+            left, top, right, bottom = map(float, line.split(","))
+        except ValueError:
+            raise ValueError(f"The region {line.strip()!r} is not four numbers: left, top, right, bottom.") from None
+        boxes.append([left, top, right, bottom])
+    return boxes
 
 
 def read_image(path: str, max_pixels: int) -> Image.Image:
@@ -70,12 +90,22 @@ class Conversation:
         self.max_pixels = processor.image_processor.max_image_pixels
         self.context_length = context_length(model.config.text_config)
 
-    def messages(self, turns: list[dict]) -> list[dict]:
-        """Messages of the chat template, with opened images."""
+    def takes_system_prompt(self) -> bool:
+        """Whether the chat template has a place for instructions before the first turn."""
+        chat = [{"role": "system", "content": [text_part("instructed")]}, user_turn("Hello", [])]
+        try:
+            return "instructed" in self.processor.apply_chat_template(chat)
+        except (ValueError, TemplateError):
+            return False
+
+    def messages(self, turns: list[dict], system: str = "") -> list[dict]:
+        """Messages of the chat template, with opened images; `system` are instructions before the first turn."""
+        turns = joined(turns)
         num_images = sum(len(paths_of(turn)) for turn in turns)
         if num_images > MAX_IMAGES:
             raise ValueError(f"This chat has {num_images} images, more than {MAX_IMAGES}; clear the chat.")
-        return [self._message(turn) for turn in turns]
+        instructions = [{"role": "system", "content": [text_part(system)]}] if system.strip() else []
+        return instructions + [self._message(turn) for turn in turns]
 
     def _message(self, turn: dict) -> dict:
         text = text_of(turn)
@@ -86,24 +116,32 @@ class Conversation:
         images = [{"type": "image", "image": read_image(path, self.max_pixels)} for path in paths_of(turn)]
         return {"role": turn["role"], "content": [*images, text_part(text)]}
 
-    def draw_last(self, messages: list[dict], view_strategy: str) -> tuple[Image.Image | None, TokenCount | None]:
+    def draw_last(
+        self, messages: list[dict], view_strategy: str, boxes: list = ()
+    ) -> tuple[Image.Image | None, TokenCount | None]:
         """A drawing of the last image with its views, and the token count of all images; None without images."""
-        parts = [part for message in messages for part in message["content"]]
-        images = [part["image"] for part in parts if part["type"] == "image"]
+        images = images_of(messages)
         if not images:
             return None, None
-        sizes = [(image.height, image.width) for image in images]
-        count = self.processor.count_tokens(sizes, self.context_length, view_strategy=view_strategy)
+        sizes, regions = [(image.height, image.width) for image in images], _of_last(images, boxes)
+        count = self.processor.count_tokens(
+            sizes, self.context_length, view_strategy=view_strategy, regions=regions
+        )  # fmt: skip
         image_processor = self.processor.image_processor
-        views = image_processor.plan_views(sizes[-1:], view_strategy=view_strategy)[0]
+        views = image_processor.plan_views(sizes[-1:], view_strategy=view_strategy, regions=regions[-1:])[0]
         last = TokenCount(count.views[-1:], count.image_seq_length, count.context_length)
         return draw_views(images[-1], views, last, image_processor, images[-1].filename), count
 
-    def prompt(self, messages: list[dict], view_strategy: str):
-        """Model inputs for an answer to the last message. Raises `ValueError` if they leave no room for an answer."""
+    def prompt(self, messages: list[dict], view_strategy: str, boxes: list = ()):
+        """Model inputs for an answer to the last message. Raises `ValueError` if they leave no room for an answer.
+
+        Args:
+            boxes: regions of the last image, (left, top, right, bottom) in pixels.
+        """
+        regions = _of_last(images_of(messages), boxes)
         inputs = self.processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
-            processor_kwargs={"view_strategy": view_strategy},
+            processor_kwargs={"view_strategy": view_strategy} | ({"regions": regions} if regions else {}),
         )  # fmt: skip
         try:
             max_new_tokens_within_context(inputs, self.context_length, MAX_NEW_TOKENS)
@@ -111,14 +149,29 @@ class Conversation:
             raise ValueError(f"The chat is too long with this question, clear it: {error}") from None
         return inputs.to(self.model.device)
 
-    def answer(self, inputs) -> Iterator[str]:
-        """Yields the greedy answer so far until it is complete.
+    def answer(
+        self, inputs, temperature: float = 0, max_new_tokens: int = MAX_NEW_TOKENS
+    ) -> Iterator[str]:  # fmt: skip
+        """Yields the answer so far until it is complete; it is greedy at a temperature of 0.
 
         Raises the errors of generation. The model stops at the next token after this iterator is closed.
         """
-        room = max_new_tokens_within_context(inputs, self.context_length, MAX_NEW_TOKENS)
-        for written in write(self.model, self.processor, inputs, max_new_tokens=room):
+        room = max_new_tokens_within_context(inputs, self.context_length, max_new_tokens)
+        sampling = {"do_sample": True, "temperature": temperature, "num_beams": 1} if temperature else {}
+        for written in write(self.model, self.processor, inputs, max_new_tokens=room, **sampling):
             yield written.text
+
+
+def images_of(messages: list[dict]) -> list[Image.Image]:
+    parts = [part for message in messages for part in message["content"]]
+    return [part["image"] for part in parts if part["type"] == "image"]
+
+
+def _of_last(images: list, boxes: list) -> list[list]:
+    """Regions as a list for each image: only the last one has some."""
+    if boxes and not images:
+        raise ValueError("Regions need an image; add one, or remove the regions.")
+    return [[] for _ in images[1:]] + [list(boxes)] if images else []
 
 
 def paths_of(turn: dict) -> list[str]:

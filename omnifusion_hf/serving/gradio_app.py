@@ -1,14 +1,10 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
 """A page to talk to a model in a browser: a Gradio chat, and beside it the views of the last image."""
 
-import json
-from contextlib import closing, contextmanager
-
-from transformers.utils import logging
-
-from ..inference import EXAMPLES, TINY, load
+from ..inference import TINY, load
 from ..markdown import code
-from .conversation import MAX_IMAGES, SUFFIXES, Conversation, paths_of, text_of, text_part, user_turn
+from .conversation import MAX_IMAGES, MAX_NEW_TOKENS, SUFFIXES, Conversation
+from .examples import read_examples
 
 
 try:
@@ -17,12 +13,12 @@ try:
 except ImportError:
     raise ValueError("the page needs Gradio: pip install 'omnifusion_hf[demo]'.") from None
 
+from .chat_handlers import NOTHING_SEEN, ChatHandlers, add_corner, look, pick
 from .hosts import LoopbackHosts, is_loopback
 
 
-logger = logging.get_logger(__name__)
-
 MAX_FILE_SIZE = "10mb"
+MOST_NEW_TOKENS = 4096  # of an LLM without a limit
 KEEP_UPLOADS = (3600, 24 * 3600)  # seconds: every hour, uploads older than a day are deleted
 ABOUT_TINY = """\
 This is the package's **demo model**: 4.5 million parameters, trained for two hours on small drawn images. It names \
@@ -31,7 +27,6 @@ are, in images like the examples. It has seen no photographs, no grids and never
 answers there are guesses. Clear the chat before the next image.
 """
 ABOUT = "This is {model}. A chat takes up to {images} images."
-NOTHING_SEEN = "The model's views of the last image are drawn here, with the tokens of all images."
 # System fonts, so that the page makes no request to other servers.
 LOOK = {
     "primary_hue": "emerald",
@@ -47,72 +42,21 @@ input[type=radio]:checked { background-color: var(--checkbox-background-color-se
 """
 
 
-@contextmanager
-def show_errors():
-    """Shows errors as warnings on the page; a raised error would leave its question box locked."""
-    try:
-        yield
-    except ValueError as error:
-        gr.Warning(str(error))
-    except Exception:
-        logger.exception("A question failed.")
-        gr.Warning("The model failed on this question; the log of the server says why.")
+# The chat in the form of the processor's messages, images by name, written to a file by the browser.
+DOWNLOAD = """chat => {
+  const name = path => path.split(/[\\\\/]/).pop()
+  const part = one => one.type === "text" ? one : {type: "image", image: name(one.file.path)}
+  const messages = []
+  for (const {role, content} of chat) {
+    if (messages.at(-1)?.role !== role) messages.push({role, content: []})
+    messages.at(-1).content.push(...content.map(part))
+  }
+  const file = new Blob([JSON.stringify(messages, null, 1)], {type: "application/json"})
+  Object.assign(document.createElement("a"), {href: URL.createObjectURL(file), download: "chat.json"}).click()
+}"""
 
 
-class ChatHandlers:
-    """Handlers of the page's events."""
-
-    def __init__(self, conversation: Conversation):
-        self.conversation = conversation
-
-    def ask(self, question: dict, chat: list[dict], view_strategy: str):
-        """Yields box, chat, drawing and cost while the answer grows; a refused question stays in its box."""
-        yield gr.skip(), gr.skip(), gr.skip(), gr.skip()  # without a first yield Gradio would empty all of them
-        with show_errors():
-            chat = [*chat, user_turn(question["text"], question["files"])]
-            messages = self.conversation.messages(chat)
-            inputs = self.conversation.prompt(messages, view_strategy)
-            locked = gr.MultimodalTextbox(value=None, interactive=False, submit_btn=False, stop_btn=True)
-            yield locked, chat, *self._see(messages, view_strategy)
-            reply = []
-            with closing(self.conversation.answer(inputs)) as answer:
-                for written in answer:
-                    reply = [{"role": "assistant", "content": [text_part(written)]}] if written.strip() else []
-                    yield gr.skip(), chat + reply, gr.skip(), gr.skip()
-            if not reply:
-                gr.Warning("The answer is empty.")
-
-    def unlock(self, chat: list[dict]):
-        """Enables the box; a question without an answer, because it was stopped or failed, returns to the box."""
-        free = {"interactive": True, "submit_btn": True, "stop_btn": False}
-        if not chat or chat[-1]["role"] == "assistant":
-            return gr.MultimodalTextbox(**free), gr.skip()
-        *chat, question = chat
-        return gr.MultimodalTextbox(value={"text": text_of(question), "files": paths_of(question)}, **free), chat
-
-    def redraw(self, chat: list[dict], view_strategy: str):
-        with show_errors():
-            return self._see(self.conversation.messages(chat), view_strategy)
-        return gr.skip(), gr.skip()
-
-    def _see(self, messages: list[dict], view_strategy: str):
-        drawing, count = self.conversation.draw_last(messages, view_strategy)
-        cost = NOTHING_SEEN if count is None else "**Visual tokens**<br>" + str(count).replace("\n", "<br>")
-        return drawing, cost
-
-
-def pick(example: gr.SelectData) -> dict:
-    """An example as the value of the question box."""
-    return {"text": example.value["text"], "files": [file["path"] for file in example.value["files"]]}
-
-
-def examples() -> list[dict]:
-    """The bundled images with their questions."""
-    found = json.loads(EXAMPLES.read_text(encoding="utf-8"))
-    return [{"text": one["question"], "files": [str(EXAMPLES.parent / one["image"])]} for one in found]
-
-
-def build_page(conversation: Conversation, about: str) -> gr.Blocks:
+def build_page(conversation: Conversation, about: str, examples: list[dict]) -> gr.Blocks:
     """The page, without a server."""
     with gr.Blocks(title="OmniFusion", analytics_enabled=False, delete_cache=KEEP_UPLOADS) as page:
         gr.Markdown(f"## OmniFusion\n{about}")
@@ -120,52 +64,103 @@ def build_page(conversation: Conversation, about: str) -> gr.Blocks:
             with gr.Column(scale=3):
                 # Answers are plain text: Markdown would change LaTeX and <tags>.
                 chat = gr.Chatbot(
-                    height="66vh", examples=examples(), show_label=False, render_markdown=False, buttons=["copy"],
-                    allow_file_downloads=False,
+                    height="66vh", examples=examples, show_label=False, render_markdown=False, buttons=["copy"],
+                    allow_file_downloads=False, editable="user",
+                    group_consecutive_messages=False,  # in a group with an image, Gradio 6.31 does not send an edit
                 )  # fmt: skip
                 box = gr.MultimodalTextbox(
                     file_count="multiple", file_types=sum(SUFFIXES.values(), []), label="Question", show_label=False,
                     placeholder="Add images with the clip, then ask",
                     max_plain_text_length=10**9,  # longer text would be pasted as a file, which is refused
                 )  # fmt: skip
+                download = gr.Button("Download the chat", size="sm")
             with gr.Column(scale=2):
-                chosen = conversation.processor.image_processor.view_strategy
-                strategy = gr.Radio(["whole", "grid"], value=chosen, label="Views of an image")
+                settings, image = controls(conversation)
                 cost = gr.Markdown(NOTHING_SEEN, elem_id="cost")
                 drawing = gr.Image(
                     interactive=False, format="png", show_label=False, buttons=["fullscreen"], elem_id="drawing"
                 )
-        connect(ChatHandlers(conversation), box, chat, strategy, [drawing, cost])
+        handlers = ChatHandlers(conversation)
+        connect(handlers, box, chat, settings, [drawing, cost])
+        connect_regions(handlers, box, chat, settings, image, [drawing, cost])
+        download.click(None, chat, None, js=DOWNLOAD, api_visibility="private")
+        add_endpoint(handlers, box, settings)
     return page
 
 
-def connect(handlers: ChatHandlers, box: gr.MultimodalTextbox, chat: gr.Chatbot, strategy: gr.Radio, seen: list):
-    """Connects events to handlers, with the components that each reads and changes."""
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    picked = chat.example_select(pick, None, box, **quiet)
-    read, changed = [box, chat, strategy], [box, chat, *seen]
-    progress = quiet | {"show_progress": "minimal", "show_progress_on": chat}  # the place in the queue, and the time
-    answers = [
-        event(handlers.ask, read, changed, concurrency_id="model", **progress) for event in (box.submit, picked.then)
+def controls(conversation: Conversation) -> tuple[list, gr.Image]:
+    """The components of `chat_handlers.Settings`, and the image on which regions are drawn."""
+    most = conversation.context_length or MOST_NEW_TOKENS
+    chosen = conversation.processor.image_processor.view_strategy
+    strategy = gr.Radio(["whole", "grid"], value=chosen, label="Views of an image")
+    with gr.Accordion("Regions of the last image", open=False):
+        image = gr.Image(interactive=False, show_label=False, buttons=[], elem_id="regions")
+        regions = gr.Textbox(
+            "", label="Regions, one a line: left, top, right, bottom in pixels", lines=2, max_lines=8,
+            info="Or click on two opposite corners in the image.",
+        )  # fmt: skip
+    with gr.Accordion("Answers", open=False):
+        system = gr.Textbox("", label="Instructions before the chat", visible=conversation.takes_system_prompt())
+        temperature = gr.Slider(0, 2, value=0, step=0.05, label="Temperature; 0: always the same answer")
+        length = gr.Slider(1, most, value=min(MAX_NEW_TOKENS, most), step=1, label="Most tokens of an answer")
+    return [strategy, regions, system, temperature, length], image
+
+
+QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+ANSWERS = {"concurrency_id": "model", "show_progress": "minimal", "api_visibility": "private"}
+
+
+def connect(handlers: ChatHandlers, box: gr.MultimodalTextbox, chat: gr.Chatbot, settings: list, seen: list):
+    """Connects events of the chat to handlers, with the components that each reads and changes."""
+    picked = chat.example_select(pick, None, [box, settings[1]], **QUIET)
+    progress = ANSWERS | {"show_progress_on": chat}  # the place in the queue, and the time
+    changed = [box, chat, *seen]
+    answers = [event(handlers.ask, [box, chat, *settings], changed, **progress) for event in (box.submit, picked.then)]
+    answers += [
+        event(handler, [chat, *settings], changed, **progress)
+        for event, handler in ((chat.retry, handlers.retry), (chat.edit, handlers.edit))
     ]
     for answer in answers:
-        answer.then(handlers.unlock, chat, [box, chat], **quiet)
+        answer.then(handlers.unlock, chat, [box, chat], **QUIET)
+    chat.undo(handlers.undo, chat, [box, chat], **QUIET)
     box.stop(None, None, None, cancels=answers, api_visibility="private")
     cleared = chat.clear(None, None, None, cancels=answers, api_visibility="private")
-    cleared.then(lambda: ([], None, NOTHING_SEEN), None, [chat, *seen], **quiet)  # also removes a late piece
-    strategy.change(handlers.redraw, [chat, strategy], seen, **quiet)
+    cleared.then(lambda: ([], None, NOTHING_SEEN), None, [chat, *seen], **QUIET)  # also removes a late piece
 
 
-def start(model: str | None = None, host: str = "127.0.0.1", port: int | None = None) -> gr.Blocks:
+def connect_regions(handlers: ChatHandlers, box, chat, settings: list, image: gr.Image, seen: list):
+    """Connects the controls of views and regions; the drawing follows them."""
+    strategy, regions, *_ = settings
+    shown = gr.State()  # the path of the image on which regions are drawn
+    for changed in (box, chat):
+        changed.change(look, [box, chat, shown], [shown, image, regions], queue=False, **QUIET)
+    clicked = image.select(add_corner, regions, regions, **QUIET)
+    for event in (strategy.change, regions.submit, regions.blur, clicked.then):
+        event(handlers.redraw, [box, chat, *settings], seen, trigger_mode="always_last", **QUIET)
+
+
+def add_endpoint(handlers: ChatHandlers, box: gr.MultimodalTextbox, settings: list):
+    """`/answer`, for clients that are programs."""
+    answer = gr.Textbox(visible=False, label="answer")
+    endpoint = gr.Button(visible=False)
+    endpoint.click(handlers.answer, [box, *settings], answer, api_name="answer", concurrency_id="model")
+
+
+def start(
+    model: str | None = None, host: str = "127.0.0.1", port: int | None = None, examples: str | None = None, **loading
+) -> gr.Blocks:
     """Serves the page from another thread; `page.local_url` is its address, `page.close()` ends it.
 
     Args:
         model: folder or Hub id; default: the bundled demo model.
         host: the address to listen on; `"0.0.0.0"` admits other computers.
         port: default: the first free one from 7860.
+        examples: a folder or JSONL file, as in [`read_examples`].
+        loading: of [`inference.load`].
     """
+    shown = read_examples(examples)
     about = ABOUT.format(model=code(model), images=MAX_IMAGES) if model else ABOUT_TINY
-    page = build_page(Conversation(*load(model or TINY)), about)
+    page = build_page(Conversation(*load(model or TINY, **loading)), about, shown)
     middleware = [Middleware(LoopbackHosts)] if is_loopback(host) else []
     page.launch(
         server_name=host, server_port=port, share=False, prevent_thread_lock=True, quiet=True,
@@ -175,8 +170,10 @@ def start(model: str | None = None, host: str = "127.0.0.1", port: int | None = 
     return page
 
 
-def demo(model: str | None = None, host: str = "127.0.0.1", port: int | None = None):
+def demo(
+    model: str | None = None, host: str = "127.0.0.1", port: int | None = None, examples: str | None = None, **loading
+):
     """Serves the page until it is interrupted; arguments as in [`start`]."""
-    page = start(model, host, port)
+    page = start(model, host, port, examples, **loading)
     print(f"Talk to it at {page.local_url} (Ctrl+C ends it)", flush=True)
     page.block_thread()

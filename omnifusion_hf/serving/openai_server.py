@@ -2,17 +2,17 @@
 """An OpenAI-compatible server of one model: /v1/chat/completions, /v1/models, /health, and the endpoints of
 `transformers chat`.
 
-Answers are those of `omnifusion ask`, generated one at a time; generation stops at the next token after its client
-disconnects.
+Answers are those of `omnifusion ask`. Requests that wait are answered together if their settings agree; an answer ends
+at the next token after its client disconnects.
 """
 
 import asyncio
+import copy
 import json
+import re
 import socket
-from collections.abc import AsyncIterator
-from threading import Event
+from collections.abc import AsyncIterator, Sequence
 
-import torch
 from huggingface_hub.utils import httpx
 from jinja2 import TemplateError
 from transformers.utils import logging
@@ -24,14 +24,17 @@ try:
     import uvicorn
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse, Response, StreamingResponse
-    from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+    from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
+    from starlette.middleware.cors import CORSMiddleware
 except ImportError:
     raise ValueError("the server needs FastAPI and uvicorn: pip install 'omnifusion_hf[serve]'.") from None
 
+from .api_key import RequireKey
+from .batches import Batches
 from .hosts import LoopbackHosts, is_loopback
 from .protocol import ChatRequest, LoadRequest, Refusal, Reply, error_body, read_request
-from .writing import Written, write
+from .writing import Answer, Written
 
 
 logger = logging.get_logger(__name__)
@@ -48,11 +51,12 @@ class ChatServer:
     Args:
         name: the model's name in requests.
         reads_paths: whether an image may be a path of this computer, in addition to data URLs and http(s).
+        batch_size: most requests that are answered together.
     """
 
-    def __init__(self, model, processor, name: str, reads_paths: bool = False):
+    def __init__(self, model, processor, name: str, reads_paths: bool = False, batch_size: int = 1):
         self.model, self.processor, self.name, self.reads_paths = model, processor, name, reads_paths
-        self.turn = asyncio.Lock()
+        self.batches = Batches(model, processor, batch_size)
 
     async def chat(self, http: Request) -> Response:
         request = read_request(await read_body(http), ChatRequest)
@@ -94,21 +98,21 @@ class ChatServer:
                 )
 
     async def write(self, http: Request, request: ChatRequest, inputs, room: int) -> AsyncIterator[Written]:
-        """The growing answer, after all earlier answers are complete; it ends early when its client disconnects."""
-        closed = Event()
-        async with self.turn:
-            if request.seed is not None:
-                torch.manual_seed(request.seed)
-            options = request.sampling() | {"max_new_tokens": room}
-            answer = write(self.model, self.processor, inputs, request.stop, closed, **options)
-            try:
-                async for written in iterate_in_threadpool(answer):
-                    if await http.is_disconnected():
-                        closed.set()
-                    elif not closed.is_set():
-                        yield written
-            finally:
-                closed.set()
+        """The growing answer, in its batch; it ends early when its client disconnects."""
+        loop, pieces = asyncio.get_running_loop(), asyncio.Queue()
+        answer = Answer(inputs, lambda piece: loop.call_soon_threadsafe(pieces.put_nowait, piece), request.stop)
+        self.batches.add(answer, request.seed, **request.sampling(), max_new_tokens=room)
+        written = None
+        try:
+            while written is None or written.finish_reason is None:
+                written = await pieces.get()
+                if isinstance(written, Exception):
+                    raise written
+                if await http.is_disconnected():
+                    return
+                yield written
+        finally:
+            answer.closed.set()
 
 
 async def read_body(http: Request) -> bytes:
@@ -194,7 +198,36 @@ async def fail(http: Request, error: Exception) -> JSONResponse:
     return JSONResponse(error_body(FAILED, "server_error"), 500)
 
 
-def serve(model: str, host: str = "127.0.0.1", port: int = 8000):
+def protect(app: FastAPI, host: str, api_key: str | None, cors: Sequence[str]):
+    """Adds middleware, the innermost first: keys are asked for after a browser's preflight request, which has none."""
+    if api_key is not None:
+        app.add_middleware(RequireKey, key=api_key)
+    if cors:
+        app.add_middleware(CORSMiddleware, allow_origins=cors, allow_methods=["GET", "POST"], allow_headers=["*"])
+    if is_loopback(host):
+        app.add_middleware(LoopbackHosts)
+
+
+def check_access(api_key: str | None, cors: Sequence[str]):
+    """Raises `ValueError` for what no client could send."""
+    if api_key is not None and not re.fullmatch("[!-~]+", api_key):
+        raise ValueError("the API key must be of printable ASCII characters without spaces, and not empty.")
+    for origin in cors:
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise ValueError(f"--cors: {origin!r} is not an origin; write https://HOST, http://HOST:PORT or *.")
+
+
+def log_config(level: str) -> dict:
+    """uvicorn's settings of its loggers, for ours too."""
+    config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    config["loggers"]["omnifusion_hf"] = {"handlers": ["default"], "level": level.upper(), "propagate": False}
+    return config
+
+
+def serve(
+    model: str, host: str = "127.0.0.1", port: int = 8000, api_key: str | None = None, cors: Sequence[str] = (),
+    log_level: str = "info", batch_size: int = 8, **loading,
+):  # fmt: skip
     """Serves one model until it is interrupted or terminated.
 
     Args:
@@ -202,11 +235,19 @@ def serve(model: str, host: str = "127.0.0.1", port: int = 8000):
         host: the address to listen on; `"0.0.0.0"` admits other computers. Clients may name images by any URL that
             this computer can read; only clients on this computer may name them by path.
         port: a free one.
+        api_key: what clients must send; None admits all.
+        cors: origins of web pages that may read answers, or `"*"`.
+        log_level: of the server's log.
+        batch_size: most waiting requests that are answered together.
+        loading: of [`inference.load`].
     """
+    check_access(api_key, cors)
     with socket.create_server((host, port)):  # raises for a taken port before the model is loaded
         pass
     print(f"Loading {model}. Talk to it: transformers chat {model} http://{host}:{port}/v1", flush=True)
-    app = build_app(ChatServer(*load(model), model, reads_paths=is_loopback(host)))
-    if is_loopback(host):
-        app.add_middleware(LoopbackHosts)
-    uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=SECONDS_TO_END)
+    app = build_app(ChatServer(*load(model, **loading), model, is_loopback(host), batch_size))
+    protect(app, host, api_key, cors)
+    uvicorn.run(
+        app, host=host, port=port, log_level=log_level, log_config=log_config(log_level),
+        timeout_graceful_shutdown=SECONDS_TO_END,
+    )  # fmt: skip

@@ -1,5 +1,6 @@
 """serving/conversation.py: turns reach the model, answers stream, no thread is left behind."""
 
+import re
 import threading
 from unittest.mock import Mock
 
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from omnifusion_hf import inference as ask
-from omnifusion_hf.serving.conversation import Conversation, text_part, user_turn
+from omnifusion_hf.serving.conversation import Conversation, read_boxes, text_part, user_turn
 
 
 pytestmark = pytest.mark.timeout(120)  # an answer that does not end would be waited for
@@ -36,6 +37,7 @@ def writers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("answer")]
 
 
+SYSTEM = "{{% for m in messages if m.role == 'system' %}}{{{{ {} }}}}{{% endfor %}}Hi"
 DESCRIBE = user_turn("Describe the image.", [bundled("count-1.png")])
 
 
@@ -142,3 +144,42 @@ def test_a_closed_answer_stops_the_model_and_leaves_no_thread(conversation, demo
     grown = answers(conversation, [DESCRIBE])  # control: without a close it continues, to the answer of `ask`
     said = ask.answer_question(*demo, [bundled("count-1.png")], "Describe the image.")
     assert len(set(grown)) > 10 and grown[-1] == said
+    assert len(answers(conversation, [DESCRIBE])) > 10  # control: without a close it continues
+
+
+def test_regions_are_views_of_the_last_image_alone(conversation):
+    messages = conversation.messages([user_turn("What?", [bundled("colour-1.png"), bundled("shape-1.png")])])
+    plain, boxed = (conversation.prompt(messages, "whole", boxes) for boxes in ([], [[10, 10, 90, 90]]))
+    assert boxed["image_view_index"].tolist() == [0, 0, 1] and plain["image_view_index"].tolist() == [0, 0]
+    assert torch.equal(boxed["pixel_values"][:2], plain["pixel_values"])
+    assert conversation.draw_last(messages, "whole", [[10, 10, 90, 90]])[1].views == [1, 2]
+    with pytest.raises(ValueError, match="Regions need an image"):
+        conversation.prompt(conversation.messages([user_turn("What?", [])]), "whole", [[10, 10, 90, 90]])
+
+
+def test_boxes_are_read_line_by_line():
+    assert read_boxes("1,2, 3,4.5\n\n 5,6,7,8 ") == [[1, 2, 3, 4.5], [5, 6, 7, 8]]
+    for text in ("1,2,3", "1,2,3,4,5", "1,2,3,x"):
+        with pytest.raises(ValueError, match=f"The region '{text}' is not four numbers"):
+            read_boxes(f"1,2,3,4\n{text}")
+
+
+@pytest.mark.parametrize("reads, takes", [("m.content[0].text", True), ("''", False), ("raise_exception(1)", False)])
+def test_instructions_are_offered_where_the_chat_template_shows_them(conversation, reads, takes, monkeypatch):
+    assert conversation.takes_system_prompt()
+    monkeypatch.setattr(conversation.processor, "chat_template", SYSTEM.format(reads))
+    assert conversation.takes_system_prompt() is takes
+
+
+def test_instructions_come_before_the_first_turn(conversation):
+    with_them, without = (conversation.messages([user_turn("Hello", [])], given) for given in ("Be brief.", " "))
+    ids = conversation.prompt(with_them, "whole")["input_ids"][0]
+    assert re.search(r"Be brief\..*Hello", conversation.processor.decode(ids), re.S)
+    assert [message["role"] for message in without] == ["user"]
+
+
+def test_an_answer_is_sampled_above_a_temperature_of_0_and_as_long_as_asked(conversation):
+    inputs = conversation.prompt(conversation.messages([DESCRIBE]), "whole")
+    greedy, hot = ({list(conversation.answer(inputs, heat))[-1] for _ in range(4)} for heat in (0, 2.0))
+    assert len(greedy) == 1 < len(hot)
+    assert len(list(conversation.answer(inputs, max_new_tokens=3))) == 3 < len(list(conversation.answer(inputs)))

@@ -1,5 +1,6 @@
 """The page of `omnifusion demo`, driven in a headless Chromium that reaches nothing but the page."""
 
+import json
 import re
 import runpy
 import shutil
@@ -21,10 +22,14 @@ from omnifusion_hf.cli import main
 gr = pytest.importorskip("gradio", reason="the page needs Gradio: pip install 'omnifusion_hf[demo]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser: pip install playwright")
 
+import gradio_client  # noqa: E402  # comes with Gradio
+from transformers import AutoTokenizer  # noqa: E402
+
 from omnifusion_hf.serving import gradio_app as module  # noqa: E402
 
 
 IMAGES = ask.EXAMPLES.parent
+TOKENIZER = AutoTokenizer.from_pretrained(ask.TINY)
 SPACE = Path(module.__file__).parent / "space"
 DESCRIBE = "Describe the image.", IMAGES / "count-1.png"
 expect = playwright.expect
@@ -86,7 +91,7 @@ def page(served, browser, strayed):
 
 
 def box(page):
-    return page.get_by_test_id("textbox")
+    return page.get_by_test_id("textbox").first
 
 
 def attach(page, *images: Path):
@@ -182,7 +187,7 @@ def test_requests_with_another_host_name_and_files_above_the_limit_are_refused(s
 
 def test_the_command_passes_its_options_on(monkeypatch):
     given = []
-    monkeypatch.setattr(module, "demo", lambda *args: given.append(args))
+    monkeypatch.setattr(module, "demo", lambda *args, **loading: given.append(args))
     assert main(["demo"]) == main(["demo", "--model", "folder", "--host", "0.0.0.0", "--port", "80"]) == 0
     assert given == [(None, "127.0.0.1", None), ("folder", "0.0.0.0", 80)]
 
@@ -212,7 +217,7 @@ def test_the_space_starts_the_page_where_the_hub_looks_for_it_with_the_packages_
 def test_an_empty_model_name_means_the_default(monkeypatch):
     """As from a Space whose variable MODEL was cleared."""
     started = []
-    monkeypatch.setattr(module, "build_page", lambda conversation, about: started.append(about) or MagicMock())
+    monkeypatch.setattr(module, "build_page", lambda _, about, examples: started.append(about) or MagicMock())
     for model in ("", str(ask.TINY)):
         module.start(model)
     assert started[0] == module.ABOUT_TINY and str(ask.TINY) in started[1]
@@ -352,3 +357,99 @@ def test_one_chat_is_answered_at_a_time_and_a_closed_page_leaves_no_thread(page,
     other.close()
     expect_writers(0)
     assert len(endless) < 100  # control: left alone it would write 512 tokens
+
+
+@pytest.fixture
+def given(monkeypatch) -> list[dict]:
+    """The arguments of each call of `generate`."""
+    given, generate = [], OmniFusionForConditionalGeneration.generate
+    spy = lambda self, **options: given.append(options) or generate(self, **options)  # noqa: E731
+    monkeypatch.setattr(OmniFusionForConditionalGeneration, "generate", spy)
+    return given
+
+
+def test_an_answer_is_asked_again_and_a_question_edited_and_taken_back(page, given):
+    ask_page(page, "What color is the cross?", IMAGES / "colour-1.png")
+    expect_answers(page, "black")
+    ask_page(page, "What shape is black?")
+    expect_answers(page, "black", "cross")
+    page.get_by_role("button", name="Retry").click()
+    until(lambda: len(given) == 3)
+    assert given[1]["input_ids"].equal(given[2]["input_ids"])
+    expect(box(page)).to_be_enabled()
+    expect_answers(page, "black", "cross")
+    page.get_by_label("Edit").first.click()
+    page.locator(".message textarea").fill("What color is the star?")
+    page.get_by_label("Submit").first.click()
+    expect_answers(page, "cyan")  # with the image of the question; the later turn is gone
+    page.get_by_role("button", name="Undo").click()
+    expect(box(page)).to_have_value("What color is the star?")
+    expect(page.get_by_label("File thumbnail")).to_have_count(1)
+    expect_answers(page)
+
+
+def test_a_region_is_drawn_with_two_clicks_and_is_gone_with_the_next_image(page):
+    page.set_input_files("input[type=file]", IMAGES / "colour-1.png")
+    page.get_by_text("Regions of the last image").click()
+    image, regions = page.locator("#regions img"), page.get_by_label("Regions, one a line")
+    expect(image).to_be_visible()
+    scale = image.bounding_box()["width"] / 192
+    for x, y in ((150, 140), (20, 10)):
+        image.click(position={"x": x * scale, "y": y * scale})
+    expect(regions).to_have_value(re.compile(r"(19|20|21), (9|10|11), (149|150|151), (139|140|141)"))
+    expect(page.locator("#cost")).to_contain_text("2 views")
+    box(page).fill("What color is the cross?")
+    box(page).press("Enter")
+    expect_answers(page, "black")
+    expect(page.locator("#cost")).to_contain_text("2 views")
+    regions.fill("9, 9")
+    ask_page(page, "What shape is black?")
+    expect_warning(page, "The region '9, 9' is not four numbers")
+    page.set_input_files("input[type=file]", IMAGES / "shape-1.png")
+    expect(regions).to_have_value("")
+
+
+def test_instructions_temperature_and_length_reach_the_model(page, given):
+    page.get_by_text("Answers", exact=True).click()
+    page.get_by_label("number input for Temperature").fill("0.5")
+    page.get_by_label("number input for Most tokens").fill("3")
+    page.get_by_label("Instructions before the chat").fill("Be brief.")
+    ask_page(page, *DESCRIBE)
+    expect(page.get_by_test_id("bot")).to_have_count(1)
+    expect(box(page)).to_be_enabled()
+    (options,) = given
+    assert options["do_sample"] and (options["temperature"], options["max_new_tokens"]) == (0.5, 3)
+    assert "Be brief." in TOKENIZER.decode(options["input_ids"][0])
+
+
+def test_a_chat_is_downloaded_as_messages_of_the_chat_template(page):
+    ask_page(page, "What color is the cross?", IMAGES / "colour-1.png")
+    expect_answers(page, "black")
+    with page.expect_download() as download:
+        page.get_by_text("Download the chat").click()
+    chat = json.loads(Path(download.value.path()).read_text())
+    question = [{"type": "image", "image": "colour-1.png"}, {"type": "text", "text": "What color is the cross?"}]
+    answer = [{"type": "text", "text": "black"}]
+    assert [(turn["role"], turn["content"]) for turn in chat] == [("user", question), ("assistant", answer)]
+
+
+def test_gradios_client_asks_with_an_image_and_a_question(served):
+    client = gradio_client.Client(served.local_url, verbose=False)
+    question = {"text": "What shape is black?", "files": [gradio_client.handle_file(IMAGES / "shape-1.png")]}
+    assert client.predict(question, api_name="/answer") == "star"
+    described = client.predict(question | {"text": "Describe the image."}, max_new_tokens=3, api_name="/answer")
+    assert len(TOKENIZER(described).input_ids) <= 3
+    with pytest.raises(gradio_client.exceptions.AppError, match="The question is missing"):
+        client.predict({"text": "", "files": []}, api_name="/answer")
+    with pytest.raises(gradio_client.exceptions.AppError):  # a file of the server that the client did not upload
+        client.predict({"text": "What?", "files": [{"path": str(SPACE / "app.py")}]}, api_name="/answer")
+    assert [*client.view_api(return_format="dict")["named_endpoints"]] == ["/answer"]
+    client.close()
+
+
+def test_own_examples_are_read_before_the_model_and_shown(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(module, "load", lambda *args, **options: pytest.fail("loaded"))
+    assert main(["demo", "--examples", str(tmp_path)]) == 2
+    assert f"{tmp_path} has no examples" in capsys.readouterr().err
+    with pytest.raises(pytest.fail.Exception, match="loaded"):  # control
+        main(["demo", "--examples", str(IMAGES)])

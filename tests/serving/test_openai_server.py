@@ -10,13 +10,16 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from inspect import signature
+from threading import Event
 from unittest.mock import Mock
 
 import pytest
 from huggingface_hub.utils import httpx
 
-from omnifusion_hf import cli
+from omnifusion_hf.cli import main
+from omnifusion_hf.commands import use
 from omnifusion_hf.inference import EXAMPLES, TINY, answer_question, cut, generate_text, prompts
 
 
@@ -291,11 +294,104 @@ def test_one_answer_is_written_at_a_time(chat_server, monkeypatch):
     assert len({each[-1].text for each in asyncio.run(three())}) == 1 and most == [1, 1, 1]
 
 
+@pytest.mark.timeout(120)
+def test_requests_that_wait_are_answered_together_streamed_or_not(demo, monkeypatch):
+    calls, generate, go_on = [], demo[0].generate, Event()
+    counted = lambda **options: calls.append(len(options["input_ids"])) or generate(**options)  # noqa: E731
+    monkeypatch.setattr(demo[0], "generate", counted)
+    server = module.ChatServer(*demo, "demo", batch_size=8)
+    server.batches.thread.submit(go_on.wait)
+    with testclient.TestClient(module.build_app(server)) as app, ThreadPoolExecutor() as clients:
+        asked = [(DESCRIBE, True), ([ASKED], False), (DESCRIBE, False), ([ASKED], True)]
+        waiting = [clients.submit(post, app, messages=chat, stream=stream) for chat, stream in asked]
+        while len(server.batches.waiting) < 4:
+            time.sleep(0.02)
+        go_on.set()
+        described, black, again, streamed_black = (each.result() for each in waiting)
+    said = answer_question(*demo, [EXAMPLES.parent / "count-1.png"], "Describe the image.")
+    assert streamed(described) == (said, "stop") and again.json()["choices"][0]["message"]["content"] == said
+    assert streamed(streamed_black) == (FIRST["truth"], "stop") and said != FIRST["truth"]
+    assert black.json()["choices"][0]["message"]["content"] == FIRST["truth"] and calls == [4, 1]
+
+
+@pytest.fixture
+def guarded(chat_server):
+    """With a key, for pages of one origin, reached under the name of this computer."""
+    app = module.build_app(chat_server)
+    module.protect(app, "127.0.0.1", "sk-1", ["https://page.example"])
+    return testclient.TestClient(app, base_url="http://127.0.0.1")
+
+
+def test_a_key_admits_openais_client_and_no_other(guarded):
+    for key, status in (("sk-1", 200), ("sk-2", 401)):
+        client = openai.OpenAI(base_url="http://127.0.0.1/v1", api_key=key, http_client=guarded, max_retries=0)
+        if status == 200:
+            assert [model.id for model in client.models.list()] == ["demo"]
+        else:
+            with pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
+                client.models.list()
+
+
+def test_only_pages_of_the_given_origins_may_ask_also_to_ask_whether_they_may(guarded):
+    asking = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,x-stainless-os",
+    }
+    for origin, allowed in (("https://page.example", "https://page.example"), ("https://evil.example", None)):
+        preflight = guarded.options("/v1/chat/completions", headers={"Origin": origin} | asking)
+        assert preflight.headers.get("Access-Control-Allow-Origin") == allowed and preflight.is_success == bool(
+            allowed
+        )
+        refused = guarded.get("/v1/models", headers={"Origin": origin})  # without a key: the page can read why
+        assert (refused.status_code, refused.headers.get("Access-Control-Allow-Origin")) == (401, allowed)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--api-key", ""], "must be of printable ASCII"),
+        (["--api-key", "a b"], "must be of printable ASCII"),
+        (["--cors", "https://page.example/"], "'https://page.example/' is not an origin"),
+        (["--cors", "http://localhost:5173", "page.example"], "'page.example' is not an origin"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--log-level", "loud"], "--log-level"),
+    ],
+)
+def test_options_that_no_client_could_meet_are_refused_before_the_model_is_loaded(options, message, capsys):
+    assert main(["serve", "/nowhere", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words, key", [([], "of-the-variable"), (["--api-key", "given"], "given")])
+def test_the_command_hands_its_options_to_the_server(words, key, monkeypatch):
+    run, protect, server = Mock(), Mock(), Mock(wraps=module.ChatServer)
+    monkeypatch.setenv("OMNIFUSION_API_KEY", "of-the-variable")
+    monkeypatch.setattr(module.uvicorn, "run", run)
+    monkeypatch.setattr(module, "protect", protect)
+    monkeypatch.setattr(module, "ChatServer", server)
+    words += [
+        "--cors",
+        "http://a",
+        "http://b:1",
+        "--log-level",
+        "debug",
+        "--batch-size",
+        "3",
+        "--port",
+        str(free_port()),
+    ]
+    assert main(["serve", str(TINY), *words]) == 0
+    protect.assert_called_once_with(run.call_args.args[0], "127.0.0.1", key, ["http://a", "http://b:1"])
+    assert server.call_args.args[2:] == (str(TINY), True, 3)
+    assert run.call_args.kwargs["log_level"] == "debug"
+    assert run.call_args.kwargs["log_config"]["loggers"]["omnifusion_hf"]["level"] == "DEBUG"
+
+
 def test_by_default_it_listens_only_on_this_computer_and_only_by_its_name(server, port):
     """A web page can give its domain the address 127.0.0.1."""
     for host, status in ((f"127.0.0.1:{port}", 200), (f"evil.example:{port}", 403)):
         assert httpx.get(f"http://127.0.0.1:{port}/health", headers={"Host": host}).status_code == status
-    assert signature(cli.serve).parameters["host"].default == "127.0.0.1"
+    assert signature(use.serve).parameters["host"].default == "127.0.0.1"
     assert not listens("127.0.0.2", port)
     with socket.create_server(("0.0.0.0", free_port())) as everywhere:  # control: that address tells the difference
         assert listens("127.0.0.2", everywhere.getsockname()[1])

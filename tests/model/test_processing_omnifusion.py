@@ -109,6 +109,16 @@ def test_truncation_never_cuts_an_image_and_drops_none_silently(processor):
             cut(*case)
 
 
+@pytest.mark.parametrize(
+    "message", [{"tool_calls": [{"name": "f"}]}, {"content": [{"type": "text", "text": "x", "a": [1]}]}]
+)
+def test_a_key_of_a_message_or_part_that_nothing_reads_is_refused_by_name(message, processor):
+    name = "a" if "content" in message else "tool_calls"
+    with pytest.raises(ValueError, match=f"`{name}` would be lost"):
+        tiny.prompt(processor, [{"role": "user", "content": "Hi"} | message])
+    tiny.prompt(processor, [{"role": "user", "content": "Hi", "note": "harmless"}])  # control
+
+
 def test_the_escape_character_itself_cannot_be_used_to_smuggle(processor):
     for trick in ("<im{}age>", "{}<image>", "<{}image>", "<image{}>", "{0}<{0}image>{0}"):
         assert processor.image_token_id not in tiny.prompt(processor, [tiny.user(trick.format(ESCAPE))]).input_ids

@@ -82,6 +82,17 @@ BROKEN = {
 }  # fmt: skip
 
 
+def test_instructions_ask_about_a_caption_or_a_single_answer(tmp_path):
+    ask = {"instructions": ["What?", "Describe it."]}
+    many = [conversations.sample(index) for index in range(12)]
+    data = conversations.load(conversations.write(tmp_path, many), **ask)
+    asked = [each["messages"][0]["content"][-1]["text"] for each in data]
+    assert set(asked) == set(ask["instructions"])
+    longer = [conversations.sample(0, conversations=[QUESTION, ANSWER, turn("human", "And?"), ANSWER])]
+    with pytest.raises(ValueError, match="instructions need a caption or a single text answer, got"):
+        conversations.load(conversations.write(tmp_path, longer), **ask)
+
+
 def test_columns_that_say_nothing_or_where_a_sample_comes_from_or_that_the_source_ignores_are_passed_over(tmp_path):
     empty = {"system": None, "videos": [], "tools": "", "images": [], "messages": None}
     origin = {"model": "gpt-4", "source": "coco", "url": "https://a.b", "width": 3, "task": "vqa", "caption": "A sky."}

@@ -1,9 +1,5 @@
-# Copyright 2026 The omnifusion_hf authors. All rights reserved.
-# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
-# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0 Unless required by
-# applicable law or agreed to in writing, software distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the License for the specific language
-# governing permissions and limitations under the License.
+# Copyright 2026 The omnifusion_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """Views of an image: pure functions from its size to boxes (paper section 3.3, image strategies).
 
 Provenance: own code. `whole_view` gives the boxes of CLIP's and LLaVA's preprocessing (crop, pad); the grid follows

@@ -6,9 +6,8 @@
 # governing permissions and limitations under the License.
 """The frozen encoders: one set of views in, patch features of one layer or of all layers out, encoder by encoder.
 
-Provenance: transformers' own vision models, so that published weights load unchanged. Differences: what comes after
-the layer in use is neither built nor computed, and an adapter of all layers (paper section 3.2) gets each layer as it
-is computed, so that no two layers are in memory.
+Provenance: transformers' own vision models, whose published weights load unchanged. Differences: layers after the one
+in use are not built, and an adapter of all layers (paper section 3.2) gets each as it is computed.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +24,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .configuration_omnifusion import OmniFusionVisionConfig
-from .encoder_families_omnifusion import ENCODER_FAMILIES, EncoderFamily, as_sequences, encoder_inputs, size_options
+from .encoder_families_omnifusion import as_sequences, encoder_inputs, family_of, size_options
 
 
 logger = logging.get_logger(__name__)
@@ -53,19 +52,10 @@ class Swinv2Encoder(TensorEmbeddings, Swinv2Model):  # trf-ignore: TRF057
 ENCODER_CLASSES = {DonutSwinModel: DonutSwinEncoder, SwinModel: SwinEncoder, Swinv2Model: Swinv2Encoder}
 
 
-def last_layers(config: OmniFusionVisionConfig, feature_layers: list[int] | Literal["all"]) -> list[int]:
-    """The topmost hidden state in use of each encoder."""
-    return [-1] * len(config.encoder_configs) if feature_layers == "all" else feature_layers
-
-
-def family_of(encoder: PreTrainedModel) -> EncoderFamily:
-    return ENCODER_FAMILIES.get(encoder.config.model_type, EncoderFamily({}))
-
-
 def trim_encoder(encoder: PreTrainedModel, layer: int) -> PreTrainedModel:
     """Removes, in place, everything that hidden state `layer` does not need, from an encoder with `blocks`."""
     encoder.__class__ = ENCODER_CLASSES.get(type(encoder), type(encoder))
-    family = family_of(encoder)
+    family = family_of(encoder.config)
     if family.blocks is None:
         return encoder
     # There is one hidden state more than blocks: 0 is the output of the embeddings.
@@ -100,15 +90,14 @@ def use_attention_that_takes_float32(encoder: PreTrainedModel):
 
 
 def needs_graph(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> bool:
-    """False for a frozen encoder. With activation checkpointing the output of every embedding requires gradients, so
-    the encoder would keep its whole graph in vain."""
+    """False for a frozen encoder, although activation checkpointing lets its embeddings require gradients."""
     trained = pixel_values.requires_grad or any(parameter.requires_grad for parameter in encoder.parameters())
     return torch.is_grad_enabled() and trained
 
 
 def each_layer(encoder: PreTrainedModel, pixel_values: torch.Tensor, with_graph: bool) -> Iterator[torch.Tensor]:
     """The output of each block (ΣV, prefix + P_e, d_e) as it is computed; the encoder's `forward` would keep all."""
-    family = family_of(encoder)
+    family = family_of(encoder.config)
     # The consumer runs between yields, so that no grad mode may be left set there.
     with torch.set_grad_enabled(with_graph):
         hidden_states = encoder.embeddings(pixel_values, **size_options(encoder.embeddings))
@@ -138,9 +127,8 @@ class OmniFusionVisionOutput(ModelOutput):  # trf-ignore: TRF057
 
 
 class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
-    """1-N vision encoders over the same views. feature_layers: the hidden state in use of each encoder, or "all".
-    keep_prefix: whether CLS tokens stay before the patches (`vision_feature_select_strategy="full"`).
-    """
+    """1-N vision encoders over the same views. `feature_layers`: the hidden state in use of each, or "all";
+    `keep_prefix`: whether CLS tokens stay before the patches (`vision_feature_select_strategy="full"`)."""
 
     config: OmniFusionVisionConfig
     main_input_name = "pixel_values"
@@ -157,11 +145,12 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
         super().__init__(config)
         self.keep_prefix = keep_prefix
         self.every_layer = feature_layers == "all"
+        # The topmost hidden state in use of each encoder.
+        self.feature_layers = [-1] * len(config.encoder_configs) if self.every_layer else feature_layers
         self.encoders = nn.ModuleList(
             trim_encoder(build_encoder(encoder_config), layer)
-            for encoder_config, layer in zip(config.encoder_configs, last_layers(config, feature_layers))
+            for encoder_config, layer in zip(config.encoder_configs, self.feature_layers)
         )
-        self.feature_layers = last_layers(config, feature_layers)
         # device_map must not split a block; post_init collects this from direct children, not through a ModuleList.
         self._no_split_modules = set().union(*(encoder._no_split_modules or () for encoder in self.encoders))
         self.post_init()
@@ -183,9 +172,7 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
         projector: Callable[[Iterable[torch.Tensor]], Any] = list,
         **kwargs: Unpack[TransformersKwargs],
     ) -> OmniFusionVisionOutput:
-        """Features of the views.
-
-        pixel_values: (ΣV, 3, S, S), normalised for the first encoder; any float dtype.
+        """pixel_values: (ΣV, 3, S, S), normalised for the first encoder; any float dtype.
         projector: gets the features (ΣV, P_e, d_e) one after another: one per encoder, or all layers of the first
             encoder, then of the next. It runs here, because layers are computed while it reads them and FSDP and
             ZeRO hold the encoders' weights only in this `forward`. By default features are listed.
@@ -217,7 +204,7 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
         with_graph = needs_graph(encoder, views)
         use_attention_that_takes_float32(encoder)
         views = views.to(encoder.dtype)
-        can_stream = family_of(encoder).blocks is not None
+        can_stream = family_of(encoder.config).blocks is not None
         if self.every_layer and can_stream and not any(recorded.values()):
             return {}, each_layer(encoder, views, with_graph)
         inputs = encoder_inputs(encoder, views) | recorded

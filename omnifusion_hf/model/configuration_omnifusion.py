@@ -18,12 +18,11 @@ from packaging.version import Version
 
 
 # The package and remote code both import this file first.
-TRANSFORMERS_VERSIONS = ("5.13", "6")  # the oldest that works, the first that does not
-if not Version(TRANSFORMERS_VERSIONS[0]) <= Version(transformers.__version__) < Version(TRANSFORMERS_VERSIONS[1]):
+TRANSFORMERS_VERSIONS = oldest, too_new = "5.13", "6"  # the oldest that works, the first that does not
+if not Version(oldest) <= Version(transformers.__version__) < Version(too_new):
     raise ImportError(
-        f"OmniFusion needs transformers {TRANSFORMERS_VERSIONS[0]} or newer, before {TRANSFORMERS_VERSIONS[1]}; "
-        f"installed is {transformers.__version__}: "
-        f"pip install 'transformers>={TRANSFORMERS_VERSIONS[0]},<{TRANSFORMERS_VERSIONS[1]}'"
+        f"OmniFusion needs transformers {oldest} or newer, before {too_new}; installed is {transformers.__version__}: "
+        f"pip install 'transformers>={oldest},<{too_new}'"
     )
 
 from huggingface_hub.dataclasses import strict
@@ -85,8 +84,7 @@ class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     image_sizes: side in pixels of a view for each encoder, by default its own. The first one is the size of
         `pixel_values`; the model resizes views for the other encoders on the device.
     image_normalizations: `{"image_mean": [...], "image_std": [...]}` per encoder, RGB in [0, 1]. None, for one encoder
-        or for all, is the family's published normalisation.
-    """
+        or for all, is the family's published normalisation."""
 
     model_type = "omnifusion_vision"
     base_config_key = "vision_config"
@@ -187,8 +185,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     image_token_id, ..., bot_token_id: vocabulary rows of the special tokens, trained in both stages, never generated.
     predicted_vocab_size: rows from this one on get no probability in loss and generation, so that the rows added to
         v1.1 do not change its distribution; None predicts every row. A label of such a row raises `ValueError`.
-        `resize_token_embeddings` unsets it; unset it to train tokens added to free rows.
-    """
+        `resize_token_embeddings` unsets it; unset it to train tokens added to free rows."""
 
     model_type = "omnifusion"
     # Not `sub_configs_defaults` (transformers 5.20+): it omits default values, which differ between versions.

@@ -152,6 +152,3 @@ def encoder_inputs(encoder: PreTrainedModel, views: torch.Tensor) -> dict[str, t
     mask = torch.ones(patches.shape[:2], dtype=torch.long, device=views.device)  # (V, side²)
     shapes = torch.full((len(views), 2), side, device=views.device)  # (V, 2)
     return {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes}
-
-
-__all__ = ["ENCODER_FAMILIES", "register_encoder"]

@@ -118,6 +118,3 @@ def _cached_length(kwargs: dict) -> int:
         return 0 if cache is None else cache.get_seq_length()
     except ValueError:  # the states of Mamba have a past, but no length
         return 1
-
-
-__all__ = ["OmniFusionGenerationMixin"]

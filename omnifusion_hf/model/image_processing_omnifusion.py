@@ -274,8 +274,7 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
     `view_strategy="grid"`, the `regions` of the call. Images: all that [`load_image`] takes, alone, listed or nested.
 
     `do_rescale=False` with `do_normalize=False` leaves views in 0..255; `image_mean` and `image_std` are always in
-    0..1. Source: paper section 3.3; v1.1 uses `image_fit="crop"`, bicubic, S=336.
-    """
+    0..1. Source: paper section 3.3; v1.1 uses `image_fit="crop"`, bicubic, S=336."""
 
     valid_kwargs = OmniFusionImageProcessorKwargs
     model_input_names = ["pixel_values", "image_view_index"]

@@ -237,8 +237,7 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
 
         image_view_index: (ΣV,), 0 at the first view of each image; without it every view is an image.
         Returns `last_hidden_state` (ΣV, max P_e, Σd), the encoders' last features with concatenated channels, and
-        `pooler_output`, the adapter's output, one (V·P, D) per image (in a compiled graph one (ΣV·P, D) for all).
-        """
+        `pooler_output`, the adapter's output, one (V·P, D) per image (in a compiled graph one (ΣV·P, D) for all)."""
         if image_view_index is not None and len(image_view_index) != len(pixel_values):
             raise ValueError(
                 f"image_view_index has {len(image_view_index)} entries for {len(pixel_values)} views in pixel_values; "
@@ -354,8 +353,7 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
 
         vision, text: names or folders of the encoders, in the adapter's order, and of a causal language model.
         dtype: to load the parts in, as in `from_pretrained`.
-        config: fields of [`OmniFusionConfig`] and its vision part: `projector_type`, `image_sizes`, …
-        """
+        config: fields of [`OmniFusionConfig`] and its vision part: `projector_type`, `image_sizes`, …"""
         return import_module("omnifusion_hf.build.assemble").assemble(cls, vision, text, dtype, **config)
 
     @wraps(OmniFusionModel.get_image_features)
@@ -381,8 +379,7 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
         image_view_index: (ΣV,), 0 at each image's first view, then counting up.
         labels: (B, L), ids to predict, -100 where none; shifted inside.
         mm_encoder_outputs: `{"image": get_image_features(...)}` computed before, instead of `pixel_values`.
-        image_embeds: (B, N, D), visual tokens of each sample, padded at the end, which `generate()` passes instead.
-        """
+        image_embeds: (B, N, D), visual tokens of each sample, padded at the end, which `generate()` passes instead."""
         text = {"attention_mask": attention_mask, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
         images = {"pixel_values": pixel_values, "image_view_index": image_view_index, "image_embeds": image_embeds}
         images["mm_encoder_outputs"] = mm_encoder_outputs

@@ -255,8 +255,7 @@ class SummationProjector(Projector):
 class AttentionProjector(Projector):
     """`W gelu(attention(query=Q, key=value=[gelu(m_1) | … | gelu(m_N)])) + b` with `m_e = Σ_l c_el W_el LN_el(x_el)`.
 
-    Q is a trained matrix whose rows become the visual tokens: the reading of the paper that gives its 576 tokens.
-    """
+    Q is a trained matrix whose rows become the visual tokens: the reading of the paper that gives its 576 tokens."""
 
     reads_all_layers = True
 

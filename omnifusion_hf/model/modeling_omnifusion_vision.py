@@ -175,8 +175,7 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
         """pixel_values: (ΣV, 3, S, S), normalised for the first encoder; any float dtype.
         projector: gets the features (ΣV, P_e, d_e) one after another: one per encoder, or all layers of the first
             encoder, then of the next. It runs here, because layers are computed while it reads them and FSDP and
-            ZeRO hold the encoders' weights only in this `forward`. By default features are listed.
-        """
+            ZeRO hold the encoders' weights only in this `forward`. By default features are listed."""
         given = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
         recorded = {name: getattr(self.config, name) if value is None else value for name, value in given.items()}
         hidden_states, attentions, last_features = [], [], {}

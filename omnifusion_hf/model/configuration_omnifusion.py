@@ -293,8 +293,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
             )
         if self.predicted_vocab_size is not None and not 0 < self.predicted_vocab_size <= rows:
             raise ValueError(
-                f"predicted_vocab_size must be None or 1 to the {rows} rows of the vocabulary; "
-                f"got {self.predicted_vocab_size}."
+                f"predicted_vocab_size is None or 1 to the {rows} rows there are; got {self.predicted_vocab_size}."
             )
 
     @property

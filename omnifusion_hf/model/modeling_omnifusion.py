@@ -11,7 +11,6 @@ encoders and views, trained special tokens, and the adapters of paper section 3.
 """
 
 import copy
-import re
 from dataclasses import dataclass
 from functools import wraps
 from importlib import import_module
@@ -31,6 +30,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging, to
 
 from .configuration_omnifusion import AUTO_MAP, OmniFusionConfig
 from .generation_omnifusion import OmniFusionGenerationMixin
+from .modeling_omnifusion_projector import extensions_of
 from .modeling_omnifusion_vision import OmniFusionVisionModel, side_by_side
 from .views_omnifusion import views_per_image
 
@@ -96,8 +96,7 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
         """As transformers' own; removes weights of an earlier saving that would be loaded instead of these."""
-        # A class adds its own name only, but serving engines look for the headless AutoModel in any saved folder.
-        self.config.auto_map = dict(AUTO_MAP)
+        self.config.auto_map = dict(AUTO_MAP)  # of all classes: serving engines look for the headless AutoModel
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
             remove_earlier_weights(Path(save_directory), kwargs.get("variant"))
@@ -157,13 +156,6 @@ def quantise_only_the_llm(quantization_config):
             weights = [f"{module}.weight" for module in given if not module.endswith("weight")]
             setattr(config, name, list(dict.fromkeys([*NOT_QUANTISED, *given, *weights])))
     return config
-
-
-def extensions_of(model: PreTrainedModel) -> set[type]:
-    """The classes of the adapter and of encoders that are in files of users, which go with a saved model."""
-    parts = {model.config.projector_class, *map(type, model.base_model.vision_tower.encoders)}
-    ours = re.compile(r"(omnifusion_hf|transformers)\.|.*\bmodeling_omnifusion_(projector|vision)$")
-    return {part for part in parts if not ours.match(part.__module__)}
 
 
 def remove_earlier_weights(folder: Path, variant: str | None):
@@ -322,8 +314,8 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
 
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
         outputs = self.language_model(**given, return_dict=True, **kwargs)
-        outputs = shared_fields(outputs, OmniFusionModelOutputWithPast)
-        return OmniFusionModelOutputWithPast(**outputs, image_outputs=image_outputs)
+        shared = shared_fields(outputs, OmniFusionModelOutputWithPast)
+        return OmniFusionModelOutputWithPast(**shared, image_outputs=image_outputs)
 
 
 class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGenerationMixin):  # trf-ignore: TRF057
@@ -380,15 +372,15 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
         labels: (B, L), ids to predict, -100 where none; shifted inside.
         mm_encoder_outputs: `{"image": get_image_features(...)}` computed before, instead of `pixel_values`.
         image_embeds: (B, N, D), visual tokens of each sample, padded at the end, which `generate()` passes instead."""
-        text = {"attention_mask": attention_mask, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
         images = {"pixel_values": pixel_values, "image_view_index": image_view_index, "image_embeds": image_embeds}
-        images["mm_encoder_outputs"] = mm_encoder_outputs
-        outputs = self.model(input_ids=input_ids, **text, **images, return_dict=True, **kwargs)
+        text = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        given = {"inputs_embeds": inputs_embeds, "mm_encoder_outputs": mm_encoder_outputs, "return_dict": True}
+        outputs = self.model(**text, **images, **given, **kwargs)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden_states = outputs.last_hidden_state[:, kept]
         logits = loss = None
-        for given in (labels, kwargs.get("shift_labels")):
-            check_labels(given, self.config)
+        check_labels(labels, self.config)
+        check_labels(kwargs.get("shift_labels"), self.config)
         if self.loss_from_states is not None and self.training and labels is not None:
             loss = self.loss_from_states(hidden_states, labels, self.lm_head, self.config, **kwargs)
         else:

@@ -13,6 +13,7 @@ Provenance: `mlp` is LLaVA-1.5's adapter, `transformer` that of the authors' rel
 COMM (arXiv 2310.08825), but layers are merged as they come instead of being stacked.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
 
@@ -51,6 +52,15 @@ def register_projector(projector_type: str) -> Callable[[type[Projector]], type[
         return cls
 
     return register
+
+
+def extensions_of(model: nn.Module) -> set[type]:
+    """The classes of the adapter and of encoders that are in files of users, which go with a saved model."""
+    parts = {model.config.projector_class, *map(type, model.base_model.vision_tower.encoders)}
+    # FSDP2 makes subclasses, whose module is torch's.
+    classes = {next(cls for cls in part.__mro__ if not cls.__module__.startswith("torch.")) for part in parts}
+    ours = r"(omnifusion_hf|transformers)\.|.*\bmodeling_omnifusion_(projector|vision)$"
+    return {cls for cls in classes if not re.match(ours, cls.__module__)}
 
 
 @register_projector("mlp")

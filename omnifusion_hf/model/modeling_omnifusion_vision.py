@@ -12,7 +12,7 @@ in use are not built, and an adapter of all layers (paper section 3.2) gets each
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -37,16 +37,13 @@ class TensorEmbeddings:
         return self.embeddings.patch_embeddings.projection
 
 
-class DonutSwinEncoder(TensorEmbeddings, DonutSwinModel):  # trf-ignore: TRF057
-    pass
+class DonutSwinEncoder(TensorEmbeddings, DonutSwinModel): ...  # trf-ignore: TRF057
 
 
-class SwinEncoder(TensorEmbeddings, SwinModel):  # trf-ignore: TRF057
-    pass
+class SwinEncoder(TensorEmbeddings, SwinModel): ...  # trf-ignore: TRF057
 
 
-class Swinv2Encoder(TensorEmbeddings, Swinv2Model):  # trf-ignore: TRF057
-    pass
+class Swinv2Encoder(TensorEmbeddings, Swinv2Model): ...  # trf-ignore: TRF057
 
 
 ENCODER_CLASSES = {DonutSwinModel: DonutSwinEncoder, SwinModel: SwinEncoder, Swinv2Model: Swinv2Encoder}
@@ -87,12 +84,6 @@ def use_attention_that_takes_float32(encoder: PreTrainedModel):
             f"{encoder.config.model_type} is in float32, which {chosen} does not take; it uses sdpa. In bfloat16 the "
             "whole model uses the chosen attention."
         )
-
-
-def needs_graph(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> bool:
-    """False for a frozen encoder, although activation checkpointing lets its embeddings require gradients."""
-    trained = pixel_values.requires_grad or any(parameter.requires_grad for parameter in encoder.parameters())
-    return torch.is_grad_enabled() and trained
 
 
 def each_layer(encoder: PreTrainedModel, pixel_values: torch.Tensor, with_graph: bool) -> Iterator[torch.Tensor]:
@@ -167,10 +158,7 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
 
     @can_return_tuple
     def forward(  # trf-ignore: TRF057
-        self,
-        pixel_values: torch.Tensor,
-        projector: Callable[[Iterable[torch.Tensor]], Any] = list,
-        **kwargs: Unpack[TransformersKwargs],
+        self, pixel_values: torch.Tensor, projector: Callable = list, **kwargs: Unpack[TransformersKwargs]
     ) -> OmniFusionVisionOutput:
         """pixel_values: (ΣV, 3, S, S), normalised for the first encoder; any float dtype.
         projector: gets the features (ΣV, P_e, d_e) one after another: one per encoder, or all layers of the first
@@ -200,7 +188,9 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
     def _encode(self, index: int, pixel_values: torch.Tensor, recorded: dict) -> tuple[dict, Iterable[torch.Tensor]]:
         """Outputs of encoder `index`, empty if its layers are computed one by one, and its hidden states in use."""
         encoder, views = self.encoders[index], self._views_for(index, pixel_values)
-        with_graph = needs_graph(encoder, views)
+        # A frozen encoder keeps no graph, although activation checkpointing lets its embeddings require gradients.
+        trained = views.requires_grad or any(parameter.requires_grad for parameter in encoder.parameters())
+        with_graph = torch.is_grad_enabled() and trained
         use_attention_that_takes_float32(encoder)
         views = views.to(encoder.dtype)
         can_stream = family_of(encoder.config).blocks is not None

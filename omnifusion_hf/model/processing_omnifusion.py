@@ -23,7 +23,6 @@ import numpy as np
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
-from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .image_processing_omnifusion import flat, images_per_prompt
@@ -212,10 +211,7 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         return build.assemble_processor(cls, vision, text, chat_template, image_options or {}, **config)
 
     def __call__(  # trf-ignore: TRF057
-        self,
-        images: ImageInput | None = None,
-        text: TextInput | PreTokenizedInput | list[TextInput] | list[PreTokenizedInput] | None = None,
-        **kwargs: Unpack[ProcessingKwargs],
+        self, images: ImageInput | None = None, text: str | list[str] | None = None, **kwargs: Unpack[ProcessingKwargs]
     ) -> BatchFeature:
         """`input_ids` and `attention_mask` (B, L), `pixel_values` (ΣV, 3, S, S), `image_view_index` (ΣV,). Raises
         `ValueError` if images, regions and placeholders do not match, or if truncation cuts into an image."""

@@ -19,7 +19,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from ..model.configuration_omnifusion import SPECIAL_TOKENS, OmniFusionConfig, OmniFusionVisionConfig
 from ..model.image_processing_omnifusion import OmniFusionImageProcessor
-from ..model.modeling_omnifusion_vision import last_layers, trim_encoder
+from ..model.modeling_omnifusion_vision import trim_encoder
 from ..model.processing_omnifusion import OmniFusionProcessor
 from .chat_template import chat_template_for
 from .check_llm import CURE, check_answers, check_family, check_head
@@ -141,8 +141,7 @@ def language_part(llm: PreTrainedModel, kind: type[PreTrainedModel]) -> PreTrain
 def fill_tower(model: PreTrainedModel, vision: list[str], dtype: torch.dtype | str):
     """Replaces the tower's encoders by the pretrained ones, without the layers above the one in use."""
     tower, vision_config = model.model.vision_tower, model.config.vision_config
-    layers = last_layers(vision_config, model.config.vision_feature_layer)
-    for index, (name, layer) in enumerate(zip(vision, layers)):
+    for index, (name, layer) in enumerate(zip(vision, tower.feature_layers)):
         encoder, loading = AutoModel.from_pretrained(
             name, config=vision_config.encoder_configs[index], dtype=dtype, output_loading_info=True
         )

@@ -32,7 +32,7 @@ class EncoderPreset:
         """Raises `ValueError` if encoder `index` of a configuration is not the one of this preset."""
         config = vision_config.encoder_configs[index]
         alone = OmniFusionVisionConfig(encoder_configs=[config])
-        found = (alone.num_patches(0), alone.hidden_size, alone.image_size)
+        found = (alone.encoder_outputs[0].num_patches, alone.hidden_size, alone.image_size)
         if found != (self.tokens, self.width, self.image_size):
             raise ValueError(
                 f"{name} should give {self.tokens} tokens of width {self.width} at {self.image_size} px, but the "

@@ -7,7 +7,7 @@
 """Configuration of OmniFusion (arXiv 2404.06212): 1-N frozen vision encoders, a trainable adapter, a decoder-only LLM.
 
 Provenance: fields as in transformers' `LlavaConfig`; encoders as in the paper's encoder table. Differences: several
-encoders, and numbers that follow from them are properties. An invalid mix raises when the configuration is made.
+encoders, and numbers that follow from them are properties. An invalid mix raises `ValueError` here.
 """
 
 import re
@@ -18,19 +18,18 @@ from packaging.version import Version
 
 
 # The package and remote code both import this file first.
-TRANSFORMERS_VERSIONS = ("5.13", "6")  # the oldest that works, the first that does not
-if not Version(TRANSFORMERS_VERSIONS[0]) <= Version(transformers.__version__) < Version(TRANSFORMERS_VERSIONS[1]):
+TRANSFORMERS_VERSIONS = oldest, too_new = "5.13", "6"  # the oldest that works, the first that does not
+if not Version(oldest) <= Version(transformers.__version__) < Version(too_new):
     raise ImportError(
-        f"OmniFusion needs transformers {TRANSFORMERS_VERSIONS[0]} or newer, before {TRANSFORMERS_VERSIONS[1]}; "
-        f"installed is {transformers.__version__}: "
-        f"pip install 'transformers>={TRANSFORMERS_VERSIONS[0]},<{TRANSFORMERS_VERSIONS[1]}'"
+        f"OmniFusion needs transformers {oldest} or newer, before {too_new}; installed is {transformers.__version__}: "
+        f"pip install 'transformers>={oldest},<{too_new}'"
     )
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, CLIPVisionConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-from .encoder_families_omnifusion import ENCODER_FAMILIES, EncoderOutputs, encoder_outputs, own_size, side_of
+from .encoder_families_omnifusion import EncoderOutputs, encoder_outputs, family_of, own_size, side_of
 from .modeling_omnifusion_projector import PROJECTORS, Projector
 
 
@@ -64,17 +63,11 @@ def encoder_config(given: dict | PreTrainedConfig) -> PreTrainedConfig:
 
 
 def published_normalization(config: PreTrainedConfig) -> dict[str, list[float]]:
-    """Of an encoder's family, or that of its weights in timm; empty if none is known."""
+    """Of an encoder's weights in timm, or of its family; empty if none is known."""
     timm = getattr(config, "pretrained_cfg", None) or {}
     if "mean" in timm:
         return {"image_mean": list(timm["mean"]), "image_std": list(timm["std"])}
-    family = ENCODER_FAMILIES.get(config.model_type)
-    return family.normalization if family else {}
-
-
-def default_layer(config: PreTrainedConfig) -> int:
-    family = ENCODER_FAMILIES.get(config.model_type)
-    return family.feature_layer if family else -1
+    return family_of(config).normalization
 
 
 def saved_fields(config: PreTrainedConfig) -> dict:
@@ -84,17 +77,14 @@ def saved_fields(config: PreTrainedConfig) -> dict:
 
 @strict
 class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
-    r"""
-    The vision encoders, in the order in which the adapter sees them (paper section 3.1 and the encoder table).
+    r"""The vision encoders, in the order in which the adapter sees them (paper section 3.1 and the encoder table).
 
-    encoder_configs: configurations (objects or dicts with `model_type`) of vision models in transformers that give
-        patch features: CLIP, SigLIP, DINOv2, DINOv3, Swin, ConvNeXt, timm … (docs/encoders.md). Default: CLIP
-        ViT-L/14-336.
-    image_sizes: side in pixels of a view for each encoder; by default the encoder's own. The first one is the size of
+    encoder_configs: configurations (or dicts with `model_type`) of vision models in transformers that give patch
+        features: CLIP, SigLIP, DINOv2, DINOv3, Swin, timm … (docs/encoders.md). Default: CLIP ViT-L/14-336.
+    image_sizes: side in pixels of a view for each encoder, by default its own. The first one is the size of
         `pixel_values`; the model resizes views for the other encoders on the device.
     image_normalizations: `{"image_mean": [...], "image_std": [...]}` per encoder, RGB in [0, 1]. None, for one encoder
-        or for all, is the family's published normalisation.
-    """
+        or for all, is the family's published normalisation."""
 
     model_type = "omnifusion_vision"
     base_config_key = "vision_config"
@@ -119,15 +109,12 @@ class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         super().__post_init__(**kwargs)
 
     def _set_normalizations(self):
-        if self.image_normalizations is None:
-            self.image_normalizations = [None] * len(self.encoder_configs)
-        check_one_per_encoder("image_normalizations", self.image_normalizations, self.encoder_configs)
-        self.image_normalizations = [
-            published_normalization(config) | (given or {})
-            for given, config in zip(self.image_normalizations, self.encoder_configs)
-        ]
-        for config, normalization in zip(self.encoder_configs, self.image_normalizations):
-            if normalization.keys() != {"image_mean", "image_std"}:
+        given = [None] * len(self.encoder_configs) if self.image_normalizations is None else self.image_normalizations
+        check_one_per_encoder("image_normalizations", given, self.encoder_configs)
+        self.image_normalizations = []
+        for config, normalization in zip(self.encoder_configs, given):
+            self.image_normalizations.append(published_normalization(config) | (normalization or {}))
+            if self.image_normalizations[-1].keys() != {"image_mean", "image_std"}:
                 raise ValueError(
                     f"Vision encoder `{config.model_type}` is not supported: no normalisation of its images is known; "
                     "set image_normalizations or call register_encoder (of a two-tower model pass its vision_config)."
@@ -167,6 +154,11 @@ class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         return self.image_sizes[0]
 
     @property
+    def encoder_outputs(self) -> list[EncoderOutputs]:
+        """Tokens, widths and layers of each encoder for one view."""
+        return [encoder_outputs(config, size) for config, size in zip(self.encoder_configs, self.image_sizes)]
+
+    @property
     def hidden_sizes(self) -> list[int]:
         """Width of each encoder's patch features."""
         return [outputs.width for outputs in self.encoder_outputs]
@@ -176,36 +168,24 @@ class OmniFusionVisionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         """Width of the encoders' concatenated features."""
         return sum(self.hidden_sizes)
 
-    @property
-    def encoder_outputs(self) -> list[EncoderOutputs]:
-        """Tokens, widths and layers of each encoder for one view."""
-        return [encoder_outputs(config, size) for config, size in zip(self.encoder_configs, self.image_sizes)]
-
-    def num_patches(self, index: int) -> int:
-        """Patch features of encoder `index` for one view."""
-        return self.encoder_outputs[index].num_patches
-
 
 @strict
 class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
-    r"""
-    Configuration of [`OmniFusionForConditionalGeneration`].
+    r"""Configuration of [`OmniFusionForConditionalGeneration`].
 
-    projector_type: the adapter (paper section 3.2). `mlp` and `transformer` concatenate the encoders' channels and
-        need equal token counts; `concatenation` concatenates their tokens; `summation` adds up all layers of all
-        encoders; `attention` reads all layers with trained queries. `register_projector` adds others.
+    projector_type: the adapter (paper section 3.2; docs/data_path.md). `mlp` and `transformer` concatenate the
+        encoders' channels and need equal token counts; `concatenation` concatenates their tokens; `summation` and
+        `attention` read all layers. `register_projector` adds others.
     projector_num_attention_heads, projector_intermediate_size, projector_dropout: heads, feed-forward width and
         dropout in training (defaults: v1.1's) of `transformer` and `concatenation`; heads and dropout of `attention`.
     projector_num_queries: rows of the trained matrix of `attention`, its visual tokens per view.
     vision_feature_layer: the hidden state of each encoder that is used: 0 is the output of the embeddings, -1 that of
-        the last layer. `summation` and `attention` take `"all"` only. Default of the others: -2 as in the paper (-1
-        for InternViT and Swin).
+        the last layer; `"all"` with `summation` and `attention`. Default: -2 as in the paper (-1 for InternViT, Swin).
     vision_feature_select_strategy: `"default"` drops the CLS token, as the paper always does; `"full"` keeps it.
     image_token_id, ..., bot_token_id: vocabulary rows of the special tokens, trained in both stages, never generated.
-    predicted_vocab_size: rows from this one on get no probability in loss and generation; by default every row is
-        predicted. Converted v1.1 sets it, so that its added rows do not change its distribution. Labels of such rows
-        raise `ValueError`. `resize_token_embeddings` unsets it; unset it to train tokens added to free rows.
-    """
+    predicted_vocab_size: rows from this one on get no probability in loss and generation, so that the rows added to
+        v1.1 do not change its distribution; None predicts every row. A label of such a row raises `ValueError`.
+        `resize_token_embeddings` unsets it; unset it to train tokens added to free rows."""
 
     model_type = "omnifusion"
     # Not `sub_configs_defaults` (transformers 5.20+): it omits default values, which differ between versions.
@@ -242,10 +222,9 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
                 f"projector_type `{self.projector_type}` is unknown; use one of {list(PROJECTORS)}, or import the "
                 "file that registers it (for commands set OMNIFUSION_EXTENSIONS=FILE.py)."
             )
-        self._set_feature_layers()
         # Text configurations have the flag for their own head; ours needs it here.
         self.tie_word_embeddings = self.tie_word_embeddings or getattr(self.text_config, "tie_word_embeddings", False)
-        self._check_feature_layers()
+        self._set_feature_layers()
         self._check_projector()
         self._check_vocabulary()
 
@@ -253,25 +232,21 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
         return super().to_diff_dict() | {name: saved_fields(getattr(self, name)) for name in self.sub_configs}
 
     def _set_feature_layers(self):
-        encoders, given = self.vision_config.encoder_configs, self.vision_feature_layer
-        if isinstance(given, int):
-            self.vision_feature_layer = [given] * len(encoders)
-        elif given is None:
-            published = [default_layer(config) for config in encoders]
-            self.vision_feature_layer = "all" if self.projector_class.reads_all_layers else published
-
-    def _check_feature_layers(self):
-        if (self.vision_feature_layer == "all") != self.projector_class.reads_all_layers:
+        encoders, reads_all = self.vision_config.encoder_configs, self.projector_class.reads_all_layers
+        if isinstance(self.vision_feature_layer, int):
+            self.vision_feature_layer = [self.vision_feature_layer] * len(encoders)
+        elif self.vision_feature_layer is None:
+            self.vision_feature_layer = "all" if reads_all else [family_of(each).feature_layer for each in encoders]
+        if (self.vision_feature_layer == "all") != reads_all:
             readers = [name for name, cls in PROJECTORS.items() if cls.reads_all_layers]
             raise ValueError(
                 f"vision_feature_layer {self.vision_feature_layer} with projector_type `{self.projector_type}`: "
                 f"{' and '.join(readers)} read all layers, the others one layer of each encoder; omit it."
             )
-        if self.vision_feature_layer == "all":
+        if reads_all:
             return
-        encoders, outputs = self.vision_config.encoder_configs, self.vision_config.encoder_outputs
         check_one_per_encoder("vision_feature_layer", self.vision_feature_layer, encoders)
-        for layer, config, output in zip(self.vision_feature_layer, encoders, outputs):
+        for layer, config, output in zip(self.vision_feature_layer, encoders, self.vision_config.encoder_outputs):
             depth = output.num_layers
             lowest, highest = (-depth - 1, depth) if output.has_embeddings else (-depth, depth)
             if not lowest <= layer <= highest or (layer == 0 and not output.has_embeddings):
@@ -293,8 +268,8 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
                 f"per view; set image_sizes (now {self.vision_config.image_sizes}) to equal image size / patch size, "
                 "or use concatenation, summation or attention."
             )
-        pyramids = [output.is_pyramid for output in self.vision_config.encoder_outputs]
-        if self.projector_class.reads_all_layers and any(pyramids):
+        has_pyramid = any(output.is_pyramid for output in self.vision_config.encoder_outputs)
+        if self.projector_class.reads_all_layers and has_pyramid:
             families = [config.model_type for config in self.vision_config.encoder_configs]
             raise ValueError(
                 f"projector_type `{self.projector_type}` reads all layers on one grid, but one of {families} changes "
@@ -318,8 +293,7 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
             )
         if self.predicted_vocab_size is not None and not 0 < self.predicted_vocab_size <= rows:
             raise ValueError(
-                f"predicted_vocab_size must be None or 1 to the {rows} rows of the vocabulary; "
-                f"got {self.predicted_vocab_size}."
+                f"predicted_vocab_size is None or 1 to the {rows} rows there are; got {self.predicted_vocab_size}."
             )
 
     @property
@@ -330,9 +304,8 @@ class OmniFusionConfig(PreTrainedConfig):  # trf-ignore: TRF057
     @property
     def num_encoder_tokens(self) -> list[int]:
         """Tokens per view of each encoder, with CLS if it is kept."""
-        keep_prefix = self.vision_feature_select_strategy == "full"
-        outputs = self.vision_config.encoder_outputs
-        return [output.num_patches + keep_prefix * output.prefix_tokens for output in outputs]
+        keep = self.vision_feature_select_strategy == "full"
+        return [output.num_patches + keep * output.prefix_tokens for output in self.vision_config.encoder_outputs]
 
     @property
     def projector_class(self) -> type[Projector]:

@@ -1,13 +1,9 @@
-# Copyright 2026 The omnifusion_hf authors. All rights reserved.
-# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
-# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0 Unless required by
-# applicable law or agreed to in writing, software distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the License for the specific language
-# governing permissions and limitations under the License.
+# Copyright 2026 The omnifusion_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """What the configuration knows of vision encoders: what differs between families, and the shapes of hidden states.
 
-Any vision model of transformers with hidden states on a grid can be an encoder. A family with `blocks` is trimmed to
-the layer in use and yields its layers one by one; the others run as they are and report their hidden states.
+Any vision model of transformers with hidden states on a grid can be one. A family with `blocks` is trimmed to the
+layer in use and yields its layers one by one; the others run as they are and report their hidden states.
 """
 
 import inspect
@@ -24,22 +20,14 @@ from transformers.modeling_utils import PreTrainedModel
 
 @dataclass(frozen=True)
 class EncoderFamily:
-    """What differs between the families of vision models.
+    """What differs between the families of vision models."""
 
-    normalization: the published one, the default of `image_normalizations`.
-    feature_layer: the default of `vision_feature_layer` (paper, encoder table).
-    prefix_tokens: before the patches (CLS), dropped by `vision_feature_select_strategy="default"`; None: counted.
-    blocks: the path of its blocks, if they can be called one by one.
-    after_blocks: the names of modules after them, which are not used.
-    block_arguments: of a block's `forward`, after the hidden states.
-    """
-
-    normalization: dict[str, list[float]]
-    feature_layer: int = -2
-    prefix_tokens: int | None = None
-    blocks: str | None = None
-    after_blocks: tuple[str, ...] = ()
-    block_arguments: tuple = ()
+    normalization: dict[str, list[float]]  # the published one, the default of `image_normalizations`
+    feature_layer: int = -2  # the default of `vision_feature_layer` (paper, encoder table)
+    prefix_tokens: int | None = None  # before the patches (CLS), dropped by "default"; None: counted
+    blocks: str | None = None  # the path of its blocks, if they can be called one by one
+    after_blocks: tuple[str, ...] = ()  # the names of modules after them, which are not used
+    block_arguments: tuple = ()  # of a block's `forward`, after the hidden states
 
 
 CLIP = {"image_mean": image_utils.OPENAI_CLIP_MEAN, "image_std": image_utils.OPENAI_CLIP_STD}
@@ -68,21 +56,20 @@ def register_encoder(model_type: str, normalization: dict[str, list[float]], fea
     ENCODER_FAMILIES[model_type] = EncoderFamily(normalization, feature_layer)
 
 
+def family_of(config: PreTrainedConfig) -> EncoderFamily:
+    return ENCODER_FAMILIES.get(config.model_type, EncoderFamily({}, -1))
+
+
 @dataclass(frozen=True)
 class EncoderOutputs:
-    """The hidden states of one view.
-
-    num_patches, width: of the last one. num_layers: how many there are after that of the embeddings.
-    is_pyramid: whether their shapes differ, so that only the last one can be used.
-    has_embeddings: whether hidden state 0, the output of the embeddings, is reported.
-    """
+    """The hidden states of one view."""
 
     prefix_tokens: int
-    num_patches: int
+    num_patches: int  # of the last one, as is its width
     width: int
-    num_layers: int
-    is_pyramid: bool = False
-    has_embeddings: bool = True
+    num_layers: int  # how many there are after that of the embeddings
+    is_pyramid: bool = False  # their shapes differ, so that only the last one can be used
+    has_embeddings: bool = True  # hidden state 0, the output of the embeddings, is reported
 
 
 def side_of(size: int | list[int] | tuple[int, int], name: str) -> int:
@@ -106,33 +93,28 @@ def own_size(config: PreTrainedConfig) -> int:
 
 def encoder_outputs(config: PreTrainedConfig, size: int) -> EncoderOutputs:
     """What an encoder yields for a view of side `size`. Raises `ValueError` if it cannot be an encoder, or not so."""
-    family = ENCODER_FAMILIES.get(config.model_type, EncoderFamily({}))
-    if family.prefix_tokens is None:
+    prefix = family_of(config).prefix_tokens
+    if prefix is None:
         return outputs_on_meta(config.to_json_string(), size)
     side = size // side_of(config.patch_size, "patch_size")
     for _ in getattr(config, "depths", [None])[1:]:  # Swin halves its grid after every stage but the last
         side = (side + 1) // 2
-    pyramid = hasattr(config, "depths")
-    return EncoderOutputs(family.prefix_tokens, side**2, config.hidden_size, config.num_hidden_layers, pyramid)
+    return EncoderOutputs(prefix, side**2, config.hidden_size, config.num_hidden_layers, hasattr(config, "depths"))
 
 
 @torch.compiler.assume_constant_result
 @lru_cache
 def outputs_on_meta(config_json: str, size: int) -> EncoderOutputs:
-    """Runs the encoder without weights on the meta device, which computes shapes only."""
+    """Runs the encoder without weights on the meta device. Raises `ValueError` if its patches are not a grid."""
     config = AutoConfig.for_model(**json.loads(config_json))
     try:
         with torch.device("meta"), torch.no_grad():
             encoder = AutoModel.from_config(config).eval()
-            states = hidden_states(encoder, torch.zeros(1, 3, size, size))
+            inputs = encoder_inputs(encoder, torch.zeros(1, 3, size, size))
+            states = as_sequences(encoder, encoder(**inputs, output_hidden_states=True, return_dict=True))
     except (AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"`{config.model_type}` gives no hidden states of a view of {size} px: {reason}") from None
-    return outputs_of(config, states, size)
-
-
-def outputs_of(config: PreTrainedConfig, states: list[torch.Tensor], size: int) -> EncoderOutputs:
-    """From hidden states of one view, (1, tokens, d) or None each. Raises `ValueError` if patches are not a grid."""
     shapes = [tuple(state.shape[1:]) for state in states if state is not None]
     (tokens, width), is_pyramid = shapes[-1], len(set(shapes)) > 1
     patch = getattr(config, "patch_size", None)
@@ -143,13 +125,6 @@ def outputs_of(config: PreTrainedConfig, states: list[torch.Tensor], size: int) 
             f"patches ({patches} expected); use an encoder that keeps all of them."
         )
     return EncoderOutputs(tokens - patches, patches, width, len(states) - 1, is_pyramid, states[0] is not None)
-
-
-def hidden_states(encoder: PreTrainedModel, views: torch.Tensor) -> list[torch.Tensor]:
-    """Of views (V, 3, S, S): each hidden state of an encoder (V, tokens, d), by its public outputs."""
-    return as_sequences(
-        encoder, encoder(**encoder_inputs(encoder, views), output_hidden_states=True, return_dict=True)
-    )
 
 
 def as_sequences(encoder: PreTrainedModel, outputs) -> list[torch.Tensor | None]:
@@ -177,6 +152,3 @@ def encoder_inputs(encoder: PreTrainedModel, views: torch.Tensor) -> dict[str, t
     mask = torch.ones(patches.shape[:2], dtype=torch.long, device=views.device)  # (V, side²)
     shapes = torch.full((len(views), 2), side, device=views.device)  # (V, 2)
     return {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes}
-
-
-__all__ = ["ENCODER_FAMILIES", "register_encoder"]

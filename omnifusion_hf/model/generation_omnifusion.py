@@ -1,9 +1,5 @@
-# Copyright 2026 The omnifusion_hf authors. All rights reserved.
-# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
-# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0 Unless required by
-# applicable law or agreed to in writing, software distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the License for the specific language
-# governing permissions and limitations under the License.
+# Copyright 2026 The omnifusion_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """Changes to `generate()`: suppressed tokens, n-gram ban without the prompt, images encoded once for each sample.
 
 Provenance: transformers' `GenerationMixin`; the n-gram ban over the answer only is that of the authors' release v1.1.
@@ -52,8 +48,7 @@ class OmniFusionGenerationMixin(GenerationMixin):
         **kwargs,
     ):
         """As transformers' own. With a kept cache, images are those of the whole conversation or only the new ones.
-        Special tokens are never generated. `no_repeat_ngram_in_prompt=False` in the generation configuration
-        (converted v1.1 has it) limits the n-gram ban to the answer.
+        `no_repeat_ngram_in_prompt=False` in the generation configuration (v1.1) limits the n-gram ban to the answer.
         """
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
         processors = [SuppressSpecialTokens(self.config.special_token_ids, device=self.device)]
@@ -75,25 +70,15 @@ class OmniFusionGenerationMixin(GenerationMixin):
         given = (kwargs.get(name), getattr(generation_config, name, None), getattr(self.generation_config, name, None))
         return next((value for value in given if value is not None), None)
 
-    def _images_for_generation(self, input_ids: torch.LongTensor, kwargs: dict) -> dict:
-        """The images in `kwargs` as one row of visual tokens per sample, which `generate()` can repeat."""
-        given = [kwargs.pop(name, None) for name in ("pixel_values", "image_view_index", "mm_encoder_outputs")]
-        tokens = self._new_visual_tokens(input_ids, _cached_length(kwargs), *given)
-        if not any(map(len, tokens)):
-            return {}
-        if kwargs.get("assistant_model") is None:
-            return {"image_embeds": pad_sequence(tokens, batch_first=True)}  # (B, N, D)
-        # A draft model does not get this argument; it drafts for one sample, so that nothing is repeated.
-        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=tokens)}}
-
     @torch.no_grad()
-    def _new_visual_tokens(
-        self, input_ids: torch.LongTensor, cached_length: int, pixel_values, image_view_index, mm_encoder_outputs
-    ) -> list[torch.Tensor]:
-        """Visual tokens for the places after a kept cache, one (N, D) per sample; `ValueError` for a wrong number."""
+    def _images_for_generation(self, input_ids: torch.LongTensor, kwargs: dict) -> dict:
+        """The images in `kwargs`, which are taken out, as one row of visual tokens per sample, which `generate()` can
+        repeat: those for the places after a kept cache. Raises `ValueError` for a wrong number."""
+        names = ("pixel_values", "image_view_index", "mm_encoder_outputs")
+        pixel_values, image_view_index, outputs = (kwargs.pop(name, None) for name in names)
+        outputs = (outputs or {}).get("image")
         is_image = input_ids == self.config.image_token_id
-        all_, new = (places.sum(-1).tolist() for places in (is_image, is_image[:, cached_length:]))
-        outputs = (mm_encoder_outputs or {}).get("image")
+        all_, new = (places.sum(-1).tolist() for places in (is_image, is_image[:, _cached_length(kwargs) :]))
         if pixel_values is not None:
             views, unseen = ([count // self.config.image_seq_length for count in counts] for counts in (all_, new))
             if len(pixel_values) == sum(views):  # the whole conversation: cached images are not encoded again
@@ -110,7 +95,13 @@ class OmniFusionGenerationMixin(GenerationMixin):
                 f"{len(tokens)}; make both with one OmniFusionProcessor, and with a kept cache pass all images or "
                 "only new ones."
             )
-        return [sample[len(sample) - last :] for sample, last in zip(tokens.split(given), new)]
+        rows = [sample[len(sample) - last :] for sample, last in zip(tokens.split(given), new)]  # (N, D) each
+        if not any(new):
+            return {}
+        if kwargs.get("assistant_model") is None:
+            return {"image_embeds": pad_sequence(rows, batch_first=True)}  # (B, N, D)
+        # A draft model does not get this argument; it drafts for one sample, so that nothing is repeated.
+        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=rows)}}
 
     @wraps(GenerationMixin.prepare_inputs_for_generation)
     def prepare_inputs_for_generation(self, *args, is_first_iteration: bool = False, **kwargs) -> dict:
@@ -127,6 +118,3 @@ def _cached_length(kwargs: dict) -> int:
         return 0 if cache is None else cache.get_seq_length()
     except ValueError:  # the states of Mamba have a past, but no length
         return 1
-
-
-__all__ = ["OmniFusionGenerationMixin"]

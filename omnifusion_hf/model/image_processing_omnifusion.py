@@ -12,7 +12,7 @@ Provenance: transformers' Pillow backend; crop and normalisation are CLIP's. Dif
 
 import base64
 import os
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from io import BytesIO
 from threading import Lock
 from time import monotonic
@@ -34,10 +34,6 @@ from transformers.utils import is_torch_tensor
 from .views_omnifusion import Box, ImageFit, ImageViews, ViewStrategy, image_views, region_views, regions_per_image
 
 
-# Saved beside `resample`, so that a later change of resampling is visible in the file.
-RECORDED = {"backend": "pil", "antialias": True}
-
-
 class OmniFusionImageProcessorKwargs(ImagesKwargs, total=False):
     """Options of the processor and of a call; `regions` and `crop_to_patches` are given per call."""
 
@@ -51,6 +47,8 @@ class OmniFusionImageProcessorKwargs(ImagesKwargs, total=False):
     crop_to_patches: bool  # True also returns `num_patches`, the views of each image; TRL's GRPO sets it
 
 
+# Saved beside `resample`, so that a later change of resampling is visible in the file.
+RECORDED = {"backend": "pil", "antialias": True}
 MAX_DOWNLOAD_BYTES, MAX_DOWNLOAD_SECONDS = 2**27, 120
 MAX_RESIZED_PIXELS = 2**24  # a resized image is never larger: 4096 x 4096 pixels, 48 MB
 CHANNELS = (1, 3, 4)
@@ -64,14 +62,27 @@ _pillow_limit = Lock()
 def load_image(source, max_pixels: int, input_data_format=None, do_convert_rgb: bool = True) -> Image.Image:
     """The image as a viewer shows it: decoded, upright, on white where transparent, RGB; `do_convert_rgb=False` only
     decodes. `source` is a PIL image, an array or tensor ([`array_to_image`]) or anything that [`open_image`] opens.
-    Other input and broken images raise a `ValueError` that names them.
-    """
+    Other input and broken images raise a `ValueError` that names them."""
     if isinstance(source, np.ndarray) or is_torch_tensor(source):
         source = array_to_image(source, input_data_format)
-    if isinstance(source, Image.Image):
-        return _decoded(source, max_pixels, do_convert_rgb)
-    with open_image(source, max_pixels) as image:
-        return _decoded(image, max_pixels, do_convert_rgb)
+    opened = nullcontext(source) if isinstance(source, Image.Image) else open_image(source, max_pixels)
+    with opened as image:
+        name = str(getattr(image, "filename", "") or f"An image of mode {image.mode}")
+        _check_pixels(image, name, max_pixels)
+        with _naming(name):
+            image.load()
+        _check_pixels(image, name, max_pixels)  # the header of an icon may declare another size
+        if not do_convert_rgb:
+            return image
+        turn = None
+        with suppress(Exception):  # malformed EXIF turns nothing, as in viewers
+            turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        with _naming(name, "cannot be shown"):
+            image = _to_rgb(image)
+            if turn is not None:
+                image = image.transpose(turn)
+                image.info = {}  # its EXIF would turn it again
+            return image
 
 
 def open_image(source, max_pixels: int) -> Image.Image:
@@ -165,25 +176,6 @@ def _download(url: str) -> bytes:
     return bytes(data)
 
 
-def _decoded(image: Image.Image, max_pixels: int, do_convert_rgb: bool) -> Image.Image:
-    name = str(getattr(image, "filename", "") or f"An image of mode {image.mode}")
-    _check_pixels(image, name, max_pixels)
-    with _naming(name):
-        image.load()
-    _check_pixels(image, name, max_pixels)  # the header of an icon may declare another size
-    if not do_convert_rgb:
-        return image
-    turn = None
-    with suppress(Exception):  # malformed EXIF turns nothing, as in viewers
-        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
-    with _naming(name, "cannot be shown"):
-        image = _to_rgb(image)
-        if turn is not None:
-            image = image.transpose(turn)
-            image.info = {}  # its EXIF would turn it again
-        return image
-
-
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Transparency on white, 16-bit scaled to 8. `ValueError` for 32-bit modes, which have no range of brightness."""
     if image.mode.startswith("I;16") or image.mode == "I":
@@ -194,9 +186,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     elif image.mode == "F":
         raise ValueError("mode F (32-bit float) has no defined range of brightness; scale it to 8 bit")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -204,11 +194,11 @@ def array_to_image(array, input_data_format=None) -> Image.Image:
     """An image from (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels. If both layouts fit, an array is (H, W, C)
     and a tensor (C, H, W); `input_data_format` overrides. Values: see [`to_levels`]."""
     with _naming(f"An image given as {type(array).__name__}", "cannot be read"):
-        axes = [0, -1] if is_torch_tensor(array) else [-1, 0]
         if is_torch_tensor(array):
-            array = array.detach().cpu()
+            axes, array = [0, -1], array.detach().cpu()
             array = (array.float() if array.is_floating_point() else array).numpy()  # numpy has no bfloat16
-        array = np.asarray(array)
+        else:
+            axes, array = [-1, 0], np.asarray(array)
         if input_data_format is not None:
             axes = [0 if ChannelDimension(input_data_format) is ChannelDimension.FIRST else -1]
         if array.ndim == 2:
@@ -256,9 +246,8 @@ def images_per_prompt(images) -> list[int] | None:
 def cut_image(image: Image.Image, views: ImageViews, side: int, resample: int, background: tuple) -> list[Image.Image]:
     """The views of an image, `side` x `side`; outside the image they have the background colour.
 
-    Whole image and tiles are cut from the resized image, because Pillow reads a box in float32 and would be off by
-    one level here and there. Regions, and strips whose resized image would be too large, are resampled directly.
-    """
+    Whole image and tiles are cut from the resized image: Pillow reads a box in float32 and would be off by one level
+    here and there. Regions, and strips whose resized image would be too large, are resampled directly."""
     resized = {image.size: image}
 
     def cut(box: Box, directly: bool) -> Image.Image:
@@ -280,14 +269,12 @@ def cut_image(image: Image.Image, views: ImageViews, side: int, resample: int, b
 
 
 class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
-    r"""
-    Turns images into views: `pixel_values` (ΣV, 3, S, S) float32, flat over the batch, and `image_view_index` (ΣV,),
-    which counts from 0 within each image. The views of an image: the whole image, the tiles of `view_strategy="grid"`,
-    the `regions` of the call. Images are everything that [`load_image`] takes, alone, listed or nested per prompt.
+    r"""Turns images into views: `pixel_values` (ΣV, 3, S, S) float32, flat over the batch, and `image_view_index`
+    (ΣV,), which counts from 0 within each image. The views of an image: the whole image, the tiles of
+    `view_strategy="grid"`, the `regions` of the call. Images: all that [`load_image`] takes, alone, listed or nested.
 
     `do_rescale=False` with `do_normalize=False` leaves views in 0..255; `image_mean` and `image_std` are always in
-    0..1. Source: paper section 3.3; v1.1 uses `image_fit="crop"`, bicubic, S=336.
-    """
+    0..1. Source: paper section 3.3; v1.1 uses `image_fit="crop"`, bicubic, S=336."""
 
     valid_kwargs = OmniFusionImageProcessorKwargs
     model_input_names = ["pixel_values", "image_view_index"]
@@ -339,22 +326,21 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
         return load_image(image, max_image_pixels, None, do_convert_rgb)
 
     def _preprocess(
-        self, images: list[Image.Image], size, resample, do_rescale, rescale_factor, do_normalize, image_mean,
-        image_std, return_tensors, **kwargs,
-    ) -> BatchFeature:  # fmt: skip
+        self, images: list[Image.Image], size, do_rescale, do_normalize, image_mean, return_tensors, **kwargs
+    ) -> BatchFeature:
         background = tuple(round(255 * mean) for mean in image_mean)
         plan = self.plan_views([(image.height, image.width) for image in images], size=size, **kwargs)
         views, image_view_index = [], []
         for image, boxes in zip(images, plan):
             if len(image.getbands()) != len(image_mean):  # only with do_convert_rgb=False
                 raise ValueError(f"image_mean must be one value for each of an image's channels {image.getbands()}.")
-            views += cut_image(image, boxes, size.height, resample, background)
+            views += cut_image(image, boxes, size.height, kwargs["resample"], background)
             image_view_index += range(len(boxes))
         pixels = np.stack([np.asarray(view) for view in views]).astype(np.float32)  # (ΣV, S, S, 3)
         if do_rescale or do_normalize:  # mean and std are in 0..1
-            pixels *= rescale_factor
+            pixels *= kwargs["rescale_factor"]
         if do_normalize:
-            pixels = (pixels - np.float32(image_mean)) / np.float32(image_std)
+            pixels = (pixels - np.float32(image_mean)) / np.float32(kwargs["image_std"])
         pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))  # (ΣV, 3, S, S)
         data = {"pixel_values": pixels, "image_view_index": np.asarray(image_view_index, dtype=np.int64)}
         if kwargs["crop_to_patches"]:
@@ -365,8 +351,7 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
         """The views of images of known (height, width); `options` are those of a call, `regions` included."""
         options = {name: getattr(self, name) for name in self.valid_kwargs.__annotations__} | options
         side = self._checked_side(**options)
-        regions = [] if options["regions"] is None else options["regions"]
-        regions = regions_per_image(regions, [len(image_sizes)])
+        regions = regions_per_image([] if options["regions"] is None else options["regions"], [len(image_sizes)])
         chosen = [options[name] for name in ("view_strategy", "image_fit", "grid_canvases")]
         plan = []
         for index, (size, boxes) in enumerate(zip(image_sizes, regions)):

@@ -6,12 +6,13 @@
 # governing permissions and limitations under the License.
 """OmniFusion (arXiv 2404.06212): views -> encoders -> adapter -> visual tokens in place of `<image>` -> LLM.
 
-Provenance: skeleton and names are those of transformers' `LlavaForConditionalGeneration`, so that its tools work.
-Differences: several encoders and views, trained special tokens, and the adapters of paper section 3.2.
+Provenance: transformers' `LlavaForConditionalGeneration`, with its names, so that tools work. Differences: several
+encoders and views, trained special tokens, and the adapters of paper section 3.2.
 """
 
 import copy
 from dataclasses import dataclass
+from functools import wraps
 from importlib import import_module
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging, to
 
 from .configuration_omnifusion import AUTO_MAP, OmniFusionConfig
 from .generation_omnifusion import OmniFusionGenerationMixin
-from .modeling_omnifusion_projector import Projector, extensions_of
+from .modeling_omnifusion_projector import extensions_of
 from .modeling_omnifusion_vision import OmniFusionVisionModel, side_by_side
 from .views_omnifusion import views_per_image
 
@@ -79,7 +80,7 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         # Families name the blocks of all their models; FSDP refuses a name that a model does not have.
         self._no_split_modules &= {type(module).__name__ for module in self.modules()}
         # An adapter adds up and attends to what must be on one device.
-        self._no_split_modules |= {type(module).__name__ for module in self.modules() if isinstance(module, Projector)}
+        self._no_split_modules.add(self.config.projector_class.__name__)
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -95,8 +96,7 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
         """As transformers' own; removes weights of an earlier saving that would be loaded instead of these."""
-        # A class adds its own name only, but serving engines look for the headless AutoModel in any saved folder.
-        self.config.auto_map = dict(AUTO_MAP)
+        self.config.auto_map = dict(AUTO_MAP)  # of all classes: serving engines look for the headless AutoModel
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
             remove_earlier_weights(Path(save_directory), kwargs.get("variant"))
@@ -220,16 +220,16 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
 
     @can_return_tuple
     def get_image_features(  # trf-ignore: TRF057
-        self, pixel_values: torch.Tensor, image_view_index: torch.LongTensor | None = None,
+        self,
+        pixel_values: torch.Tensor,
+        image_view_index: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | BaseModelOutputWithPooling:  # fmt: skip
-        """Visual tokens of the images; the only way to encode them.
+    ) -> tuple | BaseModelOutputWithPooling:
+        """Visual tokens of the images in `pixel_values` (ΣV, 3, S, S); the only way to encode them.
 
-        pixel_values: (ΣV, 3, S, S).
         image_view_index: (ΣV,), 0 at the first view of each image; without it every view is an image.
         Returns `last_hidden_state` (ΣV, max P_e, Σd), the encoders' last features with concatenated channels, and
-        `pooler_output`, the adapter's output, one (V·P, D) per image (in a compiled graph one (ΣV·P, D) for all).
-        """
+        `pooler_output`, the adapter's output, one (V·P, D) per image (in a compiled graph one (ΣV·P, D) for all)."""
         if image_view_index is not None and len(image_view_index) != len(pixel_values):
             raise ValueError(
                 f"image_view_index has {len(image_view_index)} entries for {len(pixel_values)} views in pixel_values; "
@@ -252,11 +252,6 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-    def _tokens_of_no_image(self, device: torch.device) -> torch.Tensor:
-        """Runs a blank view and returns (0, D): all ranks must run the same modules; gradients are zero."""
-        size = self.config.vision_config.image_size
-        return self.get_image_features(torch.zeros(1, 3, size, size, device=device)).pooler_output[0][:0]
 
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
@@ -307,8 +302,9 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
             num_tokens = (input_ids == self.config.image_token_id).sum(-1, keepdim=True)  # (B, 1)
             is_token = torch.arange(image_embeds.shape[1], device=num_tokens.device) < num_tokens  # (B, N)
             image_features = image_embeds[is_token.to(image_embeds.device)]  # (ΣV·P, D)
-        elif self.training and trains_on_many_ranks():
-            image_features = self._tokens_of_no_image(inputs_embeds.device)
+        elif self.training and trains_on_many_ranks():  # all must run the same modules; gradients are zero
+            size = self.config.vision_config.image_size
+            image_features = self.get_image_features(inputs_embeds.new_zeros(1, 3, size, size)).pooler_output[0][:0]
         elif input_ids is not None and input_ids.shape[1] > 1:  # a single token is a generated one, never <image>
             image_features = inputs_embeds[0, :0]  # places without an image raise
         if image_features is not None:
@@ -318,8 +314,8 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
 
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
         outputs = self.language_model(**given, return_dict=True, **kwargs)
-        outputs = shared_fields(outputs, OmniFusionModelOutputWithPast)
-        return OmniFusionModelOutputWithPast(**outputs, image_outputs=image_outputs)
+        shared = shared_fields(outputs, OmniFusionModelOutputWithPast)
+        return OmniFusionModelOutputWithPast(**shared, image_outputs=image_outputs)
 
 
 class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGenerationMixin):  # trf-ignore: TRF057
@@ -345,19 +341,16 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
         cls, vision: list[str], text: str, dtype: torch.dtype | str = "auto", **config
     ) -> "OmniFusionForConditionalGeneration":
         """Assembles a model from pretrained parts, whose weights stay bit-identical; needs the package omnifusion_hf.
+        Raises `ValueError` for an LLM whose answers to text would change.
 
         vision, text: names or folders of the encoders, in the adapter's order, and of a causal language model.
         dtype: to load the parts in, as in `from_pretrained`.
-        config: fields of [`OmniFusionConfig`] and its vision part: `projector_type`, `image_sizes`, …
-        Raises `ValueError` for an LLM whose answers to text would change.
-        """
+        config: fields of [`OmniFusionConfig`] and its vision part: `projector_type`, `image_sizes`, …"""
         return import_module("omnifusion_hf.build.assemble").assemble(cls, vision, text, dtype, **config)
 
-    def get_image_features(  # trf-ignore: TRF057
-        self, pixel_values: torch.Tensor, image_view_index: torch.LongTensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | BaseModelOutputWithPooling:  # fmt: skip
-        return self.model.get_image_features(pixel_values, image_view_index, **kwargs)
+    @wraps(OmniFusionModel.get_image_features)
+    def get_image_features(self, *args, **kwargs) -> tuple | BaseModelOutputWithPooling:  # trf-ignore: TRF057
+        return self.model.get_image_features(*args, **kwargs)
 
     @can_return_tuple
     def forward(  # trf-ignore: TRF057
@@ -374,23 +367,20 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
         image_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | OmniFusionCausalLMOutputWithPast:
-        r"""
-        pixel_values: (ΣV, 3, S, S), views of all images of the batch, in the order of their placeholders.
+        r"""pixel_values: (ΣV, 3, S, S), views of all images of the batch, in the order of their placeholders.
         image_view_index: (ΣV,), 0 at each image's first view, then counting up.
         labels: (B, L), ids to predict, -100 where none; shifted inside.
         mm_encoder_outputs: `{"image": get_image_features(...)}` computed before, instead of `pixel_values`.
-        image_embeds: (B, N, D), visual tokens of each sample, padded at the end, which `generate()` passes instead.
-        """
-        outputs = self.model(
-            input_ids=input_ids, pixel_values=pixel_values, image_view_index=image_view_index,
-            attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,
-            mm_encoder_outputs=mm_encoder_outputs, image_embeds=image_embeds, return_dict=True, **kwargs,
-        )  # fmt: skip
+        image_embeds: (B, N, D), visual tokens of each sample, padded at the end, which `generate()` passes instead."""
+        images = {"pixel_values": pixel_values, "image_view_index": image_view_index, "image_embeds": image_embeds}
+        text = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        given = {"inputs_embeds": inputs_embeds, "mm_encoder_outputs": mm_encoder_outputs, "return_dict": True}
+        outputs = self.model(**text, **images, **given, **kwargs)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden_states = outputs.last_hidden_state[:, kept]
         logits = loss = None
-        for given in (labels, kwargs.get("shift_labels")):
-            check_labels(given, self.config)
+        check_labels(labels, self.config)
+        check_labels(kwargs.get("shift_labels"), self.config)
         if self.loss_from_states is not None and self.training and labels is not None:
             loss = self.loss_from_states(hidden_states, labels, self.lm_head, self.config, **kwargs)
         else:

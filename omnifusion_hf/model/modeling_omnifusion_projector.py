@@ -6,11 +6,11 @@
 # governing permissions and limitations under the License.
 """The adapters of paper section 3.2: features of the encoders to visual tokens of the LLM's width.
 
-Provenance: `mlp` is LLaVA-1.5's adapter, `transformer` that of the authors' release v1.1; the merge of layers follows
-COMM (arXiv 2310.08825), but layers are merged as they come instead of being stacked.
-
 An adapter reads features (views, P_e, d_e) in the order in which the encoders yield them: one per encoder, or
 (summation, attention) every layer of the first encoder, then of the next. It returns (views, P, D).
+
+Provenance: `mlp` is LLaVA-1.5's adapter, `transformer` that of the authors' release v1.1; the merge of layers follows
+COMM (arXiv 2310.08825), but layers are merged as they come instead of being stacked.
 """
 
 import re
@@ -27,15 +27,11 @@ PROJECTORS: dict[str, type["Projector"]] = {}  # by `projector_type`
 
 
 class Projector(nn.Module):
-    """An adapter, made as `Projector(config)`: features to visual tokens. A subclass has a constructor and `forward`,
-    and changes what the configuration asks.
+    """An adapter, made as `Projector(config)`. A subclass has a constructor and `forward`, and changes what the
+    configuration asks."""
 
-    reads_all_layers: whether it reads every layer of every encoder, else one layer of each.
-    needs_equal_tokens: whether all encoders must give as many tokens, because it concatenates their channels.
-    """
-
-    reads_all_layers = False
-    needs_equal_tokens = False
+    reads_all_layers = False  # whether it reads every layer of every encoder, else one layer of each
+    needs_equal_tokens = False  # whether all encoders must give as many tokens: it concatenates their channels
 
     @staticmethod
     def num_tokens(config: PreTrainedConfig) -> int:
@@ -60,11 +56,11 @@ def register_projector(projector_type: str) -> Callable[[type[Projector]], type[
 
 def extensions_of(model: nn.Module) -> set[type]:
     """The classes of the adapter and of encoders that are in files of users, which go with a saved model."""
-    parts = [module for module in model.modules() if isinstance(module, Projector)]
-    parts += [encoder for module in model.modules() for encoder in getattr(module, "encoders", ())]
-    # FSDP2 makes subclasses, whose module is torch's
-    classes = {next(cls for cls in type(part).__mro__ if not cls.__module__.startswith("torch.")) for part in parts}
-    return {cls for cls in classes if not re.match(r"(omnifusion_hf|transformers)\.|.*_omnifusion$", cls.__module__)}
+    parts = {model.config.projector_class, *map(type, model.base_model.vision_tower.encoders)}
+    # FSDP2 makes subclasses, whose module is torch's.
+    classes = {next(cls for cls in part.__mro__ if not cls.__module__.startswith("torch.")) for part in parts}
+    ours = r"(omnifusion_hf|transformers)\.|.*\bmodeling_omnifusion_(projector|vision)$"
+    return {cls for cls in classes if not re.match(ours, cls.__module__)}
 
 
 @register_projector("mlp")
@@ -269,8 +265,7 @@ class SummationProjector(Projector):
 class AttentionProjector(Projector):
     """`W gelu(attention(query=Q, key=value=[gelu(m_1) | … | gelu(m_N)])) + b` with `m_e = Σ_l c_el W_el LN_el(x_el)`.
 
-    Q is a trained matrix whose rows become the visual tokens: the reading of the paper that gives its 576 tokens.
-    """
+    Q is a trained matrix whose rows become the visual tokens: the reading of the paper that gives its 576 tokens."""
 
     reads_all_layers = True
 

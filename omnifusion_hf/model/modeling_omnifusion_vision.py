@@ -6,14 +6,13 @@
 # governing permissions and limitations under the License.
 """The frozen encoders: one set of views in, patch features of one layer or of all layers out, encoder by encoder.
 
-Provenance: transformers' own vision models, so that published weights load unchanged. Differences: what comes after
-the layer in use is neither built nor computed, and an adapter of all layers (paper section 3.2) gets each layer as it
-is computed, so that no two layers are in memory.
+Provenance: transformers' own vision models, whose published weights load unchanged. Differences: layers after the one
+in use are not built, and an adapter of all layers (paper section 3.2) gets each as it is computed.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -25,7 +24,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .configuration_omnifusion import OmniFusionVisionConfig
-from .encoder_families_omnifusion import ENCODER_FAMILIES, EncoderFamily, as_sequences, encoder_inputs, size_options
+from .encoder_families_omnifusion import as_sequences, encoder_inputs, family_of, size_options
 
 
 logger = logging.get_logger(__name__)
@@ -38,34 +37,22 @@ class TensorEmbeddings:
         return self.embeddings.patch_embeddings.projection
 
 
-class DonutSwinEncoder(TensorEmbeddings, DonutSwinModel):  # trf-ignore: TRF057
-    pass
+class DonutSwinEncoder(TensorEmbeddings, DonutSwinModel): ...  # trf-ignore: TRF057
 
 
-class SwinEncoder(TensorEmbeddings, SwinModel):  # trf-ignore: TRF057
-    pass
+class SwinEncoder(TensorEmbeddings, SwinModel): ...  # trf-ignore: TRF057
 
 
-class Swinv2Encoder(TensorEmbeddings, Swinv2Model):  # trf-ignore: TRF057
-    pass
+class Swinv2Encoder(TensorEmbeddings, Swinv2Model): ...  # trf-ignore: TRF057
 
 
 ENCODER_CLASSES = {DonutSwinModel: DonutSwinEncoder, SwinModel: SwinEncoder, Swinv2Model: Swinv2Encoder}
 
 
-def last_layers(config: OmniFusionVisionConfig, feature_layers: list[int] | Literal["all"]) -> list[int]:
-    """The topmost hidden state in use of each encoder."""
-    return [-1] * len(config.encoder_configs) if feature_layers == "all" else feature_layers
-
-
-def family_of(encoder: PreTrainedModel) -> EncoderFamily:
-    return ENCODER_FAMILIES.get(encoder.config.model_type, EncoderFamily({}))
-
-
 def trim_encoder(encoder: PreTrainedModel, layer: int) -> PreTrainedModel:
     """Removes, in place, everything that hidden state `layer` does not need, from an encoder with `blocks`."""
     encoder.__class__ = ENCODER_CLASSES.get(type(encoder), type(encoder))
-    family = family_of(encoder)
+    family = family_of(encoder.config)
     if family.blocks is None:
         return encoder
     # There is one hidden state more than blocks: 0 is the output of the embeddings.
@@ -99,16 +86,9 @@ def use_attention_that_takes_float32(encoder: PreTrainedModel):
         )
 
 
-def needs_graph(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> bool:
-    """False for a frozen encoder. With activation checkpointing the output of every embedding requires gradients, so
-    the encoder would keep its whole graph in vain."""
-    trained = pixel_values.requires_grad or any(parameter.requires_grad for parameter in encoder.parameters())
-    return torch.is_grad_enabled() and trained
-
-
 def each_layer(encoder: PreTrainedModel, pixel_values: torch.Tensor, with_graph: bool) -> Iterator[torch.Tensor]:
     """The output of each block (ΣV, prefix + P_e, d_e) as it is computed; the encoder's `forward` would keep all."""
-    family = family_of(encoder)
+    family = family_of(encoder.config)
     # The consumer runs between yields, so that no grad mode may be left set there.
     with torch.set_grad_enabled(with_graph):
         hidden_states = encoder.embeddings(pixel_values, **size_options(encoder.embeddings))
@@ -138,9 +118,8 @@ class OmniFusionVisionOutput(ModelOutput):  # trf-ignore: TRF057
 
 
 class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
-    """1-N vision encoders over the same views. feature_layers: the hidden state in use of each encoder, or "all".
-    keep_prefix: whether CLS tokens stay before the patches (`vision_feature_select_strategy="full"`).
-    """
+    """1-N vision encoders over the same views. `feature_layers`: the hidden state in use of each, or "all";
+    `keep_prefix`: whether CLS tokens stay before the patches (`vision_feature_select_strategy="full"`)."""
 
     config: OmniFusionVisionConfig
     main_input_name = "pixel_values"
@@ -157,11 +136,12 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
         super().__init__(config)
         self.keep_prefix = keep_prefix
         self.every_layer = feature_layers == "all"
+        # The topmost hidden state in use of each encoder.
+        self.feature_layers = [-1] * len(config.encoder_configs) if self.every_layer else feature_layers
         self.encoders = nn.ModuleList(
             trim_encoder(build_encoder(encoder_config), layer)
-            for encoder_config, layer in zip(config.encoder_configs, last_layers(config, feature_layers))
+            for encoder_config, layer in zip(config.encoder_configs, self.feature_layers)
         )
-        self.feature_layers = last_layers(config, feature_layers)
         # device_map must not split a block; post_init collects this from direct children, not through a ModuleList.
         self._no_split_modules = set().union(*(encoder._no_split_modules or () for encoder in self.encoders))
         self.post_init()
@@ -178,18 +158,12 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
 
     @can_return_tuple
     def forward(  # trf-ignore: TRF057
-        self,
-        pixel_values: torch.Tensor,
-        projector: Callable[[Iterable[torch.Tensor]], Any] = list,
-        **kwargs: Unpack[TransformersKwargs],
+        self, pixel_values: torch.Tensor, projector: Callable = list, **kwargs: Unpack[TransformersKwargs]
     ) -> OmniFusionVisionOutput:
-        """Features of the views.
-
-        pixel_values: (ΣV, 3, S, S), normalised for the first encoder; any float dtype.
+        """pixel_values: (ΣV, 3, S, S), normalised for the first encoder; any float dtype.
         projector: gets the features (ΣV, P_e, d_e) one after another: one per encoder, or all layers of the first
             encoder, then of the next. It runs here, because layers are computed while it reads them and FSDP and
-            ZeRO hold the encoders' weights only in this `forward`. By default features are listed.
-        """
+            ZeRO hold the encoders' weights only in this `forward`. By default features are listed."""
         given = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
         recorded = {name: getattr(self.config, name) if value is None else value for name, value in given.items()}
         hidden_states, attentions, last_features = [], [], {}
@@ -214,10 +188,12 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
     def _encode(self, index: int, pixel_values: torch.Tensor, recorded: dict) -> tuple[dict, Iterable[torch.Tensor]]:
         """Outputs of encoder `index`, empty if its layers are computed one by one, and its hidden states in use."""
         encoder, views = self.encoders[index], self._views_for(index, pixel_values)
-        with_graph = needs_graph(encoder, views)
+        # A frozen encoder keeps no graph, although activation checkpointing lets its embeddings require gradients.
+        trained = views.requires_grad or any(parameter.requires_grad for parameter in encoder.parameters())
+        with_graph = torch.is_grad_enabled() and trained
         use_attention_that_takes_float32(encoder)
         views = views.to(encoder.dtype)
-        can_stream = family_of(encoder).blocks is not None
+        can_stream = family_of(encoder.config).blocks is not None
         if self.every_layer and can_stream and not any(recorded.values()):
             return {}, each_layer(encoder, views, with_graph)
         inputs = encoder_inputs(encoder, views) | recorded

@@ -6,9 +6,8 @@
 # governing permissions and limitations under the License.
 """Text and images to model inputs: text as data, the images of each prompt, and the count of image tokens.
 
-Provenance: a processor like `LlavaProcessor`; the prompt format is that of the authors' release v1.1. Differences:
-every `<image>` becomes `<img_start>` + V·P x `<image>` + `<img_end>` (V views of P visual tokens), special tokens in a
-user's text stay text, and images are counted per prompt.
+Provenance: like `LlavaProcessor`; the prompt format of the authors' release v1.1. Differences: every `<image>` becomes
+`<img_start>` + V·P x `<image>` + `<img_end>` (V views of P tokens), text stays text, images are counted per prompt.
 """
 
 from collections.abc import Mapping
@@ -24,17 +23,14 @@ import numpy as np
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
-from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .image_processing_omnifusion import flat, images_per_prompt
 from .views_omnifusion import regions_per_image, views_per_image
 
 
-# A private-use character. Written into a special token, it hides the token from the tokenizer, whose normalizer
-# then removes it, so that plain text is left.
+# A private-use character that hides a special token in which it is from the tokenizer, whose normalizer removes it.
 ESCAPE = "\ue0f5"
-
 ROLE_NAMES = ("system", "user", "assistant")
 ROLES = "Roles are user, assistant and (first only) system."
 CONTENT = (
@@ -89,16 +85,13 @@ def _message_as_data(message: dict, place: str, tokens: list[str]) -> dict:
         raise ValueError(f"{place} has the content {content!r:.80}. {CONTENT}")
     _check_nothing_lost(message, ("role", "content"), place)
     if not isinstance(content, str):
-        content = _joined(content, place, message["role"] == "user")
-        content = [
-            part | {"text": escape(part["text"], tokens)} if part["type"] == "text" else part for part in content
-        ]
+        content = _parts_as_data(content, place, message["role"] == "user", tokens)
     texts = {name: escape(value, tokens) for name, value in message.items() if isinstance(value, str)}
     return {**message, "content": content, **texts, "role": message["role"]}
 
 
-def _joined(content: list, place: str, may_hold_images: bool) -> list[dict]:
-    """A message's parts; adjacent texts are joined."""
+def _parts_as_data(content: list, place: str, may_hold_images: bool, tokens: list[str]) -> list[dict]:
+    """A message's parts; adjacent texts are joined, so that a token cut in two is seen."""
     parts = []
     for part in map(_as_dict, content):
         kind = part.get("type") if isinstance(part, Mapping) else None
@@ -112,7 +105,7 @@ def _joined(content: list, place: str, may_hold_images: bool) -> list[dict]:
         else:
             only = "Only user messages hold images. " if kind == "image" else ""
             raise ValueError(f"{place} has the part {part!r:.80}. {only}{CONTENT}")
-    return parts
+    return [part | {"text": escape(part["text"], tokens)} if part["type"] == "text" else part for part in parts]
 
 
 def _check_nothing_lost(given: Mapping, read: tuple[str, ...], place: str):
@@ -151,34 +144,33 @@ class TokenCount:
         return None if self.context_length is None else self.total / self.context_length
 
     def __str__(self) -> str:
-        lines = [
-            f"{count} {'view' if count == 1 else 'views'} x {self.image_seq_length} + 2 marks = {tokens} tokens"
-            for count, tokens in zip(self.views, self.tokens)
-        ]
-        if len(lines) != 1:
-            lines = [f"image {index}: {line}" for index, line in enumerate(lines)]
-            lines.append(f"total: {self.total} tokens")
-        share = "" if self.share is None else f", {self.share:.1%} of a context of {self.context_length}"
-        return "\n".join(lines) + share
+        lines = []
+        for index, (count, tokens) in enumerate(zip(self.views, self.tokens)):
+            views = f"{count} view{'' if count == 1 else 's'} x {self.image_seq_length}"
+            lines.append(f"image {index}: {views} + 2 marks = {tokens} tokens")
+        text = lines[0].partition(": ")[2] if len(lines) == 1 else "\n".join([*lines, f"total: {self.total} tokens"])
+        return text if self.share is None else f"{text}, {self.share:.1%} of a context of {self.context_length}"
 
 
 class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
-    r"""
-    Prepares prompts and images for [`OmniFusionForConditionalGeneration`].
+    r"""Prepares prompts and images for [`OmniFusionForConditionalGeneration`].
 
     image_seq_length: P, the visual tokens of one view; `OmniFusionConfig.image_seq_length`.
-    return_image_view_index: False omits `image_view_index`, which the model does not need, for trainers that pass on
-        known keys only (TRL's GRPO).
+    return_image_view_index: False omits `image_view_index` for trainers that pass on known keys only (TRL's GRPO).
 
     The images of a batch are nested (`[[a, b], [c]]`, one list per prompt, checked per prompt) or flat, in the order
     of the placeholders; `images=[]` means none. `regions=` are boxes that become views, nested or flat as the images
-    are ([`OmniFusionImageProcessor`]); an image without regions has `[]`.
-    """
+    are ([`OmniFusionImageProcessor`]); an image without regions has `[]`."""
 
     def __init__(
-        self, image_processor=None, tokenizer=None, image_seq_length=576, chat_template=None,
-        return_image_view_index=True, **kwargs,
-    ):  # fmt: skip
+        self,
+        image_processor=None,
+        tokenizer=None,
+        image_seq_length=576,
+        chat_template=None,
+        return_image_view_index=True,
+        **kwargs,
+    ):
         self.image_seq_length = image_seq_length
         self.return_image_view_index = return_image_view_index
         for name, default in SPECIAL_TOKENS.items():
@@ -214,16 +206,12 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
         """The processor of [`OmniFusionForConditionalGeneration.from_vision_text_pretrained`], with its arguments.
 
         chat_template: `"omnifusion"`, the format of the release, or `"own"`, that of a chat-tuned LLM.
-        image_options: fields of [`OmniFusionImageProcessor`], such as `view_strategy` or `image_fit`.
-        """
+        image_options: fields of [`OmniFusionImageProcessor`], such as `view_strategy` or `image_fit`."""
         build = import_module("omnifusion_hf.build.assemble")
         return build.assemble_processor(cls, vision, text, chat_template, image_options or {}, **config)
 
     def __call__(  # trf-ignore: TRF057
-        self,
-        images: ImageInput | None = None,
-        text: TextInput | PreTokenizedInput | list[TextInput] | list[PreTokenizedInput] | None = None,
-        **kwargs: Unpack[ProcessingKwargs],
+        self, images: ImageInput | None = None, text: str | list[str] | None = None, **kwargs: Unpack[ProcessingKwargs]
     ) -> BatchFeature:
         """`input_ids` and `attention_mask` (B, L), `pixel_values` (ΣV, 3, S, S), `image_view_index` (ΣV,). Raises
         `ValueError` if images, regions and placeholders do not match, or if truncation cuts into an image."""
@@ -261,10 +249,10 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
 
     def _check_marks(self, prompts: list[str], input_ids):
         """transformers counts `<image>` tokens after truncation; this counts the marks around them."""
+        marks = {self.image_start_token: self.image_start_token_id, self.image_end_token: self.image_end_token_id}
         for prompt, ids in zip(prompts, input_ids):
-            for name in ("image_start_token", "image_end_token"):
-                mark, wanted = getattr(self, name), prompt.count(self.image_token)
-                if np.sum(np.asarray(ids) == getattr(self, f"{name}_id")) < prompt.count(mark) + wanted:
+            for mark, token_id in marks.items():
+                if np.sum(np.asarray(ids) == token_id) < prompt.count(mark) + prompt.count(self.image_token):
                     raise ValueError(
                         f"Mismatch in `{mark}`: truncation cut the tokens of an image; raise max_length, or pass "
                         "fewer or smaller images."
@@ -309,17 +297,14 @@ class OmniFusionProcessor(ProcessorMixin):  # trf-ignore: TRF057
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """The text of one image: V·P placeholders between the marks."""
-        num_views = views_per_image(image_inputs["image_view_index"])[image_idx]
-        num_tokens = TokenCount([num_views], self.image_seq_length).image_tokens[0]
-        return self.image_start_token + self.image_token * num_tokens + self.image_end_token
+        count = TokenCount(views_per_image(image_inputs["image_view_index"]), self.image_seq_length)
+        return self.image_start_token + self.image_token * count.image_tokens[image_idx] + self.image_end_token
 
     def count_tokens(self, image_sizes, context_length: int | None = None, **image_options) -> TokenCount:
-        """The tokens of images, from their sizes alone. Nothing else counts them.
+        """The tokens of images, from (height, width) of one, or a list with that of each. Nothing else counts them.
 
-        image_sizes: (height, width) of one image, or a list with that of each.
         context_length: the LLM's context, `model.config.text_config.max_position_embeddings`.
-        image_options: as in a call, such as `view_strategy="grid"` or `regions`, flat, one list per image.
-        """
+        image_options: as in a call, such as `view_strategy="grid"` or `regions`, flat, one list per image."""
         sizes = np.atleast_2d(image_sizes).tolist() if len(image_sizes) else []
         if not all(np.shape(size) == (2,) for size in sizes):
             raise ValueError(f"image_sizes are (height, width) of each image, got {image_sizes}.")

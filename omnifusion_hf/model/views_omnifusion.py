@@ -1,17 +1,12 @@
-# Copyright 2026 The omnifusion_hf authors. All rights reserved.
-# Licensed under the Apache License, Version 2.0 (the "License"); you may not use this file except in compliance with
-# the License. You may obtain a copy of the License at http://www.apache.org/licenses/LICENSE-2.0 Unless required by
-# applicable law or agreed to in writing, software distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the License for the specific language
-# governing permissions and limitations under the License.
+# Copyright 2026 The omnifusion_hf authors.
+# SPDX-License-Identifier: Apache-2.0
 """Views of an image: pure functions from its size to boxes (paper section 3.3, image strategies).
-
-Provenance: own code. `whole_view` gives the boxes of CLIP's and LLaVA's preprocessing (crop, pad); the grid follows
-LLaVA-NeXT's choice of canvas, with the whole image as the first view.
 
 A view is the square of S pixels that an encoder sees at once: the whole image, a tile of its grid, or a region. A box
 is `(left, top, right, bottom)` in pixels of the *original* image; pixels outside the image are padding. Boxes of the
 whole image and of tiles give the whole-pixel sizes of the resized image exactly; those of regions are whole pixels.
+
+Provenance: own code. `crop` is CLIP's preprocessing, `pad` LLaVA's, the choice of canvas LLaVA-NeXT's.
 """
 
 import math
@@ -57,15 +52,12 @@ def whole_view(size: tuple[int, int], fit: ImageFit, side: int) -> Box:
     height, width = size
     if fit == "squash":
         return (0.0, 0.0, float(width), float(height))
-    if fit == "crop":
-        resized = (int(side * height / min(size)), int(side * width / min(size)))
-    elif fit == "pad":
-        resized = fit_inside(size, (side, side))
-    else:
+    if fit == "pad":
+        return grid_views(size, [[1, 1]], side)[0]
+    if fit != "crop":
         raise ValueError(f"image_fit `{fit}` is unknown; use 'crop', 'pad' or 'squash'.")
-    # Rounds towards zero: crops an odd margin as CLIP does, and pads it as on the grid's canvas.
-    corner = (int((resized[0] - side) / 2), int((resized[1] - side) / 2))
-    return _window(size, resized, corner, side)
+    resized = (int(side * height / min(size)), int(side * width / min(size)))
+    return _window(size, resized, ((resized[0] - side) // 2, (resized[1] - side) // 2), side)
 
 
 def fit_inside(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
@@ -80,9 +72,8 @@ def best_canvas(size: tuple[int, int], canvases: list[list[int]], side: int) -> 
 
     def score(canvas):
         rows, columns = canvas
-        height, width = fit_inside(size, (rows * side, columns * side))
-        shown = min(height * width, size[0] * size[1])
-        return shown, -rows * columns
+        shown = math.prod(fit_inside(size, (rows * side, columns * side)))
+        return min(shown, math.prod(size)), -rows * columns
 
     return tuple(max(canvases, key=score))
 
@@ -138,9 +129,8 @@ def square_region(size: tuple[int, int], box: Box, context: float) -> Box:
     side = round(max(right - left, bottom - top) * (1 + context))
 
     def start(low: float, high: float, length: int) -> float:
-        if side > length:
-            return float((length - side) // 2)
-        return float(min(max(round((low + high - side) / 2), 0), length - side))
+        inside = min(max(round((low + high - side) / 2), 0), length - side)
+        return float((length - side) // 2 if side > length else inside)
 
     left, top = start(left, right, size[1]), start(top, bottom, size[0])
     return (left, top, left + side, top + side)
@@ -177,16 +167,14 @@ def image_views(
 def regions_per_image(regions, images_per_prompt: list[int]) -> list[list]:
     """One list of boxes per image of a batch, from the boxes of the only image, one list of boxes per image, or such
     lists nested per prompt, as lists, arrays or tensors. `ValueError` if their number is not that of the images."""
-    regions, num_images = _as_lists(regions), sum(images_per_prompt)
+    regions, expected = _as_lists(regions), sum(images_per_prompt)
     levels = _levels(regions)
     if levels == -math.inf:
-        return [[] for _ in range(num_images)]
-    given, expected, lists = "no", num_images, []
+        return [[] for _ in range(expected)]
+    lists = {1: [regions], 2: regions}.get(levels, [])
+    given = len(lists) if lists else "no"
     if levels == 3:
         given, expected, lists = [len(prompt) for prompt in regions], images_per_prompt, sum(regions, [])
-    elif levels in (1, 2):
-        lists = regions if levels == 2 else [regions]
-        given = len(lists)
     if given != expected:
         raise ValueError(
             f"There are {given} lists of regions for {expected} images; nest regions as the images are, one list of "

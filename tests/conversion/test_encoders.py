@@ -75,7 +75,10 @@ def test_the_folder_is_an_encoder_here(kind, tmp_path):
     folder = original.converted(tmp_path)
     config = assemble_vision_config([str(folder)])
     assert config.image_normalizations == [original.image_mean_and_std]
-    assert (config.image_sizes, config.num_patches(0)) == ([original.size], 64 if kind is Texify else 16)
+    assert (config.image_sizes, config.encoder_outputs[0].num_patches) == (
+        [original.size],
+        64 if kind is Texify else 16,
+    )
     tower = OmniFusionVisionModel(config, [original.layer]).eval()
     weights = AutoModel.from_pretrained(folder).state_dict()
     assert tower.encoders[0].load_state_dict(weights, strict=kind is not OpenClip).missing_keys == []
@@ -216,7 +219,7 @@ def test_texify_at_its_real_size_gives_196_tokens_of_1024(tmp_path):
     encoder |= {"depths": [2, 2, 14, 2], "num_heads": [4, 8, 16, 32], "window_size": 5, "use_2d_embeddings": False}
     (tmp_path / "config.json").write_text(json.dumps({"encoder": encoder}))
     config = OmniFusionVisionConfig(encoder_configs=[convert_texify.vision_config(tmp_path)])
-    assert (config.image_sizes, config.num_patches(0), config.hidden_sizes) == ([420], 196, [1024])
+    assert (config.image_sizes, config.encoder_outputs[0].num_patches, config.hidden_sizes) == ([420], 196, [1024])
 
 
 def test_an_encoder_of_oblong_images_needs_a_side_of_its_own(tmp_path):
@@ -226,4 +229,4 @@ def test_an_encoder_of_oblong_images_needs_a_side_of_its_own(tmp_path):
     assert original.difference(folder) <= 1e-5
     with pytest.raises(ValueError, match="image_size must be square"):
         assemble_vision_config([str(folder)])
-    assert assemble_vision_config([str(folder)], image_sizes=[60]).num_patches(0) == 64
+    assert assemble_vision_config([str(folder)], image_sizes=[60]).encoder_outputs[0].num_patches == 64

@@ -55,7 +55,7 @@ def test_rows_that_are_predicted_may_be_some_or_all(rows):
 
 def test_the_papers_encoder_and_layer_are_the_defaults_and_one_layer_is_meant_for_every_encoder():
     clip = OmniFusionVisionConfig()
-    assert (clip.image_size, clip.num_patches(0), clip.hidden_size) == (336, 576, 1024)
+    assert (clip.image_size, clip.encoder_outputs[0].num_patches, clip.hidden_size) == (336, 576, 1024)
     assert tiny.config(("clip", "internvl", "swin"), image_sizes=[32] * 3).vision_feature_layer == [-2, -1, -1]
     assert tiny.config(("clip", "dinov2"), vision_feature_layer=-1).vision_feature_layer == [-1, -1]
 

@@ -11,7 +11,8 @@ from torch import nn
 from transformers import AutoModel
 
 from omnifusion_hf import OmniFusionForConditionalGeneration, OmniFusionVisionModel
-from omnifusion_hf.model.configuration_omnifusion import ENCODER_FAMILIES, OmniFusionVisionConfig
+from omnifusion_hf.model.configuration_omnifusion import OmniFusionVisionConfig
+from omnifusion_hf.model.encoder_families_omnifusion import family_of
 from omnifusion_hf.model.modeling_omnifusion_vision import each_layer, logger, use_attention_that_takes_float32
 
 
@@ -58,7 +59,7 @@ near = partial(torch.testing.assert_close, rtol=0.1, atol=0.05)  # in another dt
 def test_features_equal_hidden_states_of_the_full_encoder_without_layers_that_are_not_needed(family, layer):
     encoder = full_encoder(family)
     states = encoder(views(), output_hidden_states=True).hidden_states
-    prefix = ENCODER_FAMILIES[encoder.config.model_type].prefix_tokens
+    prefix = family_of(encoder.config).prefix_tokens
     tower = tower_of([encoder], [layer])
     [features] = tower(views()).features
     torch.testing.assert_close(features, states[layer][:, prefix:], rtol=0, atol=1e-6)
@@ -127,7 +128,7 @@ def test_an_encoder_runs_at_another_size_than_its_own(family):
     expected = encoder(views(size=48), output_hidden_states=True, **options).hidden_states[-1]
     tower = tower_of([encoder], [-1], image_sizes=[48])
     [features] = tower(views(size=48)).features
-    assert features.shape[1] == tower.config.num_patches(0)
+    assert features.shape[1] == tower.config.encoder_outputs[0].num_patches
     torch.testing.assert_close(features, expected[:, -features.shape[1] :], rtol=0, atol=1e-6)
 
 

@@ -83,11 +83,11 @@ BROKEN = {
 
 
 def test_instructions_ask_about_a_caption_or_a_single_answer(tmp_path):
-    ask = {"instructions": ["What?", "Describe it."]}
+    ask = {"instructions": [*"abcdefgh"]}
     many = [conversations.sample(index) for index in range(12)]
     data = conversations.load(conversations.write(tmp_path, many), **ask)
     asked = [each["messages"][0]["content"][-1]["text"] for each in data]
-    assert set(asked) == set(ask["instructions"])
+    assert len(set(asked)) > 1 and set(asked) <= {*ask["instructions"]}
     longer = [conversations.sample(0, conversations=[QUESTION, ANSWER, turn("human", "And?"), ANSWER])]
     with pytest.raises(ValueError, match="instructions need a caption or a single text answer, got"):
         conversations.load(conversations.write(tmp_path, longer), **ask)

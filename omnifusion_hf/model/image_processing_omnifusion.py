@@ -336,12 +336,14 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
                 raise ValueError(f"image_mean must be one value for each of an image's channels {image.getbands()}.")
             views += cut_image(image, boxes, size.height, kwargs["resample"], background)
             image_view_index += range(len(boxes))
-        pixels = np.stack([np.asarray(view) for view in views]).astype(np.float32)  # (ΣV, S, S, 3)
-        if do_rescale or do_normalize:  # mean and std are in 0..1
-            pixels *= kwargs["rescale_factor"]
-        if do_normalize:
-            pixels = (pixels - np.float32(image_mean)) / np.float32(kwargs["image_std"])
-        pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))  # (ΣV, 3, S, S)
+        pixels = np.empty((len(views), len(image_mean), size.height, size.height), np.float32)  # (ΣV, 3, S, S)
+        for planes, view in zip(pixels, views):  # in place and view by view, which stays in the processor's cache
+            planes[:] = np.asarray(view).transpose(2, 0, 1)
+            if do_rescale or do_normalize:  # mean and std are in 0..1
+                planes *= np.float32(kwargs["rescale_factor"])
+            if do_normalize:
+                planes -= np.float32(image_mean)[:, None, None]
+                planes /= np.float32(kwargs["image_std"])[:, None, None]
         data = {"pixel_values": pixels, "image_view_index": np.asarray(image_view_index, dtype=np.int64)}
         if kwargs["crop_to_patches"]:
             data["num_patches"] = np.asarray([len(boxes) for boxes in plan])

@@ -92,7 +92,11 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         """As transformers' own. Quantises only the LLM; adds encoders, adapter and head to the caller's skip list."""
         if quantization_config is not None:
             kwargs["quantization_config"] = quantise_only_the_llm(quantization_config)
-        return super().from_pretrained(*args, **kwargs)
+        loaded = super().from_pretrained(*args, **kwargs)
+        for name, buffer in (loaded[0] if isinstance(loaded, tuple) else loaded).named_buffers():
+            if name.endswith("relative_position_index"):  # Swin's; float32 if dtype is float16
+                buffer.data = buffer.long()
+        return loaded
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, *args, **kwargs):
         """As transformers' own; removes weights of an earlier saving that would be loaded instead of these."""

@@ -215,17 +215,20 @@ CASTS = {
 }
 
 
+@pytest.mark.parametrize("family", ["clip", "swin"])
 @pytest.mark.parametrize("cast", CASTS)
-def test_float16_leaves_encoders_and_adapter_in_float32(cast, tmp_path):
-    weights, model = tiny.model().state_dict(), tiny.model()
+def test_float16_leaves_encoders_and_adapter_in_float32_and_indices_integers(cast, family, tmp_path):
+    config = tiny.config((family,))
+    weights, model = tiny.model(config).state_dict(), tiny.model(config)
     model.save_pretrained(tmp_path)
     for name, tensor in CASTS[cast](model, tmp_path).state_dict().items():
         kept = "vision_tower" in name or "multi_modal_projector" in name
-        assert tensor.dtype is (torch.float32 if kept else torch.float16), name
+        is_index = weights[name].dtype is torch.int64
+        assert tensor.dtype is (torch.int64 if is_index else torch.float32 if kept else torch.float16), name
         assert not kept or torch.equal(tensor, weights[name])
     loaded = OmniFusionForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16)
     for model in (loaded, tiny.model().to(torch.bfloat16)):
-        assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.bfloat16}
+        assert {tensor.dtype for tensor in model.state_dict().values()} <= {torch.bfloat16, torch.int64}
 
 
 def test_encoder_without_the_attention_asked_for_uses_eager():

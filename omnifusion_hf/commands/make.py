@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..io import RECIPES, recipe_path
-from ..options import SETTINGS, DtypeOption, Fit, Model, Output, Strategy
+from ..options import SETTINGS, DtypeOption, Fit, Model, Output, Quantization, Strategy
 
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -142,13 +142,15 @@ def merge(
     base: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Model that the run started from, if it was moved.")
     ] = None,
+    quantization: Quantization = None,
 ):
     """Merge LoRA weights into their base model, as a plain model folder.
 
     \b
     omnifusion merge lora-run -o merged
+    omnifusion merge lora-run -o merged-4bit --quantization 4bit
     """
     from ..training.lora import merge
 
-    merge(folder, output, base)
+    merge(folder, output, base, quantization)
     print(f"wrote {output}")

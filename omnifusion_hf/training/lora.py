@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.pytorch_utils import Conv1D
 
+from ..inference import load
 from ..io import SUMMARY, check_new, friendly_load_errors, staged_folder
 from ..model.modeling_omnifusion import OmniFusionForConditionalGeneration
 from .modules import path_of, restore_dtypes
@@ -84,13 +85,14 @@ def linear_layers(model: nn.Module, part: str, names: Sequence[str] = ()) -> str
     return rf"{re.escape(path)}\..*\b({'|'.join(sorted(names or layers))})"
 
 
-def merge(folder: str, output: str, base: str | None = None):
+def merge(folder: str, output: str, base: str | None = None, quantization: Literal["4bit", "8bit"] | None = None):
     """Writes a plain model folder with its processor, in which LoRA's products are added to the weights.
 
     Args:
         folder: a checkpoint or the final folder of a LoRA run.
         output: the folder to make. It appears only when it is complete.
         base: the model that the run started from, if it has moved since.
+        quantization: of the written LLM, by bitsandbytes; the sum is in full precision.
 
     Raises `ValueError` for a folder without LoRA weights and for an output that exists.
     """
@@ -117,6 +119,11 @@ def merge(folder: str, output: str, base: str | None = None):
         processor.save_pretrained(staged)
         if (Path(folder) / SUMMARY).exists():
             shutil.copy(Path(folder) / SUMMARY, staged)
+        if quantization:
+            quantised, _ = load(str(staged), quantization=quantization, dtype="auto")
+            for file in Path(staged).glob("model*.safetensors*"):
+                file.unlink()
+            quantised.save_pretrained(staged)
 
 
 def import_peft():

@@ -170,3 +170,14 @@ def test_variants_of_lora_train_and_merge_to_what_they_answer(fields, tmp_path, 
 def test_settings_of_lora_that_cannot_work_are_refused(fields, said, tmp_path, base):
     with pytest.raises(ValueError, match=said):
         training_runs.run(tmp_path, base, **{"stage": "lora"} | fields)
+
+
+def test_a_run_is_merged_and_quantised_in_one_command(trained, tmp_path):
+    base, out = trained
+    assert main(["merge", str(out), "-o", str(tmp_path / "8bit"), "--quantization", "8bit"]) == 0
+    assert main(["merge", str(out), "-o", str(tmp_path / "whole")]) == 0
+    quantised, whole = load(tmp_path / "8bit"), load(tmp_path / "whole")
+    assert quantised.is_loaded_in_8bit and (tmp_path / "8bit/training_summary.json").is_file()
+    found, expected = logits(quantised, base), logits(whole, base)
+    assert 0 < (found - expected).abs().max() < 0.1 * expected.abs().max()
+    assert len(list((tmp_path / "8bit").glob("*.safetensors"))) == 1

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pages
 import pytest
+import tiny
 
 from omnifusion_hf.extensions import as_remote_code, import_extensions
+from omnifusion_hf.model.modeling_omnifusion_projector import extensions_of
 
 
 GENERATE = """
@@ -86,3 +88,14 @@ def test_imports_of_the_package_become_imports_of_the_folder(tmp_path):
         file.write_text(line + "\n")
         with pytest.raises(ValueError, match="own.py is saved with the model, but"):
             as_remote_code(file)
+
+
+def test_classes_of_the_package_also_as_remote_code_are_no_extensions(monkeypatch):
+    model = tiny.model(tiny.config(("swin",)))
+    encoder, projector = type(model.model.vision_tower.encoders[0]), type(model.model.multi_modal_projector)
+    assert extensions_of(model) == set()
+    for cls, file in ((encoder, "modeling_omnifusion_vision"), (projector, "modeling_omnifusion_projector")):
+        monkeypatch.setattr(cls, "__module__", f"transformers_modules.checkpoint.{file}")
+    assert extensions_of(model) == set()
+    monkeypatch.setattr(encoder, "__module__", "own_file")  # control
+    assert extensions_of(model) == {encoder}

@@ -12,11 +12,12 @@ TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m
 demo: $(VENV)/.installed
 	$(BIN)/omnifusion ask --examples
 
-# transformers' common tests take a third of the time: they run beside the others.
+# transformers' common tests and those of training take half of the time: they run beside the others.
+BESIDE := tests/test_conformance.py tests/training
 test: $(VENV)/.installed-test
-	$(TESTS) pytest tests/test_conformance.py & common=$$!; \
-	$(TESTS) pytest --ignore=tests/test_conformance.py; others=$$?; \
-	wait $$common && exit $$others
+	$(TESTS) pytest $(BESIDE) & beside=$$!; \
+	$(TESTS) pytest $(BESIDE:%=--ignore=%); others=$$?; \
+	wait $$beside && exit $$others
 	$(TESTS) nox --session oldest
 
 # The same with the newest releases, in an environment of its own.

@@ -336,6 +336,8 @@ class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057
                 raise ValueError(f"image_mean must be one value for each of an image's channels {image.getbands()}.")
             views += cut_image(image, boxes, size.height, kwargs["resample"], background)
             image_view_index += range(len(boxes))
+        if not views:
+            raise ValueError("images is empty, or an array of no image; give one at least.")
         pixels = np.empty((len(views), len(image_mean), size.height, size.height), np.float32)  # (ΣV, 3, S, S)
         for planes, view in zip(pixels, views):  # in place and view by view, which stays in the processor's cache
             planes[:] = np.asarray(view).transpose(2, 0, 1)

@@ -22,6 +22,7 @@ SHIPPED |= {f"v1_1_{stage}": (stage, 2048, "v1.1") for stage in ("pretrain", "fi
 MISTAKEN = {
     "lerning_rate=1": "unknown key `lerning_rate`; did you mean `learning_rate`?", "seed=[1": r"seed=\[1 is not YAML",
     "learning=1": "unknown key `learning`", "learning_rate=fast": "learning_rate.*'fast'",
+    "learning_rate=[1, 2]": r"learning_rate.*'\[1, 2\]'",
     "auto_find_batch_size=true": "auto_find_batch_size must stay False", "stage=sft": "stage.*'sft'.*pretrain",
     "remove_unused_columns=true": "remove_unused_columns must stay False", "data_path=null": "required: data_path",
     "bf16": "`bf16` is not an override; write key=value",

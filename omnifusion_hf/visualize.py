@@ -50,30 +50,32 @@ def draw_file(
         tokens = tokens or config.image_seq_length
         context_length = context_length or context_length_of(config.text_config)
     image = load_image(source, processor.max_image_pixels)
-    return draw_image(image, output, processor, regions, tokens, Path(source).name, context_length)
+    encoders = describe_encoders(model) if model and "size" not in image_options else {}
+    return draw_image(image, output, processor, regions, tokens, Path(source).name, context_length, encoders)
 
 
-def describe_encoders(model: str) -> list[str]:
-    """A line for each encoder of a model with several: what it gets of a view, and what it makes of it."""
+def describe_encoders(model: str) -> dict[str, int]:
+    """The side of a view of each encoder of a model with several, by a line that says what it makes of it."""
     with friendly_load_errors(model):
         config = OmniFusionConfig.from_pretrained(model)
     vision = config.vision_config
     parts = zip(vision.encoder_configs, vision.image_sizes, config.num_encoder_tokens)
-    lines = [
-        f"encoder {number}, {encoder.model_type}: each view at {size} x {size} pixels, {tokens} tokens"
+    lines = {
+        f"encoder {number}, {encoder.model_type}: each view at {size} x {size} pixels, {tokens} tokens": size
         for number, (encoder, size, tokens) in enumerate(parts, start=1)
-    ]
-    return lines if len(lines) > 1 else []
+    }
+    return lines if len(lines) > 1 else {}
 
 
 def draw_image(
     image: Image.Image, output: str | Path, processor: OmniFusionImageProcessor, regions: list | None, tokens: int,
-    title: str, context_length: int | None = None,
+    title: str, context_length: int | None = None, encoders: dict[str, int] | None = None,
 ) -> TokenCount:  # fmt: skip
-    """Draws the views of one RGB image to the file `output`; `tokens` per view. Raises `ValueError` for its suffix."""
+    """Draws the views of one RGB image to the file `output`; `tokens` per view; of several `encoders`, see
+    [`describe_encoders`], each one's. Raises `ValueError` for the file's suffix."""
     views = processor.plan_views([(image.height, image.width)], regions=regions)[0]
     count = TokenCount([len(views)], tokens, context_length)
-    drawing = draw_views(image, views, count, processor, title)
+    drawing = draw_views(image, views, count, processor, title, encoders or {})
     suffix = Path(output).suffix.lower()
     if suffix not in (formats := Image.registered_extensions()):
         raise ValueError(f"{output}: `{suffix}` is not an image format; use .png.")
@@ -83,8 +85,9 @@ def draw_image(
 
 
 def draw_views(
-    image: Image.Image, views: ImageViews, count: TokenCount, processor: OmniFusionImageProcessor, title: str
-) -> Image.Image:
+    image: Image.Image, views: ImageViews, count: TokenCount, processor: OmniFusionImageProcessor, title: str,
+    encoders: dict[str, int],
+) -> Image.Image:  # fmt: skip
     """The drawing of one RGB image with the views and the count that the processor planned for it."""
     side = processor.size["height"]
     background = tuple(round(255 * mean) for mean in processor.image_mean)
@@ -96,8 +99,12 @@ def draw_views(
     head = [_text(title, TITLE, INK), _text(" · ".join([*facts, f"views of {side} x {side}"]), TEXT, FAINT)]
     scene = _draw_scene(image, views, count.image_seq_length)
     total = _text(str(count), TEXT, INK)
-    width = max(scene.width, total.width, *(text.width for text in head), min(len(cuts), 4) * (THUMB + GAP) - GAP)
-    page = _stack([_stack(head, GAP // 2), scene, _draw_cuts(cuts, views, width), total], GAP * 2)
+    lines = [_text(line, TEXT, FAINT) for line in encoders]
+    width = max(scene.width, *(text.width for text in (total, *head, *lines)), min(len(cuts), 4) * (THUMB + GAP) - GAP)
+    rows = [] if encoders else [_draw_cuts(cuts, views, width)]
+    for line, own in zip(lines, encoders.values()):  # the model resizes the first encoder's views for the others
+        rows += [line, _draw_cuts([cut.resize((own, own)) for cut in cuts], views, width)]
+    page = _stack([_stack(head, GAP // 2), scene, *rows, total], GAP * 2)
     framed = Image.new("RGB", (width + 2 * MARGIN, page.height + 2 * MARGIN), PAPER)
     framed.paste(page, (MARGIN, MARGIN))
     return framed.resize((framed.width // 2, framed.height // 2), Image.Resampling.LANCZOS)

@@ -93,12 +93,14 @@ def views_of(tmp_path, capsys):
     return run
 
 
-def test_the_command_prints_what_each_of_several_encoders_gets(tmp_path, views_of):
+def test_the_command_prints_and_draws_what_each_of_several_encoders_gets(tmp_path, views_of):
     encoders = {"encoders": ["clip", "dinov2"], "image_sizes": [32, 48], "projector_type": "summation"}
     printed = views_of("--model", str(conversations.write_model(tmp_path / "two", **encoders)))
     assert "encoder 1, clip_vision_model: each view at 32 x 32 pixels, 16 tokens\n" in printed
     assert "encoder 2, dinov2: each view at 48 x 48 pixels, 36 tokens\n" in printed
+    two = Image.open(tmp_path / "out.png").height
     assert "encoder" not in views_of("--model", str(conversations.write_model(tmp_path / "one")))
+    assert two > Image.open(tmp_path / "out.png").height + draw_views.THUMB // 2  # a row of views of each
 
 
 def test_the_command_warns_of_an_image_that_does_not_fit_the_context(views_of):

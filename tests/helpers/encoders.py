@@ -29,11 +29,12 @@ def configs() -> dict[str, transformers.PreTrainedConfig]:
 
 
 def timm_configs() -> dict[str, transformers.PreTrainedConfig]:
-    """By architecture, among them the Perception Encoder; each made for views of 32 px."""
+    """By architecture, among them the Perception Encoder and RADIO; each made for views of 32 px."""
     small = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
     architectures = {
         "vit_tiny_patch16_224": small,
         "vit_pe_core_tiny_patch16_384": small,
+        "naflexvit_base_patch16_radio_v3": {name: size for name, size in small.items() if name != "img_size"},
         "resnet10t": {},
     }
     return {

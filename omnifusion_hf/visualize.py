@@ -75,7 +75,7 @@ def draw_image(
     [`describe_encoders`], each one's. Raises `ValueError` for the file's suffix."""
     views = processor.plan_views([(image.height, image.width)], regions=regions)[0]
     count = TokenCount([len(views)], tokens, context_length)
-    drawing = draw_views(image, views, count, processor, title, encoders or {})
+    drawing = draw_views(image, views, count, processor, title, encoders)
     suffix = Path(output).suffix.lower()
     if suffix not in (formats := Image.registered_extensions()):
         raise ValueError(f"{output}: `{suffix}` is not an image format; use .png.")
@@ -86,7 +86,7 @@ def draw_image(
 
 def draw_views(
     image: Image.Image, views: ImageViews, count: TokenCount, processor: OmniFusionImageProcessor, title: str,
-    encoders: dict[str, int],
+    encoders: dict[str, int] | None = None,
 ) -> Image.Image:  # fmt: skip
     """The drawing of one RGB image with the views and the count that the processor planned for it."""
     side = processor.size["height"]
@@ -99,10 +99,10 @@ def draw_views(
     head = [_text(title, TITLE, INK), _text(" · ".join([*facts, f"views of {side} x {side}"]), TEXT, FAINT)]
     scene = _draw_scene(image, views, count.image_seq_length)
     total = _text(str(count), TEXT, INK)
-    lines = [_text(line, TEXT, FAINT) for line in encoders]
+    lines = [_text(line, TEXT, FAINT) for line in encoders or {}]
     width = max(scene.width, *(text.width for text in (total, *head, *lines)), min(len(cuts), 4) * (THUMB + GAP) - GAP)
     rows = [] if encoders else [_draw_cuts(cuts, views, width)]
-    for line, own in zip(lines, encoders.values()):  # the model resizes the first encoder's views for the others
+    for line, own in zip(lines, (encoders or {}).values()):  # resized from the first one's
         rows += [line, _draw_cuts([cut.resize((own, own)) for cut in cuts], views, width)]
     page = _stack([_stack(head, GAP // 2), scene, *rows, total], GAP * 2)
     framed = Image.new("RGB", (width + 2 * MARGIN, page.height + 2 * MARGIN), PAPER)

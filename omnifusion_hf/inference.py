@@ -116,7 +116,7 @@ def prompts(processor, conversations: list[list[dict]], regions: list[list] | No
     """Model inputs for a batch of chats that end with a question.
 
     Args:
-        regions: per chat, a list per image of boxes (left, top, right, bottom) in pixels.
+        regions: per chat, a list per image of boxes (left, top, right, bottom) in pixels; any list may be empty.
     """
     return processor.apply_chat_template(
         conversations,
@@ -124,7 +124,7 @@ def prompts(processor, conversations: list[list[dict]], regions: list[list] | No
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-        processor_kwargs={"padding": True} | ({"regions": regions} if regions else {}),
+        processor_kwargs={"padding": True} | ({"regions": regions} if any(map(any, regions or [])) else {}),
     )
 
 

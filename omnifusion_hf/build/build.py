@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from ..io import check_new, staged_folder
 from ..model.configuration_omnifusion import OmniFusionVisionConfig
-from ..model.encoder_families_omnifusion import family_of
+from ..model.encoder_families_omnifusion import encoder_outputs, family_of
 from ..model.modeling_omnifusion import OmniFusionForConditionalGeneration
 from ..model.modeling_omnifusion_projector import PROJECTORS
 from ..model.processing_omnifusion import OmniFusionProcessor
@@ -161,11 +161,7 @@ def config_fields(plan: Build, encoders: list[tuple[EncoderPreset | None, str]])
 def default_sizes(presets: list[EncoderPreset | None], vision: OmniFusionVisionConfig) -> list[int]:
     """Each encoder's own size; an encoder with `follows_grid` takes the size that gives the first one's tokens."""
     sizes = [preset.image_size if preset else size for preset, size in zip(presets, vision.image_sizes)]
-    first = (
-        OmniFusionVisionConfig(encoder_configs=vision.encoder_configs, image_sizes=sizes)
-        .encoder_outputs[0]
-        .num_patches
-    )
+    first = encoder_outputs(vision.encoder_configs[0], sizes[0]).num_patches
     for index, preset in enumerate(presets[1:], 1):
         if preset is not None and preset.follows_grid:
             sizes[index] = math.isqrt(first) * vision.encoder_configs[index].patch_size

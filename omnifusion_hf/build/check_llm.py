@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoModel
+from transformers import MODEL_MAPPING
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
@@ -16,13 +16,10 @@ CURE = "use another LLM (Mistral, Llama, Qwen, Gemma, Granite, …: docs/buildin
 
 def check_family(name: str, config: PreTrainedConfig):
     """Raises `ValueError` for a language part that is no model of its own."""
-    try:
-        with torch.device("meta"):
-            AutoModel.from_config(config)
-    except ValueError:
+    if type(config) not in MODEL_MAPPING:
         raise ValueError(
             f"the language part of {name}, `{config.model_type}`, is no model of its own in transformers; {CURE}"
-        ) from None
+        )
 
 
 def check_head(name: str, llm: PreTrainedModel):
@@ -42,8 +39,8 @@ def check_answers(model: PreTrainedModel, llm: PreTrainedModel):
     embeds = llm.get_input_embeddings()(ids)  # (1, 8, D)
     visual_tokens = embeds[:, 2:4] / 2  # (1, 2, D), no rows of the table
     mixed = torch.cat([embeds[:, :2], visual_tokens, embeds[:, 4:]], dim=1)  # (1, 8, D)
-    places = torch.tensor([[False, False, True, True, False, False, False, False]])
-    with_image = ids.masked_fill(places, model.config.image_token_id)
+    with_image = ids.clone()
+    with_image[:, 2:4] = model.config.image_token_id
     check = Check(llm.config.get_text_config().model_type)
     text = llm(input_ids=ids).logits  # (1, 8, vocab)
     check.equal(

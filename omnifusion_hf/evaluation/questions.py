@@ -105,8 +105,7 @@ def prompts_of(processor, questions: list[Question], chats: list[list[dict]] | N
         chats: the questions' chats with opened images, by default unchanged ones.
     """
     chats = chats or [opened(processor, question) for question in questions]
-    regions = [question.regions for question in questions]
-    return prompts(processor, chats, regions if any(map(any, regions)) else None)
+    return prompts(processor, chats, [question.regions for question in questions])
 
 
 def read_questions(path: str | Path, image_folder: str | Path | None = None) -> list[Question]:

@@ -252,7 +252,7 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         visual_tokens = outputs.features.flatten(0, 1)  # (ΣV·P, D)
         return BaseModelOutputWithPooling(
             last_hidden_state=side_by_side(outputs.last_features),
-            pooler_output=list(visual_tokens.split([count * self.config.image_seq_length for count in num_views])),
+            pooler_output=list(visual_tokens.split([count * outputs.features.shape[1] for count in num_views])),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

@@ -134,7 +134,8 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
         self, config: OmniFusionVisionConfig, feature_layers: list[int] | Literal["all"], keep_prefix: bool = False
     ):
         super().__init__(config)
-        self.keep_prefix = keep_prefix
+        # Left out before the patches of each encoder; counted once, not in each `forward`.
+        self.prefixes = [0 if keep_prefix else outputs.prefix_tokens for outputs in config.encoder_outputs]
         self.every_layer = feature_layers == "all"
         # The topmost hidden state in use of each encoder.
         self.feature_layers = [-1] * len(config.encoder_configs) if self.every_layer else feature_layers
@@ -173,9 +174,8 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
                 outputs, layers = self._encode(index, pixel_values, recorded)
                 hidden_states.extend((outputs.get("hidden_states") or ())[min(index, 1) :])
                 attentions.extend(outputs.get("attentions") or ())
-                prefix = 0 if self.keep_prefix else self.config.encoder_outputs[index].prefix_tokens
                 for states in layers:
-                    last_features[index] = states[:, prefix:]  # (ΣV, P_e, d_e)
+                    last_features[index] = states[:, self.prefixes[index] :]  # (ΣV, P_e, d_e)
                     yield last_features[index]
 
         return OmniFusionVisionOutput(

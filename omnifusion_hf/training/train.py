@@ -17,9 +17,9 @@ from transformers import (
     EarlyStoppingCallback,
     set_seed,
 )
-from transformers.utils import is_bitsandbytes_available
 
 from ..hub import check_rights
+from ..inference import bitsandbytes_config
 from ..io import SUMMARY, friendly_load_errors, read_json, read_text, write_whole
 from ..model.processing_omnifusion import OmniFusionProcessor
 from .arguments import ModelDataArguments, OmniFusionTrainingArguments, check_smoothing, describe_batch
@@ -115,7 +115,9 @@ def load_model(
     with whole_weights(args):
         with friendly_load_errors(name):
             model = AutoModelForImageTextToText.from_pretrained(
-                name, attn_implementation=recipe.attn_implementation, quantization_config=quantization_of(recipe)
+                name,
+                attn_implementation=recipe.attn_implementation,
+                quantization_config=quantization_of(recipe, args.device),
             )
         check_sharding(recipe.parts, model.config.tie_word_embeddings, args)
         model.loss_from_states = loss_of_answers
@@ -124,16 +126,15 @@ def load_model(
         return apply_stage(model, recipe.stage, recipe.vision_tuning, recipe.lora), dtypes
 
 
-def quantization_of(recipe: ModelDataArguments) -> BitsAndBytesConfig | None:
+def quantization_of(recipe: ModelDataArguments, device: torch.device) -> BitsAndBytesConfig | None:
     """That of QLoRA (arXiv 2305.14314). Raises `ValueError` for a stage that trains the LLM's own weights."""
     if not recipe.load_in_4bit:
         return None
     if recipe.parts.get("language_model") == "full":
         raise ValueError(f"load_in_4bit: stage {recipe.stage} trains the LLM's weights; use stage: lora or pretrain.")
-    if not is_bitsandbytes_available():
-        raise ValueError("load_in_4bit needs bitsandbytes: pip install 'omnifusion_hf[quantization]'.")
-    half = {"bnb_4bit_compute_dtype": torch.bfloat16, "bnb_4bit_use_double_quant": True}
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **half)
+    config = bitsandbytes_config("4bit", str(device), "bfloat16")
+    config.bnb_4bit_use_double_quant = True
+    return config
 
 
 def announce(

@@ -121,7 +121,7 @@ class Validation:
             chat = open_images(sample, processor.image_processor.max_image_pixels)[: first_answer(sample)]
             images = sum(part["type"] == "image" for message in chat for part in message["content"])
             chats, regions = [*chats, chat], [*regions, sample["regions"][:images]]
-        return prompts(processor, chats, regions if any(map(any, regions)) else None)
+        return prompts(processor, chats, regions)
 
 
 def first_answer(sample: dict) -> int:

@@ -117,6 +117,13 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         weights = {name.removeprefix("base_model.model."): weight for name, weight in weights.items()}
         return peft.set_peft_model_state_dict(self, weights, adapter_name or "default")
 
+    def enable_input_require_grads(self):
+        """As transformers' own, of the LLM: encoders see to their own inputs, and Swin's embeddings give a tuple."""
+        self.base_model.language_model.enable_input_require_grads()
+
+    def disable_input_require_grads(self):
+        self.base_model.language_model.disable_input_require_grads()
+
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
         """As transformers' own; unsets `predicted_vocab_size`, so that the added tokens can be learned."""
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)

@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 from torch import nn
-from transformers import AutoModel, DonutSwinModel, SwinModel, Swinv2Model
+from transformers import AutoModel
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
@@ -30,28 +30,8 @@ from .encoder_families_omnifusion import as_sequences, encoder_inputs, family_of
 logger = logging.get_logger(__name__)
 
 
-class TensorEmbeddings:
-    """Swin's patch embeddings return a tuple, on which `enable_input_require_grads` (checkpointed LoRA) fails."""
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.patch_embeddings.projection
-
-
-class DonutSwinEncoder(TensorEmbeddings, DonutSwinModel): ...  # trf-ignore: TRF057
-
-
-class SwinEncoder(TensorEmbeddings, SwinModel): ...  # trf-ignore: TRF057
-
-
-class Swinv2Encoder(TensorEmbeddings, Swinv2Model): ...  # trf-ignore: TRF057
-
-
-ENCODER_CLASSES = {DonutSwinModel: DonutSwinEncoder, SwinModel: SwinEncoder, Swinv2Model: Swinv2Encoder}
-
-
 def trim_encoder(encoder: PreTrainedModel, layer: int) -> PreTrainedModel:
     """Removes, in place, everything that hidden state `layer` does not need, from an encoder with `blocks`."""
-    encoder.__class__ = ENCODER_CLASSES.get(type(encoder), type(encoder))
     family = family_of(encoder.config)
     if family.blocks is None:
         return encoder
@@ -86,17 +66,14 @@ def use_attention_that_takes_float32(encoder: PreTrainedModel):
         )
 
 
-def each_layer(encoder: PreTrainedModel, pixel_values: torch.Tensor, with_graph: bool) -> Iterator[torch.Tensor]:
+def each_layer(encoder: PreTrainedModel, pixel_values: torch.Tensor) -> Iterator[torch.Tensor]:
     """The output of each block (ΣV, prefix + P_e, d_e) as it is computed; the encoder's `forward` would keep all."""
     family = family_of(encoder.config)
-    # The consumer runs between yields, so that no grad mode may be left set there.
-    with torch.set_grad_enabled(with_graph):
-        hidden_states = encoder.embeddings(pixel_values, **size_options(encoder.embeddings))
-        if encoder.config.model_type == "clip_vision_model":
-            hidden_states = encoder.pre_layrnorm(hidden_states)  # spelled so in its weights
+    hidden_states = encoder.embeddings(pixel_values, **size_options(encoder.embeddings))
+    if encoder.config.model_type == "clip_vision_model":
+        hidden_states = encoder.pre_layrnorm(hidden_states)  # spelled so in its weights
     for block in encoder.get_submodule(family.blocks):
-        with torch.set_grad_enabled(with_graph):
-            hidden_states = block(hidden_states, *family.block_arguments)
+        hidden_states = block(hidden_states, *family.block_arguments)
         yield hidden_states
 
 
@@ -187,20 +164,18 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
 
     def _encode(self, index: int, pixel_values: torch.Tensor, recorded: dict) -> tuple[dict, Iterable[torch.Tensor]]:
         """Outputs of encoder `index`, empty if its layers are computed one by one, and its hidden states in use."""
-        encoder, views = self.encoders[index], self._views_for(index, pixel_values)
-        # A frozen encoder keeps no graph, although activation checkpointing lets its embeddings require gradients.
-        trained = views.requires_grad or any(parameter.requires_grad for parameter in encoder.parameters())
-        with_graph = torch.is_grad_enabled() and trained
+        encoder = self.encoders[index]
         use_attention_that_takes_float32(encoder)
-        views = views.to(encoder.dtype)
+        views = self._views_for(index, pixel_values).to(encoder.dtype)
+        if encoder.training and not views.requires_grad:  # reentrant checkpointing of blocks needs it
+            views = views.detach().requires_grad_()
         can_stream = family_of(encoder.config).blocks is not None
         if self.every_layer and can_stream and not any(recorded.values()):
-            return {}, each_layer(encoder, views, with_graph)
+            return {}, each_layer(encoder, views)
         inputs = encoder_inputs(encoder, views) | recorded
         if self.every_layer or not can_stream:
             inputs["output_hidden_states"] = True
-        with torch.set_grad_enabled(with_graph):
-            outputs = encoder(**inputs, return_dict=True)
+        outputs = encoder(**inputs, return_dict=True)
         if can_stream and not self.every_layer:
             return outputs, [outputs.last_hidden_state]
         layers, asked = as_sequences(encoder, outputs), recorded["output_hidden_states"]  # True, or indices

@@ -3,16 +3,19 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from shutil import copytree, ignore_patterns
+from tempfile import TemporaryDirectory
 
 import torch
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from transformers import AutoConfig
 
-from .io import LOSS_PLOT, SUMMARY, named, write_whole
+from .io import LOSS_PLOT, SUMMARY, friendly_load_errors, named, read_json, write_whole
 from .markdown import Markdown, code, fill, plain, table
 from .model.configuration_omnifusion import OmniFusionConfig
 
@@ -21,6 +24,8 @@ TEMPLATE = Path(__file__).parent / "model_card.md"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # Files of training that a model does not need.
 NOT_UPLOADED = ["training_args.bin", "checkpoint-*"]
+LORA = "adapter_config.json"
+EMPTY = "[More Information Needed]"  # in the card that PEFT leaves in the folder of a LoRA run
 EVALUATION = "## Evaluation\n\nMeasured with lmms-eval.\n\n"  # followed by a table
 PYTHON_TEXT = r'"(?:[^"\\\n]|\\.)*"'
 USAGE = re.compile(
@@ -48,15 +53,23 @@ def write_card(folder: str | Path, given: dict, repo_id: str | None = None, scor
         repo_id, scores: as in [`render_card`].
     """
     path = Path(folder) / "README.md"
-    if path.is_file():
-        check_is_whole(Path(folder))
-        card = update_card(ModelCard.load(path), given, repo_id)
+    if (card := read_card(path.parent)) is not None:
+        card = update_card(card, given, repo_id)
         if scores:
             add_results(card, as_results(scores), model_name(path.parent, repo_id))
     else:
         card = render_card(folder, CardFacts(**given), repo_id, scores)
     write_whole(path, str(card))
     return path
+
+
+def read_card(folder: Path) -> ModelCard | None:
+    """The card that somebody, or this module, wrote. Raises `ValueError` for a missing folder."""
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}.")
+    path = folder / "README.md"
+    card = ModelCard.load(path) if path.is_file() else None
+    return None if card is None or EMPTY in card.text else card
 
 
 def update_card(card: ModelCard, given: dict, repo_id: str | None) -> ModelCard:
@@ -84,20 +97,24 @@ def render_card(folder: str | Path, facts: CardFacts, repo_id: str | None = None
     """A new card of a model folder.
 
     Args:
-        facts: licence, base models (default: those that `omnifusion build` noted), data sets, languages, notes.
+        facts: licence, base models (default: those that `omnifusion build` noted, or the one of LoRA weights), data
+            sets, languages, notes.
         repo_id: the name that the usage code loads; default: the folder.
         scores: of lmms-eval, as `evaluation.results.read_scores` returns them.
     """
     folder = Path(folder)
-    check_is_whole(folder)
-    config, name = AutoConfig.from_pretrained(folder), model_name(folder, repo_id)
+    base, name = lora_base(folder), model_name(folder, repo_id)
+    with friendly_load_errors(base or folder):
+        config = AutoConfig.from_pretrained(base or folder)
+    published = None if base is None else published_base(base, facts.base_model)
     results, training = as_results(scores), read_training(folder)
     card_data = ModelCardData(
         license=facts.license,
-        base_model=facts.base_model or getattr(config, "built_from", None),
+        base_model=published or facts.base_model or getattr(config, "built_from", None),
+        base_model_relation="adapter" if published else None,
         datasets=facts.datasets or None,
         language=facts.language,
-        library_name="transformers",
+        library_name="peft" if published else "transformers",
         pipeline_tag="image-text-to-text",
         tags=["omnifusion", "multimodal", "vision-language"],
         model_name=name if results else None,
@@ -108,6 +125,7 @@ def render_card(folder: str | Path, facts: CardFacts, repo_id: str | None = None
         TEMPLATE.read_text(encoding="utf-8"),
         name=name,
         repo=_quoted(repo_id or str(folder)),
+        base=None if published is None else code(published),
         description=facts.description,
         parts=table(["part", "what", "parameters"], [row.values() for row in describe_parts(config)]),
         views=describe_views(preprocessing),
@@ -202,12 +220,28 @@ def as_results(scores: Sequence) -> list[EvalResult]:
     ]
 
 
-def check_is_whole(folder: Path):
-    """Raises `ValueError` for a missing folder, and for LoRA weights without their base model."""
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}.")
-    if (folder / "adapter_config.json").is_file():
-        raise ValueError(f"{folder} holds only LoRA weights; first `omnifusion merge {folder} -o FOLDER`.")
+def lora_base(folder: Path) -> str | None:
+    """The model, a folder or Hub id, that LoRA weights are added to; None for the folder of a whole model."""
+    file = folder / LORA
+    if not file.is_file():
+        return None
+    base = read_json(file.read_bytes(), str(file)).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{file} names no base model; set its base_model_name_or_path.")
+    return base
+
+
+def published_base(base: str, named: list[str]) -> str:
+    """The Hub id of the model that LoRA weights are added to, which are useless without it. Raises `ValueError` if it
+    is only on this machine."""
+    (name,) = named if len(named) == 1 else [base]
+    if Path(name).exists() or Path(name).is_absolute() or len(named) > 1:
+        raise ValueError(
+            f"these LoRA weights are added to the model {base}, which others do not have; push it, then name it in "
+            "the card, `omnifusion card FOLDER --base-model YOU/BASE`; or push the whole model, as `omnifusion merge` "
+            "writes it."
+        )
+    return name
 
 
 def check_folder(folder: str | Path):
@@ -215,19 +249,32 @@ def check_folder(folder: str | Path):
     from .inference import answer_question, load
 
     folder = Path(folder)
-    check_is_whole(folder)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is not a model folder: config.json is missing.")
+    entry = "config.json" if lora_base(folder) is None else "processor_config.json"  # LoRA's base has the other
+    if not (folder / entry).is_file():
+        raise ValueError(f"{folder} is not a model folder: {entry} is missing.")
     files = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*"))]
     files = list(filter_repo_objects(files, ignore_patterns=NOT_UPLOADED))
     if pickles := [file for file in files if file.endswith(PICKLES)]:
         raise ValueError(f"{folder} holds pickles {pickles}; remove them, and save weights as safetensors.")
-    if not (folder / "README.md").is_file():
+    if read_card(folder) is None:
         raise ValueError(f"{folder} has no model card; write it with `omnifusion card {folder}`.")
-    auto_map = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map", {})
+    auto_map = json.loads((folder / entry).read_text(encoding="utf-8")).get("auto_map", {})
     if not auto_map or any(f"{name.split('.')[0]}.py" not in files for name in auto_map.values()):
         raise ValueError(f"{folder} lacks the code that its card refers to; write it with save_pretrained.")
     answer_question(*load(str(folder)), [], "Hello", max_new_tokens=1)
+
+
+@contextmanager
+def as_published(folder: Path, base: str | None) -> Iterator[Path]:
+    """The folder to upload: a copy in which LoRA weights name their base by its Hub id, or the folder itself."""
+    if base is None:
+        yield folder
+        return
+    with TemporaryDirectory() as copy:
+        copytree(folder, copy, dirs_exist_ok=True, ignore=ignore_patterns(*NOT_UPLOADED))
+        config = json.loads((folder / LORA).read_text(encoding="utf-8")) | {"base_model_name_or_path": base}
+        (Path(copy) / LORA).write_text(json.dumps(config, indent=2), encoding="utf-8")
+        yield Path(copy)
 
 
 def check_rights(api: HfApi, repo_id: str, create_pr: bool = False):
@@ -261,26 +308,31 @@ def push(
         create_pr: opens a pull request instead; the URL is its.
     """
     validate_repo_id(repo_id)
-    check_is_whole(Path(folder))
+    folder = Path(folder)
     if create_pr and revision:
         raise ValueError(f"a pull request is for main; leave out --revision {revision}, or --create-pr.")
     api = HfApi()
     check_rights(api, repo_id, create_pr)
     check_folder(folder)
-    path = Path(folder) / "README.md"
-    card = ModelCard.load(path)
+    card, base = read_card(folder), lora_base(folder)
     card.validate()
-    write_whole(path, str(update_card(card, {}, repo_id)))
+    if base is not None:
+        names = card.data.base_model or []
+        base = published_base(base, [names] if isinstance(names, str) else names)
+        if not api.repo_exists(base):
+            raise ValueError(f"there is no {base} on the Hub, which the LoRA weights need; push it first.")
+    write_whole(folder / "README.md", str(update_card(card, {}, repo_id)))
     if not create_pr:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         if revision:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-    commit = api.upload_folder(
-        repo_id=repo_id,
-        folder_path=str(folder),
-        commit_message=commit_message,
-        revision=revision,
-        create_pr=create_pr,
-        ignore_patterns=NOT_UPLOADED,
-    )
+    with as_published(folder, base) as uploaded:
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=uploaded,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            ignore_patterns=NOT_UPLOADED,
+        )
     return commit.pr_url or commit.commit_url if create_pr else str(url)  # no request without a change

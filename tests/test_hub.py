@@ -9,16 +9,20 @@ from pathlib import Path
 from shutil import copytree
 
 import conversations
+import peft
 import pytest
 import tiny
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi, ModelCard, ModelCardData
 from lmms_results import write_results
 from tiny import image
 
-from omnifusion_hf import hub
+from omnifusion_hf import OmniFusionForConditionalGeneration, hub
 from omnifusion_hf.cli import main
 from omnifusion_hf.evaluation.results import read_scores
-from omnifusion_hf.inference import generate_text, prompts
+from omnifusion_hf.inference import generate_text, load, prompts
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's
 
 
 @pytest.fixture
@@ -235,16 +239,23 @@ def server(monkeypatch):
     server.shutdown()
 
 
+def committed(server) -> dict[str, bytes]:
+    """The files of the commit to `me/omni`."""
+    commit = [json.loads(line) for line in server.seen["/api/models/me/omni/commit/main"].splitlines()]
+    return {
+        line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in commit if line["key"] == "file"
+    }
+
+
 def test_push_uploads_every_file_after_the_checks(folder, server, capsys):
     kept = {path.name for path in folder.iterdir()}
     (folder / "training_args.bin").write_bytes(b"")
     assert main(["push", str(folder), "me/omni", "--private"]) == 0
     created = json.loads(server.seen["/api/repos/create"])
     assert created["name"] == "omni" and created["visibility"] == "private"
-    commit = [json.loads(line) for line in server.seen["/api/models/me/omni/commit/main"].splitlines()]
-    files = {line["value"]["path"]: line["value"] for line in commit if line["key"] == "file"}
+    files = committed(server)
     assert files.keys() == kept
-    card = base64.b64decode(files["README.md"]["content"]).decode()
+    card = files["README.md"].decode()
     assert 'from_pretrained("me/omni"' in card and str(folder) not in card.split("## Use")[1]
 
 
@@ -312,19 +323,67 @@ REFUSED = {  # words after the folder, a file of the folder and its new content 
     ('push me/omni";import_os', "README.md", WRITTEN): "omnifusion: error:",
     ("push me/omni", "README.md", "---\nlicense: no-such-licence\n---\n# x\n"): "license is not known",
     ("card --results other.json", "other.json", "{}"): "lmms-eval",
-    ("card", "adapter_config.json", ""): "first `omnifusion merge",
-    ("push me/omni", "adapter_config.json", ""): "first `omnifusion merge",
+    ("card", "adapter_config.json", "{}"): "names no base model",
+    ("push me/omni", "adapter_config.json", ""): "adapter_config.json: ",
 }
 
 
 @pytest.mark.parametrize("given", REFUSED)
-def test_an_invalid_name_card_or_result_and_lora_weights_alone_are_refused_and_nothing_is_published(
+def test_an_invalid_name_card_result_or_base_is_refused_and_nothing_is_published(
     given, folder, server, capsys, monkeypatch
 ):
     (command, *words), file, content = given[0].split(), *given[1:]
     monkeypatch.chdir(folder)
     (folder / file).write_text(content)
     before = (folder / "README.md").read_bytes()
+    if (command, file) == ("card", "adapter_config.json"):  # a card that is there is kept
+        (folder / "README.md").write_text(hub.EMPTY)
+        before = hub.EMPTY.encode()
     assert main([command, str(folder), *words]) == 2
     assert REFUSED[given] in capsys.readouterr().err
     assert (folder / "README.md").read_bytes() == before and not any("commit" in path for path in server.seen)
+
+
+@pytest.fixture
+def lora(folder, processor, tmp_path, monkeypatch) -> Path:
+    """A LoRA run's folder, with the card that PEFT leaves; its base is `lab/base`, from the current folder."""
+    monkeypatch.chdir(tmp_path)
+    base = copytree(folder, tmp_path / "lab" / "base")
+    model = OmniFusionForConditionalGeneration.from_pretrained(base)
+    settings = peft.LoraConfig(target_modules=r".*language_model.*q_proj", init_lora_weights=False)
+    peft.get_peft_model(model, settings).save_pretrained(tmp_path / "lora")
+    processor.save_pretrained(tmp_path / "lora")
+    return tmp_path / "lora"
+
+
+def test_lora_weights_are_pushed_alone_and_name_their_base_on_the_hub(lora, server):
+    kept = (lora / hub.LORA).read_bytes()
+    assert hub.EMPTY in (lora / "README.md").read_text()  # control: PEFT's card is replaced
+    assert main(["card", str(lora), "--base-model", "me/base"]) == 0
+    assert main(["push", str(lora), "me/omni"]) == 0
+    files = committed(server)
+    assert "config.json" not in files and "adapter_model.safetensors" in files
+    assert json.loads(files[hub.LORA])["base_model_name_or_path"] == "me/base"
+    assert (lora / hub.LORA).read_bytes() == kept and b"me/base" not in kept
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.base_model == "me/base" and card.data.base_model_relation == "adapter"
+    assert 'from_pretrained("me/omni"' in card.text and "only what training changed" in card.text
+
+
+@pytest.mark.parametrize(
+    "base, said", [([], "push it, then name it"), (["me/absent"], "no me/absent on the Hub"), (["a/b", "c/d"], "LoRA")]
+)
+def test_lora_weights_whose_base_others_cannot_load_are_not_pushed(lora, server, capsys, base, said):
+    facts = hub.CardFacts(base_model=base)
+    (lora / "README.md").write_text(f"---\n{ModelCardData(base_model=facts.base_model)}\n---\nMine.")
+    assert main(["push", str(lora), "me/omni"]) == 2
+    assert said in capsys.readouterr().err and not any("commit" in path for path in server.seen)
+
+
+def test_the_folder_that_lora_weights_are_pushed_as_loads_and_answers_as_the_run(lora, processor, tmp_path):
+    inputs = prompts(processor, [[tiny.user(image(0), "What?")]])
+    answers = []
+    with hub.as_published(lora, "lab/base") as published:
+        for folder in (lora, published, tmp_path / "lab/base"):
+            answers.append(load(str(folder))[0](**inputs).logits)
+    assert answers[0].equal(answers[1]) and not answers[0].equal(answers[2])  # control: the base's

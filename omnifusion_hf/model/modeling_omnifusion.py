@@ -110,12 +110,15 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
     def load_adapter(self, peft_model_id: str | None = None, adapter_name: str | None = None, **kwargs):
         """As transformers' own. PEFT loads what that leaves out: DoRA's lengths, before 5.18 all but LoRA factors."""
         info = super().load_adapter(peft_model_id, adapter_name, **kwargs)
-        if peft_model_id is None:
-            return info
-        peft = import_module("peft")  # remote code is refused where a package in an import statement is missing
-        weights = peft.load_peft_weights(peft_model_id, device="cpu", **kwargs.get("adapter_kwargs") or {})
-        weights = {name.removeprefix("base_model.model."): weight for name, weight in weights.items()}
-        return peft.set_peft_model_state_dict(self, weights, adapter_name or "default")
+        if peft_model_id is not None:
+            peft = import_module("peft")  # remote code is refused where a package in an import statement is missing
+            weights = peft.load_peft_weights(peft_model_id, device="cpu", **kwargs.get("adapter_kwargs") or {})
+            weights = {name.removeprefix("base_model.model."): weight for name, weight in weights.items()}
+            loaded = peft.set_peft_model_state_dict(self, weights, adapter_name or "default")
+            if info is not None:  # of transformers 5.18 and newer
+                info.missing_keys &= {*loaded.missing_keys}
+                info.unexpected_keys &= {*loaded.unexpected_keys}
+        return info
 
     def enable_input_require_grads(self):
         """As transformers' own, of the LLM: encoders see to their own inputs, and Swin's embeddings give a tuple."""

@@ -91,7 +91,7 @@ def draw_views(
     """The drawing of one RGB image with the views and the count that the processor planned for it."""
     side = processor.size["height"]
     background = tuple(round(255 * mean) for mean in processor.image_mean)
-    cuts = cut_image(image, views, side, processor.resample, background)
+    cuts = cut_image(image, views, side, processor.resample, background, processor.resize_backend)
     facts = [f"{image.width} x {image.height} pixels", f"whole view: {processor.image_fit}"]
     if views.tiles:
         rows, columns = best_canvas((image.height, image.width), processor.grid_canvases, side)

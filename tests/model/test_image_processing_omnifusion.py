@@ -67,14 +67,27 @@ def test_pixels_are_those_of_the_encoders_own_processor(fit):
     assert (levels(image) != levels(image, resample=Image.Resampling.BILINEAR)).any()  # control
 
 
-def test_the_torchvision_backend_of_the_encoder_is_within_a_stated_bound():
-    """At most 2 of 255 levels, 0.05 in the mean: what a checkpoint trained with that backend sees change."""
+def test_the_torchvision_backend_equals_that_of_the_encoders_processor_within_a_stated_bound_of_pillow():
+    """At most 2 of 255 levels, 0.05 in the mean: what a checkpoint trained with the other backend sees change."""
     pytest.importorskip("torchvision", reason="torchvision, the other backend, is not installed")
     images = [tiny.image(seed, (40 + 9 * seed, 150 - 11 * seed)) for seed in range(10)]
-    other = CLIPImageProcessor(**CLIP)(images, **RAW).pixel_values
-    difference = np.abs(levels(images) - other.astype(np.float32))
-    assert difference.max() <= 2 and difference.mean() < 0.05
+    other = levels(images, resize_backend="torchvision")
+    np.testing.assert_array_equal(other, CLIPImageProcessor(**CLIP)(images, **RAW).pixel_values)
+    for options in ({}, {"view_strategy": "grid"}, {"view_strategy": "grid", "resample": Image.Resampling.BILINEAR}):
+        difference = np.abs(levels(images, **options) - levels(images, resize_backend="torchvision", **options))
+        assert 0 < difference.max() <= 2 and difference.mean() < 0.05
     assert np.abs(levels(images) - levels(images, resample=Image.Resampling.BILINEAR)).max() > 2  # control
+
+
+@pytest.mark.parametrize("mode, size", [("L", (40, 30)), ("RGB", (1, 90)), ("RGB", (300, 1)), ("CMYK", (40, 30))])
+def test_the_torchvision_backend_takes_images_of_any_shape_and_mode(mode, size):
+    image = tiny.image(0, size).convert(mode)
+    options = {"image_fit": "squash", "do_convert_rgb": mode != "CMYK"}
+    if mode == "CMYK":
+        options |= {"image_mean": [0.5] * 4, "image_std": [0.5] * 4}
+    np.testing.assert_allclose(
+        levels(image, **options), levels(image, resize_backend="torchvision", **options), atol=2
+    )
 
 
 def test_pad_and_grid_tiles_equal_pillow_in_every_pixel():
@@ -201,6 +214,12 @@ def test_the_saved_file_records_backend_and_resampling(tmp_path):
 
 
 BAD_OPTIONS = {
+    "use 'pil', or 'torchvision' with bilinear": {
+        "resize_backend": "torchvision",
+        "resample": Image.Resampling.LANCZOS,
+    },
+    "resize_backend `pillow` with resample 3 is unknown": {"resize_backend": "pillow"},
+    "see resize_backend": {"backend": "torchvision"},
     "antialias is always True": {"antialias": False},
     "size must be square": {"size": {"height": 8, "width": 9}},
     "do_resize must stay True": {"do_resize": False},

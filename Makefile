@@ -7,7 +7,7 @@ CONSTRAINTS ?= --constraint constraints.txt
 PIP = $(BIN)/python -m pip install --quiet $(CONSTRAINTS)
 TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m
 
-.PHONY: demo test test-newest test-matrix test-extras test-vllm mutants lab docs clean
+.PHONY: demo test test-newest test-matrix test-extras test-vllm mutants lab demo-real docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/omnifusion ask --examples
@@ -46,6 +46,10 @@ mutants: $(VENV)/.installed-test
 
 lab: $(VENV)/.installed-lab
 	$(BIN)/python -m lab
+
+# Downloads 190 MB of pretrained parts, adds the trained weights of lab/real/weights, and asks questions (docs/real.md).
+demo-real: $(VENV)/.installed-real
+	$(BIN)/python -m lab.real demo
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build

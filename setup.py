@@ -54,6 +54,7 @@ setup(
         "gguf": ["gguf>=0.10"],  # GGUF files as LLMs
         "plot": ["matplotlib"],  # the loss of a training run
         "lab": ["scikit-learn", "matplotlib", "rapidfuzz", "statsmodels", "torch>=2.9"],  # torch.optim.Muon
+        "real": ["onnx", "onnxruntime", "gguf>=0.10", "resvg_py", "peft>=0.21", "matplotlib"],  # lab/real
         "quantization": ["bitsandbytes>=0.46", "torchao"],
         "trl": ["trl>=1.16", "peft>=0.21", "datasets>=4"],
         "eval": [

@@ -4,8 +4,8 @@
 
 A small model with random weights, float32, one thread. Each point is the median of CPU seconds (of wall-clock seconds
 for workers, which share the machine). The exponent is the slope of the cost above that of the smallest point, in
-logarithms, over the larger half of the points: 1 is linear. The expected one is that of the multiplications: of layers,
-which grow with the tokens, and of causal attention, which grow with their square.
+logarithms, over the larger half of the points: 1 is linear. The expected one is that of the multiplications: of
+layers, which grow with the tokens, and of causal attention, which grow with their square.
 """
 
 import argparse

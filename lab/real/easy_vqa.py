@@ -57,7 +57,8 @@ def task_of(answer: str) -> str:
 
 
 def write() -> Path:
-    """`stage1.json`, `stage2.json`, `validation.json`, `test.json`; images are named from `source()`."""
+    """`stage1.json`, `stage2.json`, `validation.json`, `test.json`, and `swapped.json`, the test questions about other
+    test images; images are named from `source()`."""
     if FOLDER.exists():
         return FOLDER
     rng, questions = random.Random(0), read("train")
@@ -74,6 +75,9 @@ def write() -> Path:
     held_out = [("train", image, questions[image]) for image in images[-VALIDATION:]]
     files = {"stage1": captions, "stage2": conversations, "validation": single(held_out)}
     files["test"] = single([("test", image, turns) for image, turns in sorted(read("test").items())])
+    images = [sample["image"] for sample in files["test"]]
+    other = images[len(images) // 2 :] + images[: len(images) // 2]  # questions are in the order of their images
+    files["swapped"] = [sample | {"image": image} for sample, image in zip(files["test"], other, strict=True)]
     with staged_folder(FOLDER) as folder:
         for name, samples in files.items():
             (folder / f"{name}.json").write_text(json.dumps(samples, indent=0), encoding="utf-8")

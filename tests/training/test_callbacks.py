@@ -54,17 +54,21 @@ def test_padding_is_not_counted_and_packed_samples_are(packed):
 
 
 def test_a_log_line_is_of_what_was_done_since_the_one_before_and_nothing_has_no_speed(monkeypatch):
-    clock = iter([0, 10, 12, 13, 13])
+    """In a run that was resumed at step 4."""
+    clock = iter([5, 15, 18, 18, 20, 20])
     monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    callback, state = SpeedCallback(0), TrainerState(max_steps=10)
+    callback, state = SpeedCallback(0), TrainerState(max_steps=14, global_step=4)
     callback.on_train_begin(ON_CPU, state, TrainerControl())
     lines = []
-    for state.global_step in (1, 2):
-        callback.counts += torch.tensor([20, 400, 100])
+    for state.global_step in (5, 6):
+        callback.counts += torch.tensor([20, 700, 100])
         lines.append(callback.figures(state))
-    assert [line["samples_per_second"] for line in lines] == [2, 10]
-    assert [(line["tokens_per_second"], line["visual_token_share"]) for line in lines] == [(40, 0.25), (200, 0.25)]
-    assert [line["minutes_left"] for line in lines] == [1.5, 0.8]  # 9 steps of 10 s, 8 of 6 s
+    assert [line["samples_per_second"] for line in lines] == [2, 6.667]
+    assert [line["tokens_per_second"] for line in lines] == [70, 233.3]
+    assert [line["visual_token_share"] for line in lines] == [0.1429, 0.1429]
+    assert [line["minutes_left"] for line in lines] == [1.5, 0.87]  # 9 steps of 10 s, 8 of 6.5 s
+    callback.on_train_end(ON_CPU, state, TrainerControl())
+    assert (callback.summary()["samples_per_second"], callback.summary()["tokens_per_second"]) == (3.077, 107.7)
     callback.on_train_begin(ON_CPU, state, TrainerControl())  # a resumed run without a step left
     callback.on_train_end(ON_CPU, state, TrainerControl())
     assert callback.summary() == {}

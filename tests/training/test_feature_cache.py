@@ -165,6 +165,14 @@ def test_what_cannot_be_cached_is_refused_with_its_reason_before_anything_is_enc
     assert "cache_vision_features: 3 views to encode" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("process", "disabled", "shown"), [(0, False, True), (1, False, False), (0, True, False)])
+def test_the_first_process_shows_its_progress_unless_that_is_disabled(process, disabled, shown, capsys):
+    args = SimpleNamespace(per_device_train_batch_size=1, dataloader_num_workers=0, process_index=process)
+    args.disable_tqdm = disabled
+    assert list(feature_cache._batches("ab", range(2), list, "naming views", args)) == [["a"], ["b"]]
+    assert ("naming views" in capsys.readouterr().err) == shown
+
+
 def test_tower_that_serves_features_still_takes_pixels(tmp_path):
     tower = model_and_processor("summation")[0].model.vision_tower
     args = TrainingArguments(output_dir=tmp_path, use_cpu=True)

@@ -198,6 +198,18 @@ def mixture_of(folder: Path, **weights: float) -> Path:
     return conversations.write_mixture(folder, *entries)
 
 
+@pytest.mark.parametrize(("streaming", "share", "noted"), [(True, "weight", "weight"), (False, "samples", "drawn")])
+def test_a_mixture_is_known_by_each_source_and_its_share(tmp_path, streaming, share, noted):
+    rows, entries, parts = data_files.mixed(12), [], []
+    for number in (3, 4):
+        rows[0]["id"] = f"first of {number}"
+        source = {"path": str(write_parquet(tmp_path / str(number), rows)), "streaming": streaming}
+        entries.append(source | {share: number})
+        parts += [known | {noted: number} for known in conversations.load(**source).identity()]
+    assert conversations.load(conversations.write_mixture(tmp_path, *entries)).identity() == parts
+    assert parts[0] != parts[1] | {noted: 3}  # control: the sources' content differs
+
+
 @pytest.fixture
 def stream(tmp_path) -> IterableDataset:
     return conversations.load(write_parquet(tmp_path, data_files.mixed()), streaming=True)

@@ -1,6 +1,7 @@
 """`omnifusion data`: samples as the model sees them, and the problems of a whole set."""
 
 import conversations
+import data_files
 import pytest
 from PIL import Image
 
@@ -39,5 +40,18 @@ def test_printed_samples_mark_what_is_trained_and_count_visual_tokens_without_we
 def test_every_problem_is_counted_with_an_example(data, capsys):
     problems = preview(Source(str(data)), str(TINY), samples=0, max_length=512)
     said = capsys.readouterr().out
-    assert "of 6 samples can be used." in said and sum(problems.kinds.values()) == 3
+    assert said.startswith("3 of 6 samples can be used.\n1 x ") and sum(problems.kinds.values()) == 3
     assert "absent.png" in said and "more than max_length 512" in said
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_three_samples_are_printed_by_default_and_a_stream_is_not_read_to_its_end(tmp_path, streaming, capsys):
+    samples = data_files.mixed(5)
+    samples[1]["conversations"].pop()  # cannot be read: nobody answers
+    path = tmp_path / "rows.parquet"
+    data_files.hf_dataset(samples).to_parquet(path)
+    preview(Source(str(path), streaming=streaming), str(TINY))
+    said = capsys.readouterr().out
+    assert said.count(" trained\n") == 3
+    assert ("4 of 5 samples can be used." in said) is not streaming
+    assert ("The data is streamed" in said) is streaming

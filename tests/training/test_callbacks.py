@@ -14,24 +14,21 @@ from types import SimpleNamespace
 
 import conversations
 import pytest
+import ranks
 import tiny
 import torch
 import training_runs
-import yaml
 from PIL import Image
-from torch import distributed as dist
 from training_runs import changed, command, log_of, run, weights
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from omnifusion_hf import hub
 from omnifusion_hf.io import LOSS_PLOT
 from omnifusion_hf.training import callbacks
-from omnifusion_hf.training import train as train_module
 from omnifusion_hf.training.arguments import parse_recipe
 from omnifusion_hf.training.callbacks import IdentityCallback, SaveAndStop, SpeedCallback, checkpoint_to_resume
 from omnifusion_hf.training.collators import PackingCollator, PaddingCollator
 from omnifusion_hf.training.preprocessing import ConversationEncoder
-from omnifusion_hf.training.trainer import OmniFusionTrainer
 
 
 FIGURES = {"samples_per_second", "tokens_per_second", "visual_token_share", "peak_memory_gb"}
@@ -147,11 +144,10 @@ def recipe(folder: Path, base: Path, **changes) -> Path:
 
 def mixed_and_packed(folder: Path, base: Path) -> Path:
     """As `recipe`, of a mixture of two sources, several samples to a row, read by a worker process."""
-    path = recipe(folder, base, stage="finetune", packing=True, max_length=160, dataloader_num_workers=1)
-    fields = yaml.safe_load(path.read_text())
-    sources = [{"path": fields["data_path"], "weight": weight} for weight in (1, 2)]
-    mixture = conversations.write_mixture(folder, *sources)
-    path.write_text(yaml.safe_dump(fields | {"data_path": str(mixture)}))
+    sources = ({"path": str(folder / "data/samples.json"), "weight": weight} for weight in (1, 2))
+    changes = {"stage": "finetune", "packing": True, "max_length": 160, "dataloader_num_workers": 1}
+    path = recipe(folder, base, data_path=str(folder / "mixture.yaml"), **changes)
+    conversations.write_mixture(folder, *sources)
     return path
 
 
@@ -169,15 +165,11 @@ def assert_same_run(one: Path, other: Path):
 def send_in_step(patch: pytest.MonkeyPatch, number: int, step: int):
     """Sends this process a signal in the middle of a step."""
 
-    class SignalAtStep(TrainerCallback):
-        def on_pre_optimizer_step(self, args, state, control, **kwargs):
-            if state.global_step + 1 == step:
-                os.kill(os.getpid(), number)
+    def send(callback, args, state, control, **kwargs):
+        if state.global_step + 1 == step:
+            os.kill(os.getpid(), number)
 
-    def trainer(*args, callbacks, **options) -> OmniFusionTrainer:
-        return OmniFusionTrainer(*args, callbacks=[*callbacks, SignalAtStep()], **options)
-
-    patch.setattr(train_module, "OmniFusionTrainer", trainer)
+    patch.setattr(SaveAndStop, "on_pre_optimizer_step", send)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -318,14 +310,13 @@ def test_ctrl_c_at_a_terminal_reaches_workers_too_and_still_saves(tmp_path, base
 
 
 def stop_one_of_two(rank: int, folder: Path):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    ranks.join_as(rank, folder / "store")
     stop, control = SaveAndStop(), TrainerControl()
     stop.signal = signal.SIGTERM if rank == 1 else 0
     stop.on_step_end(TrainingArguments(str(folder), use_cpu=True), TrainerState(), control)
     (folder / f"{rank}").write_text(f"{control.should_save} {control.should_training_stop} {int(stop.signal)}")
-    dist.destroy_process_group()
 
 
 def test_signal_to_one_rank_stops_all_at_the_same_step(tmp_path):
-    torch.multiprocessing.start_processes(stop_one_of_two, (tmp_path,), nprocs=2, start_method="forkserver")
+    assert ranks.start_ranks(stop_one_of_two, tmp_path) == [0, 0]
     assert [(tmp_path / name).read_text() for name in "01"] == ["True True 15"] * 2

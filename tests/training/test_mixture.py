@@ -93,30 +93,6 @@ def test_order_and_mix_are_a_function_of_the_seed_alone(tmp_path, drawn):
     assert 0.6 < sum(name[0] == "a" for name in first) / len(first) < 0.95
 
 
-INSTRUCTIONS = ["Describe it.", "What is it?", "Say it."]
-
-
-def questions(folder: Path, seed: int = 0) -> dict[str, str]:
-    """The question that each caption of a LLaVA file gets."""
-    dataset = conversations.load(folder / "samples.json", seed=seed, instructions=INSTRUCTIONS)
-    pairs = [[part.get("text") for message in item["messages"] for part in message["content"]] for item in dataset]
-    return {caption: question for _, question, caption in pairs}
-
-
-def test_question_of_a_caption_is_drawn_by_seed_and_caption(tmp_path):
-    captions = [turn("gpt", f"A sky, image {index}.") for index in range(40)]
-    samples = [sample(index, conversations=[turn("human", "<image>\nOwn?"), captions[index]]) for index in range(40)]
-    conversations.write(tmp_path, samples)
-    first = questions(tmp_path)
-    assert set(first.values()) == set(INSTRUCTIONS)
-    conversations.write(tmp_path, samples[::-1])
-    assert questions(tmp_path) == first
-    assert questions(tmp_path, seed=1) != first
-    dialogue = sample(0, conversations=sample(0)["conversations"] * 2, image=["0.png", "0.png"])
-    with pytest.raises(ValueError, match="sample 0 .*instructions need a caption"):
-        questions(conversations.write(tmp_path, [dialogue]).parent)
-
-
 def test_broken_sample_of_a_source_is_named_or_left_out(tmp_path):
     good, bad = write_source(tmp_path, "a", 3), conversations.write(tmp_path, [sample(0), sample(1, image="no.png")])
     path = conversations.write_mixture(tmp_path, {"path": str(good)}, {"path": str(bad)})

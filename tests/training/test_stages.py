@@ -58,26 +58,16 @@ def test_plan_counts_what_the_optimizer_will_hold():
     assert f"{plans['multi_modal_projector'].trained:,}" in format_plan(list(plans.values()))
 
 
-def test_trained_parts_are_float32_in_a_bfloat16_model_and_small_steps_count(tmp_path):
-    model = tiny.model().to(torch.bfloat16)
-    inputs = batch(model)
-    model = apply_stage(model, "pretrain")
+def test_trained_parts_are_float32_in_a_bfloat16_model_which_is_saved_as_bfloat16(tmp_path):
+    model = apply_stage(tiny.model().to(torch.bfloat16), "pretrain")
     dtypes = {(parameter.dtype, parameter.requires_grad) for parameter in model.parameters()}
     assert dtypes == {(torch.float32, True), (torch.bfloat16, False)}
-    weight = model.model.multi_modal_projector.linear_2.weight
-    before = weight.detach().clone()
-    optimizer = torch.optim.AdamW([weight], lr=1e-6, weight_decay=0.0)
-    model(**inputs).loss.backward()
-    optimizer.step()
-    assert not torch.equal(weight, before)
     assert saved(model, tmp_path)["model.language_model.embed_tokens.weight"].dtype == torch.bfloat16
 
 
 def test_frozen_encoder_drops_no_paths_in_training_mode():
-    vision = tiny.encoder_config("swin")
-    vision.drop_path_rate = 0.9
     config = tiny.config(encoders=["swin"])
-    config.vision_config.encoder_configs = [vision]
+    config.vision_config.encoder_configs[0].drop_path_rate = 0.9
     model = tiny.model(config)
     pixels = batch(model)["pixel_values"]
 

@@ -133,13 +133,11 @@ def test_one_question_about_every_image_of_a_folder(model_folder, model, process
     assert answers[1].answer == answer_question(model, processor, [tmp_path / "photos/b.png"], "What?", 4)
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        *("--data q.json", "-o a.jsonl", ". What?", ". What? --data q.json -o a.jsonl", "q.png What? -o a.jsonl"),
-        *("--data q.json -o a.jsonl --text-only", "--examples -o a.jsonl", ". What? --image-folder . -o a.jsonl"),
-    ],
-)
+TOGETHER = ["--data q.json", "-o a.jsonl", ". What?", ". What? --data q.json -o a.jsonl", "q.png What? -o a.jsonl"]
+TOGETHER += ["--data q.json -o a.jsonl --text-only", "--examples -o a.jsonl"]
+
+
+@pytest.mark.parametrize("words", [*TOGETHER, ". What? --image-folder . -o a.jsonl"])
 def test_options_that_do_not_go_together_are_refused(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["ask", *words.split()]) == 2

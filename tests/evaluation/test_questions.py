@@ -27,17 +27,6 @@ def test_each_question_of_a_dialog_has_the_true_turns_before_it(tmp_path):
     assert third.images == second.images == [tmp_path / "1.png"] and third.regions == [[]]
 
 
-def test_jsonl_with_images_of_another_folder_and_without_images(tmp_path):
-    conversations.write(tmp_path, [sample(0)])
-    (tmp_path / "other").mkdir()
-    text_only = {"conversations": [turn("human", "Hello?"), turn("gpt", "Hi.")]}
-    path = tmp_path / "other" / "q.jsonl"
-    path.write_text("\n".join(json.dumps(each) for each in (sample(0), text_only)), encoding="utf-8")
-    shown, alone = read_questions(path, image_folder=tmp_path)
-    assert shown.images == [tmp_path / "0.png"] and shown.task == "q"
-    assert alone.images == [] and alone.name == "1"
-
-
 def test_a_second_question_of_a_name_and_a_file_without_a_sample_are_refused(tmp_path):
     twice, second = [sample(0), sample(1, id="s0")], r"sample 1 \(id s0\): .*sample 0 .* of the same task has this id"
     for samples, message in ((twice, second), ([], "must hold a list with at least one sample, got an empty list")):
@@ -79,12 +68,13 @@ UNANSWERED += [{"conversations": [*DIALOG[:2], turn("human", "Why?")]}]
 
 
 @pytest.mark.parametrize("row", UNANSWERED)
-def test_a_question_needs_no_answer(tmp_path, row):
+def test_a_question_needs_neither_an_answer_nor_an_id(tmp_path, row):
     conversations.write(tmp_path, [{}, {}])
     path = tmp_path / "q.jsonl"
     path.write_text(json.dumps({"image": "1.png"} | row), encoding="utf-8")
     last = read_questions(path)[-1]
     assert last.text == "Why?" and last.truth is None and last.images == [tmp_path / "1.png"]
+    assert last.name.partition(", turn ")[0] == "0" and last.task == "q"
 
 
 def test_a_mixture_gives_every_sample_of_every_source_once(tmp_path):

@@ -93,14 +93,6 @@ def test_order_and_mix_are_a_function_of_the_seed_alone(tmp_path, drawn):
     assert 0.6 < sum(name[0] == "a" for name in first) / len(first) < 0.95
 
 
-def test_broken_sample_of_a_source_is_named_or_left_out(tmp_path):
-    good, bad = write_source(tmp_path, "a", 3), conversations.write(tmp_path, [sample(0), sample(1, image="no.png")])
-    path = conversations.write_mixture(tmp_path, {"path": str(good)}, {"path": str(bad)})
-    with pytest.raises(ValueError, match=rf"{path}, source 1: {bad}, sample 1 \(id s1\): no image file .*no\.png"):
-        conversations.load(path)
-    assert sorted(ids(conversations.load(path, policy="skip"))) == ["a0", "a1", "a2", "s0"]
-
-
 MISTAKEN = {
     "sources: []": "must hold one list", "seed: 1\nsources: [{path: a.json}]": "must hold one list",
     "[1]": "must hold one list", "sources: [{path: a.json}, {samples: 3}]": "source 1: needs `path`",

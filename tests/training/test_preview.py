@@ -14,15 +14,10 @@ from omnifusion_hf.training.preview import preview
 @pytest.fixture
 def data(tmp_path):
     """Three good samples, then one without its image, one whose last turn is the user's, one that is too long."""
-    rows = [conversations.sample(index) for index in range(3)]
-    for row in rows:
-        Image.new("RGB", (30, 20), "red").save(tmp_path / row["image"])
-    missing = conversations.sample(3) | {"image": "absent.png"}
-    unanswered = conversations.sample(4) | {"image": rows[0]["image"]}
-    unanswered["conversations"] = unanswered["conversations"][:1]
-    long = conversations.sample(5) | {"image": rows[0]["image"]}
-    long["conversations"] = [long["conversations"][0], {"from": "gpt", "value": "word " * 3000}]
-    return conversations.write(tmp_path, [*rows, missing, unanswered, long])
+    missing, unanswered, long = conversations.sample(3, image="absent.png"), *map(conversations.sample, (4, 5))
+    unanswered["conversations"].pop()
+    long["conversations"][1]["value"] = "word " * 3000
+    return conversations.write(tmp_path, [*map(conversations.sample, range(3)), missing, unanswered, long])
 
 
 def test_printed_samples_mark_what_is_trained_and_count_visual_tokens_without_weights(

@@ -7,7 +7,7 @@ import json
 import conversations
 import pytest
 import tiny
-from conversations import opened
+from conversations import opened, turn
 from datasets import Dataset
 from pixels import encoded
 
@@ -24,10 +24,7 @@ def messages(*parts: dict) -> dict:
 
 
 FORMS = {
-    "LLaVA": {
-        "image": "a.png",
-        "conversations": [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": ANSWER}],
-    },
+    "LLaVA": {"image": "a.png", "conversations": [turn("human", QUESTION), turn("gpt", ANSWER)]},
     "image in a part": messages({"type": "image", "image": "a.png"}),
     "path in a part": messages({"type": "image", "path": "a.png"}),
     "data URI as url": messages({"type": "image", "url": URI}),

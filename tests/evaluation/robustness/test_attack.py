@@ -53,11 +53,11 @@ def attacked(request, model, two_encoders):
 
 
 def test_labels_are_only_the_last_answer(processor):
-    short = [tiny.user(tiny.image(), "Which?")]
-    chats = [[tiny.user(tiny.image(), "First?"), tiny.assistant("Yes."), tiny.user("Second?")], short]
-    labels = with_labels(processor, chats, [question(chat, truth) for chat, truth in zip(chats, TRUTHS)])["labels"]
+    chats, truths = [[tiny.user(tiny.image(), "Which?")]], ["The sky is blue.", "The sky is green."]
+    chats.append([tiny.user(tiny.image(), "First?"), tiny.assistant("Yes."), tiny.user("Second?")])
+    labels = with_labels(processor, chats, [question(*pair) for pair in zip(chats, truths)])["labels"]
     learnt = [processor.decode(row[row != -100], skip_special_tokens=True).strip() for row in labels]
-    assert learnt == list(TRUTHS)
+    assert learnt == truths
 
 
 @pytest.mark.parametrize("change", [pgd, random_signs])

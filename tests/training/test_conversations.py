@@ -1,4 +1,4 @@
-"""LLaVA-format data: where images go, what is refused and how it is named, that images open late."""
+"""LLaVA-format data: where images go, what is refused and how it is named."""
 
 import re
 from io import BytesIO
@@ -8,7 +8,6 @@ import conversations
 import pytest
 import tiny
 from conversations import opened, sample, turn
-from PIL import Image
 
 from omnifusion_hf.training.conversations import BadSamples, BrokenSampleError, map_good, to_messages
 
@@ -133,15 +132,6 @@ def test_broken_sample_is_refused_at_load_with_file_index_and_id(tmp_path, messa
     path = conversations.write(tmp_path, [sample(0), sample(1, **BROKEN[message])])
     with pytest.raises(ValueError, match=re.escape(f"{path}, sample 1 (id s1): ") + f".*{re.escape(message)}"):
         conversations.load(path)
-
-
-def test_images_open_late_and_not_above_max_image_pixels(tmp_path):
-    dataset = conversations.load(conversations.write(tmp_path, [sample(0)]))
-    assert dataset[0]["messages"][0]["content"][0]["image"] == tmp_path / "0.png"
-    image = opened(dataset[0])["messages"][0]["content"][0]["image"]
-    assert isinstance(image, Image.Image) and image.tobytes() == tiny.image(0).tobytes()
-    with pytest.raises(ValueError, match=r"sample 0 \(id s0\): .*max_image_pixels"):
-        opened(dataset[0], max_image_pixels=100)
 
 
 def test_broken_image_of_any_kind_is_named(tmp_path):

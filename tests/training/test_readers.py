@@ -64,7 +64,7 @@ def test_columns_of_other_names_and_plain_text_are_understood(tmp_path):
         conversations.load(tmp_path / "rows.parquet", columns={"messages": "talk"})[0]
 
 
-def test_images_are_decoded_only_when_their_sample_is_encoded(tmp_path, monkeypatch):
+def test_images_are_opened_only_when_their_sample_is_encoded_and_not_above_max_image_pixels(tmp_path, monkeypatch):
     files = []
     monkeypatch.setattr(Image, "open", lambda file, _open=Image.open: files.append(file) or _open(file))
     paths = write_all(tmp_path)
@@ -74,6 +74,8 @@ def test_images_are_decoded_only_when_their_sample_is_encoded(tmp_path, monkeypa
         assert dataset[2] and not files
         opened(dataset[2])
         assert len(files) == 2
+        with pytest.raises(BrokenSampleError, match=r"\(id s2\): .*max_image_pixels"):
+            opened(dataset[2], max_image_pixels=100)
         files.clear()
 
 

@@ -5,7 +5,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from playwright.sync_api import Locator, Page, expect
+import pytest
+
+
+pytest.importorskip("playwright.sync_api", reason="playwright drives the browser: pip install playwright")
+from playwright.sync_api import Locator, Page, expect  # noqa: E402
 
 
 expect.set_options(timeout=20_000)
@@ -18,14 +22,16 @@ def box(page: Page) -> Locator:
 
 def attach(page: Page, *images: Path):
     page.set_input_files("input[type=file]", images)
-    expect_thumbnails(page, len(images))
+    expect(page.get_by_label("File thumbnail")).to_have_count(len(images))
 
 
-def expect_thumbnails(page: Page, num: int):
-    expect(page.get_by_label("File thumbnail")).to_have_count(num)
+def expect_box(page: Page, question: str, num_images: int):
+    """A question that is not sent yet, with so many images."""
+    expect(box(page)).to_have_value(question)
+    expect(page.get_by_label("File thumbnail")).to_have_count(num_images)
 
 
-def ask_page(page: Page, question: str, *images: Path):
+def ask(page: Page, question: str, *images: Path):
     expect(box(page)).to_be_enabled()
     attach(page, *images)
     box(page).fill(question)

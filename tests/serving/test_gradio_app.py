@@ -11,39 +11,28 @@ from unittest.mock import MagicMock, Mock, call
 
 import pytest
 import yaml
+from chat_page import ask, attach, box, expect_answers, expect_box, expect_cost, expect_warning, expect_writers, until
 from huggingface_hub.utils import httpx
+from playwright.sync_api import expect, sync_playwright
+from transformers import AutoTokenizer
 
 from omnifusion_hf import OmniFusionForConditionalGeneration
-from omnifusion_hf import inference as ask
 from omnifusion_hf.cli import main
+from omnifusion_hf.inference import EXAMPLES, TINY
 
 
 gr = pytest.importorskip("gradio", reason="the page needs Gradio: pip install 'omnifusion_hf[demo]'")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser: pip install playwright")
 
 import gradio_client  # noqa: E402  # comes with Gradio
-from chat_page import (  # noqa: E402
-    ask_page,
-    attach,
-    box,
-    expect_answers,
-    expect_cost,
-    expect_thumbnails,
-    expect_warning,
-    expect_writers,
-    until,
-)
-from transformers import AutoTokenizer  # noqa: E402
 
 from omnifusion_hf.serving import gradio_app as module  # noqa: E402
 
 
-IMAGES = ask.EXAMPLES.parent
-TOKENIZER = AutoTokenizer.from_pretrained(ask.TINY)
+IMAGES = EXAMPLES.parent
+TOKENIZER = AutoTokenizer.from_pretrained(TINY)
 SPACE = Path(module.__file__).parent / "space"
 DESCRIBE = "Describe the image.", IMAGES / "count-1.png"
 CROSS = "What color is the cross?", IMAGES / "colour-1.png"
-expect = playwright.expect
 # Gradio 6.31 uses what pandas 3 is about to drop.
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.*"), pytest.mark.timeout(120)]
 
@@ -76,7 +65,7 @@ def browser():
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("neither chromium nor google-chrome is on the PATH")
-    with playwright.sync_playwright() as tools:
+    with sync_playwright() as tools:
         browser = tools.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
@@ -103,7 +92,7 @@ def page(served, browser, strayed):
 @pytest.fixture
 def chat(page):
     """The page with a question about an image and its answer."""
-    ask_page(page, *CROSS)
+    ask(page, *CROSS)
     expect_answers(page, "black")
     return page
 
@@ -175,9 +164,9 @@ def test_an_empty_model_name_means_the_default(monkeypatch):
     """As from a Space whose variable MODEL was cleared."""
     started = []
     monkeypatch.setattr(module, "build_page", lambda _, about, examples: started.append(about) or MagicMock())
-    for model in ("", str(ask.TINY)):
+    for model in ("", str(TINY)):
         module.start(model)
-    assert started[0] == module.ABOUT_TINY and str(ask.TINY) in started[1]
+    assert started[0] == module.ABOUT_TINY and str(TINY) in started[1]
 
 
 def test_an_example_is_asked_by_a_click_without_another_server_and_cleared(page, strayed):
@@ -202,7 +191,7 @@ def test_a_chat_goes_on_about_its_image_and_another_strategy_redraws_the_views(c
     chat.get_by_label("whole").check()
     expect_cost(chat, "1 view")
     assert drawing.get_attribute("src") == whole  # control: files are named by their content
-    ask_page(chat, "What shape is black?")
+    ask(chat, "What shape is black?")
     expect_answers(chat, "black", "cross")
 
 
@@ -227,13 +216,12 @@ def test_a_refused_question_stays_in_its_box_with_its_images_and_the_chat_contin
     expect(box(chat)).to_have_value(question)
     box(chat).press("Enter")
     expect_warning(chat, warning)
-    expect(box(chat)).to_have_value(question)
-    expect_thumbnails(chat, len(images))
+    expect_box(chat, question, len(images))
     expect_answers(chat, "black")
     chat.get_by_label("whole").check()
     for _ in images:
         chat.get_by_label("Remove file").first.click()
-    ask_page(chat, "What shape is black?")
+    ask(chat, "What shape is black?")
     expect_answers(chat, "black", "cross")
 
 
@@ -241,33 +229,32 @@ def test_a_file_of_another_type_is_not_added(page, tmp_path):
     (tmp_path / "text.txt").write_text("no image")
     page.set_input_files("input[type=file]", tmp_path / "text.txt")
     expect_warning(page, "Invalid file type")
-    expect_thumbnails(page, 0)
+    expect_box(page, "", 0)
 
 
 def test_stop_ends_the_answer_and_the_chat_continues(page, endless, monkeypatch):
-    ask_page(page, *DESCRIBE)
+    ask(page, *DESCRIBE)
     expect(page.get_by_test_id("bot")).to_contain_text("circle")
     expect_writers(1)
     page.get_by_label("Stop").click()
     expect_writers(0)
     monkeypatch.undo()
-    ask_page(page, "How many circles are there?")
+    ask(page, "How many circles are there?")
     expect(page.get_by_test_id("bot")).to_have_count(2)
     expect(page.get_by_test_id("bot").last).to_have_text("4")
 
 
 def test_a_question_stopped_before_its_answer_is_back_in_its_box(page, endless):
-    ask_page(page, "Write the formula in LaTeX.", IMAGES / "formula-1.png")
+    ask(page, "Write the formula in LaTeX.", IMAGES / "formula-1.png")
     expect_writers(1)
     page.get_by_label("Stop").click()
-    expect(box(page)).to_have_value("Write the formula in LaTeX.")
-    expect_thumbnails(page, 1)
+    expect_box(page, "Write the formula in LaTeX.", 1)
     expect_answers(page)
     expect_writers(0)
 
 
 def test_a_chat_cleared_while_it_is_answered_stays_empty(page, endless):
-    ask_page(page, *DESCRIBE)
+    ask(page, *DESCRIBE)
     expect(page.get_by_test_id("bot")).to_contain_text("circle")
     page.get_by_label("Clear").click()
     expect_writers(0)
@@ -285,9 +272,9 @@ WITHOUT_ANSWER = {
 @pytest.mark.parametrize("warning", WITHOUT_ANSWER)
 def test_without_an_answer_a_warning_is_shown_and_the_question_is_kept(page, monkeypatch, warning):
     monkeypatch.setattr(OmniFusionForConditionalGeneration, "generate", WITHOUT_ANSWER[warning])
-    ask_page(page, *CROSS)
+    ask(page, *CROSS)
     expect_warning(page, warning)
-    expect(box(page)).to_have_value("What color is the cross?")
+    expect_box(page, "What color is the cross?", 1)
     expect_answers(page)
     monkeypatch.undo()
     expect(box(page)).to_be_enabled()
@@ -296,7 +283,7 @@ def test_without_an_answer_a_warning_is_shown_and_the_question_is_kept(page, mon
 
 
 def test_one_chat_is_answered_at_a_time_and_a_closed_page_leaves_no_thread(page, browser, served, endless):
-    ask_page(page, *DESCRIBE)
+    ask(page, *DESCRIBE)
     expect_writers(1)
     other = browser.new_page()
     other.goto(served.local_url)
@@ -320,7 +307,7 @@ def given(monkeypatch) -> list[dict]:
 
 
 def test_an_answer_is_asked_again_and_a_question_edited_and_taken_back(chat, given):
-    ask_page(chat, "What shape is black?")
+    ask(chat, "What shape is black?")
     expect_answers(chat, "black", "cross")
     chat.get_by_role("button", name="Retry").click()
     until(lambda: len(given) == 2)
@@ -332,8 +319,7 @@ def test_an_answer_is_asked_again_and_a_question_edited_and_taken_back(chat, giv
     chat.get_by_label("Submit").first.click()
     expect_answers(chat, "cyan")  # with the image of the question; the later turn is gone
     chat.get_by_role("button", name="Undo").click()
-    expect(box(chat)).to_have_value("What color is the star?")
-    expect_thumbnails(chat, 1)
+    expect_box(chat, "What color is the star?", 1)
     expect_answers(chat)
 
 
@@ -361,7 +347,7 @@ def test_instructions_temperature_and_length_reach_the_model(page, given):
     page.get_by_label("number input for Temperature").fill("0.5")
     page.get_by_label("number input for Most tokens").fill("3")
     page.get_by_label("Instructions before the chat").fill("Be brief.")
-    ask_page(page, *DESCRIBE)
+    ask(page, *DESCRIBE)
     expect(page.get_by_test_id("bot")).to_have_count(1)
     expect(box(page)).to_be_enabled()
     (options,) = given

@@ -49,18 +49,15 @@ def test_batch_is_the_processors_own_with_labels(samples):
 ROOM = 200
 
 
-def encoded(*conversations: list[dict]) -> list[dict]:
-    encode = ConversationEncoder(tiny.processor(tiny.config(), view_strategy="grid"))
-    return [encode({"name": f"sample {i}", "messages": list(turns)}) for i, turns in enumerate(conversations)]
-
-
-SAMPLES = encoded(
+ENCODE = ConversationEncoder(tiny.processor(tiny.config(), view_strategy="grid"))
+CHATS = [
     [user("What colour is the grass?"), assistant("Green.")],
     [user(tiny.image(1), "Sky?"), assistant("The sky is blue."), user("And the grass?"), assistant("It is green.")],
     [user("Is ", tiny.image(2, (40, 90)), " left of ", tiny.image(3), "?"), assistant("Yes, it is.")],
     [user("Hello"), assistant("Hello, how are you?")],
     [user(tiny.image(4), "Describe the image."), assistant("A red square above two small circles.")],
-)
+]
+SAMPLES = [ENCODE(conversations.item(*chat)) for chat in CHATS]
 
 
 def model_of(text_config, **changes) -> nn.Module:
@@ -111,7 +108,7 @@ def test_text_alone_has_no_image_fields_and_first_tokens_are_never_asked_for():
 
 
 def test_sample_longer_than_a_row_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"sample \d has \d+ tokens, a packed row 64; raise max_length"):
+    with pytest.raises(ValueError, match=r"sample of \d turns has \d+ tokens, a packed row 64; raise max_length"):
         PackingCollator(pad_token_id=2, max_length=64)(SAMPLES)
 
 

@@ -46,12 +46,15 @@ def test_unknown_stages_and_lora_on_the_tower_beside_a_whole_llm_are_refused():
         apply_stage(tiny.model(), "finetune", "lora")
 
 
-def test_plan_counts_what_the_optimizer_will_hold():
+def test_plan_counts_weights_gradients_and_what_the_optimizer_will_hold():
     model = tiny.model()
     plans = {plan.part: plan for plan in stage_plan(apply_stage(model, "pretrain"))}
     optimizer = step(model, batch(model))
-    moments = [state[key] for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
-    assert sum(plan.optimizer_bytes for plan in plans.values()) == sum(m.numel() * m.element_size() for m in moments)
+    moments = [state[key].nbytes for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
+    gradients = [parameter.grad.nbytes for parameter in model.parameters() if parameter.grad is not None]
+    assert sum(plan.optimizer_bytes for plan in plans.values()) == sum(moments)
+    assert sum(plan.gradient_bytes for plan in plans.values()) == sum(gradients)
+    assert sum(plan.weight_bytes for plan in plans.values()) == sum(each.nbytes for each in model.parameters())
     assert sum(plan.tensors for plan in plans.values()) == len(optimizer.state)
     assert plans["special_token_rows"].trained == 5 * model.config.text_config.hidden_size
     assert plans["language_model"].trained == plans["vision_tower"].trained == 0

@@ -46,16 +46,20 @@ def test_unknown_stages_and_lora_on_the_tower_beside_a_whole_llm_are_refused():
         apply_stage(tiny.model(), "finetune", "lora")
 
 
+FIELDS = ("parameters", "tensors", "weight_bytes", "gradient_bytes", "optimizer_bytes")
+
+
 def test_plan_counts_weights_gradients_and_what_the_optimizer_will_hold():
     model = tiny.model()
     plans = {plan.part: plan for plan in stage_plan(apply_stage(model, "pretrain"))}
     optimizer = step(model, batch(model))
     moments = [state[key].nbytes for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
     gradients = [parameter.grad.nbytes for parameter in model.parameters() if parameter.grad is not None]
-    assert sum(plan.optimizer_bytes for plan in plans.values()) == sum(moments)
-    assert sum(plan.gradient_bytes for plan in plans.values()) == sum(gradients)
-    assert sum(plan.weight_bytes for plan in plans.values()) == sum(each.nbytes for each in model.parameters())
-    assert sum(plan.tensors for plan in plans.values()) == len(optimizer.state)
+    total = {field: sum(getattr(plan, field) for plan in plans.values()) for field in FIELDS}
+    assert total["optimizer_bytes"] == sum(moments) and total["gradient_bytes"] == sum(gradients)
+    assert total["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert total["weight_bytes"] == sum(parameter.nbytes for parameter in model.parameters())
+    assert total["tensors"] == len(optimizer.state)
     assert plans["special_token_rows"].trained == 5 * model.config.text_config.hidden_size
     assert plans["language_model"].trained == plans["vision_tower"].trained == 0
     assert f"{plans['multi_modal_projector'].trained:,}" in format_plan(list(plans.values()))

@@ -1,4 +1,4 @@
-"""evaluation/answers.py: records and their file; batches change no answer, and a killed run is resumed."""
+"""evaluation/answers.py: records and their file, in which no answers are mixed."""
 
 import json
 from contextlib import nullcontext
@@ -8,10 +8,8 @@ import pytest
 from conversations import sample, turn
 from tqdm import tqdm
 
-from omnifusion_hf.evaluation import answers as module
 from omnifusion_hf.evaluation.answers import CLEAN, Answer, AnswerLog, Evaluator, open_log, read_answers
-from omnifusion_hf.evaluation.questions import opened, prompts_of, read_questions
-from omnifusion_hf.inference import generate_text, prompts
+from omnifusion_hf.evaluation.questions import prompts_of, read_questions
 
 
 FIRST = Answer("0", "colours", "What colour is\nit?", ["a.png"], ["red", "crimson"], "röd\u2028", 0.0)
@@ -74,49 +72,11 @@ def test_answers_under_other_damaged_or_missing_settings_are_not_mixed(tmp_path)
         open_log(tmp_path / "out", {"model": "a"})
 
 
-@pytest.fixture
-def questions(tmp_path):
-    """Of different lengths, about no, one and two images."""
-    samples = [sample(index) for index in range(5)]
-    two = [turn("human", "Is <image> a longer question than <image> is?"), turn("gpt", "No.")]
-    samples[1] |= {"image": ["1.png", "2.png"], "conversations": two}
-    samples[3]["conversations"] = [turn("human", "Hello?"), turn("gpt", "Hello.")]
-    del samples[3]["image"]
-    return read_questions(conversations.write(tmp_path, samples))
-
-
 def evaluate(model, processor, log_path, questions, **options) -> list:
     evaluator = Evaluator(model, processor, AnswerLog(log_path), max_new_tokens=6, **options)
     with tqdm(disable=True) as bar:
         evaluator.run(questions, CLEAN, lambda batch: prompts_of(processor, batch), bar)
     return evaluator.answers(questions, [CLEAN])
-
-
-def test_the_batch_size_changes_no_answer(model, processor, questions, tmp_path):
-    found = [evaluate(model, processor, tmp_path / f"{n}.jsonl", questions, batch_size=n) for n in (1, 2, 5)]
-    assert found[0] == found[1] == found[2]
-    assert len({answer.answer for answer in found[0]}) > 1  # control: images and questions matter
-    alone = prompts(processor, [opened(processor, questions[1])])
-    assert found[0][1].answer == generate_text(model, alone, processor, 6)[0]
-
-
-def test_a_killed_run_is_resumed(model, processor, questions, tmp_path, monkeypatch):
-    whole, resumed, calls = tmp_path / "whole.jsonl", tmp_path / "answers.jsonl", []
-    wanted = evaluate(model, processor, whole, questions, batch_size=2)
-
-    def killed(*args):
-        calls.append(len(args[1]["input_ids"]))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return generate_text(*args)
-
-    monkeypatch.setattr(module, "generate_text", killed)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(model, processor, resumed, questions, batch_size=2)
-    assert len(read_answers(resumed)) == 2
-    assert evaluate(model, processor, resumed, questions, batch_size=2) == wanted
-    assert calls == [2, 2, 2, 1]  # the first two questions were not repeated
-    assert resumed.read_bytes() == whole.read_bytes()
 
 
 def test_answers_to_other_questions_of_the_same_name_are_refused(model, processor, tmp_path):

@@ -44,7 +44,7 @@ def test_answers_are_those_of_single_questions_in_the_order_of_the_file(data, wh
     answers, questions = read_answers(tmp_path / "answers.jsonl"), read_questions(data)
     assert [answer.name for answer in answers] == [question.name for question in questions]
     single = [(answer, question) for answer, question in zip(answers, questions) if len(question.messages) == 1]
-    for answer, question in single[:2]:
+    for answer, question in single:
         assert answer.answer == answer_question(model, processor, question.images, question.text, 4)
     assert len({answer.answer for answer in answers}) > 2  # control: questions and images matter
 
@@ -103,16 +103,11 @@ def test_a_process_whose_log_is_not_seen_is_said(data, tmp_path):
     assert not (tmp_path / "a.jsonl").exists() and (tmp_path / "a.jsonl.part").exists()
 
 
-def test_logs_of_another_model_or_question_are_not_continued(data, model_folder, tmp_path, monkeypatch, capsys):
+def test_logs_of_another_run_are_not_continued(data, model_folder, tmp_path, monkeypatch, capsys):
     stop_after(1, monkeypatch)
     command = [data, tmp_path / "answers.jsonl", model_folder, "--batch-size", "2", "--max-new-tokens"]
     assert ask(*command, "4") == 130
     assert ask(*command, "5") == 2 and "max_new_tokens=4, now it is 5" in capsys.readouterr().err
-    (tmp_path / "more").mkdir()
-    samples = data_files.mixed(6)
-    samples[2]["conversations"][0]["value"] = "<image>\nAnother question?"
-    command[0] = conversations.write(tmp_path / "more", samples)
-    assert ask(*command, "4") == 2 and "answers another question" in capsys.readouterr().err
 
 
 def test_a_prompt_that_fills_the_context_is_named_before_the_first_answer(model_folder, tmp_path, capsys):
@@ -138,13 +133,11 @@ def test_one_question_about_every_image_of_a_folder(model_folder, model, process
     assert answers[1].answer == answer_question(model, processor, [tmp_path / "photos/b.png"], "What?", 4)
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        *("--data q.json", "-o a.jsonl", ". What?", ". What? --data q.json -o a.jsonl", "q.png What? -o a.jsonl"),
-        *("--data q.json -o a.jsonl --text-only", "--examples -o a.jsonl", ". What? --image-folder . -o a.jsonl"),
-    ],
-)
+TOGETHER = ["--data q.json", "-o a.jsonl", ". What?", ". What? --data q.json -o a.jsonl", "q.png What? -o a.jsonl"]
+TOGETHER += ["--data q.json -o a.jsonl --text-only", "--examples -o a.jsonl"]
+
+
+@pytest.mark.parametrize("words", [*TOGETHER, ". What? --image-folder . -o a.jsonl"])
 def test_options_that_do_not_go_together_are_refused(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["ask", *words.split()]) == 2

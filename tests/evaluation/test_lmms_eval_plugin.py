@@ -96,8 +96,7 @@ def test_a_run_records_versions_processor_and_prompts_and_images_by_task_and_doc
 
 def test_a_failed_run_ends_with_exit_code_1_and_without_results(runs):
     assert runs.failed.returncode == 1 and "--batch_size auto" in runs.failed.stderr.splitlines()[-1]
-    with pytest.raises(ValueError, match="there is no .*failed; .* may exit with 0 when it failed"):
-        result_files(runs.folder / "failed")
+    assert not list((runs.folder / "failed").rglob("*.json"))
 
 
 def test_the_page_on_evaluation_gives_its_figures(ran_page):
@@ -147,7 +146,7 @@ def test_tasks_settings_become_options_of_generate():
     assert [module.stop_texts({"until": each}) for each in until] == [["ab"], ["a"], [], []]
 
 
-def test_another_prompt_or_processor_has_another_hash(plugin, monkeypatch):
+def test_another_prompt_has_another_hash(plugin, monkeypatch):
     def hashes():
         ask(plugin, lmms.documents()[:1])
         return plugin.record.of_tasks()["t"]
@@ -156,8 +155,6 @@ def test_another_prompt_or_processor_has_another_hash(plugin, monkeypatch):
     assert hashes() == first
     monkeypatch.setattr(plugin.processor, "chat_template", "{{ bos_token }}" + plugin.processor.chat_template)
     assert hashes()["prompts_sha256"] != first["prompts_sha256"]
-    changed = module.OmniFusion(str(TINY), device="cpu").record.facts
-    assert changed["processor_sha256"] != first["processor_sha256"]
 
 
 def test_an_llm_that_names_no_longest_prompt_is_measured_without_a_warning(monkeypatch, tmp_path):
@@ -176,13 +173,13 @@ def test_logged_images_have_a_white_background(tmp_path):
     assert sorted(path.name for path in (tmp_path / "t").iterdir()) == ["3-0.png", "3-1.png"]
 
 
-WRONG = {"batch_size": "auto", "pretrained": "/nowhere/at/all", "view_strategy": "mosaic", "log_image": "x"}
-MESSAGES = {"batch_size": "--batch_size auto", "log_image": "log_image"}
+WRONG = [("batch_size", "auto", "--batch_size auto"), ("pretrained", "/nowhere/at/all", "/nowhere/at/all")]
+WRONG += [("view_strategy", "mosaic", "mosaic"), ("log_image", "x", "log_image")]
 
 
-@pytest.mark.parametrize("argument, value", WRONG.items())
-def test_a_wrong_argument_ends_lmms_eval_with_a_message(argument, value):
-    with pytest.raises(SystemExit, match=MESSAGES.get(argument, value)):
+@pytest.mark.parametrize("argument, value, message", WRONG)
+def test_a_wrong_argument_ends_lmms_eval_with_a_message(argument, value, message):
+    with pytest.raises(SystemExit, match=message):
         model = module.OmniFusion(**{"pretrained": str(TINY), "device": "cpu"} | {argument: value})
         ask(model, lmms.documents()[:1])
 

@@ -44,13 +44,11 @@ def test_runs_of_a_model_are_merged_and_the_newest_counts(tmp_path):
     assert [file.name[:8] for file in mine.files] == ["20260101", "20260102"]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "{}", "[1]", '{"results": 3}', '{"results": {"pope": null}}', '{"results": {}, "n-samples": {"pope": 3}}',
-        '{"results": {}, "config": []}', "not JSON", '{"results": {}}'.encode("utf-16"),
-    ],
-)  # fmt: skip
+OTHERS = ["{}", "[1]", '{"results": 3}', '{"results": {"pope": null}}', '{"results": {}, "n-samples": {"pope": 3}}']
+OTHERS += ['{"results": {}, "config": []}', "not JSON", '{"results": {}}'.encode("utf-16")]
+
+
+@pytest.mark.parametrize("text", OTHERS)
 def test_another_file_is_refused_by_name(tmp_path, text):
     (tmp_path / "x.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match="x.json is not UTF-8" if isinstance(text, bytes) else "x.json"):
@@ -135,9 +133,10 @@ def test_of_a_task_answered_twice_the_newest_counts(tmp_path):
     assert len(named) == 3
 
 
-@pytest.mark.parametrize(
-    "line", ['{"doc_id": 0, "input"', '{"doc_id": 0, "input": "q", "target": "a"}', "3", '{"input": 3}']
-)
+NO_SAMPLES = ['{"doc_id": 0, "input"', '{"doc_id": 0, "input": "q", "target": "a"}', "3", '{"input": 3}']
+
+
+@pytest.mark.parametrize("line", NO_SAMPLES)
 def test_a_line_that_is_not_a_sample_is_named(tmp_path, line):
     path = write_results(tmp_path)
     write_samples(tmp_path, "pope", [{}])

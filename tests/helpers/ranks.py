@@ -115,9 +115,14 @@ def run_ranks(folder: Path, *jobs: str, cured: bool = True) -> list[int]:
     return start_ranks(run_rank, folder, jobs, cured)
 
 
-def ask_rank(rank: int, data: Path, output: Path, model: Path, options: dict):
+def join_as(rank: int, store: Path):
+    """Makes this process one of two, which find each other by the file `store`."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
-    dist.init_process_group("gloo", init_method=f"file://{output}.store", rank=rank, world_size=2, timeout=TIMEOUT)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=TIMEOUT)
+
+
+def ask_rank(rank: int, data: Path, output: Path, model: Path, options: dict):
+    join_as(rank, Path(f"{output}.store"))
     ask_questions(read_questions(data), output, model, **options)
     dist.destroy_process_group()
 

@@ -1,6 +1,9 @@
 """Training runs by recipe over tiny parts, their logs, and what they changed."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import conversations
@@ -12,9 +15,13 @@ from transformers import AutoProcessor
 
 from omnifusion_hf import OmniFusionForConditionalGeneration
 from omnifusion_hf.cli import main
+from omnifusion_hf.io import RECIPES
 from omnifusion_hf.training.arguments import parse_recipe
 from omnifusion_hf.training.stages import part_of
 from omnifusion_hf.training.train import train
+
+
+ACCELERATE = RECIPES / "accelerate"
 
 
 def run(folder: Path, base: Path, samples: list | None = None, **changes) -> dict:
@@ -36,6 +43,16 @@ def command(recipe: Path, *options: str) -> int:
     return main(["train", str(recipe), *options])
 
 
+def launch(configuration: str, *command) -> str:
+    """Runs a command on two processes; returns its output."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command = [*launcher, ACCELERATE / f"{configuration}.yaml", "--num_processes=2", *command]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """Those of a plain folder, or of a LoRA run."""
     return load_file(next(folder.glob("*model.safetensors")))
@@ -51,11 +68,11 @@ def parts_changed(before: Path, after: Path) -> set[str]:
     return {part_of(name) for name in changed(weights(before), weights(after))}
 
 
-def log_of(folder: Path) -> list[dict]:
-    """The log lines with a loss, of the last checkpoint in a run's `output_dir`."""
+def log_of(folder: Path, figure: str = "loss") -> list[dict]:
+    """The log lines with this figure, of the last checkpoint in a run's `output_dir`."""
     states = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name[11:]))
     history = json.loads(states[-1].read_text())["log_history"]
-    return [entry for entry in history if "loss" in entry]
+    return [entry for entry in history if figure in entry]
 
 
 def figures(folder: Path, *names: str) -> list[tuple]:

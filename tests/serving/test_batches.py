@@ -67,18 +67,19 @@ def test_a_stop_text_ends_its_answer_and_no_other(demo, calls):
     assert calls == [4] and len(described) != len(shape)
 
 
-@pytest.mark.parametrize(
-    "settings, shared",
-    [
-        ([{"max_new_tokens": 4}, GREEDY, {"max_new_tokens": 4}, GREEDY], [2, 2]),
-        ([GREEDY | {"do_sample": True, "temperature": 0.5}] * 3 + [GREEDY], [3, 1]),
-        ([GREEDY | {"seed": 1}] * 2 + [GREEDY] * 2, [1, 1, 2]),
-        ([GREEDY | {"repetition_penalty": 1.2}] * 2 + [GREEDY | {"repetition_penalty": 1.0}] * 2, [1, 1, 2]),
-        ([GREEDY | {"num_beams": 2}] * 4, [1, 1, 1, 1]),
-    ],
-    ids=["length", "sampled", "seed", "penalty", "beams"],
-)
-def test_only_answers_of_the_same_settings_and_independent_of_their_batch_share_a_call(demo, calls, settings, shared):
+SHORT, SAMPLED = {"max_new_tokens": 4}, GREEDY | {"do_sample": True, "temperature": 0.5}
+SETTINGS = {  # of four answers, and how many of them share a call
+    "length": ([SHORT, GREEDY, SHORT, GREEDY], [2, 2]),
+    "sampled": ([SAMPLED] * 3 + [GREEDY], [3, 1]),
+    "seed": ([GREEDY | {"seed": 1}] * 2 + [GREEDY] * 2, [1, 1, 2]),
+    "penalty": ([GREEDY | {"repetition_penalty": 1.2}] * 2 + [GREEDY | {"repetition_penalty": 1.0}] * 2, [1, 1, 2]),
+    "beams": ([GREEDY | {"num_beams": 2}] * 4, [1, 1, 1, 1]),
+}
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_only_answers_of_the_same_settings_and_independent_of_their_batch_share_a_call(demo, calls, kind):
+    settings, shared = SETTINGS[kind]
     assert all(pieces[-1].finish_reason for pieces in write_all(demo, 4, settings)) and calls == shared
 
 
@@ -88,9 +89,7 @@ def test_an_answer_that_nobody_waits_for_is_not_written(demo, calls):
 
 
 def test_an_error_reaches_every_answer_of_its_batch_and_the_next_is_written(demo, monkeypatch):
-    failing = Mock(
-        side_effect=[RuntimeError("out of memory"), demo[0].generate(**prompts(demo[1], [CHATS[3]]), **GREEDY)]
-    )
-    monkeypatch.setattr(demo[0], "generate", failing)
+    star = demo[0].generate(**prompts(demo[1], [CHATS[3]]), **GREEDY)
+    monkeypatch.setattr(demo[0], "generate", Mock(side_effect=[RuntimeError("out of memory"), star]))
     *failed, last = write_all(demo, 3, [GREEDY] * 4)
     assert {str(pieces[-1]) for pieces in failed} == {"out of memory"} and last[-1].text == "star"

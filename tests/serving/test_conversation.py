@@ -90,14 +90,10 @@ def test_a_bad_file_is_named_with_the_reason_and_a_phones_photograph_with_a_seco
     assert photo.size == (40, 30) and photo.getpixel((20, 15))[0] > 200
 
 
-@pytest.mark.parametrize(
-    "text, num_images, reason",
-    [
-        ("What??", 9, "9 images, more than 8"),
-        ("w" * 2001, 0, "2001 characters, at most 2000"),
-        (" \n", 1, "question is missing"),
-    ],
-)
+TOO_MUCH = [("What??", 9, "9 images, more than 8"), ("w" * 2001, 0, "2001 characters, at most 2000")]
+
+
+@pytest.mark.parametrize("text, num_images, reason", [*TOO_MUCH, (" \n", 1, "question is missing")])
 def test_too_many_images_or_characters_and_a_missing_question_are_refused(conversation, text, num_images, reason):
     files = [bundled("colour-1.png")] * num_images
     with pytest.raises(ValueError, match=reason):
@@ -144,7 +140,6 @@ def test_a_closed_answer_stops_the_model_and_leaves_no_thread(conversation, demo
     grown = answers(conversation, [DESCRIBE])  # control: without a close it continues, to the answer of `ask`
     said = ask.answer_question(*demo, [bundled("count-1.png")], "Describe the image.")
     assert len(set(grown)) > 10 and grown[-1] == said
-    assert len(answers(conversation, [DESCRIBE])) > 10  # control: without a close it continues
 
 
 def test_regions_are_views_of_the_last_image_alone(conversation):

@@ -31,23 +31,21 @@ def test_a_folder_gives_its_images_alone(folder):
 def test_a_jsonl_file_gives_its_questions_with_paths_from_its_folder(folder):
     lines = [{"image": "b.png", "question": "What?"}, {"image": str(folder / "a.PNG"), "question": "Где?"}]
     (folder / "own.jsonl").write_text("\n\n".join(map(json.dumps, lines)))
-    files = [[str(folder / "b.png")], [str(folder / "a.PNG")]]
-    assert read_examples(folder / "own.jsonl") == [
-        {"text": line["question"], "files": names} for line, names in zip(lines, files)
-    ]
+    wanted = [("What?", [str(folder / "b.png")]), ("Где?", [str(folder / "a.PNG")])]
+    assert [(each["text"], each["files"]) for each in read_examples(folder / "own.jsonl")] == wanted
 
 
-@pytest.mark.parametrize(
-    "lines, message",
-    [
-        ('{"image": "b.png", "question": "a"}\n{', r"own.jsonl, line 2: "),
-        ('{"image": "b.png"}', r"own.jsonl: example 1 is {'image': 'b.png'}, not"),
-        ('["b.png", "What?"]', "example 1 is .*, not"),
-        ('{"image": "c.png", "question": "What?"}', "example 1: there is no image .*c.png"),
-        ("", "own.jsonl has no examples"),
-        (None, "there is no folder or file .*own.jsonl; give --examples a folder"),
-    ],
-)
+WRONG = {
+    r"own.jsonl, line 2: ": '{"image": "b.png", "question": "a"}\n{',
+    r"own.jsonl: example 1 is {'image': 'b.png'}, not": '{"image": "b.png"}',
+    "example 1 is .*, not": '["b.png", "What?"]',
+    "example 1: there is no image .*c.png": '{"image": "c.png", "question": "What?"}',
+    "own.jsonl has no examples": "",
+    "there is no folder or file .*own.jsonl; give --examples a folder": None,
+}
+
+
+@pytest.mark.parametrize("message, lines", WRONG.items())
 def test_a_wrong_source_is_refused_with_the_place(folder, lines, message):
     if lines is not None:
         (folder / "own.jsonl").write_text(lines)

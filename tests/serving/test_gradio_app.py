@@ -5,34 +5,34 @@ import re
 import runpy
 import shutil
 import socket
-import threading
 import time
 from pathlib import Path
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, Mock, call
 
 import pytest
 import yaml
+from chat_page import ask, attach, box, expect_answers, expect_box, expect_cost, expect_warning, expect_writers, until
 from huggingface_hub.utils import httpx
+from playwright.sync_api import expect, sync_playwright
+from transformers import AutoTokenizer
 
 from omnifusion_hf import OmniFusionForConditionalGeneration
-from omnifusion_hf import inference as ask
 from omnifusion_hf.cli import main
+from omnifusion_hf.inference import EXAMPLES, TINY
 
 
 gr = pytest.importorskip("gradio", reason="the page needs Gradio: pip install 'omnifusion_hf[demo]'")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser: pip install playwright")
 
 import gradio_client  # noqa: E402  # comes with Gradio
-from transformers import AutoTokenizer  # noqa: E402
 
 from omnifusion_hf.serving import gradio_app as module  # noqa: E402
 
 
-IMAGES = ask.EXAMPLES.parent
-TOKENIZER = AutoTokenizer.from_pretrained(ask.TINY)
+IMAGES = EXAMPLES.parent
+TOKENIZER = AutoTokenizer.from_pretrained(TINY)
 SPACE = Path(module.__file__).parent / "space"
 DESCRIBE = "Describe the image.", IMAGES / "count-1.png"
-expect = playwright.expect
+CROSS = "What color is the cross?", IMAGES / "colour-1.png"
 # Gradio 6.31 uses what pandas 3 is about to drop.
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.*"), pytest.mark.timeout(120)]
 
@@ -40,7 +40,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.*"),
 @pytest.fixture(scope="module")
 def hosts_looked_up():
     """Names of other computers that the server looks up; every look-up fails."""
-    patch, find, names = pytest.MonkeyPatch(), socket.getaddrinfo, []
+    find, names = socket.getaddrinfo, []
 
     def local_alone(host, *args, **kwargs):
         if host in (None, "", "localhost") or str(host).startswith("127."):
@@ -48,9 +48,9 @@ def hosts_looked_up():
         names.append(host)
         raise socket.gaierror(f"no network: {host}")
 
-    patch.setattr(socket, "getaddrinfo", local_alone)
-    yield names
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", local_alone)
+        yield names
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def browser():
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("neither chromium nor google-chrome is on the PATH")
-    with playwright.sync_playwright() as tools:
+    with sync_playwright() as tools:
         browser = tools.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
@@ -82,7 +82,6 @@ def page(served, browser, strayed):
     """The page freshly opened."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(20_000)
-    expect.set_options(timeout=20_000)
     refuse = lambda route: strayed.append(route.request.url) or route.abort()  # noqa: E731
     page.route(re.compile(f"^(?!{served.local_url}|data:|blob:)"), refuse)
     page.goto(served.local_url)
@@ -90,59 +89,12 @@ def page(served, browser, strayed):
     page.close()
 
 
-def box(page):
-    return page.get_by_test_id("textbox").first
-
-
-def attach(page, *images: Path):
-    page.set_input_files("input[type=file]", images)
-    expect_thumbnails(page, len(images))
-
-
-def expect_thumbnails(page, num: int):
-    expect(page.get_by_label("File thumbnail")).to_have_count(num)
-
-
-def ask_page(page, question: str, *images: Path):
-    expect(box(page)).to_be_enabled()
-    attach(page, *images)
-    box(page).fill(question)
-    box(page).press("Enter")
-
-
-def expect_answers(page, *texts: str):
-    expect(page.get_by_test_id("bot")).to_have_text(list(texts))
-
-
-def expect_cost(page, text: str):
-    expect(page.locator("#cost")).to_contain_text(text)
-
-
-def expect_warning(page, text: str):
-    toast = page.get_by_test_id("toast-body")
-    expect(toast).to_contain_text(text)
-    assert "Traceback" not in page.inner_text("body")
-    page.get_by_label("Close").click()
-    expect(toast).to_have_count(0)
-
-
-def drawn(page) -> str:
-    return page.locator("#drawing img").get_attribute("src")
-
-
-def until(holds):
-    deadline = time.monotonic() + 15
-    while not holds() and time.monotonic() < deadline:
-        time.sleep(0.05)
-
-
-def writers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("answer")]
-
-
-def expect_writers(num: int):
-    until(lambda: len(writers()) == num)
-    assert len(writers()) == num
+@pytest.fixture
+def chat(page):
+    """The page with a question about an image and its answer."""
+    ask(page, *CROSS)
+    expect_answers(page, "black")
+    return page
 
 
 @pytest.fixture
@@ -167,12 +119,9 @@ def test_the_server_is_local_and_contacts_no_other_computer(served, hosts_looked
         socket.create_connection(("127.0.0.2", served.server_port), timeout=2)
     socket.create_connection(("127.0.0.1", served.server_port), timeout=2).close()  # control
     assert not hosts_looked_up
-    with gr.Blocks(analytics_enabled=True) as telling:  # control: Gradio left alone does call
-        pass
+    telling = gr.Blocks(analytics_enabled=True)  # control: Gradio left alone does call
     assert telling.analytics_enabled and not served.analytics_enabled
     until(lambda: hosts_looked_up)
-    assert hosts_looked_up
-    hosts_looked_up.clear()
 
 
 def test_requests_with_another_host_name_and_files_above_the_limit_are_refused(served):
@@ -186,10 +135,10 @@ def test_requests_with_another_host_name_and_files_above_the_limit_are_refused(s
 
 
 def test_the_command_passes_its_options_on(monkeypatch):
-    given = []
-    monkeypatch.setattr(module, "demo", lambda *args, **loading: given.append(args))
+    demo = Mock()
+    monkeypatch.setattr(module, "demo", demo)
     assert main(["demo"]) == main(["demo", "--model", "folder", "--host", "0.0.0.0", "--port", "80"]) == 0
-    assert given == [(None, "127.0.0.1", None), ("folder", "0.0.0.0", 80)]
+    assert [each.args for each in demo.mock_calls] == [(None, "127.0.0.1", None), ("folder", "0.0.0.0", 80)]
 
 
 def test_a_taken_port_is_told_in_one_line(served, capsys):
@@ -198,19 +147,16 @@ def test_a_taken_port_is_told_in_one_line(served, capsys):
 
 
 def test_the_space_starts_the_page_where_the_hub_looks_for_it_with_the_packages_requirements(monkeypatch):
-    given = []
-    monkeypatch.setattr(module, "demo", lambda *args, **options: given.append((args, options)))
+    demo = Mock()
+    monkeypatch.setattr(module, "demo", demo)
     for model in (None, "someone/omnifusion"):
         monkeypatch.setenv("MODEL", model) if model else monkeypatch.delenv("MODEL", raising=False)
         runpy.run_path(str(SPACE / "app.py"))
-    assert given == [((model,), {"host": "0.0.0.0", "port": 7860}) for model in (None, "someone/omnifusion")]
-    _, header, _ = (SPACE / "README.md").read_text(encoding="utf-8").split("---\n")
-    header = yaml.safe_load(header)
+    assert demo.mock_calls == [call(model, host="0.0.0.0", port=7860) for model in (None, "someone/omnifusion")]
+    header = yaml.safe_load((SPACE / "README.md").read_text(encoding="utf-8").split("---\n")[1])
     assert header["sdk"] == "gradio" and (SPACE / header["app_file"]).exists()
-    lines = (SPACE / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    (needs,) = [line for line in lines if not line.startswith("#")]
-    setup = (SPACE.parents[2] / "setup.py").read_text(encoding="utf-8")
-    assert needs == "omnifusion_hf[demo]" and '"demo": ["gradio>=6"]' in setup
+    assert (SPACE / "requirements.txt").read_text(encoding="utf-8").splitlines()[-1] == "omnifusion_hf[demo]"
+    assert '"demo": ["gradio>=6"]' in (SPACE.parents[2] / "setup.py").read_text(encoding="utf-8")
     assert header["sdk_version"].split(".")[0] == gr.__version__.split(".")[0] == "6"
 
 
@@ -218,9 +164,9 @@ def test_an_empty_model_name_means_the_default(monkeypatch):
     """As from a Space whose variable MODEL was cleared."""
     started = []
     monkeypatch.setattr(module, "build_page", lambda _, about, examples: started.append(about) or MagicMock())
-    for model in ("", str(ask.TINY)):
+    for model in ("", str(TINY)):
         module.start(model)
-    assert started[0] == module.ABOUT_TINY and str(ask.TINY) in started[1]
+    assert started[0] == module.ABOUT_TINY and str(TINY) in started[1]
 
 
 def test_an_example_is_asked_by_a_click_without_another_server_and_cleared(page, strayed):
@@ -233,110 +179,102 @@ def test_an_example_is_asked_by_a_click_without_another_server_and_cleared(page,
     page.get_by_label("Clear").click()
     expect_answers(page)
     expect(page.locator("#drawing img")).to_have_count(0)
-    expect_cost(page, module.NOTHING_SEEN)
 
 
-def test_a_chat_goes_on_about_its_image_and_another_strategy_redraws_the_views(page):
-    ask_page(page, "What color is the cross?", IMAGES / "colour-1.png")
-    expect_answers(page, "black")
-    expect_cost(page, "1 view x 36 + 2 marks = 38 tokens, 3.7% of a context of 1024")
-    whole = drawn(page)
-    page.get_by_label("grid").check()
-    expect_cost(page, "5 views x 36 + 2 marks = 182 tokens")
-    assert drawn(page) != whole
-    page.get_by_label("whole").check()
-    expect_cost(page, "1 view")
-    assert drawn(page) == whole  # control: files are named by their content
-    ask_page(page, "What shape is black?")
-    expect_answers(page, "black", "cross")
+def test_a_chat_goes_on_about_its_image_and_another_strategy_redraws_the_views(chat):
+    expect_cost(chat, "1 view x 36 + 2 marks = 38 tokens, 3.7% of a context of 1024")
+    drawing = chat.locator("#drawing img")
+    whole = drawing.get_attribute("src")
+    chat.get_by_label("grid").check()
+    expect_cost(chat, "5 views x 36 + 2 marks = 182 tokens")
+    assert drawing.get_attribute("src") != whole
+    chat.get_by_label("whole").check()
+    expect_cost(chat, "1 view")
+    assert drawing.get_attribute("src") == whole  # control: files are named by their content
+    ask(chat, "What shape is black?")
+    expect_answers(chat, "black", "cross")
 
 
 SIX = [IMAGES / f"{kind}-{n}.png" for kind in ("colour", "count", "digit") for n in (1, 2)]
-BROKEN = "What shape is black?", ["broken.png"], "broken.png"
-LONG = "w" * 2500, [], "2500 characters, at most 2000"
-FULL = "What color is the cross?", SIX, "context has 1024"
+REFUSED = {
+    "broken.png": ("What shape is black?", ["broken.png"]),
+    "2500 characters, at most 2000": ("w" * 2500, []),
+    "context has 1024": ("What color is the cross?", SIX),
+}
 
 
-@pytest.mark.parametrize("question, images, warning", [BROKEN, LONG, FULL], ids=["broken", "long", "full"])
-def test_a_refused_question_stays_in_its_box_with_its_images_and_the_chat_continues(
-    page, tmp_path, question, images, warning
-):
+@pytest.mark.parametrize("warning", REFUSED)
+def test_a_refused_question_stays_in_its_box_with_its_images_and_the_chat_continues(chat, tmp_path, warning):
     """Also a long paste, which stays text."""
+    question, images = REFUSED[warning]
     (tmp_path / "broken.png").write_bytes((IMAGES / "colour-2.png").read_bytes()[:1200])
-    ask_page(page, "What color is the cross?", IMAGES / "colour-1.png")
-    expect_answers(page, "black")
-    page.get_by_label("grid").check()
-    attach(page, *(tmp_path / image for image in images))
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.evaluate("text => navigator.clipboard.writeText(text)", question)
-    box(page).press("Control+v")
-    expect(box(page)).to_have_value(question)
-    box(page).press("Enter")
-    expect_warning(page, warning)
-    expect(box(page)).to_have_value(question)
-    expect_thumbnails(page, len(images))
-    expect_answers(page, "black")
-    page.get_by_label("whole").check()
+    chat.get_by_label("grid").check()
+    attach(chat, *(tmp_path / image for image in images))
+    chat.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    chat.evaluate("text => navigator.clipboard.writeText(text)", question)
+    box(chat).press("Control+v")
+    expect(box(chat)).to_have_value(question)
+    box(chat).press("Enter")
+    expect_warning(chat, warning)
+    expect_box(chat, question, len(images))
+    expect_answers(chat, "black")
+    chat.get_by_label("whole").check()
     for _ in images:
-        page.get_by_label("Remove file").first.click()
-    ask_page(page, "What shape is black?")
-    expect_answers(page, "black", "cross")
+        chat.get_by_label("Remove file").first.click()
+    ask(chat, "What shape is black?")
+    expect_answers(chat, "black", "cross")
 
 
 def test_a_file_of_another_type_is_not_added(page, tmp_path):
     (tmp_path / "text.txt").write_text("no image")
     page.set_input_files("input[type=file]", tmp_path / "text.txt")
     expect_warning(page, "Invalid file type")
-    expect_thumbnails(page, 0)
+    expect_box(page, "", 0)
 
 
 def test_stop_ends_the_answer_and_the_chat_continues(page, endless, monkeypatch):
-    ask_page(page, *DESCRIBE)
+    ask(page, *DESCRIBE)
     expect(page.get_by_test_id("bot")).to_contain_text("circle")
     expect_writers(1)
     page.get_by_label("Stop").click()
     expect_writers(0)
     monkeypatch.undo()
-    ask_page(page, "How many circles are there?")
+    ask(page, "How many circles are there?")
     expect(page.get_by_test_id("bot")).to_have_count(2)
     expect(page.get_by_test_id("bot").last).to_have_text("4")
 
 
 def test_a_question_stopped_before_its_answer_is_back_in_its_box(page, endless):
-    ask_page(page, "Write the formula in LaTeX.", IMAGES / "formula-1.png")
+    ask(page, "Write the formula in LaTeX.", IMAGES / "formula-1.png")
     expect_writers(1)
     page.get_by_label("Stop").click()
-    expect(box(page)).to_have_value("Write the formula in LaTeX.")
-    expect_thumbnails(page, 1)
+    expect_box(page, "Write the formula in LaTeX.", 1)
     expect_answers(page)
     expect_writers(0)
 
 
 def test_a_chat_cleared_while_it_is_answered_stays_empty(page, endless):
-    ask_page(page, *DESCRIBE)
+    ask(page, *DESCRIBE)
     expect(page.get_by_test_id("bot")).to_contain_text("circle")
     page.get_by_label("Clear").click()
-    expect_answers(page)
     expect_writers(0)
     expect(box(page)).to_be_enabled()
     expect_answers(page)
-    expect(page.locator("#cost")).to_have_text(module.NOTHING_SEEN)
+    expect_cost(page, module.NOTHING_SEEN)
 
 
-def fail(*args, **kwargs):
-    raise RuntimeError("out of memory")
+WITHOUT_ANSWER = {
+    "The model failed": Mock(side_effect=RuntimeError("out of memory")),
+    "answer is empty": lambda self, input_ids, **options: input_ids,
+}
 
 
-@pytest.mark.parametrize(
-    "generate, warning",
-    [(fail, "The model failed"), (lambda self, input_ids, **options: input_ids, "answer is empty")],
-    ids=["failed", "empty"],
-)
-def test_without_an_answer_a_warning_is_shown_and_the_question_is_kept(page, monkeypatch, generate, warning):
-    monkeypatch.setattr(OmniFusionForConditionalGeneration, "generate", generate)
-    ask_page(page, "What color is the cross?", IMAGES / "colour-1.png")
+@pytest.mark.parametrize("warning", WITHOUT_ANSWER)
+def test_without_an_answer_a_warning_is_shown_and_the_question_is_kept(page, monkeypatch, warning):
+    monkeypatch.setattr(OmniFusionForConditionalGeneration, "generate", WITHOUT_ANSWER[warning])
+    ask(page, *CROSS)
     expect_warning(page, warning)
-    expect(box(page)).to_have_value("What color is the cross?")
+    expect_box(page, "What color is the cross?", 1)
     expect_answers(page)
     monkeypatch.undo()
     expect(box(page)).to_be_enabled()
@@ -345,7 +283,7 @@ def test_without_an_answer_a_warning_is_shown_and_the_question_is_kept(page, mon
 
 
 def test_one_chat_is_answered_at_a_time_and_a_closed_page_leaves_no_thread(page, browser, served, endless):
-    ask_page(page, *DESCRIBE)
+    ask(page, *DESCRIBE)
     expect_writers(1)
     other = browser.new_page()
     other.goto(served.local_url)
@@ -368,45 +306,39 @@ def given(monkeypatch) -> list[dict]:
     return given
 
 
-def test_an_answer_is_asked_again_and_a_question_edited_and_taken_back(page, given):
-    ask_page(page, "What color is the cross?", IMAGES / "colour-1.png")
-    expect_answers(page, "black")
-    ask_page(page, "What shape is black?")
-    expect_answers(page, "black", "cross")
-    page.get_by_role("button", name="Retry").click()
-    until(lambda: len(given) == 3)
-    assert given[1]["input_ids"].equal(given[2]["input_ids"])
-    expect(box(page)).to_be_enabled()
-    expect_answers(page, "black", "cross")
-    page.get_by_label("Edit").first.click()
-    page.locator(".message textarea").fill("What color is the star?")
-    page.get_by_label("Submit").first.click()
-    expect_answers(page, "cyan")  # with the image of the question; the later turn is gone
-    page.get_by_role("button", name="Undo").click()
-    expect(box(page)).to_have_value("What color is the star?")
-    expect(page.get_by_label("File thumbnail")).to_have_count(1)
-    expect_answers(page)
+def test_an_answer_is_asked_again_and_a_question_edited_and_taken_back(chat, given):
+    ask(chat, "What shape is black?")
+    expect_answers(chat, "black", "cross")
+    chat.get_by_role("button", name="Retry").click()
+    until(lambda: len(given) == 2)
+    assert given[0]["input_ids"].equal(given[1]["input_ids"])
+    expect(box(chat)).to_be_enabled()
+    expect_answers(chat, "black", "cross")
+    chat.get_by_label("Edit").first.click()
+    chat.locator(".message textarea").fill("What color is the star?")
+    chat.get_by_label("Submit").first.click()
+    expect_answers(chat, "cyan")  # with the image of the question; the later turn is gone
+    chat.get_by_role("button", name="Undo").click()
+    expect_box(chat, "What color is the star?", 1)
+    expect_answers(chat)
 
 
 def test_a_region_is_drawn_with_two_clicks_and_is_gone_with_the_next_image(page):
-    page.set_input_files("input[type=file]", IMAGES / "colour-1.png")
+    attach(page, IMAGES / "colour-1.png")
     page.get_by_text("Regions of the last image").click()
     image, regions = page.locator("#regions img"), page.get_by_label("Regions, one a line")
     expect(image).to_be_visible()
     scale = image.bounding_box()["width"] / 192
-    for x, y, written in ((150, 140, r"\d+, \d+ *"), (20, 10, r"(\d+, ){3}\d+ *")):
+    corner = r"(19|20|21), (9|10|11), (149|150|151), (139|140|141)"
+    for x, y, written in ((150, 140, r"\d+, \d+ *"), (20, 10, corner)):
         image.click(position={"x": x * scale, "y": y * scale})
         expect(regions).to_have_value(re.compile(f"^{written}$"))  # a click during an event is none
-    expect(regions).to_have_value(re.compile(r"(19|20|21), (9|10|11), (149|150|151), (139|140|141)"))
-    expect(page.locator("#cost")).to_contain_text("2 views")
+    expect_cost(page, "2 views")
     box(page).fill("What color is the cross?")
     box(page).press("Enter")
     expect_answers(page, "black")
-    expect(page.locator("#cost")).to_contain_text("2 views")
-    regions.fill("9, 9")
-    ask_page(page, "What shape is black?")
-    expect_warning(page, "The region '9, 9' is not four numbers")
-    page.set_input_files("input[type=file]", IMAGES / "shape-1.png")
+    expect_cost(page, "2 views")
+    attach(page, IMAGES / "shape-1.png")
     expect(regions).to_have_value("")
 
 
@@ -415,7 +347,7 @@ def test_instructions_temperature_and_length_reach_the_model(page, given):
     page.get_by_label("number input for Temperature").fill("0.5")
     page.get_by_label("number input for Most tokens").fill("3")
     page.get_by_label("Instructions before the chat").fill("Be brief.")
-    ask_page(page, *DESCRIBE)
+    ask(page, *DESCRIBE)
     expect(page.get_by_test_id("bot")).to_have_count(1)
     expect(box(page)).to_be_enabled()
     (options,) = given
@@ -423,15 +355,13 @@ def test_instructions_temperature_and_length_reach_the_model(page, given):
     assert "Be brief." in TOKENIZER.decode(options["input_ids"][0])
 
 
-def test_a_chat_is_downloaded_as_messages_of_the_chat_template(page):
-    ask_page(page, "What color is the cross?", IMAGES / "colour-1.png")
-    expect_answers(page, "black")
-    with page.expect_download() as download:
-        page.get_by_text("Download the chat").click()
-    chat = json.loads(Path(download.value.path()).read_text())
+def test_a_chat_is_downloaded_as_messages_of_the_chat_template(chat):
+    with chat.expect_download() as download:
+        chat.get_by_text("Download the chat").click()
+    saved = json.loads(Path(download.value.path()).read_text())
     question = [{"type": "image", "image": "colour-1.png"}, {"type": "text", "text": "What color is the cross?"}]
     answer = [{"type": "text", "text": "black"}]
-    assert [(turn["role"], turn["content"]) for turn in chat] == [("user", question), ("assistant", answer)]
+    assert [(turn["role"], turn["content"]) for turn in saved] == [("user", question), ("assistant", answer)]
 
 
 def test_gradios_client_asks_with_an_image_and_a_question(served):

@@ -19,11 +19,11 @@ def test_hosts_and_addresses_of_this_computer_are_recognised():
     assert [is_loopback(address) for address in addresses] == [True] * 3 + [False] * 2
 
 
-@pytest.mark.parametrize(
-    "hosts, status",
-    [([b"localhost:7"], 200), ([b"evil.example"], 403), ([], 403), ([b"localhost", b"evil.example"], 403)],
-    ids=["own", "another", "none", "two"],
-)
+ANSWERED = {"own": ([b"localhost:7"], 200), "another": ([b"evil.example"], 403)}
+ANSWERED |= {"none": ([], 403), "two": ([b"localhost", b"evil.example"], 403)}
+
+
+@pytest.mark.parametrize("hosts, status", ANSWERED.values(), ids=ANSWERED)
 def test_a_request_to_another_name_does_not_reach_the_server(hosts, status):
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200})

@@ -14,24 +14,21 @@ from types import SimpleNamespace
 
 import conversations
 import pytest
+import ranks
 import tiny
 import torch
 import training_runs
-import yaml
 from PIL import Image
-from torch import distributed as dist
 from training_runs import changed, command, log_of, run, weights
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from omnifusion_hf import hub
 from omnifusion_hf.io import LOSS_PLOT
 from omnifusion_hf.training import callbacks
-from omnifusion_hf.training import train as train_module
 from omnifusion_hf.training.arguments import parse_recipe
 from omnifusion_hf.training.callbacks import IdentityCallback, SaveAndStop, SpeedCallback, checkpoint_to_resume
 from omnifusion_hf.training.collators import PackingCollator, PaddingCollator
 from omnifusion_hf.training.preprocessing import ConversationEncoder
-from omnifusion_hf.training.trainer import OmniFusionTrainer
 
 
 FIGURES = {"samples_per_second", "tokens_per_second", "visual_token_share", "peak_memory_gb"}
@@ -54,17 +51,21 @@ def test_padding_is_not_counted_and_packed_samples_are(packed):
 
 
 def test_a_log_line_is_of_what_was_done_since_the_one_before_and_nothing_has_no_speed(monkeypatch):
-    clock = iter([0, 10, 12, 13, 13])
+    """In a run that was resumed at step 4."""
+    clock = iter([5, 15, 18, 18, 20, 20])
     monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    callback, state = SpeedCallback(0), TrainerState(max_steps=10)
+    callback, state = SpeedCallback(0), TrainerState(max_steps=14, global_step=4)
     callback.on_train_begin(ON_CPU, state, TrainerControl())
     lines = []
-    for state.global_step in (1, 2):
-        callback.counts += torch.tensor([20, 400, 100])
+    for state.global_step in (5, 6):
+        callback.counts += torch.tensor([20, 700, 100])
         lines.append(callback.figures(state))
-    assert [line["samples_per_second"] for line in lines] == [2, 10]
-    assert [(line["tokens_per_second"], line["visual_token_share"]) for line in lines] == [(40, 0.25), (200, 0.25)]
-    assert [line["minutes_left"] for line in lines] == [1.5, 0.8]  # 9 steps of 10 s, 8 of 6 s
+    assert [line["samples_per_second"] for line in lines] == [2, 6.667]
+    assert [line["tokens_per_second"] for line in lines] == [70, 233.3]
+    assert [line["visual_token_share"] for line in lines] == [0.1429, 0.1429]
+    assert [line["minutes_left"] for line in lines] == [1.5, 0.87]  # 9 steps of 10 s, 8 of 6.5 s
+    callback.on_train_end(ON_CPU, state, TrainerControl())
+    assert (callback.summary()["samples_per_second"], callback.summary()["tokens_per_second"]) == (3.077, 107.7)
     callback.on_train_begin(ON_CPU, state, TrainerControl())  # a resumed run without a step left
     callback.on_train_end(ON_CPU, state, TrainerControl())
     assert callback.summary() == {}
@@ -143,11 +144,10 @@ def recipe(folder: Path, base: Path, **changes) -> Path:
 
 def mixed_and_packed(folder: Path, base: Path) -> Path:
     """As `recipe`, of a mixture of two sources, several samples to a row, read by a worker process."""
-    path = recipe(folder, base, stage="finetune", packing=True, max_length=160, dataloader_num_workers=1)
-    fields = yaml.safe_load(path.read_text())
-    sources = [{"path": fields["data_path"], "weight": weight} for weight in (1, 2)]
-    mixture = conversations.write_mixture(folder, *sources)
-    path.write_text(yaml.safe_dump(fields | {"data_path": str(mixture)}))
+    sources = ({"path": str(folder / "data/samples.json"), "weight": weight} for weight in (1, 2))
+    changes = {"stage": "finetune", "packing": True, "max_length": 160, "dataloader_num_workers": 1}
+    path = recipe(folder, base, data_path=str(folder / "mixture.yaml"), **changes)
+    conversations.write_mixture(folder, *sources)
     return path
 
 
@@ -165,15 +165,11 @@ def assert_same_run(one: Path, other: Path):
 def send_in_step(patch: pytest.MonkeyPatch, number: int, step: int):
     """Sends this process a signal in the middle of a step."""
 
-    class SignalAtStep(TrainerCallback):
-        def on_pre_optimizer_step(self, args, state, control, **kwargs):
-            if state.global_step + 1 == step:
-                os.kill(os.getpid(), number)
+    def send(callback, args, state, control, **kwargs):
+        if state.global_step + 1 == step:
+            os.kill(os.getpid(), number)
 
-    def trainer(*args, callbacks, **options) -> OmniFusionTrainer:
-        return OmniFusionTrainer(*args, callbacks=[*callbacks, SignalAtStep()], **options)
-
-    patch.setattr(train_module, "OmniFusionTrainer", trainer)
+    patch.setattr(SaveAndStop, "on_pre_optimizer_step", send)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -314,14 +310,13 @@ def test_ctrl_c_at_a_terminal_reaches_workers_too_and_still_saves(tmp_path, base
 
 
 def stop_one_of_two(rank: int, folder: Path):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    ranks.join_as(rank, folder / "store")
     stop, control = SaveAndStop(), TrainerControl()
     stop.signal = signal.SIGTERM if rank == 1 else 0
     stop.on_step_end(TrainingArguments(str(folder), use_cpu=True), TrainerState(), control)
     (folder / f"{rank}").write_text(f"{control.should_save} {control.should_training_stop} {int(stop.signal)}")
-    dist.destroy_process_group()
 
 
 def test_signal_to_one_rank_stops_all_at_the_same_step(tmp_path):
-    torch.multiprocessing.start_processes(stop_one_of_two, (tmp_path,), nprocs=2, start_method="forkserver")
+    assert ranks.start_ranks(stop_one_of_two, tmp_path) == [0, 0]
     assert [(tmp_path / name).read_text() for name in "01"] == ["True True 15"] * 2

@@ -3,14 +3,12 @@
 from contextlib import nullcontext
 from functools import partial
 from itertools import product
-from pathlib import Path
 
 import conversations
 import llms
 import pytest
 import tiny
 import torch
-import training_runs
 from conversations import NONE, ONE, TWO
 from tiny import assistant, user
 from torch import nn
@@ -51,18 +49,15 @@ def test_batch_is_the_processors_own_with_labels(samples):
 ROOM = 200
 
 
-def encoded(*conversations: list[dict]) -> list[dict]:
-    encode = ConversationEncoder(tiny.processor(tiny.config(), view_strategy="grid"))
-    return [encode({"name": f"sample {i}", "messages": list(turns)}) for i, turns in enumerate(conversations)]
-
-
-SAMPLES = encoded(
+ENCODE = ConversationEncoder(tiny.processor(tiny.config(), view_strategy="grid"))
+CHATS = [
     [user("What colour is the grass?"), assistant("Green.")],
     [user(tiny.image(1), "Sky?"), assistant("The sky is blue."), user("And the grass?"), assistant("It is green.")],
     [user("Is ", tiny.image(2, (40, 90)), " left of ", tiny.image(3), "?"), assistant("Yes, it is.")],
     [user("Hello"), assistant("Hello, how are you?")],
     [user(tiny.image(4), "Describe the image."), assistant("A red square above two small circles.")],
-)
+]
+SAMPLES = [ENCODE(conversations.item(*chat)) for chat in CHATS]
 
 
 def model_of(text_config, **changes) -> nn.Module:
@@ -113,7 +108,7 @@ def test_text_alone_has_no_image_fields_and_first_tokens_are_never_asked_for():
 
 
 def test_sample_longer_than_a_row_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"sample \d has \d+ tokens, a packed row 64; raise max_length"):
+    with pytest.raises(ValueError, match=r"sample of \d turns has \d+ tokens, a packed row 64; raise max_length"):
         PackingCollator(pad_token_id=2, max_length=64)(SAMPLES)
 
 
@@ -165,19 +160,3 @@ def test_flash_attention_gets_one_row_other_attention_needs_a_length_and_sharded
     model.lm_head.weight.data = torch.empty(0)  # as under ZeRO-3
     monkeypatch.setattr(collators.logger, "warning", warned.append)
     assert packing_collator(model, 2, ROOM).max_length == ROOM and "it is not checked" in warned[0]
-
-
-def figures(folder: Path, base: Path, **changes) -> list[tuple]:
-    sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_length": 120, "save_steps": 3}
-    training_runs.run(folder, base, max_steps=3, **sizes | changes)
-    return training_runs.figures(folder / "out", "loss", "grad_norm")
-
-
-@pytest.mark.parametrize("stage", ["pretrain", "lora"])
-def test_packed_run_has_the_losses_of_the_padded_one(tmp_path, stage):
-    base = conversations.write_model(tmp_path, text=tiny.text_config(initializer_range=0.2))
-    runs = {"padded": {}, "packed": {"packing": True}, "other": {"packing": True, "seed": 1}}
-    options = {"stage": stage, "lora_dropout": 0}
-    padded, packed, other = (figures(tmp_path / name, base, **options, **changes) for name, changes in runs.items())
-    assert len(packed) == 3 and all(one == pytest.approx(two, rel=1e-4) for one, two in zip(packed, padded))
-    assert other[0] != pytest.approx(packed[0], rel=1e-4)  # control: other samples

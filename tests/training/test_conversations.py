@@ -1,13 +1,13 @@
-"""LLaVA-format data: where images go, what is refused and how it is named, that images open late."""
+"""LLaVA-format data: where images go, what is refused and how it is named."""
 
 import re
 from io import BytesIO
+from pathlib import Path
 
 import conversations
 import pytest
 import tiny
 from conversations import opened, sample, turn
-from PIL import Image
 
 from omnifusion_hf.training.conversations import BadSamples, BrokenSampleError, map_good, to_messages
 
@@ -82,15 +82,25 @@ BROKEN = {
 }  # fmt: skip
 
 
-def test_instructions_ask_about_a_caption_or_a_single_answer(tmp_path):
-    ask = {"instructions": [*"abcdefgh"]}
-    many = [conversations.sample(index) for index in range(12)]
-    data = conversations.load(conversations.write(tmp_path, many), **ask)
-    asked = [each["messages"][0]["content"][-1]["text"] for each in data]
-    assert len(set(asked)) > 1 and set(asked) <= {*ask["instructions"]}
-    longer = [conversations.sample(0, conversations=[QUESTION, ANSWER, turn("human", "And?"), ANSWER])]
-    with pytest.raises(ValueError, match="instructions need a caption or a single text answer, got"):
-        conversations.load(conversations.write(tmp_path, longer), **ask)
+INSTRUCTIONS = ["Describe it.", "What is it?", "Say it."]
+
+
+def questions(folder: Path, samples: list[dict], seed: int = 0) -> dict[str, str]:
+    """The question that each answer gets in place of its own."""
+    dataset = conversations.load(conversations.write(folder, samples), seed=seed, instructions=INSTRUCTIONS)
+    pairs = [[part.get("text") for message in item["messages"] for part in message["content"]] for item in dataset]
+    return {answer: question for _, question, answer in pairs}
+
+
+def test_instruction_of_a_single_answer_is_drawn_by_seed_and_answer_and_dialogues_are_refused(tmp_path):
+    answers = [turn("gpt", f"A sky, image {index}.") for index in range(40)]
+    samples = [sample(index, conversations=[QUESTION, answers[index]]) for index in range(40)]
+    first = questions(tmp_path, samples)
+    assert set(first.values()) == set(INSTRUCTIONS)
+    assert questions(tmp_path, samples[::-1]) == first != questions(tmp_path, samples, seed=1)
+    longer = sample(0, conversations=[QUESTION, ANSWER, turn("human", "And?"), ANSWER])
+    with pytest.raises(ValueError, match="sample 0 .*instructions need a caption or a single text answer, got"):
+        questions(tmp_path, [longer])
 
 
 def test_columns_that_say_nothing_or_where_a_sample_comes_from_or_that_the_source_ignores_are_passed_over(tmp_path):
@@ -107,12 +117,7 @@ def test_columns_that_say_nothing_or_where_a_sample_comes_from_or_that_the_sourc
         conversations.load(path, ignored=["images"])
 
 
-def test_chat_messages_are_the_same_as_llavas_and_marks_in_their_text_count(tmp_path):
-    answer = [{"type": "text", "text": "It is."}]
-    plain, listed = sample(0) | chat("It is.") | {"conversations": []}, sample(0) | chat(answer)
-    expected = [("user", "[0.png]", "What?"), ("assistant", "It is.")]
-    assert flat(to_messages(plain)) == flat(to_messages(listed)) == expected
-    assert flat(to_messages(sample(0))) != expected
+def test_marks_in_the_text_of_chat_messages_count():
     content = [{"type": "text", "text": "<image>\nIs it"}, {"type": "text", "text": " <image>?"}]
     question = {"role": "user", "content": content}
     row = {"messages": [question, chat("It is <image>.")["messages"][1]], "images": ["a", "b"]}
@@ -127,15 +132,6 @@ def test_broken_sample_is_refused_at_load_with_file_index_and_id(tmp_path, messa
     path = conversations.write(tmp_path, [sample(0), sample(1, **BROKEN[message])])
     with pytest.raises(ValueError, match=re.escape(f"{path}, sample 1 (id s1): ") + f".*{re.escape(message)}"):
         conversations.load(path)
-
-
-def test_images_open_late_and_not_above_max_image_pixels(tmp_path):
-    dataset = conversations.load(conversations.write(tmp_path, [sample(0)]))
-    assert dataset[0]["messages"][0]["content"][0]["image"] == tmp_path / "0.png"
-    image = opened(dataset[0])["messages"][0]["content"][0]["image"]
-    assert isinstance(image, Image.Image) and image.tobytes() == tiny.image(0).tobytes()
-    with pytest.raises(ValueError, match=r"sample 0 \(id s0\): .*max_image_pixels"):
-        opened(dataset[0], max_image_pixels=100)
 
 
 def test_broken_image_of_any_kind_is_named(tmp_path):

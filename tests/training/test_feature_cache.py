@@ -1,20 +1,17 @@
 """The cache of features: a run on it is the run on images, each view is encoded once, stale shards are refused."""
 
-import os
-import socket
 from pathlib import Path
 from types import SimpleNamespace
 
 import conversations
 import data_files
 import pytest
+import ranks
 import tiny
 import torch
 import training_runs
-from accelerate import PartialState
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import multiprocessing
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
@@ -144,9 +141,7 @@ def test_cache_of_other_encoders_or_settings_is_refused_with_its_cure(tmp_path, 
     assert cached(tmp_path, *model_and_processor(max_image_pixels=9999))
 
 
-def test_what_cannot_be_cached_is_refused_with_its_reason_before_anything_is_encoded(
-    tmp_path, monkeypatch, encoded, capsys
-):
+def test_what_cannot_be_cached_is_refused_with_its_reason_before_anything_is_encoded(tmp_path, monkeypatch, encoded):
     model, processor = model_and_processor()
     with pytest.raises(ValueError, match="streamed"):
         cached(tmp_path, model, processor, EncodedStream(None, None, BadSamples()))
@@ -161,8 +156,23 @@ def test_what_cannot_be_cached_is_refused_with_its_reason_before_anything_is_enc
         cached(tmp_path, model, processor)
     assert not encoded
     free += 1
-    cached(tmp_path, model, processor)
-    assert "cache_vision_features: 3 views to encode" in capsys.readouterr().out
+    assert cached(tmp_path, model, processor)
+
+
+def test_the_room_that_is_needed_is_said_before_it_is_filled(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda folder: SimpleNamespace(free=3 * 10**18))
+    layout = feature_cache.FeatureLayout(shapes=((1, 1),), last=(0,), row_bytes=2 * 10**12)
+    feature_cache._check_disk(10**6, layout, tmp_path, announce=True)
+    views, folder = "1,000,000 views to encode, 2,000,000.00 MB each (1 feature maps)", f"GB in {tmp_path}"
+    assert f"{views}: 2,000,000,000.00 {folder}, where 3,000,000,000.00 GB are free" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("process", "disabled", "shown"), [(0, False, True), (1, False, False), (0, True, False)])
+def test_the_first_process_shows_its_progress_unless_that_is_disabled(process, disabled, shown, capsys):
+    args = SimpleNamespace(per_device_train_batch_size=1, dataloader_num_workers=0, process_index=process)
+    args.disable_tqdm = disabled
+    assert list(feature_cache._batches("ab", range(2), list, "naming views", args)) == [["a"], ["b"]]
+    assert ("naming views" in capsys.readouterr().err) == shown
 
 
 def test_tower_that_serves_features_still_takes_pixels(tmp_path):
@@ -181,19 +191,14 @@ def test_tower_that_serves_features_still_takes_pixels(tmp_path):
     assert not torch.equal(served(rows.flip(0)).features[0], computed.features[0])
 
 
-def fill_as_one_of_two(rank: int, folder: Path, port: int):
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": str(port)}
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
-    PartialState._reset_state()
-    model, processor = model_and_processor()
-    rows = cached(folder, model, processor, ddp_backend="gloo")
+def fill_as_one_of_two(rank: int, folder: Path):
+    ranks.join_as(rank, folder / "store")
+    rows = cached(folder, *model_and_processor(), ddp_backend="gloo")
     torch.save([rows[index] for index in range(len(rows))], folder / f"{rank}.pt")
 
 
 def test_processes_share_the_encoding_and_have_all_of_it(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    multiprocessing.start_processes(fill_as_one_of_two, (tmp_path, port), nprocs=2, start_method="fork")
+    assert ranks.start_ranks(fill_as_one_of_two, tmp_path) == [0, 0]
     assert len(list((tmp_path / "cache").iterdir())) == 2
     assert len(stored(tmp_path)) == len(set(stored(tmp_path))) == 3
     rows = cached(tmp_path, *model_and_processor())
@@ -207,20 +212,6 @@ def test_processes_share_the_encoding_and_have_all_of_it(tmp_path):
 
 SETTINGS = {"weights": "a", "side": "32"}
 ROWS = {"x": torch.arange(4.0), "y": torch.full((4,), torch.pi)}
-
-
-def test_a_shard_cut_off_while_written_does_not_count(tmp_path, monkeypatch):
-    def dies(rows, path, metadata):
-        path.write_bytes(b"half")
-        assert not FeatureShards(tmp_path, SETTINGS).shard_of
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(feature_cache, "save_file", dies)
-        FeatureShards(tmp_path, SETTINGS).write(ROWS)
-    assert not list(tmp_path.iterdir())
-    FeatureShards(tmp_path, SETTINGS).write(ROWS)
-    assert FeatureShards(tmp_path, SETTINGS).shard_of.keys() == ROWS.keys()
 
 
 def test_shards_of_fewer_settings_cut_off_by_a_copy_and_foreign_files_are_refused_by_what_is_wrong(tmp_path):

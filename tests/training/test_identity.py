@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import conversations
-import data_files
 import pages
 import pytest
 import tiny
@@ -119,16 +118,3 @@ def test_large_files_are_known_by_their_size_their_end_and_a_part_of_them(tmp_pa
             file.write(b"" if place is None else b"x")
         hashes.add(content_hash([path]))
     assert len(hashes) == 4
-
-
-def test_streams_are_known_by_their_first_rows_and_mixtures_by_what_they_draw(tmp_path):
-    samples = data_files.mixed(12)
-    data_files.hf_dataset(samples).to_parquet(tmp_path / "rows.parquet")
-    known = [conversations.load(tmp_path / "rows.parquet", streaming=True).identity() for _ in range(2)]
-    samples[0]["conversations"][1]["value"] = "Grey."
-    data_files.hf_dataset(samples).to_parquet(tmp_path / "rows.parquet")
-    other = conversations.load(tmp_path / "rows.parquet", streaming=True).identity()
-    assert known[0] == known[1] != other
-    for drawn in (3, 4):
-        path = conversations.write_mixture(tmp_path, {"path": str(tmp_path / "rows.parquet"), "samples": drawn})
-        assert [source["drawn"] for source in conversations.load(path).identity()] == [drawn]

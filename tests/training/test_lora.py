@@ -1,7 +1,6 @@
-"""LoRA: which layers get it, checkpoints that load alone with equal logits, resuming, merging to a plain folder."""
+"""LoRA: which layers get it, checkpoints that load alone with equal logits, merging to a plain folder."""
 
 import json
-import shutil
 from pathlib import Path
 
 import conversations
@@ -14,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from tiny import user
 from torch import nn
-from training_runs import changed, logits, rerun, resume
+from training_runs import logits, rerun
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.pytorch_utils import Conv1D
 
@@ -71,9 +70,6 @@ def test_checkpoint_with_adapter_and_special_rows_loads_alone_and_gives_the_logi
     assert projector and {f"base_model.model.{name}" for name in projector} < set(saved)
     assert [tensor.shape for name, tensor in saved.items() if "trainable_tokens_delta" in name] == [(5, 32)]
     summary = json.loads((out / "training_summary.json").read_text())
-    expected = {"language_model", "multi_modal_projector", "special_token_rows"}
-    assert set(summary["trained_parameters"]) - {"vision_tower"} == expected
-    assert 0 < summary["trained_parameters"]["language_model"] < 20_000
     assert (summary["lora_rank"], summary["lora_alpha"]) == (4, 8)
 
 
@@ -84,17 +80,6 @@ def test_folder_names_its_base_from_anywhere_and_generates(trained, monkeypatch,
     inputs = tiny.prompt(AutoProcessor.from_pretrained(out), [user(tiny.image(0), "What colour is the sky?")])
     answer = load(out).generate(**inputs, max_new_tokens=2, do_sample=False)
     assert answer.shape[1] == inputs["input_ids"].shape[1] + 2
-
-
-def test_resumed_run_ends_with_the_weights_of_an_undisturbed_one(trained, tmp_path):
-    out = shutil.copytree(trained[1], tmp_path / "out")
-    whole = load_file(out / "adapter_model.safetensors")
-    shutil.rmtree(out / "checkpoint-4")
-    (out / "adapter_model.safetensors").unlink()
-    resume(trained[1].parent / "recipe.yaml", f"output_dir={out}")
-    assert not changed(whole, load_file(out / "adapter_model.safetensors"))
-    halfway = load_file(out / "checkpoint-2/adapter_model.safetensors")
-    assert not any(torch.equal(whole[name], halfway[name]) for name in whole if "lora_B" in name)
 
 
 def test_merged_folder_is_plain_and_has_equal_logits(trained, tmp_path):
@@ -136,40 +121,34 @@ def test_bfloat16_base_trains_in_float32_and_merges_to_bfloat16(tmp_path):
     assert (logits(load(base).float(), out) - reference).abs().max() > 0.1
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"lora_variant": "dora"},
-        {"lora_variant": "rslora", "lora_target_modules": ["q_proj", "v_proj"]},
-        {"load_in_4bit": True},
-    ],
-)
+RSLORA = {"lora_variant": "rslora", "lora_target_modules": ["q_proj", "v_proj"]}
+
+
+@pytest.mark.parametrize("fields", [{"lora_variant": "dora"}, RSLORA, {"load_in_4bit": True}])
 def test_variants_of_lora_train_and_merge_to_what_they_answer(fields, tmp_path, base):
-    out = run(tmp_path, base, **fields)
+    out, variant = run(tmp_path, base, **fields), fields.get("lora_variant")
     saved = load_file(out / "adapter_model.safetensors")
-    assert any("magnitude" in name for name in saved) == (fields.get("lora_variant") == "dora")
+    assert any("magnitude" in name for name in saved) == (variant == "dora")
     layers = {name.split(".")[-3] for name in saved if ".language_model." in name and "lora_A" in name}
     assert layers == set(fields.get("lora_target_modules", layers)) and len(layers) > 1
     config = json.loads((out / "adapter_config.json").read_text())
-    assert (config["use_dora"], config["use_rslora"]) == tuple(
-        fields.get("lora_variant") == name for name in ("dora", "rslora")
-    )
+    assert (config["use_dora"], config["use_rslora"]) == (variant == "dora", variant == "rslora")
     merge(str(out), str(tmp_path / "merged"))
     merged, plain = load(tmp_path / "merged"), load(out)
     torch.testing.assert_close(logits(merged, base), logits(plain, base), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(logits(merged, base), logits(load(base), base))  # control
 
 
-@pytest.mark.parametrize(
-    "fields, said",
-    [
-        ({"lora_target_modules": ["q_prj"]}, r"language_model has no linear layer \['q_prj'\], but \['down_proj'"),
-        ({"stage": "finetune", "load_in_4bit": True}, "load_in_4bit: stage finetune trains the LLM's weights"),
-    ],
-)
-def test_settings_of_lora_that_cannot_work_are_refused(fields, said, tmp_path, base):
+MISTAKES = {
+    r"language_model has no linear layer \['q_prj'\], but \['down_proj'": {"lora_target_modules": ["q_prj"]},
+    "load_in_4bit: stage finetune trains the LLM's weights": {"stage": "finetune", "load_in_4bit": True},
+}
+
+
+@pytest.mark.parametrize("said", MISTAKES)
+def test_settings_of_lora_that_cannot_work_are_refused(said, tmp_path, base):
     with pytest.raises(ValueError, match=said):
-        training_runs.run(tmp_path, base, **{"stage": "lora"} | fields)
+        training_runs.run(tmp_path, base, **{"stage": "lora"} | MISTAKES[said])
 
 
 def test_a_run_is_merged_and_quantised_in_one_command(trained, tmp_path):

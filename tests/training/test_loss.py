@@ -127,13 +127,8 @@ def test_a_label_that_is_never_predicted_is_refused_by_name(skip_logits, soft_ca
 
 def test_head_that_is_more_than_a_matrix_is_not_taken_for_one():
     text_config = tiny.text_config()
-    head = nn.Linear(32, 512, bias=False)
-    assert is_plain(head, text_config)
-
-    class Adapted(nn.Linear):
-        pass
-
-    assert not is_plain(Adapted(32, 512, bias=False), text_config)
+    head, adapted = nn.Linear(32, 512, bias=False), type("Adapted", (nn.Linear,), {})(32, 512, bias=False)
+    assert is_plain(head, text_config) and not is_plain(adapted, text_config)
     head.register_forward_hook(lambda module, args, output: output)
     assert not is_plain(head, text_config)
 

@@ -93,38 +93,6 @@ def test_order_and_mix_are_a_function_of_the_seed_alone(tmp_path, drawn):
     assert 0.6 < sum(name[0] == "a" for name in first) / len(first) < 0.95
 
 
-INSTRUCTIONS = ["Describe it.", "What is it?", "Say it."]
-
-
-def questions(folder: Path, seed: int = 0) -> dict[str, str]:
-    """The question that each caption of a LLaVA file gets."""
-    dataset = conversations.load(folder / "samples.json", seed=seed, instructions=INSTRUCTIONS)
-    pairs = [[part.get("text") for message in item["messages"] for part in message["content"]] for item in dataset]
-    return {caption: question for _, question, caption in pairs}
-
-
-def test_question_of_a_caption_is_drawn_by_seed_and_caption(tmp_path):
-    captions = [turn("gpt", f"A sky, image {index}.") for index in range(40)]
-    samples = [sample(index, conversations=[turn("human", "<image>\nOwn?"), captions[index]]) for index in range(40)]
-    conversations.write(tmp_path, samples)
-    first = questions(tmp_path)
-    assert set(first.values()) == set(INSTRUCTIONS)
-    conversations.write(tmp_path, samples[::-1])
-    assert questions(tmp_path) == first
-    assert questions(tmp_path, seed=1) != first
-    dialogue = sample(0, conversations=sample(0)["conversations"] * 2, image=["0.png", "0.png"])
-    with pytest.raises(ValueError, match="sample 0 .*instructions need a caption"):
-        questions(conversations.write(tmp_path, [dialogue]).parent)
-
-
-def test_broken_sample_of_a_source_is_named_or_left_out(tmp_path):
-    good, bad = write_source(tmp_path, "a", 3), conversations.write(tmp_path, [sample(0), sample(1, image="no.png")])
-    path = conversations.write_mixture(tmp_path, {"path": str(good)}, {"path": str(bad)})
-    with pytest.raises(ValueError, match=rf"{path}, source 1: {bad}, sample 1 \(id s1\): no image file .*no\.png"):
-        conversations.load(path)
-    assert sorted(ids(conversations.load(path, policy="skip"))) == ["a0", "a1", "a2", "s0"]
-
-
 MISTAKEN = {
     "sources: []": "must hold one list", "seed: 1\nsources: [{path: a.json}]": "must hold one list",
     "[1]": "must hold one list", "sources: [{path: a.json}, {samples: 3}]": "source 1: needs `path`",
@@ -196,6 +164,18 @@ def mixture_of(folder: Path, **weights: float) -> Path:
     paths = {name: str(folder / name / "*.parquet") for name in weights}
     entries = ({"path": paths[name], "streaming": True, "weight": weight} for name, weight in weights.items())
     return conversations.write_mixture(folder, *entries)
+
+
+@pytest.mark.parametrize(("streaming", "share", "noted"), [(True, "weight", "weight"), (False, "samples", "drawn")])
+def test_a_mixture_is_known_by_each_source_and_its_share(tmp_path, streaming, share, noted):
+    rows, entries, parts = data_files.mixed(12), [], []
+    for number in (3, 4):
+        rows[0]["id"] = f"first of {number}"
+        source = {"path": str(write_parquet(tmp_path / str(number), rows)), "streaming": streaming}
+        entries.append(source | {share: number})
+        parts += [known | {noted: number} for known in conversations.load(**source).identity()]
+    assert conversations.load(conversations.write_mixture(tmp_path, *entries)).identity() == parts
+    assert parts[0] != parts[1] | {noted: 3}  # control: the sources' content differs
 
 
 @pytest.fixture

@@ -21,10 +21,9 @@ def arguments(folder: Path, **changes) -> OmniFusionTrainingArguments:
 
 
 def trainer(model, folder: Path, optimizer=None, projector=None, vision=None, **changes) -> OmniFusionTrainer:
-    recipe = ModelDataArguments("", "finetune", "", optimizer=optimizer)
-    recipe.projector_learning_rate, recipe.vision_learning_rate = projector, vision
-    processor = tiny.processor(tiny.config())
-    made = OmniFusionTrainer(model, arguments(folder, **changes), recipe, [{}], processor)
+    rates = {"projector_learning_rate": projector, "vision_learning_rate": vision}
+    recipe = ModelDataArguments("", "finetune", "", optimizer=optimizer, **rates)
+    made = OmniFusionTrainer(model, arguments(folder, **changes), recipe, [{}], tiny.processor(tiny.config()))
     made.create_optimizer()
     return made
 

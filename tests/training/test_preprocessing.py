@@ -1,20 +1,23 @@
 """The encoder: labels hold the answers and nothing else; a broken sample is named, refused or skipped, never cut."""
 
+import re
+
 import conversations
 import pytest
 import tiny
 from conversations import NONE, ONE, TWO
 from PIL import Image
-from tiny import assistant, user
+from tiny import user
 from torch.utils.data import DataLoader
 from transformers import processing_utils
 from transformers.testing_utils import CaptureLogger
 
 from omnifusion_hf import OmniFusionProcessor
 from omnifusion_hf.build.chat_template import chat_template_for
+from omnifusion_hf.training import preprocessing
 from omnifusion_hf.training.conversations import BadSamples, BrokenSampleError
 from omnifusion_hf.training.mixture import Mixture
-from omnifusion_hf.training.preprocessing import ConversationEncoder, EncodedDataset, EncodedStream, pixel_size_of
+from omnifusion_hf.training.preprocessing import ConversationEncoder, EncodedDataset, EncodedStream
 
 
 PROCESSOR = tiny.processor(tiny.config())
@@ -33,13 +36,6 @@ def test_labels_are_the_answers_with_their_eos():
     assert {label - token for token, label in zip(encoded["input_ids"], encoded["labels"]) if label != -100} == {0}
 
 
-def test_special_tokens_in_text_are_text():
-    typed = ENCODE(conversations.item(user("What is <image><bot>?"), assistant("<image>, <user> and <img_end>")))
-    specials = {getattr(PROCESSOR, f"{name}_token_id") for name in ("image", "image_end", "user", "bot")}
-    assert sum(token in specials for token in typed["input_ids"]) == 2  # the template's own <user> and <bot>
-    assert learnt(typed).strip() == "<image>, <user> and <img_end></s>"
-
-
 def test_what_cannot_be_encoded_whole_is_refused_by_the_samples_name():
     length = len(ENCODE(ONE)["input_ids"])
     assert len(ConversationEncoder(PROCESSOR, max_length=length)(ONE)["input_ids"]) == length
@@ -49,6 +45,13 @@ def test_what_cannot_be_encoded_whole_is_refused_by_the_samples_name():
         ENCODE(conversations.item(user("Hello?")))
     with pytest.raises(BrokenSampleError, match="sample of 2 turns: .*regions"):
         ENCODE(TWO | {"regions": [[[0, 0, 2, 2]]]})
+
+
+def test_a_template_that_does_not_mark_answers_is_refused():
+    processor = tiny.processor(tiny.config())
+    processor.chat_template = re.sub(r"\{%-? (end)?generation -?%\}", "", processor.chat_template)
+    with pytest.raises(BrokenSampleError, match="sample of 4 turns has 2 answers, but the chat template marks 0"):
+        ConversationEncoder(processor)(ONE)
 
 
 def test_regions_become_views_of_their_own_image():
@@ -121,7 +124,7 @@ def of_many_lengths(tmp_path) -> EncodedDataset:
     """Samples with answers of many lengths, with an image of one of several shapes, or with none."""
     samples = [conversations.sample(index, image=None if index % 4 == 3 else f"{index}.png") for index in range(32)]
     for index, each in enumerate(samples):
-        answer = " ".join(["The sky is blue."] * (1 + index * 7 % 19))
+        answer = "The sky is blue. " * (1 + index * 7 % 19)
         each["conversations"] = [conversations.turn("human", "What colour?"), conversations.turn("gpt", answer)]
     path = conversations.write(tmp_path, samples)
     for index in range(32):
@@ -151,8 +154,14 @@ def test_lengths_of_a_mixture_are_those_of_its_sources_a_broken_image_has_none_a
         EncodedStream(None, ENCODE, BadSamples()).lengths()
 
 
+def test_text_and_images_are_measured_apart():
+    assert preprocessing.measure(NONE, PROCESSOR) == ("What colour is the grass? Green.", 0)
+    text, tokens = preprocessing.measure(TWO | {"regions": [[], []]}, PROCESSOR)
+    assert "left of" in text and tokens == 2 * (PROCESSOR.image_seq_length + 2)  # two marks around each
+
+
 def test_size_of_an_image_as_file_bytes_and_image(tmp_path):
     image = tiny.image(0, size=(30, 50))
     image.save(tmp_path / "a.png")
     sources = (tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), image)
-    assert [pixel_size_of(source) for source in sources] == [(30, 50)] * 3
+    assert [preprocessing.pixel_size_of(source) for source in sources] == [(30, 50)] * 3

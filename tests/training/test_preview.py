@@ -1,6 +1,7 @@
 """`omnifusion data`: samples as the model sees them, and the problems of a whole set."""
 
 import conversations
+import data_files
 import pytest
 from PIL import Image
 
@@ -13,15 +14,10 @@ from omnifusion_hf.training.preview import preview
 @pytest.fixture
 def data(tmp_path):
     """Three good samples, then one without its image, one whose last turn is the user's, one that is too long."""
-    rows = [conversations.sample(index) for index in range(3)]
-    for row in rows:
-        Image.new("RGB", (30, 20), "red").save(tmp_path / row["image"])
-    missing = conversations.sample(3) | {"image": "absent.png"}
-    unanswered = conversations.sample(4) | {"image": rows[0]["image"]}
-    unanswered["conversations"] = unanswered["conversations"][:1]
-    long = conversations.sample(5) | {"image": rows[0]["image"]}
-    long["conversations"] = [long["conversations"][0], {"from": "gpt", "value": "word " * 3000}]
-    return conversations.write(tmp_path, [*rows, missing, unanswered, long])
+    missing, unanswered, long = conversations.sample(3, image="absent.png"), *map(conversations.sample, (4, 5))
+    unanswered["conversations"].pop()
+    long["conversations"][1]["value"] = "word " * 3000
+    return conversations.write(tmp_path, [*map(conversations.sample, range(3)), missing, unanswered, long])
 
 
 def test_printed_samples_mark_what_is_trained_and_count_visual_tokens_without_weights(
@@ -39,5 +35,18 @@ def test_printed_samples_mark_what_is_trained_and_count_visual_tokens_without_we
 def test_every_problem_is_counted_with_an_example(data, capsys):
     problems = preview(Source(str(data)), str(TINY), samples=0, max_length=512)
     said = capsys.readouterr().out
-    assert "of 6 samples can be used." in said and sum(problems.kinds.values()) == 3
+    assert said.startswith("3 of 6 samples can be used.\n1 x ") and sum(problems.kinds.values()) == 3
     assert "absent.png" in said and "more than max_length 512" in said
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_three_samples_are_printed_by_default_and_a_stream_is_not_read_to_its_end(tmp_path, streaming, capsys):
+    samples = data_files.mixed(5)
+    samples[1]["conversations"].pop()  # cannot be read: nobody answers
+    path = tmp_path / "rows.parquet"
+    data_files.hf_dataset(samples).to_parquet(path)
+    preview(Source(str(path), streaming=streaming), str(TINY))
+    said = capsys.readouterr().out
+    assert said.count(" trained\n") == 3
+    assert ("4 of 5 samples can be used." in said) is not streaming
+    assert ("The data is streamed" in said) is streaming

@@ -21,16 +21,12 @@ SAMPLES = data_files.mixed()
 
 def contents(dataset) -> list[tuple]:
     """Everything but where a sample comes from."""
-    return [content(item) for item in dataset]
-
-
-def content(item: dict) -> tuple:
-    parts = [
-        (message["role"], part["image"].tobytes() if part["type"] == "image" else part["text"])
-        for message in opened(item)["messages"]
-        for part in message["content"]
-    ]
-    return parts, item["regions"]
+    found = []
+    for item in dataset:
+        parts = [(m["role"], part) for m in opened(item)["messages"] for part in m["content"]]
+        shown = [(role, part["image"].tobytes() if "image" in part else part["text"]) for role, part in parts]
+        found.append((shown, item["regions"]))
+    return found
 
 
 @pytest.fixture
@@ -68,7 +64,7 @@ def test_columns_of_other_names_and_plain_text_are_understood(tmp_path):
         conversations.load(tmp_path / "rows.parquet", columns={"messages": "talk"})[0]
 
 
-def test_images_are_decoded_only_when_their_sample_is_encoded(tmp_path, monkeypatch):
+def test_images_are_opened_only_when_their_sample_is_encoded_and_not_above_max_image_pixels(tmp_path, monkeypatch):
     files = []
     monkeypatch.setattr(Image, "open", lambda file, _open=Image.open: files.append(file) or _open(file))
     paths = write_all(tmp_path)
@@ -78,19 +74,9 @@ def test_images_are_decoded_only_when_their_sample_is_encoded(tmp_path, monkeypa
         assert dataset[2] and not files
         opened(dataset[2])
         assert len(files) == 2
+        with pytest.raises(BrokenSampleError, match=r"\(id s2\): .*max_image_pixels"):
+            opened(dataset[2], max_image_pixels=100)
         files.clear()
-
-
-def test_corrupt_image_is_named_by_file_and_index(tmp_path, monkeypatch):
-    whole = data_files.png(3)
-    monkeypatch.setattr(data_files, "png", lambda seed: whole[:200] if seed == 3 else whole)
-    paths = write_all(tmp_path)
-    (tmp_path / "3.png").write_bytes(whole[:200])
-    for path, place in zip(paths, ("line 7", "shard-0.tar, sample 3", "saved, row 3", "rows.parquet, row 3")):
-        dataset = conversations.load(path)
-        assert opened(dataset[0])
-        with pytest.raises(BrokenSampleError, match=rf"{place} \(id s3\): cannot read"):
-            opened(dataset[3])
 
 
 LINES = [("{", "Expecting"), ('"x"', "a sample must be an object"), ("{}", "a sample needs"), (data_files.DEEP, "")]

@@ -4,13 +4,12 @@ import base64
 import csv
 import json
 
+import conversations
 import pytest
 import tiny
+from conversations import opened, turn
 from datasets import Dataset
 from pixels import encoded
-
-from omnifusion_hf.training.conversations import BadSamples, open_images
-from omnifusion_hf.training.mixture import Source, load_data
 
 
 QUESTION, ANSWER = "What is it?", "A cat."
@@ -25,10 +24,7 @@ def messages(*parts: dict) -> dict:
 
 
 FORMS = {
-    "LLaVA": {
-        "image": "a.png",
-        "conversations": [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": ANSWER}],
-    },
+    "LLaVA": {"image": "a.png", "conversations": [turn("human", QUESTION), turn("gpt", ANSWER)]},
     "image in a part": messages({"type": "image", "image": "a.png"}),
     "path in a part": messages({"type": "image", "path": "a.png"}),
     "data URI as url": messages({"type": "image", "url": URI}),
@@ -42,12 +38,11 @@ FORMS = {
 }  # fmt: skip
 
 
-def read(folder, rows: list[dict], **source) -> list[dict]:
-    """Samples of rows in a JSON file beside `a.png`, their images opened."""
+def read(folder, rows: list[dict]) -> list[dict]:
+    """The messages of rows in a JSON file beside `a.png`, their images opened."""
     (folder / "a.png").write_bytes(PNG)
     (folder / "rows.json").write_text(json.dumps(rows))
-    data = load_data(Source(str(folder / "rows.json"), **source), 0, BadSamples())
-    return [open_images(data[index], 2**20) for index in range(len(data))]
+    return [opened(sample)["messages"] for sample in conversations.load(folder / "rows.json")]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -67,22 +62,15 @@ def test_the_input_of_alpaca_and_a_system_column_are_kept(tmp_path):
     ]  # fmt: skip
 
 
-def test_images_keep_their_places_in_several_turns(tmp_path):
-    part = {"type": "image", "path": "a.png"}
-    turns = messages(part, part)["messages"] + messages(part)["messages"]
-    (found,) = read(tmp_path, [{"messages": turns}])
-    assert [len(message["content"]) for message in found] == [3, 1, 2, 1]
-
-
 @pytest.mark.parametrize("ending, separator", [("csv", ","), ("tsv", "\t")])
 def test_a_table_of_questions_is_read_with_images_beside_it(ending, separator, tmp_path):
     (tmp_path / "a.png").write_bytes(PNG)
     with (tmp_path / f"t.{ending}").open("w", newline="") as file:
         csv.writer(file, delimiter=separator).writerows([["image", "question", "answer"], ["a.png", QUESTION, ANSWER]])
-    data = load_data(Source(str(tmp_path / f"t.{ending}")), 0, BadSamples())
-    assert open_images(data[0], 2**20)[0]["content"][0]["image"].tobytes() == IMAGE.tobytes()
+    data = conversations.load(tmp_path / f"t.{ending}")
+    assert opened(data[0])["messages"][0]["content"][0]["image"].tobytes() == IMAGE.tobytes()
     Dataset.from_list([{"question": QUESTION, "answer": ANSWER}]).to_parquet(tmp_path / "t.parquet")
-    data = load_data(Source(str(tmp_path / "t.parquet")), 0, BadSamples())
+    data = conversations.load(tmp_path / "t.parquet")
     assert data[0]["messages"][1]["content"][0]["text"] == ANSWER
 
 
@@ -90,8 +78,8 @@ def test_a_folder_of_images_with_captions_is_read_and_odd_files_are_named(tmp_pa
     for name in ("a", "b"):
         (tmp_path / f"{name}.png").write_bytes(PNG)
         (tmp_path / f"{name}.txt").write_text(f"Caption {name}.\n")
-    data = load_data(Source(str(tmp_path)), 0, BadSamples())
+    data = conversations.load(tmp_path)
     assert [data[i]["messages"][1]["content"][0]["text"] for i in range(2)] == ["Caption a.", "Caption b."]
     (tmp_path / "c.txt").write_text("Alone.")
     with pytest.raises(ValueError, match=r"c\.txt has no partner"):
-        load_data(Source(str(tmp_path)), 0, BadSamples())
+        conversations.load(tmp_path)

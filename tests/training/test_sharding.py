@@ -44,21 +44,19 @@ def test_memory_is_the_documented_and_what_trains_costs_sixteen_bytes_a_paramete
         assert memory_per_device(plans, 8, sharded=True) == (2 * frozen + 16 * trained) // 8
 
 
-class Config(HfDeepSpeedConfig):
-    """transformers' own, which asks for DeepSpeed to be installed."""
-
-    def __init__(self, config: dict):
-        super().__init__(config)
-        deepspeed.set_hf_deepspeed_config(self)
+def config_of_transformers(fields: dict) -> HfDeepSpeedConfig:
+    """transformers' own class asks for DeepSpeed to be installed."""
+    config = HfDeepSpeedConfig(fields)
+    deepspeed.set_hf_deepspeed_config(config)
+    return config
 
 
 def test_weights_are_loaded_whole_under_zero_3_which_is_then_as_before(monkeypatch):
-    config = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
+    config = config_of_transformers({"zero_optimization": {"stage": 3}})
     plugin = SimpleNamespace(set_deepspeed_weakref=lambda: deepspeed.set_hf_deepspeed_config(config))
-    plugin.set_deepspeed_weakref()
     try:
         assert deepspeed.is_deepspeed_zero3_enabled()
-        monkeypatch.setattr(sharding, "HfDeepSpeedConfig", Config)
+        monkeypatch.setattr(sharding, "HfDeepSpeedConfig", config_of_transformers)
         with whole_weights(SimpleNamespace(deepspeed_plugin=plugin)):
             assert not deepspeed.is_deepspeed_zero3_enabled()
         assert deepspeed.is_deepspeed_zero3_enabled()

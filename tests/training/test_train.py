@@ -45,16 +45,6 @@ def test_training_learns_the_answers_in_bfloat16_with_workers_checkpointing_and_
         assert len(losses) == 24 and sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
-@pytest.mark.parametrize("stage", WHOLE)
-def test_checkpoint_on_the_way_is_the_whole_model_of_that_step(tmp_path, base, stage):
-    run(tmp_path / "long", base, stage=stage)
-    run(tmp_path / "short", base, stage=stage, max_steps=2)
-    checkpoint = tmp_path / "long/out/checkpoint-2"
-    assert not changed(weights(checkpoint), weights(tmp_path / "short/out"))
-    assert changed(weights(checkpoint), weights(tmp_path / "long/out"))
-    assert AutoModelForImageTextToText.from_pretrained(checkpoint) and AutoProcessor.from_pretrained(checkpoint)
-
-
 def test_stage_1_of_a_bfloat16_llm_resumes_exactly_and_keeps_its_dtype_in_checkpoints_that_load(tmp_path, caplog):
     base = conversations.write_model(tmp_path, dtype=torch.bfloat16)
     run(tmp_path / "run", base, bf16=True)

@@ -35,15 +35,11 @@ def losses(trainer) -> list[float]:
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
-def as_rows(samples: list[dict]) -> list[dict]:
-    """Our samples as TRL's: images in a column of their own, their places in the messages."""
-    rows = []
-    for sample in samples:
-        parts = [part for message in sample["messages"] for part in message["content"] if part["type"] == "image"]
-        bare = [[{k: v for k, v in part.items() if k != "image"} for part in m["content"]] for m in sample["messages"]]
-        messages = [message | {"content": content} for message, content in zip(sample["messages"], bare)]
-        rows.append({"images": [part["image"] for part in parts], "messages": messages})
-    return rows
+def as_row(sample: dict) -> dict:
+    """Our sample as TRL's: images in a column of their own, their places in the messages."""
+    messages = [{**turn, "content": [dict(part) for part in turn["content"]]} for turn in sample["messages"]]
+    parts = [part for turn in messages for part in turn["content"] if part["type"] == "image"]
+    return {"images": [part.pop("image") for part in parts], "messages": messages}
 
 
 TRAINED = {"pretrain": "_projector|embed_tokens", "finetune": "_projector|language_model|lm_head"}
@@ -83,10 +79,10 @@ def assert_collated_as_ours(rows: list[dict], processor, samples: list[dict], **
 @pytest.mark.parametrize("samples", [[ONE, TWO, NONE], [NONE]])
 def test_batches_of_assistant_only_loss_and_of_completions_are_those_of_our_own_training(views, samples, request):
     processor = request.getfixturevalue(views)
-    assert_collated_as_ours(as_rows(samples), processor, samples, assistant_only_loss=True)
+    assert_collated_as_ours(list(map(as_row, samples)), processor, samples, assistant_only_loss=True)
     with pytest.raises(AssertionError, match="labels"):  # control: the questions too
-        assert_collated_as_ours(as_rows(samples), processor, samples)
-    given = (row.values() for row in as_rows([TWO, NONE]))
+        assert_collated_as_ours(list(map(as_row, samples)), processor, samples)
+    given = (as_row(sample).values() for sample in (TWO, NONE))
     rows = [{"images": images, "prompt": turns[:1], "completion": turns[1:]} for images, turns in given]
     assert_collated_as_ours(rows, processor, [TWO, NONE], completion_only_loss=True)
 

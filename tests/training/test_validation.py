@@ -1,14 +1,11 @@
 """Evaluation while training: exact loss and scores, held-out samples, the best checkpoint, early stopping."""
 
 import json
-import os
-import subprocess
-import sys
 
 import conversations
 import pytest
 import torch
-from training_runs import changed, resume, run, weights
+from training_runs import changed, launch, log_of, run, weights
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from omnifusion_hf.inference import answer_question
@@ -28,11 +25,6 @@ def held_out(tmp_path_factory) -> str:
     return str(conversations.write(folder, [conversations.sample(index) for index in range(5)]))
 
 
-def evaluations(folder) -> list[dict]:
-    states = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name[11:]))
-    return [entry for entry in json.loads(states[-1].read_text())["log_history"] if "eval_loss" in entry]
-
-
 def loss_over_tokens(folder, path: str) -> float:
     """Sample by sample, without the code under test."""
     model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
@@ -50,7 +42,7 @@ def test_the_loss_is_the_mean_over_answer_tokens_and_training_is_undisturbed(cha
     summary = run(tmp_path / "with", base, eval_data_path=held_out, eval_metrics=METRICS, **EVERY_2, **changes)
     run(tmp_path / "without", base, **changes)
     assert not changed(weights(tmp_path / "with/out"), weights(tmp_path / "without/out"))
-    found = evaluations(tmp_path / "with/out")
+    found = log_of(tmp_path / "with/out", "eval_loss")
     assert [entry["step"] for entry in found] == [2, 4]
     assert found[0]["eval_loss"] != found[1]["eval_loss"] == summary["eval_loss"]  # control: it changes
     assert 0 <= summary["eval_exact_match"] <= 1 and 0 < summary["eval_edit_distance"] <= 1
@@ -73,21 +65,11 @@ def test_scores_are_those_of_the_models_own_answers(tmp_path, base):
     assert summary["eval_exact_match"] == right / len(held_out) and summary["samples"] == 6
 
 
-def test_a_resumed_run_evaluates_as_one_that_was_not_stopped(tmp_path, base, held_out):
-    fields = {"eval_data_path": held_out, **EVERY_2}
-    run(tmp_path / "whole", base, **fields)
-    run(tmp_path / "parts", base, **fields, max_steps=2)
-    resume(tmp_path / "parts/recipe.yaml", "max_steps=4")
-    whole, parts = (evaluations(tmp_path / name / "out")[-1] for name in ("whole", "parts"))
-    assert whole["eval_loss"] == parts["eval_loss"]
-
-
 def test_the_best_checkpoint_is_kept_and_training_stops_early(tmp_path, base, held_out):
     fields = {"eval_data_path": held_out, "learning_rate": 3.0, "max_steps": 40, "save_steps": 1, "eval_steps": 1}
     fields |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "early_stopping_patience": 2}
     run(tmp_path, base, **EVERY_2 | fields, stage="finetune", save_total_limit=2)
-    found = evaluations(tmp_path / "out")
-    losses = [entry["eval_loss"] for entry in found]
+    losses = [entry["eval_loss"] for entry in log_of(tmp_path / "out", "eval_loss")]
     best = losses.index(min(losses))
     assert len(losses) == best + 3 < 40
     assert not changed(weights(tmp_path / "out"), weights(tmp_path / f"out/checkpoint-{best + 1}"))
@@ -97,12 +79,9 @@ def test_the_best_checkpoint_is_kept_and_training_stops_early(tmp_path, base, he
 def test_processes_share_the_evaluation(tmp_path, base, held_out):
     fields = {"eval_data_path": held_out, "eval_metrics": METRICS, **EVERY_2, "max_steps": 2}
     alone = run(tmp_path / "alone", base, **fields, global_batch_size=2)
-    (tmp_path / "two").mkdir()
-    recipe = conversations.write_recipe(tmp_path / "two", base, **fields, global_batch_size=2)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    command += ["omnifusion_hf.cli", "train", str(recipe), "per_device_train_batch_size=1"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=180)
+    sizes = {"global_batch_size": 2, "per_device_train_batch_size": 1}
+    recipe = conversations.write_recipe(tmp_path / "two", base, **fields | sizes)
+    launch("ddp", "-m", "omnifusion_hf.cli", "train", recipe)
     shared = json.loads((tmp_path / "two/out/training_summary.json").read_text())
     for name in ("eval_loss", *(f"eval_{metric}" for metric in METRICS)):
         assert shared[name] == pytest.approx(alone[name], rel=1e-4)

@@ -9,7 +9,7 @@ import torch
 from transformers.feature_extraction_utils import BatchFeature
 
 from omnifusion_hf.evaluation.questions import Question
-from omnifusion_hf.evaluation.robustness.attack import Attack, last_run, pgd, random_signs, with_labels
+from omnifusion_hf.evaluation.robustness.attack import Attack, pgd, random_signs, with_labels
 
 
 TRUTHS = ("The sky is blue.", "Green.")
@@ -53,14 +53,11 @@ def attacked(request, model, two_encoders):
 
 
 def test_labels_are_only_the_last_answer(processor):
-    chat = [tiny.user(tiny.image(), "First?"), tiny.assistant("Yes."), tiny.user("Second?")]
-    labels = with_labels(processor, [chat], [question(chat)])["labels"]
-    assert processor.decode(labels[labels != -100], skip_special_tokens=True).strip() == TRUTHS[0]
-
-
-def test_the_last_run_of_a_mask():
-    found = last_run(torch.tensor([[1, 1, 0, 1, 1], [0, 1, 1, 0, 0]]))
-    assert found.int().tolist() == [[0, 0, 0, 1, 1], [0, 1, 1, 0, 0]]
+    chats, truths = [[tiny.user(tiny.image(), "Which?")]], ["The sky is blue.", "The sky is green."]
+    chats.append([tiny.user(tiny.image(), "First?"), tiny.assistant("Yes."), tiny.user("Second?")])
+    labels = with_labels(processor, chats, [question(*pair) for pair in zip(chats, truths)])["labels"]
+    learnt = [processor.decode(row[row != -100], skip_special_tokens=True).strip() for row in labels]
+    assert learnt == truths
 
 
 @pytest.mark.parametrize("change", [pgd, random_signs])

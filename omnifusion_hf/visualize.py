@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 from .inference import context_length as context_length_of
 from .io import friendly_load_errors, staged_file
 from .model.configuration_omnifusion import OmniFusionConfig
-from .model.image_processing_omnifusion import OmniFusionImageProcessor, cut_image, load_image
+from .model.image_processing_omnifusion import OmniFusionImageProcessor, load_image
 from .model.processing_omnifusion import TokenCount
-from .model.views_omnifusion import Box, ImageViews, best_canvas
+from .model.views_omnifusion import Box, ImageViews, best_canvas, cut_image
 
 
 PAPER, WHITE, GREY, HATCH = (251, 251, 249), (255, 255, 255), (190, 190, 186), (214, 214, 208)

@@ -13,9 +13,7 @@ is chosen.
 
 import base64
 import os
-from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
 from io import BytesIO
 from threading import Lock
 from time import monotonic
@@ -27,7 +25,6 @@ from urllib.request import url2pathname
 from .configuration_omnifusion import OmniFusionConfig  # noqa: F401  # isort: skip
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature, get_size_dict
@@ -35,7 +32,15 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelD
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import is_torch_tensor
 
-from .views_omnifusion import Box, ImageFit, ImageViews, ViewStrategy, image_views, region_views, regions_per_image
+from .views_omnifusion import (
+    ImageFit,
+    ImageViews,
+    ViewStrategy,
+    cut_image,
+    image_views,
+    region_views,
+    regions_per_image,
+)
 
 
 class OmniFusionImageProcessorKwargs(ImagesKwargs, total=False):
@@ -55,7 +60,6 @@ class OmniFusionImageProcessorKwargs(ImagesKwargs, total=False):
 # Saved beside `resample`, so that a later change of resampling is visible in the file.
 RECORDED = {"backend": "pil", "antialias": True}
 MAX_DOWNLOAD_BYTES, MAX_DOWNLOAD_SECONDS = 2**27, 120
-MAX_RESIZED_PIXELS = 2**24  # a resized image is never larger: 4096 x 4096 pixels, 48 MB
 CHANNELS = (1, 3, 4)
 OVERSHOOT = 0.3  # of floats beyond their range, in parts of the maximum; Pillow's bicubic has up to 0.28
 TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
@@ -246,57 +250,6 @@ def images_per_prompt(images) -> list[int] | None:
     """[3, 1] for [[a, b, c], [d]]; None for images that are not nested per prompt."""
     nested = isinstance(images, (list, tuple)) and any(isinstance(sample, (list, tuple)) for sample in images)
     return [len(flat(sample)) for sample in images] if nested else None
-
-
-def resize_function(backend: str, resample: int) -> Callable[[Image.Image, tuple[int, int]], Image.Image]:
-    """Resizes an image to (width, height): Pillow, to which converted checkpoints are exact, or the uint8 kernel that
-    torchvision also calls, some four times as fast and within two of 255 levels of Pillow's."""
-    if backend == "pil":
-        return partial(Image.Image.resize, resample=resample)
-    mode = {PILImageResampling.BILINEAR: "bilinear", PILImageResampling.BICUBIC: "bicubic"}.get(resample)
-    if backend != "torchvision" or mode is None:
-        raise ValueError(
-            f"resize_backend `{backend}` with resample {resample} is unknown; use 'pil', or 'torchvision' with "
-            "bilinear or bicubic resampling."
-        )
-
-    def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-        if image.mode not in ("L", "RGB"):  # only with do_convert_rgb=False
-            return image.resize(size, resample)
-        pixels = (
-            torch.from_numpy(np.array(image)).view(1, image.height, image.width, -1).movedim(-1, 1)
-        )  # (1, 3, H, W)
-        pixels = torch.nn.functional.interpolate(pixels, size[::-1], mode=mode, antialias=True)
-        return Image.fromarray(pixels[0].movedim(0, -1).squeeze(-1).numpy())
-
-    return resize
-
-
-def cut_image(
-    image: Image.Image, views: ImageViews, side: int, resample: int, background: tuple, backend: str
-) -> list[Image.Image]:
-    """The views of an image, `side` x `side`; outside the image they have the background colour.
-
-    Whole image and tiles are cut from the resized image: Pillow reads a box in float32 and would be off by one level
-    here and there. Regions, and strips whose resized image would be too large, are resampled directly."""
-    resized, resize = {image.size: image}, resize_function(backend, resample)
-
-    def cut(box: Box, directly: bool) -> Image.Image:
-        left, top, right, bottom = box
-        x, y = side / (right - left), side / (bottom - top)
-        size = (round(image.width * x), round(image.height * y))
-        if directly or size[0] * size[1] > MAX_RESIZED_PIXELS:
-            inside = (max(left, 0.0), max(top, 0.0), min(right, image.width), min(bottom, image.height))
-            size = (max(round((inside[2] - inside[0]) * x), 1), max(round((inside[3] - inside[1]) * y), 1))
-            part, corner = image.resize(size, resample, box=inside), ((inside[0] - left) * x, (inside[1] - top) * y)
-        else:
-            part, corner = resized.get(size) or resize(image, size), (-left * x, -top * y)
-            resized[size] = part
-        view = Image.new(image.mode, (side, side), background)
-        view.paste(part, (round(corner[0]), round(corner[1])))
-        return view
-
-    return [cut(box, False) for box in (views.whole, *views.tiles)] + [cut(box, True) for box in views.regions]
 
 
 class OmniFusionImageProcessor(PilBackend):  # trf-ignore: TRF057

@@ -17,7 +17,6 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
-from torch import distributed as dist
 from torch import nn
 from transformers import AutoModel
 from transformers.configuration_utils import PreTrainedConfig
@@ -31,7 +30,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging, to
 from .configuration_omnifusion import AUTO_MAP, OmniFusionConfig
 from .generation_omnifusion import OmniFusionGenerationMixin
 from .modeling_omnifusion_projector import extensions_of
-from .modeling_omnifusion_vision import OmniFusionVisionModel, side_by_side
+from .modeling_omnifusion_vision import OmniFusionVisionModel, side_by_side, trains_on_many_ranks
 from .views_omnifusion import views_per_image
 
 
@@ -131,8 +130,8 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         """As transformers' own; unsets `predicted_vocab_size`, so that the added tokens can be learned."""
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         # CODEPATH: set in conversions of v1.1 and in the bundled model, else None
-        if self.config.predicted_vocab_size is not None and new_num_tokens is not None:
-            logger.warning(f"predicted_vocab_size was {self.config.predicted_vocab_size}; now every row is predicted.")
+        if (rows := self.config.predicted_vocab_size) is not None and new_num_tokens is not None:
+            logger.warning(f"predicted_vocab_size was {rows}; now every row is predicted.")
             self.config.predicted_vocab_size = None
         return embeddings
 
@@ -182,10 +181,6 @@ def remove_earlier_weights(folder: Path, variant: str | None):
     lora = folder / "adapter_config.json"
     if weights and lora.is_file() and lora.stat().st_mtime_ns < weights[-1].stat().st_mtime_ns:
         logger.warning(f"{folder} has LoRA weights too, which from_pretrained loads; remove adapter_*.")
-
-
-def trains_on_many_ranks() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def scale_logits(logits: torch.Tensor, text_config: PreTrainedConfig) -> torch.Tensor:
@@ -249,8 +244,7 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
                 f"image_view_index has {len(image_view_index)} entries for {len(pixel_values)} views in pixel_values; "
                 "pass both as OmniFusionProcessor made them."
             )
-        # The dtype in which the adapter computes; quantised weights are integers.
-        dtype = next(p.dtype for p in self.multi_modal_projector.parameters() if p.is_floating_point())
+        dtype = next(p.dtype for p in self.multi_modal_projector.parameters() if p.is_floating_point())  # or quantised
 
         def projector(features):
             return self.multi_modal_projector(feature.to(dtype) for feature in features)
@@ -303,7 +297,6 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if sum(given is not None for given in (pixel_values, mm_encoder_outputs or None, image_embeds)) > 1:
             raise ValueError("pixel_values, mm_encoder_outputs and image_embeds are the same images; pass only one")
-
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)  # (B, L, D)
 
@@ -328,8 +321,8 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
 
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
         outputs = self.language_model(**given, return_dict=True, **kwargs)
-        shared = shared_fields(outputs, OmniFusionModelOutputWithPast)
-        return OmniFusionModelOutputWithPast(**shared, image_outputs=image_outputs)
+        outputs = shared_fields(outputs, OmniFusionModelOutputWithPast)
+        return OmniFusionModelOutputWithPast(**outputs, image_outputs=image_outputs)
 
 
 class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGenerationMixin):  # trf-ignore: TRF057
@@ -358,8 +351,7 @@ class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, OmniFusionGe
         Raises `ValueError` for an LLM whose answers to text would change.
 
         vision, text: names or folders of the encoders, in the adapter's order, and of a causal language model.
-        dtype: to load the parts in, as in `from_pretrained`.
-        config: fields of [`OmniFusionConfig`] and its vision part: `projector_type`, `image_sizes`, …"""
+        dtype, config: as in `from_pretrained`; fields of [`OmniFusionConfig`] and its vision part."""
         return import_module("omnifusion_hf.build.assemble").assemble(cls, vision, text, dtype, **config)
 
     @wraps(OmniFusionModel.get_image_features)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import distributed as dist
 from torch import nn
 from transformers import AutoModel
 from transformers.configuration_utils import PreTrainedConfig
@@ -197,6 +198,10 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
                 colours, size=(size, size), mode="bicubic", align_corners=False, antialias=True
             ).clamp(0, 1)  # (ΣV, 3, S_e, S_e)
         return (colours - mean) / std
+
+
+def trains_on_many_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def mean_and_std(normalization: dict, device: torch.device) -> list[torch.Tensor]:

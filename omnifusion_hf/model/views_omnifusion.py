@@ -1,6 +1,7 @@
 # Copyright 2026 The omnifusion_hf authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Views of an image: pure functions from its size to boxes (paper section 3.3, image strategies).
+"""Views of an image (paper section 3.3, image strategies): pure functions from its size to boxes, and the cutting of
+boxes.
 
 A view is the square of S pixels that an encoder sees at once: the whole image, a tile of its grid, or a region. A box
 is `(left, top, right, bottom)` in pixels of the *original* image; pixels outside the image are padding. Boxes of the
@@ -10,16 +11,21 @@ Provenance: own code. `crop` is CLIP's preprocessing, `pad` LLaVA's, the choice 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
+import torch
+from PIL import Image
+from PIL.Image import Resampling
 
 
 Box = tuple[float, float, float, float]
 ImageFit = Literal["crop", "pad", "squash"]
 ViewStrategy = Literal["whole", "grid"]
+MAX_RESIZED_PIXELS = 2**24  # a resized image is never larger: 4096 x 4096 pixels, 48 MB
 
 
 @dataclass(frozen=True)
@@ -203,3 +209,54 @@ def views_per_image(image_view_index) -> list[int]:
     image_view_index = np.asarray(image_view_index)
     starts = np.flatnonzero(image_view_index == 0)
     return np.diff(starts, append=len(image_view_index)).tolist()
+
+
+def resize_function(backend: str, resample: int) -> Callable[[Image.Image, tuple[int, int]], Image.Image]:
+    """Resizes an image to (width, height): Pillow, to which converted checkpoints are exact, or the uint8 kernel that
+    torchvision also calls, some four times as fast and within two of 255 levels of Pillow's."""
+    if backend == "pil":
+        return partial(Image.Image.resize, resample=resample)
+    mode = {Resampling.BILINEAR: "bilinear", Resampling.BICUBIC: "bicubic"}.get(resample)
+    if backend != "torchvision" or mode is None:
+        raise ValueError(
+            f"resize_backend `{backend}` with resample {resample} is unknown; use 'pil', or 'torchvision' with "
+            "bilinear or bicubic resampling."
+        )
+
+    def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        if image.mode not in ("L", "RGB"):  # only with do_convert_rgb=False
+            return image.resize(size, resample)
+        pixels = (
+            torch.from_numpy(np.array(image)).view(1, image.height, image.width, -1).movedim(-1, 1)
+        )  # (1, 3, H, W)
+        pixels = torch.nn.functional.interpolate(pixels, size[::-1], mode=mode, antialias=True)
+        return Image.fromarray(pixels[0].movedim(0, -1).squeeze(-1).numpy())
+
+    return resize
+
+
+def cut_image(
+    image: Image.Image, views: ImageViews, side: int, resample: int, background: tuple, backend: str
+) -> list[Image.Image]:
+    """The views of an image, `side` x `side`; outside the image they have the background colour.
+
+    Whole image and tiles are cut from the resized image: Pillow reads a box in float32 and would be off by one level
+    here and there. Regions, and strips whose resized image would be too large, are resampled directly."""
+    resized, resize = {image.size: image}, resize_function(backend, resample)
+
+    def cut(box: Box, directly: bool) -> Image.Image:
+        left, top, right, bottom = box
+        x, y = side / (right - left), side / (bottom - top)
+        size = (round(image.width * x), round(image.height * y))
+        if directly or size[0] * size[1] > MAX_RESIZED_PIXELS:
+            inside = (max(left, 0.0), max(top, 0.0), min(right, image.width), min(bottom, image.height))
+            size = (max(round((inside[2] - inside[0]) * x), 1), max(round((inside[3] - inside[1]) * y), 1))
+            part, corner = image.resize(size, resample, box=inside), ((inside[0] - left) * x, (inside[1] - top) * y)
+        else:
+            part, corner = resized.get(size) or resize(image, size), (-left * x, -top * y)
+            resized[size] = part
+        view = Image.new(image.mode, (side, side), background)
+        view.paste(part, (round(corner[0]), round(corner[1])))
+        return view
+
+    return [cut(box, False) for box in (views.whole, *views.tiles)] + [cut(box, True) for box in views.regions]

@@ -25,7 +25,7 @@ from transformers import AutoImageProcessor, CLIPImageProcessor, CLIPImageProces
 from omnifusion_hf import OmniFusionImageProcessor
 from omnifusion_hf.evaluation.questions import Question, opened
 from omnifusion_hf.evaluation.robustness.errors import thumbnail
-from omnifusion_hf.model import image_processing_omnifusion
+from omnifusion_hf.model import image_processing_omnifusion, views_omnifusion
 from omnifusion_hf.model.image_processing_omnifusion import load_image
 from omnifusion_hf.model.views_omnifusion import best_canvas, fit_inside
 from omnifusion_hf.serving import conversation
@@ -105,7 +105,7 @@ def test_images_too_large_to_resize_whole_give_nearly_the_same_pixels(monkeypatc
     passes in the other order, so that levels clipped in between differ; smooth images stay within two levels."""
     images = [tiny.image(seed, (20 + 30 * seed, 220 - 20 * seed)) for seed in range(10)]
     whole = levels(images, view_strategy="grid")
-    monkeypatch.setattr(image_processing_omnifusion, "MAX_RESIZED_PIXELS", 1)
+    monkeypatch.setattr(views_omnifusion, "MAX_RESIZED_PIXELS", 1)
     np.testing.assert_allclose(levels(images, view_strategy="grid"), whole, atol=2)
 
 

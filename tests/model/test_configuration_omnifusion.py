@@ -53,9 +53,23 @@ def test_rows_that_are_predicted_may_be_some_or_all(rows):
     assert tiny.config(predicted_vocab_size=rows).predicted_vocab_size == rows
 
 
-def test_the_papers_encoder_and_layer_are_the_defaults_and_one_layer_is_meant_for_every_encoder():
-    clip = OmniFusionVisionConfig()
-    assert (clip.image_size, clip.encoder_outputs[0].num_patches, clip.hidden_size) == (336, 576, 1024)
+DEFAULTS = {"projector_type": "mlp", "projector_num_attention_heads": 4, "projector_intermediate_size": 2048}
+DEFAULTS |= {"projector_dropout": 0.1, "projector_num_queries": 576, "vision_feature_layer": [-2]}
+DEFAULTS |= {"vision_feature_select_strategy": "default", "predicted_vocab_size": None, "tie_word_embeddings": False}
+DEFAULTS |= {"special_token_ids": [32000, 32001, 32002, 32003, 32004], "image_seq_length": 576}
+CLIP_L_336 = {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14, "hidden_size": 1024}
+CLIP_L_336 |= {"intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+
+
+def test_the_defaults_are_the_papers_encoder_a_mistral_and_the_adapter_of_v1_1():
+    config = OmniFusionConfig()
+    assert {name: getattr(config, name) for name in DEFAULTS} == DEFAULTS
+    [encoder] = config.vision_config.encoder_configs
+    assert {name: getattr(encoder, name) for name in CLIP_L_336} == CLIP_L_336
+    assert (config.text_config.model_type, config.text_config.vocab_size) == ("mistral", 32064)
+
+
+def test_each_family_has_its_layer_and_one_layer_is_meant_for_every_encoder():
     assert tiny.config(("clip", "internvl", "swin"), image_sizes=[32] * 3).vision_feature_layer == [-2, -1, -1]
     assert tiny.config(("clip", "dinov2"), vision_feature_layer=-1).vision_feature_layer == [-1, -1]
 

@@ -8,7 +8,9 @@ import torch
 import transformers
 from packaging.version import Version
 from transformers import GenerationConfig, MistralForCausalLM
+from transformers.models.auto import modeling_auto
 
+from omnifusion_hf import OmniFusionForConditionalGeneration
 from omnifusion_hf.model.generation_omnifusion import SuppressSpecialTokens
 
 
@@ -162,6 +164,33 @@ def test_special_tokens_are_never_generated(kind, model, processor, monkeypatch)
     # control: hot samples do reach these tokens
     monkeypatch.setattr(SuppressSpecialTokens, "__call__", lambda self, input_ids, scores: scores)
     assert generated() & special
+
+
+@pytest.mark.parametrize("of_call", [False, True], ids=["configuration of the model", "of the call"])
+def test_the_ban_of_repeated_n_grams_may_leave_out_the_prompt(of_call, model, monkeypatch):
+    prompt = torch.arange(10, 310).view(1, -1)
+    options = HOT | {"num_return_sequences": 1, "max_new_tokens": 100, "no_repeat_ngram_size": 1}
+
+    def new_tokens(**fields) -> list[int]:
+        torch.manual_seed(0)
+        config = GenerationConfig(**options, **fields)
+        if of_call:
+            return model.generate(prompt, config)[0, 300:].tolist()
+        monkeypatch.setattr(model, "generation_config", config)
+        return model.generate(prompt, no_repeat_ngram_size=1)[0, 300:].tolist()
+
+    for fields in ({}, {"no_repeat_ngram_in_prompt": True}):
+        assert not set(new_tokens(**fields)) & set(prompt[0].tolist())
+    answer = new_tokens(no_repeat_ngram_in_prompt=False)
+    assert set(answer) & set(prompt[0].tolist()) and len(set(answer)) == len(answer) == 100
+
+
+def test_a_subclass_is_known_to_transformers_by_its_name():
+    """Trainer shifts smoothed labels, and the server gives images, by tables of class names."""
+    Mine = type("Mine", (OmniFusionForConditionalGeneration,), {})
+    for kind in ("CAUSAL", "MULTIMODAL"):
+        table = getattr(modeling_auto, f"MODEL_FOR_{kind}_LM_MAPPING_NAMES")
+        assert table["Mine"] == Mine.__name__ and "OmniFusionModel" not in table
 
 
 def test_places_without_images_are_refused(model, grid_processor):

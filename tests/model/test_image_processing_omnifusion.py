@@ -26,7 +26,7 @@ from omnifusion_hf import OmniFusionImageProcessor
 from omnifusion_hf.evaluation.questions import Question, opened
 from omnifusion_hf.evaluation.robustness.errors import thumbnail
 from omnifusion_hf.model import image_processing_omnifusion
-from omnifusion_hf.model.image_processing_omnifusion import load_image
+from omnifusion_hf.model.image_processing_omnifusion import images_per_prompt, load_image
 from omnifusion_hf.model.views_omnifusion import best_canvas, fit_inside
 from omnifusion_hf.serving import conversation
 from omnifusion_hf.training.conversations import SampleReader, open_images
@@ -230,6 +230,16 @@ def test_a_batch_in_one_array_is_as_many_images():
     batch = np.stack([EIGHT_BIT, EIGHT_BIT[::-1]])
     for given in (batch, torch.from_numpy(batch).permute(0, 3, 1, 2), [batch], [PHOTO, batch[1]]):
         np.testing.assert_array_equal(levels(given), levels([PHOTO, Image.fromarray(batch[1])]))
+
+
+def test_images_are_counted_per_prompt_where_they_are_nested_and_boxes_go_with_them():
+    assert images_per_prompt([[PHOTO, PHOTO], [], (EIGHT_BIT,)]) == [2, 0, 1]
+    assert images_per_prompt([PHOTO, PHOTO]) is images_per_prompt(np.stack([EIGHT_BIT] * 2)) is None
+    box = [0, 0, 9, 9]
+    nested = pixels([[PHOTO, PHOTO], [PHOTO]], regions=[[[], [box]], [[box]]])
+    np.testing.assert_array_equal(nested, pixels([PHOTO] * 3, regions=[[], [box], [box]]))
+    with pytest.raises(ValueError, match=r"\[1, 2\] lists of regions for \[2, 1\] images"):
+        pixels([[PHOTO, PHOTO], [PHOTO]], regions=[[[box]], [[], [box]]])
 
 
 def test_every_container_and_every_way_to_name_a_file_gives_the_same_pixels(tmp_path):

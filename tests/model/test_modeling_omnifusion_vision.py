@@ -94,6 +94,29 @@ def test_all_layers_of_all_encoders_come_in_order_as_they_are_computed():
     assert output.last_features[0] is output.features[2] and output.last_features[1] is output.features[5]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("layers", ["all", [-1, -1]])
+@pytest.mark.parametrize("by_config", [False, True], ids=["call", "configuration"])
+def test_hidden_states_are_the_first_embeddings_then_the_blocks_of_all_encoders(by_config, layers):
+    same = {"image_normalizations": [{"image_mean": [0.5] * 3, "image_std": [0.5] * 3}] * 2}
+    encoders = [full_encoder("clip"), full_encoder("siglip", seed=1)]
+    tower, asked = tower_of(encoders, layers, **same), {"output_hidden_states": True}
+    first, second = (encoder(views(), **asked).hidden_states for encoder in encoders)
+    tower.config.output_hidden_states = by_config
+    found = tower(views(), **({} if by_config else asked))
+    for ours, theirs in zip(found.hidden_states, (*first, *second[1:]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert found.attentions is None and tower(views(), output_hidden_states=False).hidden_states is None
+
+
+def test_an_encoder_is_in_training_mode_where_it_trains_and_no_block_of_any_is_split_over_devices():
+    tower = tower_of([full_encoder("clip"), full_encoder("dinov2")], [-1, -1]).requires_grad_(False)
+    tower.encoders[1].encoder.layer[0].mlp.fc1.weight.requires_grad_(True)
+    assert [part.training for part in (tower.train(), *tower.encoders)] == [True, False, True]
+    assert not any(module.training for module in tower.train(False).modules())
+    assert tower._no_split_modules >= {"CLIPEncoderLayer", "Dinov2Layer"}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_inputs_of_every_family_can_be_made_to_require_gradients(family):
     """What transformers does for LoRA with activation checkpointing."""

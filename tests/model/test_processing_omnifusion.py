@@ -27,6 +27,19 @@ def test_a_count_of_tokens_is_printed_for_each_image_and_in_all():
     assert str(TokenCount([5, 1], 576)) == both
 
 
+def test_an_image_is_written_as_its_placeholders_between_the_marks(processor):
+    views = {"image_view_index": np.array([0, 1, 2, 0])}
+    for image, count in enumerate((3 * 16, 16)):
+        assert processor.replace_image_token(views, image) == f"<img_start>{'<image>' * count}<img_end>"
+
+
+def test_options_of_images_count_wherever_they_are_given_and_those_of_other_parts_do_not(processor):
+    grid = processor.count_tokens((40, 60), view_strategy="grid")
+    assert grid == processor.count_tokens([(40, 60)], images_kwargs={"view_strategy": "grid"}, padding="longest")
+    assert grid.views == [5] and processor.count_tokens((40, 60)).views == [1]
+    assert processor._get_num_multimodal_tokens().num_image_tokens is None
+
+
 BOXES = [[(0, 0, 9, 9), (20, 3, 40, 20)], [], [(0, 0, 5, 5)], []]
 OPTIONS = [{}, {"regions": BOXES}, {"view_strategy": "grid"}, {"regions": BOXES, "view_strategy": "grid"}]
 MODELS = [{"encoders": (family,)} for family in ("siglip", "dinov2", "internvl", "swin")]

@@ -106,7 +106,8 @@ def test_regions_are_sorted_by_score_or_else_in_reading_order_and_capped():
 A, B = [0, 0, 9, 9], {"score": 1.0, "label": "x", "box": {"xmin": 0, "ymin": 0, "xmax": 5, "ymax": 5}}
 BAD_BOXES = {
     "empty or reversed": [[10, 10, 10, 20], [10, 30, 20, 20]],
-    "outside the image of 100 x 50": [[200, 0, 210, 10], [0, -20, 10, 0]],
+    # these touch its four edges
+    "outside the image of 100 x 50": [[100, 0, 110, 10], [0, 50, 10, 60], [-10, 0, 0, 10], [0, -20, 10, 0]],
     "left and right times 100, top and bottom times 50": [[0.1, 0.2, 0.5, 1.0]],
     "not finite": [[0, 0, np.nan, 10], [0, 0, np.inf, 10], B | {"score": np.nan}],
     "is not a box": [[0, 0, 10], ["a", 0, 10, 10], B["box"]],

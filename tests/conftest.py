@@ -82,7 +82,7 @@ def parts(tmp_path_factory) -> Path:
     """Folders of pretrained parts: every encoder family, a CLIP with both its towers, LLMs."""
     folder = tmp_path_factory.mktemp("parts")
     torch.manual_seed(0)
-    for family in ("clip", "siglip", "dinov2", "internvl", "swin"):
+    for family in tiny.FAMILIES:
         AutoModel.from_config(tiny.encoder_config(family)).save_pretrained(folder / family)
     text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     text |= {"vocab_size": 99, "bos_token_id": 1, "eos_token_id": 2}

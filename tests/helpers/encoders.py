@@ -1,9 +1,9 @@
 """Tiny random encoders that have no fast path: vision models of transformers and timm that report hidden states."""
 
 import transformers
+from tiny import VIT
 
 
-VIT = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3, "patch_size": 8}
 PYRAMID = {"hidden_sizes": [8, 16], "depths": [1, 1]}
 SWIN = {"patch_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
 

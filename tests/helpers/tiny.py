@@ -21,6 +21,9 @@ from omnifusion_hf.build.chat_template import chat_template_for
 VIT = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3, "patch_size": 8}
 
 
+FAMILIES = ("clip", "siglip", "dinov2", "internvl", "swin")  # those with a fast path
+
+
 def encoder_config(family: str, image_size: int = 32):
     """A vision configuration of about 30 thousand parameters; 16 patches (Swin: 16) at 32 px."""
     if family == "dinov2":

@@ -2,7 +2,7 @@
 
 import pytest
 import tiny
-from transformers import AutoConfig, CLIPConfig
+from transformers import AutoConfig, CLIPConfig, LlamaConfig
 
 from omnifusion_hf import OmniFusionConfig, OmniFusionVisionConfig
 
@@ -11,6 +11,7 @@ NOT_SQUARE = {"model_type": "siglip_vision_model", "image_size": [32, 48]}
 BAD_VISION = [
     ({"encoder_configs": []}, "is empty"),
     ({"encoder_configs": [CLIPConfig()]}, "`clip` is not supported.*vision_config"),
+    ({"encoder_configs": [LlamaConfig()]}, "`llama` is not supported.*vision_config"),
     ({"encoder_configs": [NOT_SQUARE]}, "must be square"),
 ]
 BAD = [

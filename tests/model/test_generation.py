@@ -166,23 +166,27 @@ def test_special_tokens_are_never_generated(kind, model, processor, monkeypatch)
     assert generated() & special
 
 
-@pytest.mark.parametrize("of_call", [False, True], ids=["configuration of the model", "of the call"])
-def test_the_ban_of_repeated_n_grams_may_leave_out_the_prompt(of_call, model, monkeypatch):
-    prompt = torch.arange(10, 310).view(1, -1)
-    options = HOT | {"num_return_sequences": 1, "max_new_tokens": 100, "no_repeat_ngram_size": 1}
+@pytest.mark.parametrize("way", ["argument", "own GenerationConfig", "embeddings"])
+def test_the_ban_of_repeated_n_grams_may_leave_out_the_prompt(way, model, monkeypatch):
+    prompt, ban, hides_ids = torch.arange(30, 310).view(1, -1), {"no_repeat_ngram_size": 1}, way == "embeddings"
 
-    def new_tokens(**fields) -> list[int]:
-        torch.manual_seed(0)
-        config = GenerationConfig(**options, **fields)
-        if of_call:
-            return model.generate(prompt, config)[0, 300:].tolist()
+    def answer(**fields) -> list[int]:
+        config = GenerationConfig(max_new_tokens=12, min_new_tokens=12, **fields)
+        if way == "own GenerationConfig":
+            return model.generate(prompt, config)[0, -12:].tolist()
         monkeypatch.setattr(model, "generation_config", config)
-        return model.generate(prompt, no_repeat_ngram_size=1)[0, 300:].tolist()
+        given = {"inputs_embeds": model.get_input_embeddings()(prompt)} if hides_ids else {"input_ids": prompt}
+        return model.generate(**given, **fields and ban)[0, -12:].tolist()
 
-    for fields in ({}, {"no_repeat_ngram_in_prompt": True}):
-        assert not set(new_tokens(**fields)) & set(prompt[0].tolist())
-    answer = new_tokens(no_repeat_ngram_in_prompt=False)
-    assert set(answer) & set(prompt[0].tolist()) and len(set(answer)) == len(answer) == 100
+    anything, of_prompt = (
+        answer(),
+        set(range(30, 310)),
+    )  # control: the first token comes again, others are the prompt's
+    assert anything[0] in anything[1:] and of_prompt & set(anything)
+    outside = answer(**ban, no_repeat_ngram_in_prompt=False)
+    assert len(set(outside)) == len(outside) and of_prompt & set(outside)
+    for fields in (ban, ban | {"no_repeat_ngram_in_prompt": True}):
+        assert not of_prompt & set(answer(**fields)) or hides_ids
 
 
 def test_a_subclass_is_known_to_transformers_by_its_name():

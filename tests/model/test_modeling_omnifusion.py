@@ -13,7 +13,7 @@ import torch
 import transformers
 from accelerate import dispatch_model, infer_auto_device_map
 from packaging.version import Version
-from transformers import AutoModel, AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from omnifusion_hf import OmniFusionConfig, OmniFusionForConditionalGeneration, OmniFusionModel, OmniFusionProcessor
 from omnifusion_hf.inference import TINY, load
@@ -22,31 +22,22 @@ from omnifusion_hf.training.loss import loss_of_answers
 from omnifusion_hf.training.preprocessing import ConversationEncoder
 
 
-FAMILIES, LAYER = ["clip", "siglip", "dinov2", "internvl", "swin"], {"swin": -1}
-
-
 @pytest.fixture
 def inputs(processor) -> dict:
     return tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
 
 
 def assembled(parts, vision: str = "clip", text: str = "llm", **options) -> OmniFusionForConditionalGeneration:
-    torch.manual_seed(3)
-    return OmniFusionForConditionalGeneration.from_vision_text_pretrained(
-        [parts / vision], parts / text, vision_feature_layer=LAYER.get(vision, -2), **options
-    )
+    given = [parts / vision], parts / text
+    return OmniFusionForConditionalGeneration.from_vision_text_pretrained(*given, **options)
 
 
-@pytest.mark.parametrize("vision", [*FAMILIES, "two_towers"])
-def test_assembling_keeps_the_weights_of_every_encoder_family_and_its_normalisation(vision, parts):
-    model, source = assembled(parts, vision), AutoModel.from_pretrained(parts / vision)
-    theirs = getattr(source, "vision_model", source).state_dict()
-    for name, tensor in model.model.vision_tower.encoders[0].state_dict().items():
-        assert tensor.dtype is theirs[name].dtype and torch.equal(tensor, theirs[name]), name
-    layer = {"vision_feature_layer": LAYER.get(vision, -2)}
-    processor = OmniFusionProcessor.from_vision_text_pretrained([parts / vision], parts / "llm", **layer)
-    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
-    assert torch.isfinite(model(**inputs).logits).all()
+@pytest.mark.parametrize("vision", ["clip", "swin", "two_towers"])
+def test_an_assembled_model_has_the_normalisation_of_its_processor_and_of_the_encoders_own_if_there_is_one(
+    vision, parts
+):
+    model = assembled(parts, vision)
+    processor = OmniFusionProcessor.from_vision_text_pretrained([parts / vision], parts / "llm")
     mean = model.config.vision_config.image_normalizations[0]["image_mean"]
     assert list(processor.image_processor.image_mean) == mean
     assert (mean == [0.1, 0.2, 0.3]) == (vision == "two_towers")  # whose folder has an image processor

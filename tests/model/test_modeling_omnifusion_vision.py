@@ -7,6 +7,7 @@ from multiprocessing.reduction import ForkingPickler
 import pytest
 import tiny
 import torch
+from tiny import FAMILIES
 from torch import nn
 from transformers import AutoModel
 
@@ -16,7 +17,6 @@ from omnifusion_hf.model.encoder_families_omnifusion import family_of
 from omnifusion_hf.model.modeling_omnifusion_vision import each_layer, logger, use_attention_that_takes_float32
 
 
-FAMILIES = ["clip", "siglip", "dinov2", "internvl", "swin"]
 FAMILY_LAYERS = [(family, layer) for family in FAMILIES[:-1] for layer in (-1, -2, 1, 0)] + [("swin", -1)]
 
 

@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, CLIPConfig, CLIPImageP
 from transformers.utils import logging as transformers_logging
 
 from omnifusion_hf import OmniFusionForConditionalGeneration, OmniFusionProcessor, inference
+from omnifusion_hf.cli import main
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +94,19 @@ def parts(tmp_path_factory) -> Path:
     save_llm(folder / "llm_bos_tied", add_bos=True, tie_word_embeddings=True)
     save_llm(folder / "llm_bf16", dtype=torch.bfloat16)
     return folder
+
+
+@pytest.fixture
+def refused(capsys) -> Callable[..., str]:
+    """Runs a command that must end with exit code 2 and one line of error; returns what that line says."""
+
+    def run(*words) -> str:
+        assert main([str(word) for word in words]) == 2
+        printed = capsys.readouterr().err
+        assert printed.count("omnifusion: error: ") == 1 and "Traceback" not in printed
+        return printed.splitlines()[-1].partition("omnifusion: error: ")[2]
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import torch
 from PIL import Image
 
 from omnifusion_hf import inference
-from omnifusion_hf.cli import main
 from omnifusion_hf.inference import TINY, answer_question, max_new_tokens_within_context
 
 
@@ -43,22 +42,6 @@ def test_an_answer_stays_within_the_context_and_a_prompt_that_fills_it_is_refuse
         room(100, 100)
     with pytest.raises(ValueError, match=r"takes 1\d\d\d tokens, .* has 1024"):
         answer_question(*tiny_model, [], "word " * 1020)
-
-
-@pytest.mark.parametrize(
-    "words, message",
-    [
-        ([], "no question"),
-        (["nowhere.png", "What?"], "No image at `nowhere.png`"),
-        (["http://no.such.host.invalid/0.png", "What?"], "omnifusion: error: http://no.such.host.invalid/0.png"),
-        ([__file__], "the question is missing"),
-        (["What colour is it?"], "'What colour is it?' comes with 0 images; write omnifusion ask IMAGE"),
-        (["--text-only", __file__, "What?"], "'What?' comes with 1 images"),
-    ],
-)
-def test_a_wrong_question_is_one_line(words, message, capsys):
-    assert main(["ask", *words]) == 2
-    assert message in (said := capsys.readouterr().err) and said.count("omnifusion: error: ") == 1
 
 
 @pytest.mark.parametrize(

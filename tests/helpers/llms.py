@@ -48,10 +48,6 @@ EVERY_SIZE |= {"state_size": 8, "expand": 2, "mamba_d_state": 8, "mamba_n_heads"
 EVERY_SIZE |= {"mamba_n_groups": 1, "mamba_expand": 2, "mamba_d_ssm": 64, "linear_num_key_heads": 2}
 EVERY_SIZE |= {"linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 EVERY_SIZE |= {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB, "num_kv_shared_layers": 0}
-REFUSED = {
-    "phi": (transformers.PhiConfig, SIZES | POSITIONS | {"intermediate_size": 64}),
-    "hyperclovax": (transformers.HyperCLOVAXConfig, GATED | {"logits_scaling": 4.0}),
-}
 
 CHATML = """
 {%- if messages[0]['role'] != 'system' %}<|im_start|>system
@@ -74,7 +70,7 @@ def plain_config(family: str, **changes) -> transformers.PreTrainedConfig:
 
 def save(folder: Path, family: str, tied: bool = False, chat_template: str | None = None, **tokenizer) -> Path:
     """Saves an LLM and its tokenizer; `tokenizer` are arguments of tiny.llm_tokenizer."""
-    config_class, fields = (FAMILIES | REFUSED)[family]
+    config_class, fields = FAMILIES[family]
     return save_config(folder, config_class(**fields, tie_word_embeddings=tied), chat_template, **tokenizer)
 
 

@@ -111,6 +111,12 @@ def prompt(model_processor, *conversations, processor_kwargs: dict | None = None
     return model_processor.apply_chat_template(list(conversations), processor_kwargs=given, **options)
 
 
+def answers(model, inputs, new_tokens: int = 6, **options) -> torch.Tensor:
+    """The ids that a model adds to a prompt, by default greedily."""
+    options = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False} | options
+    return model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+
+
 def cached(cache) -> dict:
     """A kept cache as the argument of `generate()` or `forward`, which transformers 5.24 renamed."""
     names = inspect.signature(transformers.GenerationMixin.prepare_inputs_for_generation).parameters

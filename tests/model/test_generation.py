@@ -7,6 +7,7 @@ import tiny
 import torch
 import transformers
 from packaging.version import Version
+from tiny import answers
 from transformers import GenerationConfig, MistralForCausalLM
 from transformers.models.auto import modeling_auto
 
@@ -15,12 +16,6 @@ from omnifusion_hf.model.generation_omnifusion import SuppressSpecialTokens
 
 
 NEW_TOKENS = 6
-
-
-def answers(model, inputs, **options) -> torch.Tensor:
-    """New ids, without the prompt."""
-    options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False} | options
-    return model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
 
 
 @pytest.fixture(scope="module")

@@ -108,9 +108,8 @@ ATTENTION = [
 
 @pytest.fixture(scope="module")
 def two_encoder_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two_encoders")
-    tiny.model(tiny.config(("clip", "siglip"), projector_type="transformer")).save_pretrained(folder)
-    return folder
+    two = {"encoders": ("clip", "siglip"), "projector_type": "transformer"}
+    return conversations.write_model(tmp_path_factory.mktemp("two_encoders"), **two)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 from omnifusion_hf import OmniFusionProcessor, add_special_tokens
 from omnifusion_hf.build.chat_template import chat_template_for
 from omnifusion_hf.inference import TINY
-from omnifusion_hf.model.processing_omnifusion import ESCAPE, TokenCount
+from omnifusion_hf.model.processing_omnifusion import ESCAPE, TokenCount, escape
 
 
 SPECIALS = ["<image>", "<img_start>", "<img_end>", "<user>", "<bot>", "</s>", "<s>"]
@@ -130,6 +130,23 @@ def test_a_key_of_a_message_or_part_that_nothing_reads_is_refused_by_name(messag
     with pytest.raises(ValueError, match=f"`{name}` would be lost"):
         tiny.prompt(processor, [{"role": "user", "content": "Hi"} | message])
     tiny.prompt(processor, [{"role": "user", "content": "Hi", "note": "harmless"}])  # control
+
+
+def test_a_text_that_could_complete_a_token_at_either_end_is_escaped_there():
+    tokens = ["<img_start>", "<bot>"]
+    given = {"img_start>": (1, 0), "bot> ": (1, 0), "<img_start": (0, 1), " <": (0, 1), "> a token ends <": (1, 1)}
+    for text, (before, after) in given.items():
+        assert escape(text, tokens) == ESCAPE * before + text + ESCAPE * after
+    assert escape("a < b, and b > c: neither", tokens) == "a < b, and b > c: neither"  # control: far from both ends
+
+
+def test_the_mask_of_answers_covers_them_and_their_ends_alone(processor):
+    first = [tiny.user(tiny.image(), "What?"), tiny.assistant("A sky.")]
+    second = [tiny.user("And?"), tiny.assistant("Grass.")]
+    options = {"add_generation_prompt": False, "return_assistant_tokens_mask": True}
+    batch = tiny.prompt(processor, first + second, second, **options)
+    answers = [ids[mask.bool()] for ids, mask in zip(batch.input_ids, batch.assistant_masks, strict=True)]
+    assert processor.batch_decode(answers, skip_special_tokens=False) == ["A sky.</s> Grass.</s>", "Grass.</s>"]
 
 
 def test_the_escape_character_itself_cannot_be_used_to_smuggle(processor):

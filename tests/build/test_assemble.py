@@ -8,6 +8,7 @@ import llms
 import pytest
 import tiny
 import torch
+from llms import assembled
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -17,11 +18,6 @@ from omnifusion_hf.training.stages import apply_stage
 
 
 IDS = torch.arange(5, 25).view(2, 10)
-
-
-def assembled(clip, text) -> OmniFusionForConditionalGeneration:
-    torch.manual_seed(3)
-    return OmniFusionForConditionalGeneration.from_vision_text_pretrained([clip], text)
 
 
 @torch.no_grad()

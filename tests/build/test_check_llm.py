@@ -4,6 +4,7 @@ import llms
 import pytest
 import torch
 import transformers
+from llms import assembled
 
 from omnifusion_hf import OmniFusionForConditionalGeneration
 
@@ -15,10 +16,6 @@ LLAMA = transformers.LlamaConfig(**llms.GATED)
 SCALED = {"embedding_multiplier": 2.0}  # outside of the embedding table
 
 
-def assembled(parts, text) -> OmniFusionForConditionalGeneration:
-    return OmniFusionForConditionalGeneration.from_vision_text_pretrained([parts / "clip"], text)
-
-
 def known(families: list[str]) -> list[str]:
     return [family for family in families if family in transformers.CONFIG_MAPPING]
 
@@ -26,7 +23,7 @@ def known(families: list[str]) -> list[str]:
 @torch.no_grad()
 def assert_answers_as(llm, parts, text):
     """Before and after it is saved."""
-    model = assembled(parts, text)
+    model = assembled(parts / "clip", text)
     logits = model(IDS).logits
     torch.testing.assert_close(logits[..., : llms.VOCAB], llm.eval()(IDS).logits, atol=1e-5, rtol=1e-5)
     model.save_pretrained(text.parent / "saved")
@@ -81,4 +78,4 @@ REFUSALS = [
 def test_an_llm_that_would_not_be_itself_is_refused_with_the_reason(family, changes, reason, parts, tmp_path):
     text = llms.save_config(tmp_path, llms.plain_config(family, **changes))
     with pytest.raises(ValueError, match=rf"`?{family}`?.*{reason}.*use another LLM"):
-        assembled(parts, text)
+        assembled(parts / "clip", text)

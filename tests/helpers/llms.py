@@ -6,6 +6,13 @@ import tiny
 import torch
 import transformers
 
+from omnifusion_hf import OmniFusionForConditionalGeneration
+
+
+def assembled(vision: Path, text: Path, **options) -> OmniFusionForConditionalGeneration:
+    torch.manual_seed(3)
+    return OmniFusionForConditionalGeneration.from_vision_text_pretrained([vision], text, **options)
+
 
 VOCAB = 400  # that of tiny.llm_tokenizer
 LIVELY = {"vocab_size": VOCAB, "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2}

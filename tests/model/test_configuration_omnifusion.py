@@ -29,14 +29,15 @@ BAD = [
     ({"projector_type": "attention", "projector_num_queries": 0}, "num_queries must be 1 or more, got 0"),
     ({"projector_num_attention_heads": -4}, "heads must be 1 or more, got -4"),
     ({"projector_intermediate_size": 0}, "intermediate_size must be 1 or more, got 0"),
-    ({"projector_dropout": 2}, "dropout must be at least 0 and below 1, got 2"),
+    ({"projector_dropout": 1}, "dropout must be at least 0 and below 1, got 1"),
+    ({"projector_dropout": -0.1}, "dropout must be at least 0 and below 1, got -0.1"),
     ({"text": tiny.text_config(vocab_size=402)}, "different rows of the vocabulary of 402"),
     ({"projector_type": "linear"}, "projector_type"),
 ]
 for kind in ("transformer", "concatenation", "attention"):
     BAD.append(({"projector_type": kind, "projector_num_attention_heads": 5}, "a divisor of 32"))
 BAD += [({"predicted_vocab_size": rows}, f"1 to the 512 rows .*; got {rows}") for rows in (0, -1, 513, 10**9)]
-BAD_IDS = [({"user_token_id": 400}, "must be 5 different rows"), ({"image_token_id": -200}, "-200.* 5 different rows")]
+BAD_IDS = [({"user_token_id": row}, "must be 5 different rows of the vocabulary of 512") for row in (400, -1, 512)]
 MAKE = (OmniFusionVisionConfig, tiny.config, lambda **ids: OmniFusionConfig(**tiny.config().to_dict() | ids))
 
 
@@ -49,9 +50,14 @@ def test_invalid_mixes_raise_and_say_what_to_do(make, fields, said):
     assert isinstance(error.value, ValueError) or isinstance(error.value.__cause__, (ValueError, TypeError))
 
 
-@pytest.mark.parametrize("rows", [1, 400, 512, None])
-def test_rows_that_are_predicted_may_be_some_or_all(rows):
-    assert tiny.config(predicted_vocab_size=rows).predicted_vocab_size == rows
+LIMITS = [("predicted_vocab_size", rows) for rows in (1, 400, 512, None)]
+LIMITS += [("user_token_id", 0), ("user_token_id", 511), ("projector_dropout", 0), ("projector_num_queries", 1)]
+
+
+@pytest.mark.parametrize("name, value", LIMITS)
+def test_the_first_and_the_last_valid_number_are_taken(name, value):
+    config = OmniFusionConfig(**tiny.config().to_dict() | {name: value})
+    assert getattr(config, name) == value
 
 
 DEFAULTS = {"projector_type": "mlp", "projector_num_attention_heads": 4, "projector_intermediate_size": 2048}

@@ -3,9 +3,7 @@
 import base64
 import json
 import re
-import struct
 import threading
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -19,7 +17,7 @@ import tiny
 import torch
 from conversations import turn
 from PIL import Image, ImageFile
-from pixels import BACKGROUND, SIDE, channels_first, encoded, levels, noise, processor, stored_turned
+from pixels import BACKGROUND, SIDE, channels_first, declared_png, encoded, levels, noise, processor, stored_turned
 from transformers import AutoImageProcessor, CLIPImageProcessor, CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from omnifusion_hf import OmniFusionImageProcessor
@@ -148,13 +146,6 @@ def test_transparency_stands_on_white_as_in_a_viewer():
     assert levels(image.convert("RGB"))[0][:, 16, -2].tolist() == [0, 0, 0]  # control: what Pillow alone does
 
 
-def declared_png(side: int) -> bytes:
-    """The header declares side x side pixels, all but one of which are missing."""
-    data = encoded(Image.new("1", (1, 1)), "PNG")
-    header = b"IHDR" + struct.pack(">II", side, side) + data[24:29]
-    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
-
-
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [13_000, 20_000])
 def test_decompression_bombs_are_refused_from_the_header(side, tmp_path, monkeypatch):
@@ -230,6 +221,9 @@ def test_a_batch_in_one_array_is_as_many_images():
     batch = np.stack([EIGHT_BIT, EIGHT_BIT[::-1]])
     for given in (batch, torch.from_numpy(batch).permute(0, 3, 1, 2), [batch], [PHOTO, batch[1]]):
         np.testing.assert_array_equal(levels(given), levels([PHOTO, Image.fromarray(batch[1])]))
+    grey = PHOTO.convert("L")
+    for given in ([np.asarray(grey)] * 2, np.stack([np.asarray(grey)] * 2)[..., None]):
+        np.testing.assert_array_equal(levels(given), levels([grey, grey]))
 
 
 def test_images_are_counted_per_prompt_where_they_are_nested_and_boxes_go_with_them():

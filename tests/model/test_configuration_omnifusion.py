@@ -13,6 +13,7 @@ BAD_VISION = [
     ({"encoder_configs": [CLIPConfig()]}, "`clip` is not supported.*vision_config"),
     ({"encoder_configs": [LlamaConfig()]}, "`llama` is not supported.*vision_config"),
     ({"encoder_configs": [NOT_SQUARE]}, "must be square"),
+    ({"image_normalizations": [None, None]}, "image_normalizations has 2 entries for 1 encoders"),
 ]
 BAD = [
     ({"image_sizes": [32, 32]}, "image_sizes has 2 entries for 1 encoders"),

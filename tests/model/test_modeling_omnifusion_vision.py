@@ -95,16 +95,16 @@ def test_all_layers_of_all_encoders_come_in_order_as_they_are_computed():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("layers", ["all", [-1, -1]])
+@pytest.mark.parametrize("layers", ["all", [-1, -1, -1]])
 @pytest.mark.parametrize("by_config", [False, True], ids=["call", "configuration"])
 def test_hidden_states_are_the_first_embeddings_then_the_blocks_of_all_encoders(by_config, layers):
-    same = {"image_normalizations": [{"image_mean": [0.5] * 3, "image_std": [0.5] * 3}] * 2}
-    encoders = [full_encoder("clip"), full_encoder("siglip", seed=1)]
+    same = {"image_normalizations": [{"image_mean": [0.5] * 3, "image_std": [0.5] * 3}] * 3}
+    encoders = [full_encoder(family, seed=seed) for seed, family in enumerate(("clip", "siglip", "siglip"))]
     tower, asked = tower_of(encoders, layers, **same), {"output_hidden_states": True}
-    first, second = (encoder(views(), **asked).hidden_states for encoder in encoders)
+    first, second, third = (encoder(views(), **asked).hidden_states for encoder in encoders)
     tower.config.output_hidden_states = by_config
     found = tower(views(), **({} if by_config else asked))
-    for ours, theirs in zip(found.hidden_states, (*first, *second[1:]), strict=True):
+    for ours, theirs in zip(found.hidden_states, (*first, *second[1:], *third[1:]), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     assert found.attentions is None and tower(views(), output_hidden_states=False).hidden_states is None
 

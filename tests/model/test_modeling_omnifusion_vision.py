@@ -172,24 +172,10 @@ def test_a_second_encoder_gets_the_views_resized_and_renormalised():
     assert not torch.allclose(features, not_normalised, atol=1e-2)
 
 
-class IntegerLinear(nn.Module):
-    """A quantised layer as libraries make them: a uint8 `weight`, scaled back when it computes."""
-
-    def __init__(self, linear: nn.Linear):
-        super().__init__()
-        self.scale = linear.weight.abs().max() / 127
-        integers = (linear.weight / self.scale + 128).round().to(torch.uint8)
-        self.weight, self.bias = nn.Parameter(integers, requires_grad=False), linear.bias
-
-    def forward(self, hidden_states):
-        weight = (self.weight.to(hidden_states.dtype) - 128) * self.scale.to(hidden_states.dtype)
-        return nn.functional.linear(hidden_states, weight, self.bias)
-
-
-def in_integers(model):
-    for part in (model.model.vision_tower, model.model.multi_modal_projector):
-        for name, linear in [(name, child) for name, child in part.named_modules() if isinstance(child, nn.Linear)]:
-            part.set_submodule(name, IntegerLinear(linear))
+def add_integers(model):
+    """As quantising libraries leave it: the first parameter of each part holds packed integers."""
+    for part in (*model.model.vision_tower.encoders, model.model.multi_modal_projector):
+        part.register_parameter("packed", nn.Parameter(torch.ones(1, dtype=torch.uint8), requires_grad=False))
 
 
 CHANGES = {
@@ -198,7 +184,7 @@ CHANGES = {
     "to float16": lambda model: model.half(),
     "tower to bfloat16": lambda model: model.model.vision_tower.bfloat16(),
     "adapter to bfloat16": lambda model: model.model.multi_modal_projector.bfloat16(),
-    "to integers": in_integers,
+    "with integers": add_integers,
 }
 
 

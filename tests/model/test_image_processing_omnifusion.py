@@ -83,6 +83,7 @@ def test_pad_and_grid_tiles_equal_pillow_in_every_pixel():
         canvas = channels_first(on_canvas(image, rows * SIDE, columns * SIDE))
         tiles = canvas.reshape(3, rows, SIDE, columns, SIDE).transpose(1, 3, 0, 2, 4).reshape(-1, 3, SIDE, SIDE)
         np.testing.assert_array_equal(levels(image, view_strategy="grid")[1:], tiles)
+        assert grid.get_number_of_image_patches(image.height, image.width) == 1 + len(tiles)
 
 
 def test_images_too_large_to_resize_whole_give_nearly_the_same_pixels(monkeypatch):
@@ -197,7 +198,6 @@ BAD_OPTIONS = {
     "do_resize must stay True": {"do_resize": False},
     "max_regions must be 0 or more": {"max_regions": -1},
     "region_context must be 0 or more": {"region_context": -0.5},
-    "Both take regions": {"view_strategy": "regions"},  # which are no strategy
 }
 
 

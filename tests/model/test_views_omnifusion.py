@@ -65,7 +65,7 @@ def test_the_best_canvas_shows_most_of_the_image():
 
 
 def test_bad_input_is_named():
-    bad = {"0 x 5 pixels": ((0, 5), "whole", "crop"), "view_strategy `tiles`": ((5, 5), "tiles", "crop")}
+    bad = {"0 x 5 pixels": ((0, 5), "whole", "crop"), "view_strategy `regions`": ((5, 5), "regions", "crop")}
     bad["image_fit `stretch`"] = ((5, 5), "whole", "stretch")
     for said, given in bad.items():
         with pytest.raises(ValueError, match=said):

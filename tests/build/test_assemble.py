@@ -8,6 +8,7 @@ import llms
 import pytest
 import tiny
 import torch
+import training_runs
 from llms import assembled
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -46,8 +47,7 @@ def test_every_llm_trains_saves_and_generates(family, parts, tmp_path):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     apply_stage(model, "pretrain")
     sample = {"name": "s", "messages": [tiny.user(tiny.image(), "What?"), tiny.assistant("A sky.")]}
-    model.train()(**conversations.collate(processor, [sample, sample])).loss.backward()
-    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
+    training_runs.step(model, conversations.collate(processor, [sample, sample]))
     model.eval().save_pretrained(tmp_path / "saved")
     loaded, info = OmniFusionForConditionalGeneration.from_pretrained(tmp_path / "saved", output_loading_info=True)
     assert not (info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"])

@@ -1,6 +1,5 @@
 """The model: assembled from parts, resized, placed on devices, with any attention; forward's contracts."""
 
-import copy
 import re
 from functools import partial
 
@@ -14,6 +13,7 @@ import transformers
 from accelerate import dispatch_model, infer_auto_device_map
 from llms import assembled
 from packaging.version import Version
+from training_runs import loss_and_gradients
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from omnifusion_hf import OmniFusionConfig, OmniFusionForConditionalGeneration, OmniFusionModel, OmniFusionProcessor
@@ -153,20 +153,11 @@ def test_a_model_spread_over_places_gives_the_same_logits(model, inputs, tmp_pat
     torch.testing.assert_close(spread(**inputs).logits, model(**inputs).logits, rtol=0, atol=1e-6)
 
 
-def gradients(model, inputs) -> dict[str, torch.Tensor]:
-    """And the loss."""
-    model.zero_grad()
-    loss = model(**inputs, labels=inputs["input_ids"]).loss
-    loss.backward()
-    named = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    return copy.deepcopy(named) | {"loss": loss}
-
-
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("encoders", [("clip", "dinov2"), ("siglip", "internvl")])
 def test_gradient_checkpointing_changes_neither_loss_nor_gradients(encoders, use_reentrant, inputs):
     model = tiny.model(tiny.config(encoders, projector_type="transformer", projector_dropout=0.0)).train()
-    plain = gradients(model, inputs)
+    plain = loss_and_gradients(model, **inputs, labels=inputs["input_ids"])
     tiny.checkpoint_activations(model, {"use_reentrant": use_reentrant})
     if use_reentrant:
         model.enable_input_require_grads()
@@ -174,7 +165,8 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(encoders, use
     mlps = [module for name, module in model.named_modules() if name.endswith("layers.0.mlp")]
     for mlp in mlps:
         mlp.register_forward_pre_hook(lambda mlp, _: recomputed.append(mlp))
-    torch.testing.assert_close(gradients(model, inputs), plain, rtol=1e-4, atol=1e-6)
+    again = loss_and_gradients(model, **inputs, labels=inputs["input_ids"])
+    torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-6)
     assert len(mlps) == 2 and [recomputed.count(mlp) for mlp in mlps] == [2, 2]  # control: run again in backward
 
 

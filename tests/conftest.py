@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, CLIPConfig, CLIPImageP
 from transformers.utils import logging as transformers_logging
 
 from omnifusion_hf import OmniFusionForConditionalGeneration, OmniFusionProcessor, inference
+from omnifusion_hf.cli import main
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +83,7 @@ def parts(tmp_path_factory) -> Path:
     """Folders of pretrained parts: every encoder family, a CLIP with both its towers, LLMs."""
     folder = tmp_path_factory.mktemp("parts")
     torch.manual_seed(0)
-    for family in ("clip", "siglip", "dinov2", "internvl", "swin"):
+    for family in tiny.FAMILIES:
         AutoModel.from_config(tiny.encoder_config(family)).save_pretrained(folder / family)
     text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     text |= {"vocab_size": 99, "bos_token_id": 1, "eos_token_id": 2}
@@ -93,6 +94,19 @@ def parts(tmp_path_factory) -> Path:
     save_llm(folder / "llm_bos_tied", add_bos=True, tie_word_embeddings=True)
     save_llm(folder / "llm_bf16", dtype=torch.bfloat16)
     return folder
+
+
+@pytest.fixture
+def refused(capsys) -> Callable[..., str]:
+    """Runs a command that must end with exit code 2 and one line of error; returns what that line says."""
+
+    def run(*words) -> str:
+        assert main([str(word) for word in words]) == 2
+        printed = capsys.readouterr().err
+        assert printed.count("omnifusion: error: ") == 1 and "Traceback" not in printed
+        return printed.splitlines()[-1].partition("omnifusion: error: ")[2]
+
+    return run
 
 
 @pytest.fixture(scope="session")

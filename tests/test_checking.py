@@ -24,18 +24,9 @@ CHANGES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    """The demo model as training saves it, with its code."""
-    folder = tmp_path_factory.mktemp("whole")
-    for saved in load(TINY):
-        saved.save_pretrained(folder)
-    return folder
-
-
-def changed(whole: Path, folder: Path, change=lambda weights: None) -> Path:
+def changed(saved: Path, folder: Path, change=lambda weights: None) -> Path:
     """A copy with other weights, and a card."""
-    copytree(whole, folder)
+    copytree(saved, folder)
     weights = load_file(folder / "model.safetensors")
     change(weights)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
@@ -44,13 +35,13 @@ def changed(whole: Path, folder: Path, change=lambda weights: None) -> Path:
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_broken_weights_are_refused_by_name_by_inference_and_push(kind, whole, tmp_path, capsys):
+def test_broken_weights_are_refused_by_name_by_inference_and_push(kind, model_folder, tmp_path, capsys):
     change, message = CHANGES[kind]
-    folder = changed(whole, tmp_path / "model", change)
+    folder = changed(model_folder, tmp_path / "model", change)
     for load_it in (load, hub.check_folder):
         with pytest.raises(ValueError, match=message):
             load_it(folder)
-    good = changed(whole, tmp_path / "good")  # control
+    good = changed(model_folder, tmp_path / "good")  # control
     hub.check_folder(good)
     for path, code in ((folder, 2), (good, 0)):
         assert main(["ask", "--text-only", "Hello", "--model", str(path)]) == code

@@ -33,6 +33,10 @@ def folder(model_folder, tmp_path) -> Path:
     return copy
 
 
+def code_of(card: ModelCard) -> str:
+    return card.text.split("```python\n")[1].split("\n```")[0]
+
+
 def test_a_card_counts_the_parameters_of_every_part_and_says_which_layers_are_read(model):
     rows = {row["part"]: row["parameters"] for row in hub.describe_parts(model.config)}
     adapter = sum(p.numel() for p in model.model.multi_modal_projector.parameters())
@@ -146,20 +150,18 @@ def test_hostile_names_are_escaped_in_a_card(folder, tmp_path):
     card = hub.render_card(folder, facts, repo_id=f'me/{HOSTILE}"); import os', scores=scores)
     heading, prose = card.text.partition("```python")[0], card.text.replace("\\<script", "")
     assert heading.count("\n# ") == 1 and "## A heading" not in heading.splitlines()
-    code = card.text.split("```python\n")[1].split("\n```")[0]
-    assert "<script" not in prose.replace(code, "")
-    compile(code, "README.md", "exec")
+    assert "<script" not in prose.replace(code_of(card), "")
+    compile(code_of(card), "README.md", "exec")
     assert ModelCard(str(card)).data.base_model == [HOSTILE]  # control: the metadata are YAML and hold it whole
     assert "\\<script>alert(1)\\</script> \\| \\`a\\` ## A heading" in card.text
 
 
 def test_the_usage_code_of_a_card_prints_the_models_answer(folder, model, processor, tmp_path, monkeypatch, capsys):
     card = hub.render_card(folder, hub.CardFacts(), repo_id=str(folder))
-    code = card.text.split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
     image(0).save("image.png")
-    exec(compile(code, "README.md", "exec"), {})
-    [question] = re.findall(r'"text": "(.*?)"', code)
+    exec(compile(code_of(card), "README.md", "exec"), {})
+    [question] = re.findall(r'"text": "(.*?)"', code_of(card))
     inputs = prompts(processor, [[tiny.user(image(0), question)]])
     assert capsys.readouterr().out.strip() == generate_text(model, inputs, processor, 64)[0]
 
@@ -292,35 +294,32 @@ READER = {"auth": {"accessToken": {"role": "read"}}}
         ("others/omni --create-pr --revision v2", {}, "leave out --revision v2"),
     ],
 )
-def test_rights_are_checked_before_the_folder_is_loaded(folder, server, monkeypatch, capsys, words, user, said):
+def test_rights_are_checked_before_the_folder_is_loaded(folder, server, monkeypatch, refused, words, user, said):
     monkeypatch.setattr(hub, "check_folder", lambda folder: pytest.fail("the folder was loaded"))
     server.user |= user
-    assert main(["push", str(folder), *words.split()]) == 2
-    assert said in capsys.readouterr().err and not server.seen
+    assert said in refused("push", folder, *words.split()) and not server.seen
 
 
 @pytest.mark.parametrize("offline", [False, True])
-def test_a_push_without_login_or_network_is_one_line(folder, monkeypatch, capsys, offline):
+def test_a_push_without_login_or_network_is_one_line(folder, monkeypatch, refused, offline):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     monkeypatch.setattr("omnifusion_hf.hub.HfApi", lambda: HfApi(endpoint="http://127.0.0.1:9", token="hf_token"))
     if not offline:
         monkeypatch.setattr("omnifusion_hf.hub.HfApi", HfApi)
         monkeypatch.setattr("huggingface_hub.hf_api.get_token", lambda: None)
-    assert main(["push", str(folder), "me/omni"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "cannot push to me/omni: " in line and "`hf auth login`" in line
+    said = refused("push", folder, "me/omni")
+    assert said.startswith("cannot push to me/omni: ") and "`hf auth login`" in said
 
 
-def test_a_training_run_that_will_push_checks_the_rights_first(server, monkeypatch, tmp_path, capsys):
+def test_a_training_run_that_will_push_checks_the_rights_first(server, monkeypatch, tmp_path, refused):
     monkeypatch.setattr("omnifusion_hf.training.train.HfApi", lambda token: HfApi(server.url, token="hf_token"))
     monkeypatch.setattr("omnifusion_hf.training.train.load_processor", lambda name: pytest.fail("a model was loaded"))
-    recipe = str(conversations.write_recipe(tmp_path, tmp_path / "model"))
-    assert main(["train", recipe, "push_to_hub=true", "hub_model_id=others/omni"]) == 2
-    assert "me may write to me, lab" in capsys.readouterr().err
+    recipe = conversations.write_recipe(tmp_path, tmp_path / "model")
+    assert "me may write to me, lab" in refused("train", recipe, "push_to_hub=true", "hub_model_id=others/omni")
 
 
 REFUSED = {  # words after the folder, a file of the folder and its new content -> what is said
-    ('push me/omni";import_os', "README.md", WRITTEN): "omnifusion: error:",
+    ('push me/omni";import_os', "README.md", WRITTEN): "import_os",
     ("push me/omni", "README.md", "---\nlicense: no-such-licence\n---\n# x\n"): "license is not known",
     ("card --results other.json", "other.json", "{}"): "lmms-eval",
     ("card", "adapter_config.json", "{}"): "names no base model",
@@ -330,7 +329,7 @@ REFUSED = {  # words after the folder, a file of the folder and its new content 
 
 @pytest.mark.parametrize("given", REFUSED)
 def test_an_invalid_name_card_result_or_base_is_refused_and_nothing_is_published(
-    given, folder, server, capsys, monkeypatch
+    given, folder, server, refused, monkeypatch
 ):
     (command, *words), file, content = given[0].split(), *given[1:]
     monkeypatch.chdir(folder)
@@ -339,8 +338,7 @@ def test_an_invalid_name_card_result_or_base_is_refused_and_nothing_is_published
     if (command, file) == ("card", "adapter_config.json"):  # a card that is there is kept
         (folder / "README.md").write_text(hub.EMPTY)
         before = hub.EMPTY.encode()
-    assert main([command, str(folder), *words]) == 2
-    assert REFUSED[given] in capsys.readouterr().err
+    assert REFUSED[given] in refused(command, folder, *words)
     assert (folder / "README.md").read_bytes() == before and not any("commit" in path for path in server.seen)
 
 
@@ -373,11 +371,10 @@ def test_lora_weights_are_pushed_alone_and_name_their_base_on_the_hub(lora, serv
 @pytest.mark.parametrize(
     "base, said", [([], "push it, then name it"), (["me/absent"], "no me/absent on the Hub"), (["a/b", "c/d"], "LoRA")]
 )
-def test_lora_weights_whose_base_others_cannot_load_are_not_pushed(lora, server, capsys, base, said):
+def test_lora_weights_whose_base_others_cannot_load_are_not_pushed(lora, server, refused, base, said):
     facts = hub.CardFacts(base_model=base)
     (lora / "README.md").write_text(f"---\n{ModelCardData(base_model=facts.base_model)}\n---\nMine.")
-    assert main(["push", str(lora), "me/omni"]) == 2
-    assert said in capsys.readouterr().err and not any("commit" in path for path in server.seen)
+    assert said in refused("push", lora, "me/omni") and not any("commit" in path for path in server.seen)
 
 
 def test_the_folder_that_lora_weights_are_pushed_as_loads_and_answers_as_the_run(lora, processor, tmp_path):

@@ -12,8 +12,10 @@ def f(a, b):
     """Text."""
     c = a + 1
     if not a < b and a == 5:
-        raise ValueError
+        raise ValueError(str(b)[:9])
     return c
+def g():
+    return None
 '''
 EXPECTED = {
     "comparison": {"a <= b", "a != 5"},
@@ -50,7 +52,7 @@ def test_a_change_that_the_test_sees_is_found_and_another_survives(clone):
     test = clone / "tests/model/test_part.py"
     test.write_text("from omnifusion_hf.model.part_omnifusion import f\n\n\ndef test(): assert f(2, 1) == 3\n")
     made = {mutant.source(): mutant for mutant in mutants.mutants_of("omnifusion_hf/model/part_omnifusion.py")}
-    [seen], [unseen] = ([made[source] for source in made if piece in source] for piece in ("return None", "a == 6"))
+    [seen], [unseen] = ([made[source] for source in made if piece in source] for piece in ("a - 1", "a == 6"))
     found = mutants.run([seen, unseen], clone / "log")
     assert (found[seen.key], found[unseen.key]) == (False, True)
     lines = (clone / "log").read_text()

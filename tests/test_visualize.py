@@ -103,6 +103,13 @@ def test_the_command_prints_and_draws_what_each_of_several_encoders_gets(tmp_pat
     assert two > Image.open(tmp_path / "out.png").height + draw_views.THUMB // 2  # a row of views of each
 
 
+def test_the_command_counts_the_tokens_of_the_views_that_its_options_ask_for(views_of):
+    regions = ["--region", "10,20,30,40", "--region", "1,2,16,7.5", "--max-regions", "1"]
+    printed = views_of("--strategy", "grid", "--fit", "pad", "--context-length", "5000", *regions)
+    assert "4 views x 576 + 2 marks = 2306 tokens, 46.1% of a context of 5000" in printed
+    assert "1 view x 16 + 2 marks = 18 tokens" in views_of("--side", "64", "--tokens", "16")
+
+
 def test_the_command_warns_of_an_image_that_does_not_fit_the_context(views_of):
     printed = views_of("--context-length", "578")  # one view and its marks
     assert "warning: this does not fit: 578 tokens and a question" in printed and "view_strategy" not in printed

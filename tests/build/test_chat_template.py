@@ -9,7 +9,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateError
-from llms import CHATML
+from llms import CHATML, INST
 from tokenizers import AddedToken
 
 from omnifusion_hf import OmniFusionProcessor, add_special_tokens
@@ -18,11 +18,6 @@ from omnifusion_hf.model.processing_omnifusion import ESCAPE, escape, special_to
 
 
 # Stand-ins for the kinds of templates that LLMs bring. All but the last print whatever `content` is.
-INST = (
-    "{{ bos_token }}{% if messages[0].role == 'system' %}{% set messages = messages[1:] %}{% endif %}"
-    "{% for message in messages %}{% if message.role == 'user' %}[INST] {{ message.content | trim }} [/INST]"
-    "{% else %} {{ message.content | trim }} {{ eos_token }}{% endif %}{% endfor %}"
-)
 REWRITES = (  # thoughts of all turns but the last are dropped, as reasoning LLMs do
     "{% for message in messages %}<|im_start|>{{ message.role }}:"
     "{% if message.role == 'assistant' and loop.last %}<think></think>{% endif %}{{ message.content }}<|im_end|>"

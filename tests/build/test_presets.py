@@ -3,43 +3,35 @@
 from pathlib import Path
 
 import pytest
-from transformers import (
-    CLIPVisionConfig,
-    Dinov2Config,
-    Dinov2WithRegistersConfig,
-    DINOv3ViTConfig,
-    DonutSwinConfig,
-    InternVLVisionConfig,
-    MLCDVisionConfig,
-    SiglipVisionConfig,
-)
+import transformers
 
 from omnifusion_hf import OmniFusionVisionConfig
 from omnifusion_hf.build.build import default_sizes
 from omnifusion_hf.build.presets import ENCODERS, MODELS, TEXTS
 
 
-# resolution, visual tokens, width, layer of the paper's encoder table
 LAYERS = {"internvit-6b-448": -1, "texify": -1}  # of the paper's encoder table; -2 of the others
-# The published sizes, as each checkpoint's config.json has them.
-PUBLISHED = {
-    "clip-vit-l-336": CLIPVisionConfig(hidden_size=1024, num_attention_heads=16, image_size=336, patch_size=14),
-    "clip-vit-bigg-224": CLIPVisionConfig(hidden_size=1664, num_attention_heads=16, image_size=224, patch_size=14),
-    "siglip-base-512": SiglipVisionConfig(hidden_size=768, image_size=512, patch_size=16),
-    "internvit-6b-448": InternVLVisionConfig(
-        hidden_size=3200, num_attention_heads=25, image_size=448, patch_size=14, num_hidden_layers=45
-    ),
-    "dinov2-l": Dinov2Config(hidden_size=1024, num_attention_heads=16, image_size=518, patch_size=14),
-    "texify": DonutSwinConfig(embed_dim=128, depths=[2, 2, 14, 2], num_heads=[4, 8, 16, 32], image_size=420),
-    "siglip2-so400m-384": SiglipVisionConfig(hidden_size=1152, image_size=384, patch_size=14),
-    "dinov2-s": Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14),
-    "metaclip2-h-224": CLIPVisionConfig(hidden_size=1280, num_attention_heads=16, image_size=224, patch_size=14),
-    "dinov3-l": DINOv3ViTConfig(hidden_size=1024, num_attention_heads=16, image_size=224, patch_size=16),
-    "mlcd-bigg-448": MLCDVisionConfig(hidden_size=1664, num_attention_heads=16, image_size=448, patch_size=14),
-    "dinov2-registers-l": Dinov2WithRegistersConfig(
-        hidden_size=1024, num_attention_heads=16, image_size=518, patch_size=14
-    ),
+# The published sizes, as each checkpoint's config.json has them: class, width, resolution, patch size, others.
+SIXTEEN = {"num_attention_heads": 16}
+SIZES = {
+    "clip-vit-l-336": ("CLIPVision", 1024, 336, 14, SIXTEEN),
+    "clip-vit-bigg-224": ("CLIPVision", 1664, 224, 14, SIXTEEN),
+    "siglip-base-512": ("SiglipVision", 768, 512, 16, {}),
+    "internvit-6b-448": ("InternVLVision", 3200, 448, 14, {"num_attention_heads": 25, "num_hidden_layers": 45}),
+    "dinov2-l": ("Dinov2", 1024, 518, 14, SIXTEEN),
+    "siglip2-so400m-384": ("SiglipVision", 1152, 384, 14, {}),
+    "dinov2-s": ("Dinov2", 384, 518, 14, {"num_attention_heads": 6}),
+    "metaclip2-h-224": ("CLIPVision", 1280, 224, 14, SIXTEEN),
+    "dinov3-l": ("DINOv3ViT", 1024, 224, 16, SIXTEEN),
+    "mlcd-bigg-448": ("MLCDVision", 1664, 448, 14, SIXTEEN),
+    "dinov2-registers-l": ("Dinov2WithRegisters", 1024, 518, 14, SIXTEEN),
 }
+PUBLISHED = {
+    name: getattr(transformers, f"{kind}Config")(hidden_size=width, image_size=size, patch_size=patch, **others)
+    for name, (kind, width, size, patch, others) in SIZES.items()
+}
+SWIN = {"embed_dim": 128, "depths": [2, 2, 14, 2], "num_heads": [4, 8, 16, 32], "image_size": 420}
+PUBLISHED["texify"] = transformers.DonutSwinConfig(**SWIN)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -49,7 +41,7 @@ def test_the_published_encoder_is_accepted_and_another_is_not(name):
     assert [preset.image_size] == published.image_sizes and preset.layer == LAYERS.get(name, -2)
     right = {"hidden_size": preset.width, "patch_size": 14, "image_size": preset.image_size}
     for wrong in ({"hidden_size": preset.width + 64}, {"patch_size": 28}, {"image_size": 140}):
-        other = CLIPVisionConfig(**right | wrong, num_attention_heads=1)
+        other = transformers.CLIPVisionConfig(**right | wrong, num_attention_heads=1)
         with pytest.raises(ValueError, match=rf"{name} should give {preset.tokens} tokens of width {preset.width}"):
             preset.check(name, OmniFusionVisionConfig(encoder_configs=[other]), 0)
 

@@ -22,7 +22,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from conversion import pickles
 from conversion.convert_omnifusion import convert
 from conversion.verify_conversion import converted_outputs, verify
-from omnifusion_hf.cli import main
 from omnifusion_hf.model.processing_omnifusion import ESCAPE
 
 
@@ -120,12 +119,12 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("message", MISTAKES)
-def test_an_incomplete_or_damaged_source_is_one_line_and_leaves_nothing(release, tower, tmp_path, message, capsys):
+def test_an_incomplete_or_damaged_source_is_one_line_and_leaves_nothing(release, tower, tmp_path, message, refused):
     sources = shutil.copytree(release, tmp_path / "release"), shutil.copytree(tower, tmp_path / "tower")
     MISTAKES[message](*sources)
-    arguments = ["--source", str(sources[0]), "--vision", str(sources[1]), "--output", str(tmp_path / "model")]
-    assert main(["convert", "v1.1", *arguments]) == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    source, vision = sources
+    arguments = ["--source", source, "--vision", vision, "--output", tmp_path / "model"]
+    assert message in refused("convert", "v1.1", *arguments)
     assert not [path for path in tmp_path.iterdir() if path not in sources]
 
 

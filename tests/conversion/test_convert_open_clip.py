@@ -13,7 +13,6 @@ from transformers import AutoImageProcessor, AutoModel
 
 from conversion.convert_open_clip import KEYS, PLAIN, convert, image_processor, vision_config
 from conversion.weights import WrittenTensors
-from omnifusion_hf.cli import main
 
 
 @pytest.mark.parametrize("mode, other", [("shortest", "squash"), ("squash", "shortest")])
@@ -89,11 +88,10 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_a_wrong_source_is_one_line(case, tmp_path, capsys):
+def test_a_wrong_source_is_one_line(case, tmp_path, refused):
     arguments, message = MISTAKES[case]
-    arguments = [str(tmp_path) if argument == "FOLDER" else argument for argument in arguments]
-    assert main(["convert", "open-clip", *arguments, "--output", str(tmp_path / "out")]) == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    arguments = [tmp_path if argument == "FOLDER" else argument for argument in arguments]
+    assert message in refused("convert", "open-clip", *arguments, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,31 +1,28 @@
 """Tiny random encoders that have no fast path: vision models of transformers and timm that report hidden states."""
 
 import transformers
+from tiny import VIT
 
 
-VIT = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3, "patch_size": 8}
-PYRAMID = {"hidden_sizes": [8, 16], "depths": [1, 1]}
+PYRAMID = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}
 SWIN = {"patch_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
 
 
 def configs() -> dict[str, transformers.PreTrainedConfig]:
     """By model type; views of 32 px."""
-    sized, ratio = VIT | {"image_size": 32}, {name: VIT[name] for name in VIT if name != "intermediate_size"}
-    families = [
-        transformers.Siglip2VisionConfig(**VIT, num_patches=16),
-        transformers.Dinov2WithRegistersConfig(**ratio, mlp_ratio=2, image_size=32),
-        transformers.DINOv3ViTConfig(**sized, num_register_tokens=2),
-        transformers.DINOv3ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, image_size=32),
-        *(
-            getattr(transformers, f"{name}Config")(**sized)
-            for name in ("Aimv2Vision", "MLCDVision", "MetaClip2Vision")
-        ),
-        *(getattr(transformers, f"{name}Config")(**sized) for name in ("ViT", "DeiT", "Beit", "IJepa")),
-        *(getattr(transformers, f"{name}Config")(**SWIN, image_size=32) for name in ("Swin", "Swinv2")),
-        transformers.ConvNextConfig(**PYRAMID, num_stages=2, image_size=32),
-        transformers.ConvNextV2Config(**PYRAMID, num_stages=2, image_size=32),
-    ]
-    return {config.model_type: config for config in families}
+    side, ratio = {"image_size": 32}, {name: VIT[name] for name in VIT if name != "intermediate_size"}
+    fields = {
+        "Siglip2Vision": VIT | {"num_patches": 16},
+        "Dinov2WithRegisters": ratio | side | {"mlp_ratio": 2},
+        "DINOv3ViT": VIT | side | {"num_register_tokens": 2},
+        "DINOv3ConvNext": side | {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4},
+    }
+    fields |= dict.fromkeys(("Aimv2Vision", "MLCDVision", "MetaClip2Vision"), VIT | side)
+    fields |= dict.fromkeys(("ViT", "DeiT", "Beit", "IJepa"), VIT | side)
+    fields |= dict.fromkeys(("Swin", "Swinv2"), SWIN | side)
+    fields |= dict.fromkeys(("ConvNext", "ConvNextV2"), PYRAMID | side)
+    made = [getattr(transformers, f"{name}Config")(**given) for name, given in fields.items()]
+    return {config.model_type: config for config in made}
 
 
 def timm_configs() -> dict[str, transformers.PreTrainedConfig]:
@@ -37,9 +34,8 @@ def timm_configs() -> dict[str, transformers.PreTrainedConfig]:
         "naflexvit_base_patch16_radio_v3": {name: size for name, size in small.items() if name != "img_size"},
         "resnet10t": {},
     }
+    made_for = {"pretrained_cfg": {"input_size": [3, 32, 32]}}
     return {
-        name: transformers.TimmWrapperConfig(
-            architecture=name, model_args=args, pretrained_cfg={"input_size": [3, 32, 32]}
-        )
+        name: transformers.TimmWrapperConfig(architecture=name, model_args=args, **made_for)
         for name, args in architectures.items()
     }

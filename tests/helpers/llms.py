@@ -6,6 +6,13 @@ import tiny
 import torch
 import transformers
 
+from omnifusion_hf import OmniFusionForConditionalGeneration
+
+
+def assembled(vision: Path, text: Path, **options) -> OmniFusionForConditionalGeneration:
+    torch.manual_seed(3)
+    return OmniFusionForConditionalGeneration.from_vision_text_pretrained([vision], text, **options)
+
 
 VOCAB = 400  # that of tiny.llm_tokenizer
 LIVELY = {"vocab_size": VOCAB, "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2}
@@ -40,19 +47,20 @@ persimmon phi3 phimoe qwen2_moe qwen3_moe seed_oss smollm3 stablelm starcoder2 v
 """.split()
 EVERY_SIZE = GATED | {"head_dim": 8, "pad_token_id": 0, "sliding_window": 8, "moe_intermediate_size": 16}
 EVERY_SIZE |= {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "d_model": 32, "n_layers": 2, "n_heads": 4}
-EVERY_SIZE |= dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4)
+EVERY_SIZE |= dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4) | {"n_shared_experts": 1}
 EVERY_SIZE |= {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "ffn_dim": 64}
-EVERY_SIZE |= {"n_shared_experts": 1}
 EVERY_SIZE |= {"shared_expert_intermediate_size": 16, "intermediate_size_mlp": 64, "num_heads": 8, "n_groups": 1}
 EVERY_SIZE |= {"state_size": 8, "expand": 2, "mamba_d_state": 8, "mamba_n_heads": 8, "mamba_d_head": 8}
 EVERY_SIZE |= {"mamba_n_groups": 1, "mamba_expand": 2, "mamba_d_ssm": 64, "linear_num_key_heads": 2}
 EVERY_SIZE |= {"linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 EVERY_SIZE |= {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB, "num_kv_shared_layers": 0}
-REFUSED = {
-    "phi": (transformers.PhiConfig, SIZES | POSITIONS | {"intermediate_size": 64}),
-    "hyperclovax": (transformers.HyperCLOVAXConfig, GATED | {"logits_scaling": 4.0}),
-}
 
+# Stand-ins for templates that LLMs bring
+INST = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{% set messages = messages[1:] %}{% endif %}"
+    "{% for message in messages %}{% if message.role == 'user' %}[INST] {{ message.content | trim }} [/INST]"
+    "{% else %} {{ message.content | trim }} {{ eos_token }}{% endif %}{% endfor %}"
+)
 CHATML = """
 {%- if messages[0]['role'] != 'system' %}<|im_start|>system
 You help.<|im_end|>
@@ -74,7 +82,7 @@ def plain_config(family: str, **changes) -> transformers.PreTrainedConfig:
 
 def save(folder: Path, family: str, tied: bool = False, chat_template: str | None = None, **tokenizer) -> Path:
     """Saves an LLM and its tokenizer; `tokenizer` are arguments of tiny.llm_tokenizer."""
-    config_class, fields = (FAMILIES | REFUSED)[family]
+    config_class, fields = FAMILIES[family]
     return save_config(folder, config_class(**fields, tie_word_embeddings=tied), chat_template, **tokenizer)
 
 

@@ -21,6 +21,9 @@ from omnifusion_hf.build.chat_template import chat_template_for
 VIT = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3, "patch_size": 8}
 
 
+FAMILIES = ("clip", "siglip", "dinov2", "internvl", "swin")  # those with a fast path
+
+
 def encoder_config(family: str, image_size: int = 32):
     """A vision configuration of about 30 thousand parameters; 16 patches (Swin: 16) at 32 px."""
     if family == "dinov2":
@@ -106,6 +109,12 @@ def prompt(model_processor, *conversations, processor_kwargs: dict | None = None
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"} | options
     given = {"padding": True} | (processor_kwargs or {})
     return model_processor.apply_chat_template(list(conversations), processor_kwargs=given, **options)
+
+
+def answers(model, inputs, new_tokens: int = 6, **options) -> torch.Tensor:
+    """The ids that a model adds to a prompt, by default greedily."""
+    options = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False} | options
+    return model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
 
 
 def cached(cache) -> dict:

@@ -103,8 +103,7 @@ def test_training_compiles_with_the_same_gradients():
 
 
 def answer(model, inputs, **options) -> list[int]:
-    options |= {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
-    return model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :].tolist()
+    return tiny.answers(model, inputs, **options)[0].tolist()
 
 
 def test_static_cache_gives_the_tokens_of_the_dynamic_one_compiled_or_not():

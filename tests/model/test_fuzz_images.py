@@ -2,7 +2,6 @@
 thousand. `FUZZ_EXAMPLES=10000` looks longer, and elsewhere each time."""
 
 import os
-import zlib
 from io import BytesIO
 
 import numpy as np
@@ -13,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
-from pixels import SIDE, encoded, levels, processor
+from pixels import SIDE, encoded, levels, processor, with_right_checksums
 
 from omnifusion_hf.model.image_processing_omnifusion import CHANNELS, OVERSHOOT, UPRIGHT, load_image
 
@@ -154,16 +153,6 @@ def edited(data: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
         place %= len(data) + 1
         data = data[:place] + new + data[place + gone :]
     return data
-
-
-def with_right_checksums(png: bytes) -> bytes:
-    """A PNG whose decoder gets at the damage."""
-    fixed, place = png[:8], 8
-    while place + 12 <= len(png):
-        end = place + 8 + int.from_bytes(png[place : place + 4], "big")
-        fixed += png[place:end] + zlib.crc32(png[place + 4 : end]).to_bytes(4, "big")
-        place = end + 4
-    return fixed
 
 
 @fuzz(4)

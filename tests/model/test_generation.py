@@ -7,18 +7,15 @@ import tiny
 import torch
 import transformers
 from packaging.version import Version
+from tiny import answers
 from transformers import GenerationConfig, MistralForCausalLM
+from transformers.models.auto import modeling_auto
 
+from omnifusion_hf import OmniFusionForConditionalGeneration
 from omnifusion_hf.model.generation_omnifusion import SuppressSpecialTokens
 
 
 NEW_TOKENS = 6
-
-
-def answers(model, inputs, **options) -> torch.Tensor:
-    """New ids, without the prompt."""
-    options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False} | options
-    return model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +159,37 @@ def test_special_tokens_are_never_generated(kind, model, processor, monkeypatch)
     # control: hot samples do reach these tokens
     monkeypatch.setattr(SuppressSpecialTokens, "__call__", lambda self, input_ids, scores: scores)
     assert generated() & special
+
+
+@pytest.mark.parametrize("way", ["argument", "own GenerationConfig", "embeddings"])
+def test_the_ban_of_repeated_n_grams_may_leave_out_the_prompt(way, model, monkeypatch):
+    prompt, ban, hides_ids = torch.arange(30, 310).view(1, -1), {"no_repeat_ngram_size": 1}, way == "embeddings"
+
+    def answer(**fields) -> list[int]:
+        config = GenerationConfig(max_new_tokens=12, min_new_tokens=12, **fields)
+        if way == "own GenerationConfig":
+            return model.generate(prompt, config)[0, -12:].tolist()
+        monkeypatch.setattr(model, "generation_config", config)
+        given = {"inputs_embeds": model.get_input_embeddings()(prompt)} if hides_ids else {"input_ids": prompt}
+        return model.generate(**given, **fields and ban)[0, -12:].tolist()
+
+    anything, of_prompt = (
+        answer(),
+        set(range(30, 310)),
+    )  # control: the first token comes again, others are the prompt's
+    assert anything[0] in anything[1:] and of_prompt & set(anything)
+    outside = answer(**ban, no_repeat_ngram_in_prompt=False)
+    assert len(set(outside)) == len(outside) and of_prompt & set(outside)
+    for fields in (ban, ban | {"no_repeat_ngram_in_prompt": True}):
+        assert not of_prompt & set(answer(**fields)) or hides_ids
+
+
+def test_a_subclass_is_known_to_transformers_by_its_name():
+    """Trainer shifts smoothed labels, and the server gives images, by tables of class names."""
+    Mine = type("Mine", (OmniFusionForConditionalGeneration,), {})
+    for kind in ("CAUSAL", "MULTIMODAL"):
+        table = getattr(modeling_auto, f"MODEL_FOR_{kind}_LM_MAPPING_NAMES")
+        assert table["Mine"] == Mine.__name__ and "OmniFusionModel" not in table
 
 
 def test_places_without_images_are_refused(model, grid_processor):

@@ -3,9 +3,7 @@
 import base64
 import json
 import re
-import struct
 import threading
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -19,14 +17,14 @@ import tiny
 import torch
 from conversations import turn
 from PIL import Image, ImageFile
-from pixels import BACKGROUND, SIDE, channels_first, encoded, levels, noise, processor, stored_turned
+from pixels import BACKGROUND, SIDE, channels_first, declared_png, encoded, levels, noise, processor, stored_turned
 from transformers import AutoImageProcessor, CLIPImageProcessor, CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from omnifusion_hf import OmniFusionImageProcessor
 from omnifusion_hf.evaluation.questions import Question, opened
 from omnifusion_hf.evaluation.robustness.errors import thumbnail
 from omnifusion_hf.model import image_processing_omnifusion, views_omnifusion
-from omnifusion_hf.model.image_processing_omnifusion import load_image
+from omnifusion_hf.model.image_processing_omnifusion import images_per_prompt, load_image
 from omnifusion_hf.model.views_omnifusion import best_canvas, fit_inside
 from omnifusion_hf.serving import conversation
 from omnifusion_hf.training.conversations import SampleReader, open_images
@@ -98,6 +96,7 @@ def test_pad_and_grid_tiles_equal_pillow_in_every_pixel():
         canvas = channels_first(on_canvas(image, rows * SIDE, columns * SIDE))
         tiles = canvas.reshape(3, rows, SIDE, columns, SIDE).transpose(1, 3, 0, 2, 4).reshape(-1, 3, SIDE, SIDE)
         np.testing.assert_array_equal(levels(image, view_strategy="grid")[1:], tiles)
+        assert grid.get_number_of_image_patches(image.height, image.width) == 1 + len(tiles)
 
 
 def test_images_too_large_to_resize_whole_give_nearly_the_same_pixels(monkeypatch):
@@ -161,13 +160,6 @@ def test_transparency_stands_on_white_as_in_a_viewer():
     assert levels(image.convert("RGB"))[0][:, 16, -2].tolist() == [0, 0, 0]  # control: what Pillow alone does
 
 
-def declared_png(side: int) -> bytes:
-    """The header declares side x side pixels, all but one of which are missing."""
-    data = encoded(Image.new("1", (1, 1)), "PNG")
-    header = b"IHDR" + struct.pack(">II", side, side) + data[24:29]
-    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
-
-
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [13_000, 20_000])
 def test_decompression_bombs_are_refused_from_the_header(side, tmp_path, monkeypatch):
@@ -225,7 +217,6 @@ BAD_OPTIONS = {
     "do_resize must stay True": {"do_resize": False},
     "max_regions must be 0 or more": {"max_regions": -1},
     "region_context must be 0 or more": {"region_context": -0.5},
-    "Both take regions": {"view_strategy": "regions"},  # which are no strategy
 }
 
 
@@ -249,6 +240,19 @@ def test_a_batch_in_one_array_is_as_many_images():
     batch = np.stack([EIGHT_BIT, EIGHT_BIT[::-1]])
     for given in (batch, torch.from_numpy(batch).permute(0, 3, 1, 2), [batch], [PHOTO, batch[1]]):
         np.testing.assert_array_equal(levels(given), levels([PHOTO, Image.fromarray(batch[1])]))
+    grey = PHOTO.convert("L")
+    for given in ([np.asarray(grey)] * 2, np.stack([np.asarray(grey)] * 2)[..., None]):
+        np.testing.assert_array_equal(levels(given), levels([grey, grey]))
+
+
+def test_images_are_counted_per_prompt_where_they_are_nested_and_boxes_go_with_them():
+    assert images_per_prompt([[PHOTO, PHOTO], [], (EIGHT_BIT,)]) == [2, 0, 1]
+    assert images_per_prompt([PHOTO, PHOTO]) is images_per_prompt(np.stack([EIGHT_BIT] * 2)) is None
+    box = [0, 0, 9, 9]
+    nested = pixels([[PHOTO, PHOTO], [PHOTO]], regions=[[[], [box]], [[box]]])
+    np.testing.assert_array_equal(nested, pixels([PHOTO] * 3, regions=[[], [box], [box]]))
+    with pytest.raises(ValueError, match=r"\[1, 2\] lists of regions for \[2, 1\] images"):
+        pixels([[PHOTO, PHOTO], [PHOTO]], regions=[[[box]], [[], [box]]])
 
 
 def test_every_container_and_every_way_to_name_a_file_gives_the_same_pixels(tmp_path):

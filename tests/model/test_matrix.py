@@ -3,7 +3,8 @@
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
+import training_runs
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from omnifusion_hf.model.modeling_omnifusion_projector import PROJECTORS
 from omnifusion_hf.training.stages import apply_stage, part_of
@@ -34,14 +35,6 @@ def batch(processor, images=IMAGES, regions=None, answer: bool = False) -> dict:
     return tiny.prompt(processor, *chats, add_generation_prompt=not answer, processor_kwargs=options)
 
 
-def train_one_step(model, inputs: dict, folder):
-    apply_stage(model, "pretrain")
-    options = {"learning_rate": 0.01, "use_cpu": True, "report_to": "none", "save_strategy": "no"}
-    args = TrainingArguments(str(folder), max_steps=1, disable_tqdm=True, remove_unused_columns=False, **options)
-    sample = {**inputs, "labels": inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)}
-    Trainer(model, args, train_dataset=[sample], data_collator=lambda samples: samples[0]).train()
-
-
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("encoders", ENCODERS, ids=len)
 @pytest.mark.parametrize("projector_type", PROJECTORS)
@@ -54,18 +47,20 @@ def test_every_mix_builds_trains_saves_loads_and_generates(projector_type, encod
     assert image_tokens == [views * model.config.image_seq_length for views in num_views]
 
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    train_one_step(model, batch(processor, regions=regions, answer=True), tmp_path / "run")
-    model.eval().save_pretrained(tmp_path / "saved")
-    processor.save_pretrained(tmp_path / "saved")
-    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "saved")
-    after = loaded.state_dict()
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    apply_stage(model, "pretrain")
+    sample = batch(processor, regions=regions, answer=True)
+    labels = sample["input_ids"].masked_fill(sample["attention_mask"] == 0, -100)
+    training_runs.step(model, {**sample, "labels": labels})
+    model.eval().save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    changed = training_runs.changed(before, loaded.state_dict())
     adapter = {name for name in before if part_of(name) == "multi_modal_projector"}
     # softmax does not see a bias that is the same for every key
     assert adapter - changed <= {name for name in adapter if name.endswith("k_proj.bias")}
     assert changed - adapter == {"model.language_model.embed_tokens.weight"}
 
-    processor = AutoProcessor.from_pretrained(tmp_path / "saved")
+    processor = AutoProcessor.from_pretrained(tmp_path)
     inputs = batch(processor, regions=regions)
     with torch.no_grad():
         logits = loaded(**inputs).logits

@@ -1,6 +1,5 @@
 """The model: assembled from parts, resized, placed on devices, with any attention; forward's contracts."""
 
-import copy
 import re
 from functools import partial
 
@@ -12,8 +11,10 @@ import tiny
 import torch
 import transformers
 from accelerate import dispatch_model, infer_auto_device_map
+from llms import assembled
 from packaging.version import Version
-from transformers import AutoModel, AutoModelForCausalLM, Trainer, TrainingArguments
+from training_runs import loss_and_gradients
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from omnifusion_hf import OmniFusionConfig, OmniFusionForConditionalGeneration, OmniFusionModel, OmniFusionProcessor
 from omnifusion_hf.inference import TINY, load
@@ -22,31 +23,17 @@ from omnifusion_hf.training.loss import loss_of_answers
 from omnifusion_hf.training.preprocessing import ConversationEncoder
 
 
-FAMILIES, LAYER = ["clip", "siglip", "dinov2", "internvl", "swin"], {"swin": -1}
-
-
 @pytest.fixture
 def inputs(processor) -> dict:
     return tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
 
 
-def assembled(parts, vision: str = "clip", text: str = "llm", **options) -> OmniFusionForConditionalGeneration:
-    torch.manual_seed(3)
-    return OmniFusionForConditionalGeneration.from_vision_text_pretrained(
-        [parts / vision], parts / text, vision_feature_layer=LAYER.get(vision, -2), **options
-    )
-
-
-@pytest.mark.parametrize("vision", [*FAMILIES, "two_towers"])
-def test_assembling_keeps_the_weights_of_every_encoder_family_and_its_normalisation(vision, parts):
-    model, source = assembled(parts, vision), AutoModel.from_pretrained(parts / vision)
-    theirs = getattr(source, "vision_model", source).state_dict()
-    for name, tensor in model.model.vision_tower.encoders[0].state_dict().items():
-        assert tensor.dtype is theirs[name].dtype and torch.equal(tensor, theirs[name]), name
-    layer = {"vision_feature_layer": LAYER.get(vision, -2)}
-    processor = OmniFusionProcessor.from_vision_text_pretrained([parts / vision], parts / "llm", **layer)
-    inputs = tiny.prompt(processor, [tiny.user(tiny.image(), "What?")])
-    assert torch.isfinite(model(**inputs).logits).all()
+@pytest.mark.parametrize("vision", ["clip", "swin", "two_towers"])
+def test_an_assembled_model_has_the_normalisation_of_its_processor_and_of_the_encoders_own_if_there_is_one(
+    vision, parts
+):
+    model = assembled(parts / vision, parts / "llm")
+    processor = OmniFusionProcessor.from_vision_text_pretrained([parts / vision], parts / "llm")
     mean = model.config.vision_config.image_normalizations[0]["image_mean"]
     assert list(processor.image_processor.image_mean) == mean
     assert (mean == [0.1, 0.2, 0.3]) == (vision == "two_towers")  # whose folder has an image processor
@@ -117,9 +104,8 @@ ATTENTION = [
 
 @pytest.fixture(scope="module")
 def two_encoder_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two_encoders")
-    tiny.model(tiny.config(("clip", "siglip"), projector_type="transformer")).save_pretrained(folder)
-    return folder
+    two = {"encoders": ("clip", "siglip"), "projector_type": "transformer"}
+    return conversations.write_model(tmp_path_factory.mktemp("two_encoders"), **two)
 
 
 @torch.no_grad()
@@ -167,20 +153,11 @@ def test_a_model_spread_over_places_gives_the_same_logits(model, inputs, tmp_pat
     torch.testing.assert_close(spread(**inputs).logits, model(**inputs).logits, rtol=0, atol=1e-6)
 
 
-def gradients(model, inputs) -> dict[str, torch.Tensor]:
-    """And the loss."""
-    model.zero_grad()
-    loss = model(**inputs, labels=inputs["input_ids"]).loss
-    loss.backward()
-    named = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    return copy.deepcopy(named) | {"loss": loss}
-
-
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("encoders", [("clip", "dinov2"), ("siglip", "internvl")])
 def test_gradient_checkpointing_changes_neither_loss_nor_gradients(encoders, use_reentrant, inputs):
     model = tiny.model(tiny.config(encoders, projector_type="transformer", projector_dropout=0.0)).train()
-    plain = gradients(model, inputs)
+    plain = loss_and_gradients(model, **inputs, labels=inputs["input_ids"])
     tiny.checkpoint_activations(model, {"use_reentrant": use_reentrant})
     if use_reentrant:
         model.enable_input_require_grads()
@@ -188,7 +165,8 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(encoders, use
     mlps = [module for name, module in model.named_modules() if name.endswith("layers.0.mlp")]
     for mlp in mlps:
         mlp.register_forward_pre_hook(lambda mlp, _: recomputed.append(mlp))
-    torch.testing.assert_close(gradients(model, inputs), plain, rtol=1e-4, atol=1e-6)
+    again = loss_and_gradients(model, **inputs, labels=inputs["input_ids"])
+    torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-6)
     assert len(mlps) == 2 and [recomputed.count(mlp) for mlp in mlps] == [2, 2]  # control: run again in backward
 
 
@@ -211,19 +189,19 @@ def test_embeddings_for_ids_and_states_of_the_headless_base_give_the_same_logits
 
 def test_mixed_parts_reload_in_the_dtype_of_the_llm(parts, tmp_path):
     """A float32 encoder must not make a bfloat16 LLM reload in float32."""
-    model = assembled(parts, text="llm_bf16")
+    model = assembled(parts / "clip", parts / "llm_bf16")
     llm = AutoModelForCausalLM.from_pretrained(parts / "llm_bf16").model.layers.state_dict()
     for name, tensor in model.model.language_model.layers.state_dict().items():
         assert tensor.dtype is torch.bfloat16 and torch.equal(tensor, llm[name])
     model.save_pretrained(tmp_path)
     reloaded = OmniFusionForConditionalGeneration.from_pretrained(tmp_path)
     assert reloaded.config.dtype == torch.bfloat16 == reloaded.get_input_embeddings().weight.dtype
-    assert assembled(parts).dtype == torch.float32  # control
+    assert assembled(parts / "clip", parts / "llm").dtype == torch.float32  # control
 
 
 @pytest.mark.parametrize("dtype, of_images", [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)])
 def test_assembling_in_a_dtype_casts_every_part_but_encoders_and_adapter_to_float16(dtype, of_images, parts):
-    model = assembled(parts, dtype=dtype)
+    model = assembled(parts / "clip", parts / "llm", dtype=dtype)
     for name, parameter in model.named_parameters():
         assert parameter.dtype is (of_images if re.search("vision_tower|multi_modal_projector", name) else dtype), name
 

@@ -130,6 +130,16 @@ def test_the_attention_adapter_reads_both_sequences_with_trained_queries():
     torch.testing.assert_close(projector([*layers[0], *layers[1]]), expected, rtol=1e-4, atol=1e-5)
 
 
+WIDTHS = {"mlp": None, "transformer": 2 * 32, "concatenation": 32, "summation": None, "attention": 40}
+
+
+@pytest.mark.parametrize("projector_type", WIDTHS)
+def test_heads_divide_the_width_of_all_encoders_of_one_or_of_the_llm(projector_type):
+    config = tiny.config(("clip", "dinov2"), projector_type=projector_type)
+    config.text_config.hidden_size = 40
+    assert PROJECTORS[projector_type].attention_width(config) == WIDTHS[projector_type]
+
+
 def test_layers_are_taken_one_at_a_time_and_let_go():
     alive = []
 

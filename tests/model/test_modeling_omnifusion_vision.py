@@ -7,6 +7,7 @@ from multiprocessing.reduction import ForkingPickler
 import pytest
 import tiny
 import torch
+from tiny import FAMILIES
 from torch import nn
 from transformers import AutoModel
 
@@ -16,7 +17,6 @@ from omnifusion_hf.model.encoder_families_omnifusion import family_of
 from omnifusion_hf.model.modeling_omnifusion_vision import each_layer, logger, use_attention_that_takes_float32
 
 
-FAMILIES = ["clip", "siglip", "dinov2", "internvl", "swin"]
 FAMILY_LAYERS = [(family, layer) for family in FAMILIES[:-1] for layer in (-1, -2, 1, 0)] + [("swin", -1)]
 
 
@@ -94,6 +94,29 @@ def test_all_layers_of_all_encoders_come_in_order_as_they_are_computed():
     assert output.last_features[0] is output.features[2] and output.last_features[1] is output.features[5]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("layers", ["all", [-1, -1, -1]])
+@pytest.mark.parametrize("by_config", [False, True], ids=["call", "configuration"])
+def test_hidden_states_are_the_first_embeddings_then_the_blocks_of_all_encoders(by_config, layers):
+    same = {"image_normalizations": [{"image_mean": [0.5] * 3, "image_std": [0.5] * 3}] * 3}
+    encoders = [full_encoder(family, seed=seed) for seed, family in enumerate(("clip", "siglip", "siglip"))]
+    tower, asked = tower_of(encoders, layers, **same), {"output_hidden_states": True}
+    first, second, third = (encoder(views(), **asked).hidden_states for encoder in encoders)
+    tower.config.output_hidden_states = by_config
+    found = tower(views(), **({} if by_config else asked))
+    for ours, theirs in zip(found.hidden_states, (*first, *second[1:], *third[1:]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert found.attentions is None and tower(views(), output_hidden_states=False).hidden_states is None
+
+
+def test_an_encoder_is_in_training_mode_where_it_trains_and_no_block_of_any_is_split_over_devices():
+    tower = tower_of([full_encoder("clip"), full_encoder("dinov2")], [-1, -1]).requires_grad_(False)
+    tower.encoders[1].encoder.layer[0].mlp.fc1.weight.requires_grad_(True)
+    assert [part.training for part in (tower.train(), *tower.encoders)] == [True, False, True]
+    assert not any(module.training for module in tower.train(False).modules())
+    assert tower._no_split_modules >= {"CLIPEncoderLayer", "Dinov2Layer"}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_inputs_of_every_family_can_be_made_to_require_gradients(family):
     """What transformers does for LoRA with activation checkpointing."""
@@ -149,24 +172,10 @@ def test_a_second_encoder_gets_the_views_resized_and_renormalised():
     assert not torch.allclose(features, not_normalised, atol=1e-2)
 
 
-class IntegerLinear(nn.Module):
-    """A quantised layer as libraries make them: a uint8 `weight`, scaled back when it computes."""
-
-    def __init__(self, linear: nn.Linear):
-        super().__init__()
-        self.scale = linear.weight.abs().max() / 127
-        integers = (linear.weight / self.scale + 128).round().to(torch.uint8)
-        self.weight, self.bias = nn.Parameter(integers, requires_grad=False), linear.bias
-
-    def forward(self, hidden_states):
-        weight = (self.weight.to(hidden_states.dtype) - 128) * self.scale.to(hidden_states.dtype)
-        return nn.functional.linear(hidden_states, weight, self.bias)
-
-
-def in_integers(model):
-    for part in (model.model.vision_tower, model.model.multi_modal_projector):
-        for name, linear in [(name, child) for name, child in part.named_modules() if isinstance(child, nn.Linear)]:
-            part.set_submodule(name, IntegerLinear(linear))
+def add_integers(model):
+    """As quantising libraries leave it: the first parameter of each part holds packed integers."""
+    for part in (*model.model.vision_tower.encoders, model.model.multi_modal_projector):
+        part.register_parameter("packed", nn.Parameter(torch.ones(1, dtype=torch.uint8), requires_grad=False))
 
 
 CHANGES = {
@@ -175,7 +184,7 @@ CHANGES = {
     "to float16": lambda model: model.half(),
     "tower to bfloat16": lambda model: model.model.vision_tower.bfloat16(),
     "adapter to bfloat16": lambda model: model.model.multi_modal_projector.bfloat16(),
-    "to integers": in_integers,
+    "with integers": add_integers,
 }
 
 

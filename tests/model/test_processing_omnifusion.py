@@ -13,7 +13,8 @@ from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 from omnifusion_hf import OmniFusionProcessor, add_special_tokens
 from omnifusion_hf.build.chat_template import chat_template_for
 from omnifusion_hf.inference import TINY
-from omnifusion_hf.model.processing_omnifusion import ESCAPE, TokenCount
+from omnifusion_hf.model.processing_omnifusion import ESCAPE, TokenCount, escape
+from omnifusion_hf.model.views_omnifusion import views_per_image
 
 
 SPECIALS = ["<image>", "<img_start>", "<img_end>", "<user>", "<bot>", "</s>", "<s>"]
@@ -27,8 +28,27 @@ def test_a_count_of_tokens_is_printed_for_each_image_and_in_all():
     assert str(TokenCount([5, 1], 576)) == both
 
 
+def test_an_image_is_written_as_its_placeholders_between_the_marks(processor):
+    views = {"image_view_index": np.array([0, 1, 2, 0])}
+    for image, count in enumerate((3 * 16, 16)):
+        assert processor.replace_image_token(views, image) == f"<img_start>{'<image>' * count}<img_end>"
+
+
+def test_one_size_counts_as_a_list_of_one_and_options_of_other_parts_do_not_count(processor):
+    grid = processor.count_tokens((40, 60), view_strategy="grid", regions=BOXES[0])
+    options = {"images_kwargs": {"view_strategy": "grid", "regions": BOXES[:1]}, "padding": "longest"}
+    assert grid == processor.count_tokens([(40, 60)], **options) and grid.share is None
+    assert [count.views for count in (grid, processor.count_tokens((40, 60)))] == [[7], [1]]  # right: control
+    assert processor.count_tokens([]).total == 0
+    assert processor._get_num_multimodal_tokens().num_image_tokens is None
+    for shapes in ([(40, 60, 3), (40, 60, 3)], (40, 60, 3), np.zeros((4, 4))):
+        with pytest.raises(ValueError, match=r"image_sizes are \(height, width\) of each image"):
+            processor.count_tokens(shapes)
+
+
 BOXES = [[(0, 0, 9, 9), (20, 3, 40, 20)], [], [(0, 0, 5, 5)], []]
-OPTIONS = [{}, {"regions": BOXES}, {"view_strategy": "grid"}, {"regions": BOXES, "view_strategy": "grid"}]
+GRID = {"view_strategy": "grid", "grid_canvases": [[1, 2], [2, 2], [3, 1]]}
+OPTIONS = [{}, {"regions": BOXES}, GRID, {"regions": BOXES} | GRID]
 MODELS = [{"encoders": (family,)} for family in ("siglip", "dinov2", "internvl", "swin")]
 TWO = {"encoders": ("clip", "dinov2"), "projector_type": "transformer"}
 
@@ -47,7 +67,10 @@ def test_one_place_counts_for_prompts_plans_engines_and_features(parts):
         features = model.get_image_features(views, index).pooler_output
         assert count.tokens == [len(row) for row in inputs.input_ids]
         assert count.image_tokens == planned.num_image_tokens == [len(tokens) for tokens in features]
-        assert count.views == planned.num_image_patches and sum(count.views) == len(views)
+        assert count.views == planned.num_image_patches == views_per_image(index) and sum(count.views) == len(views)
+        of_one = [options | {"regions": options.get("regions", [[]] * 4)[image]} for image in range(4)]
+        patches = ours.image_processor.get_number_of_image_patches
+        assert count.views == [patches(*size, given) for size, given in zip(SIZES, of_one)]
         assert count.total == sum(count.tokens) and count.share == count.total / 100
         totals.add(count.total)
     assert len(totals) == 4
@@ -87,10 +110,6 @@ def test_whatever_stands_for_an_image_goes_with_a_prompt_and_into_a_chat(process
             assert torch.equal(inputs["pixel_values"], expected), type(source)
         alone = processor(text="<image>", images=source, return_tensors="pt")
         assert torch.equal(alone["pixel_values"], expected[:1]), type(source)
-    grey = np.asarray(image.convert("L"))
-    expected = processor.image_processor([image.convert("L")] * 2, return_tensors="pt").pixel_values
-    for pair in ([grey, grey], np.stack([grey, grey])[..., None]):
-        assert torch.equal(processor(text="<image><image>", images=pair, return_tensors="pt").pixel_values, expected)
 
 
 def test_truncation_never_cuts_an_image_and_drops_none_silently(processor):
@@ -117,6 +136,23 @@ def test_a_key_of_a_message_or_part_that_nothing_reads_is_refused_by_name(messag
     with pytest.raises(ValueError, match=f"`{name}` would be lost"):
         tiny.prompt(processor, [{"role": "user", "content": "Hi"} | message])
     tiny.prompt(processor, [{"role": "user", "content": "Hi", "note": "harmless"}])  # control
+
+
+def test_a_text_that_could_complete_a_token_at_either_end_is_escaped_there():
+    tokens = ["<img_start>", "<bot>"]
+    given = {"img_start>": (1, 0), "bot> ": (1, 0), "<img_start": (0, 1), " <": (0, 1), "> a token ends <": (1, 1)}
+    for text, (before, after) in given.items():
+        assert escape(text, tokens) == ESCAPE * before + text + ESCAPE * after
+    assert escape("a < b, and b > c: neither", tokens) == "a < b, and b > c: neither"  # control: far from both ends
+
+
+def test_the_mask_of_answers_covers_them_and_their_ends_alone(processor):
+    first = [tiny.user(tiny.image(), "What?"), tiny.assistant("A sky.")]
+    second = [tiny.user("And?"), tiny.assistant("Grass.")]
+    options = {"add_generation_prompt": False, "return_assistant_tokens_mask": True}
+    batch = tiny.prompt(processor, first + second, second, **options)
+    answers = [ids[mask.bool()] for ids, mask in zip(batch.input_ids, batch.assistant_masks, strict=True)]
+    assert processor.batch_decode(answers, skip_special_tokens=False) == ["A sky.</s> Grass.</s>", "Grass.</s>"]
 
 
 def test_the_escape_character_itself_cannot_be_used_to_smuggle(processor):

@@ -16,10 +16,6 @@ from omnifusion_hf.inference import TINY
 
 IMAGE, QUESTION, ANSWER = tiny.image(), "What colour is the sky?", "The sky is blue."
 CHAT = [tiny.user(IMAGE, QUESTION)]
-INST = (
-    "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}[INST] {{ message.content }} [/INST]"
-    "{% else %} {{ message.content }}{{ eos_token }}{% endif %}{% endfor %}"
-)
 # kind -> ids of CHAT and of the prompt for its answer: before the image's tokens, their number, after them
 SKY = [371, 323, 397, 355, 308, 309, 318, 262]
 INST_IDS = [301, 94, 265, 81, 86, 266, 96]
@@ -35,7 +31,7 @@ GOLDEN = {
 def processors(parts, tmp_path_factory) -> dict[str, OmniFusionProcessor]:
     """Saved and loaded again, as users have them."""
     folder = tmp_path_factory.mktemp("processors")
-    llm = llms.save(folder / "llm", "llama", chat_template=INST, add_bos=True)
+    llm = llms.save(folder / "llm", "llama", chat_template=llms.INST, add_bos=True)
     for kind in ("omnifusion", "own"):
         processor = OmniFusionProcessor.from_vision_text_pretrained([str(parts / "clip")], str(llm), kind)
         processor.save_pretrained(folder / kind)

@@ -1,5 +1,6 @@
 """Quantised loading, bitsandbytes and torchao: the LLM alone, whatever else the caller keeps whole."""
 
+import conversations
 import pytest
 import tiny
 import torch
@@ -30,9 +31,7 @@ def folder(tmp_path_factory):
     """A model whose LLM is 64 wide: 4-bit weights come in blocks of 64."""
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     text = MistralConfig(**sizes, num_key_value_heads=4, vocab_size=512, initializer_range=0.2)
-    folder = tmp_path_factory.mktemp("model")
-    tiny.model(tiny.config(text=text)).save_pretrained(folder)
-    return folder
+    return conversations.write_model(tmp_path_factory.mktemp("model"), text=text)
 
 
 def linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -60,7 +59,7 @@ def test_the_llm_alone_is_quantised_and_a_list_of_ones_own_is_added(method, skip
     assert quantised(model) == llm == {f"model.{name}" for name in quantised(headless)} != set()
     assert wanted.to_dict() == before  # the caller's object is as it was
     inputs = tiny.prompt(tiny.processor(model.config), [tiny.user(tiny.image(), "What?")])
-    assert model.generate(**inputs, max_new_tokens=2).shape[1] == inputs["input_ids"].shape[1] + 2
+    assert tiny.answers(model, inputs, 2).shape == (1, 2)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert quantised(loaded) == llm

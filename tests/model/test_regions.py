@@ -11,8 +11,6 @@ from PIL import Image
 from pixels import BACKGROUND, SIDE, channels_first, levels, noise, processor, stored_turned
 from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor, pipeline
 
-from omnifusion_hf.model.views_omnifusion import views_per_image
-
 
 def test_a_region_is_cut_from_the_images_own_pixels():
     """Not from the whole view: a region of S x S pixels without context is the image's pixels, unchanged."""
@@ -67,17 +65,6 @@ def test_output_of_a_detection_pipeline_is_taken_as_it_is():
     np.testing.assert_array_equal(levels(images[0], regions=found[0])[1:], views[:3])
 
 
-def test_sizes_alone_tell_the_views():
-    """The plan has as many views as there are pixels for, whatever options the call has."""
-    sizes, regions = [(40, 60), (100, 30)], [[(0, 0, 9, 9)], []]
-    options = {"regions": regions, "view_strategy": "grid", "size": {"height": 16, "width": 16}}
-    index = processor()([tiny.image(size=size) for size in sizes], **options, return_tensors="np").image_view_index
-    counts = [len(views) for views in processor().plan_views(sizes, **options)]
-    assert views_per_image(index) == counts
-    for size, boxes, count in zip(sizes, regions, counts):
-        assert processor().get_number_of_image_patches(*size, options | {"regions": boxes}) == count
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_regions_are_in_pixels_of_the_image_as_a_viewer_shows_it(orientation):
     upright, regions = tiny.image(size=(40, 60)), [[[35, 3, 50, 12]]]
@@ -119,12 +106,3 @@ def test_images_and_regions_go_to_the_processor_nested_flat_among_the_image_opti
     assert flat.image_view_index.tolist() == [0, 1, 2, 0, 1] and same(flat, nested)
     single = tiny.prompt(processor, chat[0], processor_kwargs={"regions": BOXES[0]})
     assert single.image_view_index.tolist() == [0, 1, 2]
-
-
-def test_one_size_counts_as_a_list_of_one():
-    ours = tiny.processor(tiny.config())
-    assert ours.count_tokens((40, 60), regions=BOXES[0]) == ours.count_tokens([(40, 60)], regions=BOXES[:1])
-    for shapes in ([(40, 60, 3), (40, 60, 3)], (40, 60, 3), np.zeros((4, 4))):
-        with pytest.raises(ValueError, match=r"image_sizes are \(height, width\) of each image"):
-            ours.count_tokens(shapes)
-    assert ours.count_tokens([]).total == 0 and ours.count_tokens((40, 60)).share is None

@@ -20,8 +20,9 @@ CANVASES = [[1, 2], [2, 1], [2, 2], [1, 3], [3, 1]]
 SIDE = 32
 
 
-# (height, width) from 1 to 400 pixels, thin ones included
+# (height, width) from 1 to 400 pixels, thin ones included; huge ones
 SIZES = np.exp(np.random.default_rng(0).uniform(0, np.log(400), (200, 2))).astype(int).tolist()
+SIZES += [(4, 20_000), (20_000, 4), (1, 1), (10**6, 10**6), (1, 10**9)]
 
 
 def test_boxes_are_these_numbers():
@@ -50,7 +51,7 @@ def test_between_the_whole_image_and_its_regions_tiles_cover_it_without_overlap(
         np.testing.assert_allclose(grid[:, 1:, 0], grid[:, :-1, 2])  # a tile begins where its left neighbour ends
         np.testing.assert_allclose(grid[1:, :, 1], grid[:-1, :, 3])
         assert grid[0, 0, 0] <= 0 and grid[0, 0, 1] <= 0
-        assert grid[-1, -1, 2] >= size[1] - 1e-9 and grid[-1, -1, 3] >= size[0] - 1e-9
+        assert grid[-1, -1, 2] >= size[1] * (1 - 1e-12) and grid[-1, -1, 3] >= size[0] * (1 - 1e-12)
 
 
 def test_the_best_canvas_shows_most_of_the_image():
@@ -63,13 +64,8 @@ def test_the_best_canvas_shows_most_of_the_image():
         assert all(shown(size, best) >= shown(size, canvas) for canvas in CANVASES)
 
 
-def test_views_of_huge_and_thin_images_are_bounded():
-    for size in [(4, 20_000), (20_000, 4), (1, 1), (10**6, 10**6), (1, 10**9)]:
-        assert len(image_views(size, "grid", "crop", CANVASES, SIDE)) <= 1 + 4
-
-
 def test_bad_input_is_named():
-    bad = {"0 x 5 pixels": ((0, 5), "whole", "crop"), "view_strategy `tiles`": ((5, 5), "tiles", "crop")}
+    bad = {"0 x 5 pixels": ((0, 5), "whole", "crop"), "view_strategy `regions`": ((5, 5), "regions", "crop")}
     bad["image_fit `stretch`"] = ((5, 5), "whole", "stretch")
     for said, given in bad.items():
         with pytest.raises(ValueError, match=said):
@@ -106,7 +102,8 @@ def test_regions_are_sorted_by_score_or_else_in_reading_order_and_capped():
 A, B = [0, 0, 9, 9], {"score": 1.0, "label": "x", "box": {"xmin": 0, "ymin": 0, "xmax": 5, "ymax": 5}}
 BAD_BOXES = {
     "empty or reversed": [[10, 10, 10, 20], [10, 30, 20, 20]],
-    "outside the image of 100 x 50": [[200, 0, 210, 10], [0, -20, 10, 0]],
+    # these touch its four edges
+    "outside the image of 100 x 50": [[100, 0, 110, 10], [0, 50, 10, 60], [-10, 0, 0, 10], [0, -20, 10, 0]],
     "left and right times 100, top and bottom times 50": [[0.1, 0.2, 0.5, 1.0]],
     "not finite": [[0, 0, np.nan, 10], [0, 0, np.inf, 10], B | {"score": np.nan}],
     "is not a box": [[0, 0, 10], ["a", 0, 10, 10], B["box"]],

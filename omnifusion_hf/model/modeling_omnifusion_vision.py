@@ -168,7 +168,8 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
         encoder = self.encoders[index]
         use_attention_that_takes_float32(encoder)
         views = self._views_for(index, pixel_values).to(encoder.dtype)
-        if encoder.training and not views.requires_grad:  # reentrant checkpointing of blocks needs it
+        # Reentrant checkpointing of trained blocks needs it; a compiled graph cannot have it.
+        if encoder.training and not (views.requires_grad or torch.compiler.is_compiling()):
             views = views.detach().requires_grad_()
         can_stream = family_of(encoder.config).blocks is not None
         if self.every_layer and can_stream and not any(recorded.values()):

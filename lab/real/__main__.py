@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from . import easy_vqa, emoji, encoder, llm, model
+from . import easy_vqa, emoji, encoder, llm, model, retrieval
 
 
 app = typer.Typer(help=__doc__, add_completion=False)
@@ -29,6 +29,13 @@ def train(projector: Projector = "mlp"):
 def measure(projector: Projector = "mlp"):
     """Answer the whole test split of easy-VQA, also with wrong images."""
     print(model.measure(projector))
+
+
+@app.command(name="retrieval")
+def nearest():
+    """Name emoji in unseen styles by the nearest drawing, for each layer of the encoder alone."""
+    for layer, accuracy in enumerate(retrieval.accuracies()):
+        print(f"layer {layer}: {accuracy:.3f}")
 
 
 @app.command()

@@ -40,7 +40,7 @@ from .sharding import half_precision, is_sharded
 
 
 SHARD_BYTES = 2**29  # the most that a killed run loses
-NOT_OF_FEATURES = ("max_image_pixels", "dtype", "transformers_version", "_name_or_path")
+NOT_OF_FEATURES = ("max_image_pixels", "resize_backend", "dtype", "transformers_version", "_name_or_path")
 
 
 def cached_dataset(

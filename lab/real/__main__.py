@@ -1,15 +1,16 @@
 """A model of pretrained parts, step by step: parts, train, measure, export; and the shipped one: demo. Each is done
 once and continues where it was interrupted."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from . import easy_vqa, emoji, encoder, llm, model, retrieval
+from . import easy_vqa, emoji, encoder, llm, model, photographs, retrieval
 
 
 app = typer.Typer(help=__doc__, add_completion=False)
-Projector = Annotated[str, typer.Argument(help="The adapter: mlp or summation.")]
+Name = Annotated[str, typer.Argument(help=f"One of {', '.join(model.VARIANTS)}.")]
 
 
 @app.command()
@@ -20,15 +21,15 @@ def parts():
 
 
 @app.command()
-def train(projector: Projector = "mlp"):
+def train(name: Name = "mlp"):
     """Assemble a model and train both stages; continues where it was interrupted."""
-    print(model.train(projector))
+    print(model.train(name))
 
 
 @app.command()
-def measure(projector: Projector = "mlp"):
-    """Answer the whole test split of easy-VQA, also with wrong images."""
-    print(model.measure(projector))
+def measure(name: Name = "mlp"):
+    """Answer all test questions, those of easy-VQA also with other images."""
+    print(*model.measure(name))
 
 
 @app.command(name="retrieval")
@@ -39,9 +40,15 @@ def nearest():
 
 
 @app.command()
-def export():
-    """Write the trained weights of mlp to the repository."""
-    model.export()
+def export(name: Name = "both"):
+    """Write the trained weights of mlp or both to the repository."""
+    model.export(name)
+
+
+@app.command(name="photographs")
+def photos(output: Annotated[Path, typer.Option(help="PNG file.")] = Path("photographs.png")):
+    """Draw what the shipped model says about photographs of installed packages."""
+    print(*photographs.draw(model.shipped(), output), sep="\n")
 
 
 @app.command()

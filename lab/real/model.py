@@ -1,23 +1,40 @@
-"""The model of real parts: assembled, trained by both recipes, asked the whole test split, and shipped as LoRA weights
+"""The models of real parts: assembled, trained by both recipes, asked all test questions, and shipped as LoRA weights
 without their parts."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from shutil import copy, copytree, ignore_patterns
 
 from safetensors.torch import load_file, save_file
 
 from omnifusion_hf.cli import main
-from omnifusion_hf.io import SUMMARY, staged_folder
+from omnifusion_hf.io import SUMMARY, staged_folder, write_whole
 
-from . import easy_vqa, encoder, llm
+from . import easy_vqa, emoji, encoder, llm
 from .packages import REAL
 
 
 RECIPES = Path(__file__).parent / "recipes"
-SHIPPED = Path(__file__).parent / "weights"  # of `mlp`
+SHIPPED = Path(__file__).parent / "weights"
 LORA = "adapter_config.json", "adapter_model.safetensors"
-LAYERS = {"mlp": ("--layer", 9)}  # the upper layers were tuned for saliency; summation reads all
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`things`: whether it learns emoji beside easy-VQA. `layer`: what the adapter reads, if not all: the upper layers
+    were tuned for saliency."""
+
+    projector: str
+    layer: int | None = None
+    things: bool = False
+
+
+VARIANTS = {"mlp": Variant("mlp", 9), "summation": Variant("summation"), "both": Variant("mlp", 9, things=True)}
+QUESTIONS = {  # of each benchmark: file of questions -> what it is asked about
+    "easy_vqa": ("test", "swapped"),
+    "emoji": ("names", "categories"),
+}
 
 
 def omnifusion(*words):
@@ -26,48 +43,68 @@ def omnifusion(*words):
         raise SystemExit(code)
 
 
-def assembled(projector: str) -> Path:
-    folder = REAL / projector / "assembled"
+def images_of(benchmark: str) -> Path:
+    return easy_vqa.source() if benchmark == "easy_vqa" else emoji.FOLDER
+
+
+def assembled(name: str) -> Path:
+    folder, variant = REAL / name / "assembled", VARIANTS[name]
     if not folder.exists():
         parts = "--vision", f"dinov2-s={encoder.convert()}", "--text", llm.convert()
-        settings = "--projector", projector, "--image-size", 112, "--chat-template", "own"
-        omnifusion("build", *parts, *settings, *LAYERS.get(projector, ()), "-o", folder)
+        settings = "--projector", variant.projector, "--image-size", 112, "--chat-template", "own"
+        layer = () if variant.layer is None else ("--layer", variant.layer)
+        omnifusion("build", *parts, *settings, *layer, "-o", folder)
     return folder
 
 
-def train(projector: str) -> Path:
+def data_of(stage: str, things: bool) -> list[str]:
+    """The settings of a stage's data. Emoji have names and categories in both stages."""
+    path, images = easy_vqa.write() / f"{stage}.json", easy_vqa.source()
+    if not things:
+        return [f"data_path={path}", f"image_folder={images}"]
+    sources = [
+        {"path": str(path), "image_folder": str(images)},
+        {"path": str(emoji.write() / "train.json"), "image_folder": str(emoji.FOLDER)},
+    ]
+    path = REAL / f"{stage}_and_things.yaml"
+    write_whole(path, json.dumps({"sources": sources}))  # JSON is YAML
+    return [f"data_path={path}"]
+
+
+def train(name: str) -> Path:
     """The folder of stage 2, a LoRA run. Each stage continues where it was interrupted."""
-    start, data = assembled(projector), easy_vqa.write()
+    start = assembled(name)
     for stage in ("stage1", "stage2"):
-        folder = REAL / projector / stage
+        folder = REAL / name / stage
         if not (folder / SUMMARY).exists():
-            files = f"data_path={data / f'{stage}.json'}", f"image_folder={easy_vqa.source()}"
-            folders = f"output_dir={folder}", f"cache_vision_features={REAL / projector / 'features'}"
-            omnifusion("train", RECIPES / f"{stage}.yaml", f"model_name_or_path={start}", *files, *folders)
+            data = data_of(stage, VARIANTS[name].things)
+            folders = f"output_dir={folder}", f"cache_vision_features={REAL / name / 'features'}"
+            omnifusion("train", RECIPES / f"{stage}.yaml", f"model_name_or_path={start}", *data, *folders)
         start = folder
     return start
 
 
-def measure(projector: str) -> Path:
-    """Answers all questions of the test split, and all with another image of it, and prints the accuracies."""
-    trained, model = train(projector), REAL / projector / "model"
+def measure(name: str) -> list[Path]:
+    """Answers all test questions, those of easy-VQA also with other images, and prints the accuracies."""
+    trained, model, files = train(name), REAL / name / "model", []
     if not model.exists():
         omnifusion("merge", trained, "-o", model)
-    files = [REAL / projector / f"{name}.jsonl" for name in ("test", "swapped")]
-    for file in files:
-        data = "--data", easy_vqa.write() / f"{file.stem}.json", "--image-folder", easy_vqa.source()
-        omnifusion("ask", "--model", model, *data, "--max-new-tokens", 6, "-o", file)
-    omnifusion("report", *files, "-o", REAL / projector / "report")
-    return files[0]
+    for benchmark in ("easy_vqa", "emoji")[: 1 + VARIANTS[name].things]:
+        for questions in QUESTIONS[benchmark]:
+            files.append(REAL / name / f"{questions}.jsonl")
+            data = "--data", REAL / benchmark / f"{questions}.json", "--image-folder", images_of(benchmark)
+            omnifusion("ask", "--model", model, *data, "--max-new-tokens", 12, "-o", files[-1])
+    omnifusion("report", *files, "-o", REAL / name / "report")
+    return files
 
 
-def export(projector: str = "mlp"):
+def export(name: str):
     """Writes the trained weights alone, in half precision, to the repository."""
-    folder = train(projector)
+    folder = train(name)
     with staged_folder(SHIPPED) as part:
         config = json.loads((folder / LORA[0]).read_text(encoding="utf-8")) | {"base_model_name_or_path": "assembled"}
         (part / LORA[0]).write_text(json.dumps(config, indent=2), encoding="utf-8")
-        weights = {name: weight.half() for name, weight in load_file(folder / LORA[1]).items()}
+        weights = {key: weight.half() for key, weight in load_file(folder / LORA[1]).items()}
         save_file(weights, part / LORA[1], metadata={"format": "pt"})
 
 
@@ -75,11 +112,11 @@ def shipped() -> Path:
     """The whole model: the shipped weights added to the parts of the packages."""
     model = REAL / "model"
     if not model.exists():
-        base = assembled("mlp")
+        base = assembled("mlp")  # as "both"
         with staged_folder(REAL / "lora") as part:
             copytree(base, part, dirs_exist_ok=True, ignore=ignore_patterns("config.json", "*.safetensors"))
-            for name in LORA:
-                copy(SHIPPED / name, part)
+            for file in LORA:
+                copy(SHIPPED / file, part)
         omnifusion("merge", REAL / "lora", "--base", base, "-o", model)
     return model
 

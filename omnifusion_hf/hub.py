@@ -26,7 +26,7 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 NOT_UPLOADED = ["training_args.bin", "checkpoint-*"]
 LORA = "adapter_config.json"
 EMPTY = "[More Information Needed]"  # in the card that PEFT leaves in the folder of a LoRA run
-EVALUATION = "## Evaluation\n\nMeasured with lmms-eval.\n\n"  # followed by a table
+EVALUATION = "## Evaluation\n\nMeasured with lmms-eval or `omnifusion ask`.\n\n"  # followed by a table
 PYTHON_TEXT = r'"(?:[^"\\\n]|\\.)*"'
 USAGE = re.compile(
     rf"((?:AutoModelForImageTextToText|AutoProcessor)\.from_pretrained\(){PYTHON_TEXT}(?=, trust_remote_code=True)"
@@ -100,7 +100,7 @@ def render_card(folder: str | Path, facts: CardFacts, repo_id: str | None = None
         facts: licence, base models (default: those that `omnifusion build` noted, or the one of LoRA weights), data
             sets, languages, notes.
         repo_id: the name that the usage code loads; default: the folder.
-        scores: of lmms-eval, as `evaluation.results.read_scores` returns them.
+        scores: as `evaluation.results.read_scores` returns them.
     """
     folder = Path(folder)
     base, name = lora_base(folder), model_name(folder, repo_id)
@@ -147,7 +147,7 @@ def evaluation_section(results: list[EvalResult]) -> Markdown:
 def with_evaluation(text: str, section: Markdown) -> str:
     """Replaces the section of scores in a card's text, or adds it before the limits or at the end. If a person wrote a
     section on evaluation, the text stays as it is."""
-    ours = re.compile(re.escape(EVALUATION) + r"(\|.*\n?)+")
+    ours = re.compile(r"## Evaluation\n\nMeasured with lmms-eval.*\n\n(\|.*\n?)+")
     if ours.search(text):
         return ours.sub(lambda _: f"{section}\n", text)
     if re.search("^#+ Evaluation", text, re.MULTILINE):
@@ -213,7 +213,7 @@ def read_training(folder: Path) -> dict:
 
 
 def as_results(scores: Sequence) -> list[EvalResult]:
-    """Scores of lmms-eval as metadata of a card."""
+    """Scores as metadata of a card."""
     return [
         EvalResult("image-text-to-text", score.task, score.task, score.metric, round(score.value, 4))
         for score in scores

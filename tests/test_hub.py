@@ -18,6 +18,7 @@ from tiny import image
 
 from omnifusion_hf import OmniFusionForConditionalGeneration, hub
 from omnifusion_hf.cli import main
+from omnifusion_hf.evaluation.answers import Answer
 from omnifusion_hf.evaluation.results import read_scores
 from omnifusion_hf.inference import generate_text, load, prompts
 
@@ -114,6 +115,13 @@ def test_scores_are_added_to_a_card_and_new_ones_replace_the_old_of_their_task(f
     scores = card.text.partition("## Evaluation")
     assert scores[0].rstrip() + "\n\n## Limits" + scores[2].partition("## Limits")[2] == WRITTEN.split("---\n")[2]
     assert "0.5 |" not in card.text
+
+
+def test_scores_of_answers_are_put_into_a_card(folder, tmp_path):
+    answers = [Answer(str(i), "colour", "What?", [], ["red"], "red", score) for i, score in enumerate((1.0, 0.0, 1.0))]
+    (tmp_path / "answers.jsonl").write_text("".join(map(Answer.as_line, answers)))
+    assert main(["card", str(folder), "--results", str(tmp_path / "answers.jsonl")]) == 0
+    assert "| colour | exact_match | 0.6667 |" in ModelCard.load(folder / "README.md").text
 
 
 def test_the_card_of_a_conversion_keeps_its_facts_when_scores_are_added(folder, tmp_path):

@@ -95,6 +95,9 @@ def measure(name: str) -> list[Path]:
             data = "--data", REAL / benchmark / f"{questions}.json", "--image-folder", images_of(benchmark)
             omnifusion("ask", "--model", model, *data, "--max-new-tokens", 12, "-o", files[-1])
     omnifusion("report", *files, "-o", REAL / name / "report")
+    for file in files:
+        if file.stem != "swapped":
+            omnifusion("card", model, "--results", file)
     return files
 
 

@@ -78,7 +78,9 @@ def card(
     ] = None,
     dataset: Annotated[list[str] | None, typer.Option(metavar="ID...", help="Hub ids of the training data.")] = None,
     language: Annotated[list[str] | None, typer.Option(metavar="CODE...", help="Default in a new card: en.")] = None,
-    results: Annotated[str | None, typer.Option(metavar="FILE", help="Result file of lmms-eval.")] = None,
+    results: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Result file of lmms-eval, or answers of omnifusion ask.")
+    ] = None,
 ):
     """Write the model card of a folder, or update the one that is there.
 

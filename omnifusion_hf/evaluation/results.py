@@ -77,7 +77,9 @@ def _is_table(value) -> bool:
 
 
 def read_scores(path: str | Path) -> list[Score]:
-    """The scores of an lmms-eval result file: every number that is not an error bar."""
+    """The scores of a file of answers, or of an lmms-eval result file: every number that is not an error bar."""
+    if str(path).endswith(ANSWERS):
+        return scores_of_answers(Path(path))
     content = read_result_file(path)
     return [
         _score(task, key, metrics, content["n-samples"].get(task, {}))

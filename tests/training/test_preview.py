@@ -45,7 +45,8 @@ def test_three_samples_are_printed_by_default_and_a_stream_is_not_read_to_its_en
     samples[1]["conversations"].pop()  # cannot be read: nobody answers
     path = tmp_path / "rows.parquet"
     data_files.hf_dataset(samples).to_parquet(path)
-    preview(Source(str(path), streaming=streaming), str(TINY))
+    problems = preview(Source(str(path), streaming=streaming), str(TINY))
+    assert sum(problems.kinds.values()) == (0 if streaming else 1)
     said = capsys.readouterr().out
     assert said.count(" trained\n") == 3
     assert ("4 of 5 samples can be used." in said) is not streaming

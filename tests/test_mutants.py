@@ -49,8 +49,9 @@ def test_every_kind_of_change_is_made_and_nothing_else(clone):
 
 
 def test_a_change_that_the_test_sees_is_found_and_another_survives(clone):
-    test = clone / "tests/model/test_part.py"
+    test, other = (clone / f"tests/model/test_{name}.py" for name in ("part", "whole"))
     test.write_text("from omnifusion_hf.model.part_omnifusion import f\n\n\ndef test(): assert f(2, 1) == 3\n")
+    other.write_text("from omnifusion_hf.model.part_omnifusion import g\n\n\ndef test(): assert g() is None\n")
     made = {mutant.source(): mutant for mutant in mutants.mutants_of("omnifusion_hf/model/part_omnifusion.py")}
     [seen], [unseen] = ([made[source] for source in made if piece in source] for piece in ("a - 1", "a == 6"))
     found = mutants.run([seen, unseen], clone / "log")
@@ -59,3 +60,13 @@ def test_a_change_that_the_test_sees_is_found_and_another_survives(clone):
     test.write_text("def test(): pass\n")
     assert mutants.run([seen, unseen], clone / "log") == found and (clone / "log").read_text() == lines  # continued
     assert mutants.run([seen], clone / "other")[seen.key]  # control: a test that sees nothing
+
+
+def test_a_change_that_only_another_test_of_the_folder_sees_is_found(clone):
+    for name, body in (("part", "pass"), ("whole", "assert f(2, 1) == 3")):
+        code = f"from omnifusion_hf.model.part_omnifusion import f\n\n\ndef test(): {body}\n"
+        (clone / f"tests/model/test_{name}.py").write_text(code)
+    [seen] = (
+        each for each in mutants.mutants_of("omnifusion_hf/model/part_omnifusion.py") if "a - 1" in each.source()
+    )
+    assert not mutants.run([seen], clone / "log")[seen.key]

@@ -14,7 +14,13 @@ from transformers.integrations import deepspeed
 
 from omnifusion_hf import OmniFusionForConditionalGeneration
 from omnifusion_hf.training import sharding
-from omnifusion_hf.training.sharding import check_sharding, memory_per_device, spread_weights, whole_weights
+from omnifusion_hf.training.sharding import (
+    check_sharding,
+    is_sharded,
+    memory_per_device,
+    spread_weights,
+    whole_weights,
+)
 from omnifusion_hf.training.stages import STAGES, apply_stage, parts_of_stage, stage_plan
 
 
@@ -91,3 +97,14 @@ def test_lora_on_an_llm_with_tied_embeddings_is_refused_under_fsdp_alone(tmp_pat
     check_sharding(whole, True, args)
     with pytest.raises(ValueError, match="tie_word_embeddings.*use omnifusion_hf/recipes/accelerate/zero3.yaml"):
         check_sharding(lora, True, args)
+
+
+@pytest.mark.parametrize("ways, sharded", [({}, False), ({"FSDP": "true"}, True), ({"DEEPSPEED": "1"}, True)])
+@pytest.mark.parametrize(
+    "fields, by_recipe", [({}, False), ({"fsdp": "full_shard"}, True), ({"deepspeed": "z"}, True)]
+)
+def test_one_of_the_ways_to_shard_is_enough(ways, sharded, fields, by_recipe, monkeypatch):
+    for strategy in ("FSDP", "DEEPSPEED"):
+        monkeypatch.setenv(f"ACCELERATE_USE_{strategy}", ways.get(strategy, "false"))
+    args = SimpleNamespace(**{"fsdp": "", "deepspeed": None} | fields)
+    assert is_sharded(args) is (sharded or by_recipe)

@@ -75,13 +75,18 @@ def write() -> Path:
     held_out = [("train", image, questions[image]) for image in images[-VALIDATION:]]
     files = {"stage1": captions, "stage2": conversations, "validation": single(held_out)}
     files["test"] = single([("test", image, turns) for image, turns in sorted(read("test").items())])
-    images = [sample["image"] for sample in files["test"]]
-    other = images[len(images) // 2 :] + images[: len(images) // 2]  # questions are in the order of their images
-    files["swapped"] = [sample | {"image": image} for sample, image in zip(files["test"], other, strict=True)]
+    files["swapped"] = swapped(files["test"])
     with staged_folder(FOLDER) as folder:
         for name, samples in files.items():
             (folder / f"{name}.json").write_text(json.dumps(samples, indent=0), encoding="utf-8")
     return FOLDER
+
+
+def swapped(samples: list[dict]) -> list[dict]:
+    """The same questions about other images: what is known without seeing."""
+    images = [sample["image"] for sample in samples]
+    other = images[len(images) // 2 :] + images[: len(images) // 2]  # adjacent questions may be about one image
+    return [sample | {"image": image} for sample, image in zip(samples, other, strict=True)]
 
 
 def single(images: list[tuple[str, int, list[tuple[str, str]]]]) -> list[dict]:

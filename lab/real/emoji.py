@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from omnifusion_hf.io import staged_folder
 
-from .easy_vqa import sample
+from .easy_vqa import sample, swapped
 from .packages import REAL, STYLES, unpacked
 
 
@@ -114,7 +114,8 @@ def draw(style: str, code: str) -> Image.Image:
 
 
 def write() -> Path:
-    """PNG files by style, `train.json`, `names.json` (held-out styles), `categories.json` (held-out things)."""
+    """PNG files by style, `train.json`, `names.json` (held-out styles), `names_swapped.json` (the same names of other
+    drawings), `categories.json` (held-out things)."""
     if FOLDER.exists():
         return FOLDER
     rng, known = random.Random(0), things()
@@ -133,7 +134,9 @@ def write() -> Path:
                     files["names"].append(sample(image, image, turns[:1], task="name in an unseen style"))
                 else:
                     files["train"].append(sample(image, image, rng.sample(turns, 2)))
-        for name, samples in files.items():
+        for samples in files.values():
             rng.shuffle(samples)
+        files["names_swapped"] = swapped(files["names"])
+        for name, samples in files.items():
             (folder / f"{name}.json").write_text(json.dumps(samples, indent=0), encoding="utf-8")
     return FOLDER

@@ -33,7 +33,7 @@ class Variant:
 VARIANTS = {"mlp": Variant("mlp", 9), "summation": Variant("summation"), "both": Variant("mlp", 9, things=True)}
 QUESTIONS = {  # of each benchmark: file of questions -> what it is asked about
     "easy_vqa": ("test", "swapped"),
-    "emoji": ("names", "categories"),
+    "emoji": ("names", "names_swapped", "categories"),
 }
 
 
@@ -96,7 +96,7 @@ def measure(name: str) -> list[Path]:
             omnifusion("ask", "--model", model, *data, "--max-new-tokens", 12, "-o", files[-1])
     omnifusion("report", *files, "-o", REAL / name / "report")
     for file in files:
-        if file.stem != "swapped":
+        if "swapped" not in file.stem:
             omnifusion("card", model, "--results", file)
     return files
 

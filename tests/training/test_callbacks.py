@@ -201,6 +201,7 @@ def test_second_ctrl_c_stops_at_once_unless_a_launcher_repeats_the_first(monkeyp
 
 def die_while_saving(path: Path, step: int):
     """Trains until, in the middle of writing this step's checkpoint, kill -9 ends it."""
+    multiprocessing.set_start_method("fork", force=True)  # the loader's workers see that this process is dead, and end
     save = Trainer._save_rng_state
 
     def die(trainer: Trainer, folder: str):

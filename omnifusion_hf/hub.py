@@ -64,12 +64,17 @@ def write_card(folder: str | Path, given: dict, repo_id: str | None = None, scor
 
 
 def read_card(folder: Path) -> ModelCard | None:
-    """The card that somebody, or this module, wrote. Raises `ValueError` for a missing folder."""
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}.")
+    """The card that somebody, or this module, wrote."""
     path = folder / "README.md"
     card = ModelCard.load(path) if path.is_file() else None
     return None if card is None or EMPTY in card.text else card
+
+
+def check_card(folder: Path) -> ModelCard:
+    """The card of a folder; raises `ValueError` if there is none."""
+    if (card := read_card(folder)) is None:
+        raise ValueError(f"{folder} has no model card; write it with `omnifusion card {folder}`.")
+    return card
 
 
 def update_card(card: ModelCard, given: dict, repo_id: str | None) -> ModelCard:
@@ -221,7 +226,10 @@ def as_results(scores: Sequence) -> list[EvalResult]:
 
 
 def lora_base(folder: Path) -> str | None:
-    """The model, a folder or Hub id, that LoRA weights are added to; None for the folder of a whole model."""
+    """The model, a folder or Hub id, that LoRA weights are added to; None for the folder of a whole model. Raises
+    `ValueError` for a missing folder."""
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}.")
     file = folder / LORA
     if not file.is_file():
         return None
@@ -231,11 +239,11 @@ def lora_base(folder: Path) -> str | None:
     return base
 
 
-def published_base(base: str, named: list[str]) -> str:
+def published_base(base: str, ids: list[str]) -> str:
     """The Hub id of the model that LoRA weights are added to, which are useless without it. Raises `ValueError` if it
     is only on this machine."""
-    (name,) = named if len(named) == 1 else [base]
-    if Path(name).exists() or Path(name).is_absolute() or len(named) > 1:
+    name = ids[0] if ids else base
+    if len(ids) > 1 or Path(name).exists() or Path(name).is_absolute():
         raise ValueError(
             f"these LoRA weights are added to the model {base}, which others do not have; push it, then name it in "
             "the card, `omnifusion card FOLDER --base-model YOU/BASE`; or push the whole model, as `omnifusion merge` "
@@ -256,8 +264,7 @@ def check_folder(folder: str | Path):
     files = list(filter_repo_objects(files, ignore_patterns=NOT_UPLOADED))
     if pickles := [file for file in files if file.endswith(PICKLES)]:
         raise ValueError(f"{folder} holds pickles {pickles}; remove them, and save weights as safetensors.")
-    if read_card(folder) is None:
-        raise ValueError(f"{folder} has no model card; write it with `omnifusion card {folder}`.")
+    check_card(folder)
     auto_map = json.loads((folder / entry).read_text(encoding="utf-8")).get("auto_map", {})
     if not auto_map or any(f"{name.split('.')[0]}.py" not in files for name in auto_map.values()):
         raise ValueError(f"{folder} lacks the code that its card refers to; write it with save_pretrained.")
@@ -309,18 +316,18 @@ def push(
     """
     validate_repo_id(repo_id)
     folder = Path(folder)
+    base, card = lora_base(folder), check_card(folder)
     if create_pr and revision:
         raise ValueError(f"a pull request is for main; leave out --revision {revision}, or --create-pr.")
     api = HfApi()
     check_rights(api, repo_id, create_pr)
-    check_folder(folder)
-    card, base = read_card(folder), lora_base(folder)
-    card.validate()
     if base is not None:
-        names = card.data.base_model or []
-        base = published_base(base, [names] if isinstance(names, str) else names)
+        ids = card.data.base_model or []
+        base = published_base(base, [ids] if isinstance(ids, str) else ids)
         if not api.repo_exists(base):
             raise ValueError(f"there is no {base} on the Hub, which the LoRA weights need; push it first.")
+    check_folder(folder)
+    card.validate()
     write_whole(folder / "README.md", str(update_card(card, {}, repo_id)))
     if not create_pr:
         url = api.create_repo(repo_id, private=private, exist_ok=True)

@@ -289,6 +289,10 @@ def test_a_pull_request_needs_no_right_to_write_and_makes_no_repository(folder, 
     assert capsys.readouterr().out.splitlines()[-1] == f"{server.url}/others/omni/discussions/1"
 
 
+def test_a_missing_folder_is_refused_before_the_hub_is_asked(refused):
+    assert "there is no folder nowhere" in refused("push", "nowhere", "me/omni")
+
+
 READER = {"auth": {"accessToken": {"role": "read"}}}
 
 

@@ -31,7 +31,7 @@ class Variant:
 
 
 VARIANTS = {"mlp": Variant("mlp", 9), "summation": Variant("summation"), "both": Variant("mlp", 9, things=True)}
-QUESTIONS = {  # of each benchmark: file of questions -> what it is asked about
+QUESTIONS = {  # the files of questions of each benchmark
     "easy_vqa": ("test", "swapped"),
     "emoji": ("names", "names_swapped", "categories"),
 }
@@ -89,7 +89,7 @@ def measure(name: str) -> list[Path]:
     trained, model, files = train(name), REAL / name / "model", []
     if not model.exists():
         omnifusion("merge", trained, "-o", model)
-    for benchmark in ("easy_vqa", "emoji")[: 1 + VARIANTS[name].things]:
+    for benchmark in ["easy_vqa"] + ["emoji"] * VARIANTS[name].things:
         for questions in QUESTIONS[benchmark]:
             files.append(REAL / name / f"{questions}.jsonl")
             data = "--data", REAL / benchmark / f"{questions}.json", "--image-folder", images_of(benchmark)

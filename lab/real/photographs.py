@@ -1,4 +1,4 @@
-"""A page of answers about real photographs that packages ship, right or wrong, none left out."""
+"""A page of answers about real photographs, all JPEG files that packages ship, right or wrong."""
 
 import math
 from importlib.util import find_spec
@@ -10,7 +10,7 @@ from omnifusion_hf.figures import new_figure, save_figure
 from omnifusion_hf.inference import answer_question, load
 
 
-# Folders of packages; logos and animations in them are not photographs.
+# Other files in these folders are logos, animations and drawings too.
 FOLDERS = {"sklearn": "datasets/images", "skimage": "data", "gradio": "media_assets/images"}
 KINDS = (".jpg", ".jpeg")
 QUESTION = "What is in the picture?"

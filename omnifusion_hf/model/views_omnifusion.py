@@ -226,9 +226,8 @@ def resize_function(backend: str, resample: int) -> Callable[[Image.Image, tuple
     def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         if image.mode not in ("L", "RGB"):  # only with do_convert_rgb=False
             return image.resize(size, resample)
-        pixels = (
-            torch.from_numpy(np.array(image)).view(1, image.height, image.width, -1).movedim(-1, 1)
-        )  # (1, 3, H, W)
+        pixels = torch.from_numpy(np.array(image)).view(1, image.height, image.width, -1)
+        pixels = pixels.movedim(-1, 1)  # (1, 1 or 3, H, W)
         pixels = torch.nn.functional.interpolate(pixels, size[::-1], mode=mode, antialias=True)
         return Image.fromarray(pixels[0].movedim(0, -1).squeeze(-1).numpy())
 

@@ -21,6 +21,7 @@ def box(page: Page) -> Locator:
 
 
 def attach(page: Page, *images: Path):
+    expect(box(page)).to_be_enabled()  # while an answer is written it is not, and keys pressed then are lost
     page.set_input_files("input[type=file]", images)
     expect(page.get_by_label("File thumbnail")).to_have_count(len(images))
 
@@ -32,7 +33,6 @@ def expect_box(page: Page, question: str, num_images: int):
 
 
 def ask(page: Page, question: str, *images: Path):
-    expect(box(page)).to_be_enabled()
     attach(page, *images)
     box(page).fill(question)
     box(page).press("Enter")

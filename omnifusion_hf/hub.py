@@ -233,7 +233,8 @@ def lora_base(folder: Path) -> str | None:
     file = folder / LORA
     if not file.is_file():
         return None
-    base = read_json(file.read_bytes(), str(file)).get("base_model_name_or_path")
+    settings = read_json(file.read_bytes(), str(file))
+    base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
     if not base:
         raise ValueError(f"{file} names no base model; set its base_model_name_or_path.")
     return base

@@ -335,6 +335,7 @@ REFUSED = {  # words after the folder, a file of the folder and its new content 
     ("push me/omni", "README.md", "---\nlicense: no-such-licence\n---\n# x\n"): "license is not known",
     ("card --results other.json", "other.json", "{}"): "lmms-eval",
     ("card", "adapter_config.json", "{}"): "names no base model",
+    ("card", "adapter_config.json", "[]"): "names no base model",
     ("push me/omni", "adapter_config.json", ""): "adapter_config.json: ",
 }
 

@@ -116,6 +116,10 @@ class ChatServer:
 
 
 async def read_body(http: Request) -> bytes:
+    """The JSON text of a request. A browser sends other types from any web page without asking this server."""
+    kind = http.headers.get("content-type", "none").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Refusal(f"the content type is {kind}; send JSON as application/json.", 415)
     body = bytearray()
     async for chunk in http.stream():
         body += chunk

@@ -197,6 +197,7 @@ def test_every_refusal_has_openais_form(app, monkeypatch):
     assert refused(app.post("/v1/responses", json={"input": [{"type": "?"}]}), 404)["code"] == "unknown_url"
     assert refused(app.get("/v1/chat/completions"), 405)["code"] == "unknown_url"
     assert refused(app.post("/load_model", json={}), 400)["param"] == "model"
+    assert "text/plain" in refused(app.post("/load_model", headers={"Content-Type": "text/plain"}), 415)["message"]
     monkeypatch.setattr(module, "MAX_BODY", 100)
     assert refused(post(app), 413)["code"] == "request_too_large"
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""The miniature world from seeds to the demo checkpoint: `python -m lab`.
+"""The miniature world from seeds to the bundled model: `python -m lab`.
 
 A stage with finished output is skipped, and an interrupted one continues where it stopped, so the command may be
 interrupted and started again at any time. `--only STAGE` runs one stage.

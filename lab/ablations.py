@@ -102,7 +102,7 @@ def prepare() -> None:
 
 
 def take_llm(path: Path) -> None:
-    """The demo checkpoint's LLM with its tokenizer, as an ordinary causal language model."""
+    """The bundled model's LLM with its tokenizer, as an ordinary causal language model."""
     from transformers import AutoModelForImageTextToText, AutoTokenizer, MistralForCausalLM
 
     import omnifusion_hf  # noqa: F401  registers the classes

@@ -1,4 +1,4 @@
-"""Assembles the pretrained parts, and exports the trained model as the demo checkpoint with its images."""
+"""Assembles the pretrained parts, and exports the trained model as the bundled model with its images."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Fixtures of several test files: the demo checkpoint, a lively tiny model, folders of parts and of a whole model."""
+"""Fixtures of several test files: the bundled model, a lively tiny model, folders of parts and of a whole model."""
 
 import logging
 from collections.abc import Callable
@@ -41,7 +41,7 @@ logging.getLogger("transformers").addHandler(DeprecationsAreErrors(logging.WARNI
 
 @pytest.fixture(scope="session")
 def demo() -> tuple[OmniFusionForConditionalGeneration, OmniFusionProcessor]:
-    """The demo checkpoint. Not to be changed."""
+    """The bundled model. Not to be changed."""
     return inference.load(inference.TINY)
 
 

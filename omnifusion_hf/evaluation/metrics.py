@@ -45,7 +45,7 @@ def formula_scores(doc: dict, answers: list[str]) -> dict[str, float]:
 
 
 def plain_latex(text: str) -> str:
-    """LaTeX without what is not visible: white space (data sets put it between all tokens) and math delimiters."""
+    """LaTeX without what is not visible: white space (datasets put it between all tokens) and math delimiters."""
     text = re.sub(r"\s+", "", text)
     for left, right in (("$$", "$$"), ("$", "$"), (r"\[", r"\]"), (r"\(", r"\)")):
         if text.startswith(left) and text.endswith(right) and len(text) >= len(left) + len(right):

@@ -59,7 +59,7 @@ BENCHMARKS = (
 
 # The paper gives InternViT-6B's 61.57 in the table of encoders and, as "with OCR", in that of high resolution.
 _OCR_NOTE = (
-    "TextVQA was probably measured with the data set's OCR tokens in the question here, as lmms-eval did by default "
+    "TextVQA was probably measured with the dataset's OCR tokens in the question here, as lmms-eval did by default "
     "then; compare `textvqa_val_ocr`."
 )
 _NINE = ("SQA-full", "SQA-img", "TextVQA", "VQAv2", "VizWiz", "POPE", "MMBench", "MMMU", "MM-Vet")

@@ -50,11 +50,13 @@ def print_scores(models: list[ModelResults]):
 
 
 def write_tables(folder: Path, models: list[ModelResults]) -> list[Path]:
-    """Writes report.md, report.json and radar.png."""
-    paths = [folder / name for name in ("report.md", "report.json", "radar.png")]
-    save_figure(radar({_label(model): paper_values(model) for model in models}), paths[2], dpi=120)
+    """Writes report.md, report.json and, of scores that the paper has, radar.png."""
+    paths = [folder / name for name in ("report.md", "report.json")]
     write_whole(paths[1], json.dumps(as_data(models), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write_whole(paths[0], as_markdown(models))
+    if any(map(paper_values, models)):
+        paths.append(folder / "radar.png")
+        save_figure(radar({_label(model): paper_values(model) for model in models}), paths[2], dpi=120)
     return paths
 
 
@@ -109,7 +111,8 @@ def run_facts(file: Path) -> dict:
 
 def as_markdown(models: list[ModelResults]) -> str:
     """report.md."""
-    parts = ["# Results beside the paper's", "![Radar plot of the benchmarks](radar.png)", _legend(models)]
+    plot = ["![Radar plot of the benchmarks](radar.png)"] * any(map(paper_values, models))
+    parts = ["# Results beside the paper's", *plot, _legend(models)]
     parts += [_paper_table(table, models) for table in TABLES]
     parts += ["## All scores", *(_scores_table(model) for model in models)]
     parts += ["## Runs", _runs_table(models), "## Columns", _columns_table()]

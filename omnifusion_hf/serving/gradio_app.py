@@ -21,9 +21,9 @@ MAX_FILE_SIZE = "10mb"
 MOST_NEW_TOKENS = 4096  # of an LLM without a limit
 KEEP_UPLOADS = (3600, 24 * 3600)  # seconds: every hour, uploads older than a day are deleted
 ABOUT_TINY = """\
-This is the package's **demo model**: 4.5 million parameters, trained for two hours on small drawn images. It names \
-colours, shapes, digits, words of up to four characters and simple formulas, counts to five and says where things \
-are, in images like the examples. It has seen no photographs, no grids and never two images in one chat: its \
+This is the package's **bundled model**: 4.5 million parameters, trained for two hours on small drawn images. It \
+names colours, shapes, digits, words of up to four characters and simple formulas, counts to five and says where \
+things are, in images like the examples. It has seen no photographs, no grids and never two images in one chat: its \
 answers there are guesses. Clear the chat before the next image.
 """
 ABOUT = "This is {model}. A chat takes up to {images} images."
@@ -152,7 +152,7 @@ def start(
     """Serves the page from another thread; `page.local_url` is its address, `page.close()` ends it.
 
     Args:
-        model: folder or Hub id; default: the bundled demo model.
+        model: folder or Hub id; default: the bundled model.
         host: the address to listen on; `"0.0.0.0"` admits other computers.
         port: default: the first free one from 7860.
         examples: a folder or JSONL file, as in [`read_examples`].

@@ -289,7 +289,7 @@ def only_one(row: dict, *names: str):
 
 
 def _is_empty(value) -> bool:
-    """Tables fill an absent column with null; some data sets use an empty text or list."""
+    """Tables fill an absent column with null; some datasets use an empty text or list."""
     return value is None or (isinstance(value, str | list | dict) and not value)
 
 

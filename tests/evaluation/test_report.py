@@ -75,6 +75,12 @@ def test_a_report_has_three_files_and_leaves_no_partial_ones(report, tmp_path):
     assert image.size == (1080, 840) and len(image.getcolors(maxcolors=2**20)) > 100  # not an empty canvas
 
 
+def test_without_a_benchmark_of_the_paper_there_is_no_plot_and_no_matplotlib(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "radar", lambda values: pytest.fail("a plot"))
+    own = write_results(tmp_path / "own", results={"of_my_own": {"exact_match,none": 0.5}})
+    assert "radar.png" not in report_of(tmp_path, own)[0] and not (tmp_path / "report/radar.png").exists()
+
+
 def test_the_plot_shows_each_model_in_the_papers_unit(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(module, "radar", drawn.append)

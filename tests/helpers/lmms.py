@@ -54,7 +54,7 @@ def write_tasks(folder: Path):
 
 
 def run(folder: Path, output: str, *options: str, launcher: list[str] | None = None) -> subprocess.CompletedProcess:
-    """Runs lmms-eval on the demo checkpoint and all tasks in `folder`; returns the finished process."""
+    """Runs lmms-eval on the bundled model and all tasks in `folder`; returns the finished process."""
     program = launcher or [str(Path(sys.executable).with_name("lmms-eval")), "eval"]
     arguments = f"pretrained={TINY},log_images={output}/images"
     fixed = ["--model", "omnifusion", "--model_args", arguments, "--output_path", output, "--log_samples"]

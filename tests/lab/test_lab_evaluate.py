@@ -1,4 +1,4 @@
-"""lab/evaluate.py: metrics against worked examples, fixed questions, and the evaluation of the demo model."""
+"""lab/evaluate.py: metrics against worked examples, fixed questions, and the evaluation of the bundled model."""
 
 import pytest
 

@@ -47,7 +47,7 @@ def listens(host: str, port: int) -> bool:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """A server of the demo model that is ready: its process, log and port."""
+    """A server of the bundled model that is ready: its process, log and port."""
     port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
     command = [sys.executable, "-m", "omnifusion_hf.cli", "serve", str(TINY), "--port", str(port)]
     with log.open("w") as output:

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture
 def described(demo):
-    """The demo model and a prompt with a long answer."""
+    """The bundled model and a prompt with a long answer."""
     image = Image.open(EXAMPLES.parent / "count-1.png")
     return *demo, prompts(demo[1], [[tiny.user(image, "Describe the image.")]])
 

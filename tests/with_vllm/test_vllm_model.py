@@ -122,7 +122,7 @@ def test_a_folder_of_remote_code_is_enough(folders, expected, asked):
 
 @pytest.fixture(scope="module")
 def questions() -> list[dict]:
-    """Of the demo model's examples; formulas are longer than what is asked for here."""
+    """Of the bundled model's examples; formulas are longer than what is asked for here."""
     questions = json.loads((DEMO / "images/questions.json").read_text())
     return [question for question in questions if "formula" not in question["image"]]
 

@@ -29,7 +29,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory) -> str:
-    """A server of the demo model; vLLM's CPU build has a `vllm` command that does not start, which this stands for."""
+    """A server of the bundled model, started as a module: the `vllm` command of vLLM's CPU build does not start."""
     port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", DEMO, "--enforce-eager"]
     command += ["--host", "127.0.0.1", "--port", str(port)]

@@ -1,5 +1,5 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""The page as a Hub Space: the variable MODEL names the model; the default is the bundled demo model."""
+"""The page as a Hub Space: the variable MODEL names the model; the default is the bundled model."""
 
 import os
 

@@ -29,7 +29,7 @@ def report_on(folder, *flags: str, model=TINY) -> list[str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A report on the demo model with the bundled examples: its folder, command, rows by condition and output."""
+    """A report on the bundled model with the bundled examples: its folder, command, rows by condition and output."""
     folder = tmp_path_factory.mktemp("report")
     samples, lines = [], ["image,kind"]
     for number, example in enumerate(json.loads(EXAMPLES.read_text(encoding="utf-8"))):

@@ -66,7 +66,8 @@ def write_card(folder: str | Path, given: dict, repo_id: str | None = None, scor
 def read_card(folder: Path) -> ModelCard | None:
     """The card that somebody, or this module, wrote."""
     path = folder / "README.md"
-    card = ModelCard.load(path) if path.is_file() else None
+    with named(str(path)):
+        card = ModelCard.load(path) if path.is_file() else None
     return None if card is None or EMPTY in card.text else card
 
 

@@ -337,6 +337,7 @@ REFUSED = {  # words after the folder, a file of the folder and its new content 
     ("card", "adapter_config.json", "{}"): "names no base model",
     ("card", "adapter_config.json", "[]"): "names no base model",
     ("push me/omni", "adapter_config.json", ""): "adapter_config.json: ",
+    ("push me/omni", "README.md", "---\nlicense: a: b\n---\n# x\n"): "README.md: ",
 }
 
 

@@ -2,7 +2,7 @@
 once and continues where it was interrupted."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -10,7 +10,7 @@ from . import easy_vqa, emoji, encoder, llm, model, photographs, retrieval
 
 
 app = typer.Typer(help=__doc__, add_completion=False)
-Name = Annotated[str, typer.Argument(help=f"One of {', '.join(model.VARIANTS)}.")]
+Name = Annotated[Literal[tuple(model.VARIANTS)], typer.Argument(help="The model.")]
 
 
 @app.command()
@@ -41,7 +41,7 @@ def nearest():
 
 @app.command()
 def export(name: Name = "both"):
-    """Write the trained weights of mlp or both to the repository."""
+    """Write the trained weights to the repository."""
     model.export(name)
 
 

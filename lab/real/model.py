@@ -4,7 +4,7 @@ without their parts."""
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import copy, copytree, ignore_patterns
+from shutil import copy2, copytree, ignore_patterns, rmtree
 
 from safetensors.torch import load_file, save_file
 
@@ -84,16 +84,25 @@ def train(name: str) -> Path:
     return start
 
 
+def merged(lora: Path, base: Path, model: Path) -> Path:
+    """The whole model; made anew, without the answers of the old one, if the LoRA weights are newer."""
+    if model.exists() and model.stat().st_mtime < (lora / LORA[1]).stat().st_mtime:
+        rmtree(model)
+    if not model.exists():
+        rmtree(model.parent / "answers", ignore_errors=True)
+        omnifusion("merge", lora, "--base", base, "-o", model)
+    return model
+
+
 def measure(name: str) -> list[Path]:
     """Answers all test questions, those of easy-VQA also with other images, and prints the accuracies."""
-    trained, model, files = train(name), REAL / name / "model", []
-    if not model.exists():
-        omnifusion("merge", trained, "-o", model)
+    model, files = merged(train(name), assembled(name), REAL / name / "model"), []
     for benchmark in ["easy_vqa"] + ["emoji"] * VARIANTS[name].things:
         for questions in QUESTIONS[benchmark]:
-            files.append(REAL / name / f"{questions}.jsonl")
+            files.append(REAL / name / "answers" / f"{questions}.jsonl")
             data = "--data", REAL / benchmark / f"{questions}.json", "--image-folder", images_of(benchmark)
-            omnifusion("ask", "--model", model, *data, "--max-new-tokens", 12, "-o", files[-1])
+            if not files[-1].exists():
+                omnifusion("ask", "--model", model, *data, "--max-new-tokens", 12, "-o", files[-1])
     omnifusion("report", *files, "-o", REAL / name / "report")
     for file in files:
         if "swapped" not in file.stem:
@@ -105,7 +114,7 @@ def export(name: str):
     """Writes the trained weights alone, in half precision, to the repository."""
     folder = train(name)
     with staged_folder(SHIPPED) as part:
-        config = json.loads((folder / LORA[0]).read_text(encoding="utf-8")) | {"base_model_name_or_path": "assembled"}
+        config = json.loads((folder / LORA[0]).read_text(encoding="utf-8")) | {"base_model_name_or_path": name}
         (part / LORA[0]).write_text(json.dumps(config, indent=2), encoding="utf-8")
         weights = {key: weight.half() for key, weight in load_file(folder / LORA[1]).items()}
         save_file(weights, part / LORA[1], metadata={"format": "pt"})
@@ -113,15 +122,12 @@ def export(name: str):
 
 def shipped() -> Path:
     """The whole model: the shipped weights added to the parts of the packages."""
-    model = REAL / "model"
-    if not model.exists():
-        base = assembled("mlp")  # as "both"
-        with staged_folder(REAL / "lora") as part:
-            copytree(base, part, dirs_exist_ok=True, ignore=ignore_patterns("config.json", "*.safetensors"))
-            for file in LORA:
-                copy(SHIPPED / file, part)
-        omnifusion("merge", REAL / "lora", "--base", base, "-o", model)
-    return model
+    base = assembled(json.loads((SHIPPED / LORA[0]).read_text(encoding="utf-8"))["base_model_name_or_path"])
+    with staged_folder(REAL / "lora") as part:
+        copytree(base, part, dirs_exist_ok=True, ignore=ignore_patterns("config.json", "*.safetensors"))
+        for file in LORA:
+            copy2(SHIPPED / file, part)  # with its time
+    return merged(REAL / "lora", base, REAL / "model")
 
 
 def demo():

@@ -167,7 +167,10 @@ def serve(
         str | None, typer.Option(help=f"Key that clients must send. Default: the variable {KEY_VARIABLE}, else none.")
     ] = None,
     cors: Annotated[
-        list[str] | None, typer.Option(metavar="ORIGIN...", help="Origins of web pages that may ask; * for all.")
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN...", help="Origins of web pages that may ask; * for all. Then no image is given as a path."
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Most waiting requests that are answered together.")] = 8,
     log_level: Annotated[

@@ -106,7 +106,7 @@ def read_answers(path: str | Path) -> list[Answer]:
 class AnswerLog:
     """A JSONL file that grows during a run and stays usable when the run is killed.
 
-    `answers` holds the records of earlier runs. A last line without its end is dropped, and its question is evaluated
+    `answers` holds the records of earlier runs. A last line that was cut off is dropped, and its question is evaluated
     again.
     """
 
@@ -115,7 +115,12 @@ class AnswerLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch()
         with self.path.open("rb+") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
+            whole, _, last = file.read().rpartition(b"\n")
+            try:
+                read_answer(last.decode(), str(path))
+                file.write(b"\n")  # only its end was cut off
+            except ValueError:
+                file.truncate(len(whole) + bool(whole))
         self.answers = read_answers(self.path)
 
     def add(self, answers: list[Answer]):
@@ -127,18 +132,18 @@ class AnswerLog:
 
 def open_log(folder: str | Path, settings: dict) -> AnswerLog:
     """`answers.jsonl` of a folder, with its settings as in [`keep_settings`]."""
-    log = AnswerLog(Path(folder) / "answers.jsonl")
-    keep_settings(folder, settings, bool(log.answers))
-    return log
+    keep_settings(folder, settings)
+    return AnswerLog(Path(folder) / "answers.jsonl")
 
 
-def keep_settings(folder: str | Path, settings: dict, has_answers: bool):
+def keep_settings(folder: str | Path, settings: dict):
     """Writes the settings of all answers in a folder to its `settings.json`.
 
-    Raises `ValueError` if the folder holds answers with other settings.
+    Raises `ValueError`, and changes nothing, if the folder holds answers with other settings.
     """
     path = Path(folder) / "settings.json"
     before = read_settings(path) if path.is_file() else {}
+    has_answers = any(file.stat().st_size for file in Path(folder).glob("*.jsonl"))
     if has_answers and (changed := [name for name in settings if before.get(name) != settings[name]]):
         name = changed[0]
         raise ValueError(

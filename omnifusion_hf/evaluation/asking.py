@@ -58,10 +58,10 @@ def ask_questions(
 
 def open_share(folder: Path, process: int, settings: dict) -> AnswerLog:
     """The log of one process; its `answers` are those of all logs in the folder."""
+    keep_settings(folder, settings)
     own = AnswerLog(folder / f"{process}.jsonl")
     others = [AnswerLog(path) for path in sorted(folder.glob("*.jsonl")) if path != own.path]
     own.answers += [answer for log in others for answer in log.answers]
-    keep_settings(folder, settings, bool(own.answers))
     return own
 
 

@@ -92,7 +92,8 @@ def _content(parts: list[dict], images):
 def opened(processor, question: Question, change: Callable[[Image.Image, int], Image.Image] | None = None) -> list:
     """The question's chat with RGB images instead of paths; each image passes through `change(image, index)`."""
     limit = processor.image_processor.max_image_pixels
-    images = [load_image(source, limit) for source in image_sources(question)]
+    with named(f"{question.task}, {question.name}"):
+        images = [load_image(source, limit) for source in image_sources(question)]
     if change:
         images = [change(image, index) for index, image in enumerate(images)]
     return with_images(question.messages, images)

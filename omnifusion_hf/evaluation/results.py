@@ -7,7 +7,7 @@ model are merged; of a task that was measured twice the newest run counts.
 """
 
 import ast
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -100,27 +100,28 @@ def _score(task: str, key: str, metrics: dict, size: dict) -> Score:
 
 
 def read_models(arguments: list[str]) -> list[ModelResults]:
-    """The models of files and folders of results, merged by name, in the order of the arguments.
+    """The models of files and folders of results, merged by name: of a path the last part, if no two models share it.
 
     Args:
         arguments: lmms-eval's output folders, *_results.json files or files of answers; `NAME=PATH` gives the model of
             PATH a name.
     """
-    models, scored = {}, {}
+    files, answers, given = {}, {}, set()
     for argument in arguments:
         name, path = split_name(argument)
         if argument.endswith(ANSWERS):
-            scored[name or argument] = scores_of_answers(path)
+            answers.setdefault(name or argument, []).append(path)
             continue
         for file in result_files(path):
-            label = name or model_name(read_result_file(file), file)
-            models.setdefault(label, ModelResults(label)).files.append(file)
-    for model in models.values():
-        model.files.sort(key=lambda file: file.name)  # names begin with the date
-        model.scores = {(s.task, s.metric): s for file in model.files for s in read_scores(file)}
-    for name, scores in scored.items():
-        models.setdefault(name, ModelResults(name)).scores |= {(s.task, s.metric): s for s in scores}
-    return list(models.values())
+            files.setdefault(name or model_name(read_result_file(file), file), []).append(file)
+        given |= {name}
+    models = []
+    for name in dict.fromkeys([*files, *answers]):
+        results = sorted(files.get(name, []), key=lambda file: file.name)  # names begin with the date
+        scores = [score for file in [*results, *answers.get(name, [])] for score in read_scores(file)]
+        models.append(ModelResults(name, {(s.task, s.metric): s for s in scores}, results))
+    labels = [model.name if model.name in {*answers, *given} else Path(model.name).name for model in models]
+    return [replace(model, name=label) if labels.count(label) == 1 else model for model, label in zip(models, labels)]
 
 
 def scores_of_answers(path: Path) -> list[Score]:
@@ -182,8 +183,9 @@ def why_it_failed(filelock: str) -> str:
 
 
 def model_name(content: dict, path: Path) -> str:
-    """The model's name: the last part of `pretrained`, or else the name of the folder or the file."""
-    return Path(str(content.get("model_name") or "")).name or path.resolve().parent.name or path.stem
+    """The model's name: `pretrained`, or else the name of the folder or the file."""
+    given = str(content.get("model_name") or "")
+    return given if Path(given).name else path.resolve().parent.name or path.stem
 
 
 def model_arguments(content: dict) -> dict[str, str]:

@@ -18,6 +18,7 @@ from jinja2 import TemplateError
 from transformers.utils import logging
 
 from ..inference import context_length, load, max_new_tokens_within_context, prompts
+from ..model.image_processing_omnifusion import open_image
 
 
 try:
@@ -40,6 +41,7 @@ from .writing import Answer, Written
 logger = logging.get_logger(__name__)
 
 MAX_BODY = 2**26  # bytes of a request
+MAX_IMAGES = 64  # of a request
 MAX_NEW_TOKENS = 512  # default of a request
 FAILED = "The server failed on this request; its log says why."
 SECONDS_TO_END = 5  # for running answers when the server shuts down
@@ -80,6 +82,7 @@ class ChatServer:
         for index, message in enumerate(messages):
             self.check_sources(message, f"messages[{index}]")
         try:
+            self.open_images([part for message in messages for part in message["content"] if part["type"] == "image"])
             inputs = prompts(self.processor, [messages])
         except (ValueError, TemplateError, httpx.HTTPError, httpx.InvalidURL) as error:
             raise Refusal(str(error), param="messages") from error
@@ -96,6 +99,18 @@ class ChatServer:
                 raise Refusal(
                     f"{place}: an image must be a data URL or an http(s) URL, got {source!r:.80}.", param=place
                 )
+
+    def open_images(self, parts: list[dict]):
+        """Puts images, not decoded yet, in place of their sources. Raises `ValueError` for too many pixels: a small
+        request can declare terabytes of them."""
+        if len(parts) > MAX_IMAGES:
+            raise ValueError(f"the request has {len(parts)} images, at most {MAX_IMAGES} are read.")
+        left = limit = self.processor.image_processor.max_image_pixels
+        for part in parts:
+            part["image"] = open_image(part["image"], limit)
+            left -= part["image"].width * part["image"].height
+            if left < 0:
+                raise ValueError(f"the request's images have more than {limit} pixels together; shrink them.")
 
     async def write(self, http: Request, request: ChatRequest, inputs, room: int) -> AsyncIterator[Written]:
         """The growing answer, in its batch; it ends early when its client disconnects."""
@@ -237,7 +252,7 @@ def serve(
     Args:
         model: folder or Hub id, which is also the model's name in requests.
         host: the address to listen on; `"0.0.0.0"` admits other computers. Clients may name images by any URL that
-            this computer can read; only clients on this computer may name them by path.
+            this computer can read; only clients on this computer may name them by path, and none with `cors`.
         port: a free one.
         api_key: what clients must send; None admits all.
         cors: origins of web pages that may read answers, or `"*"`.
@@ -246,10 +261,13 @@ def serve(
         loading: of [`inference.load`].
     """
     check_access(api_key, cors)
-    with socket.create_server((host, port)):  # raises for a taken port before the model is loaded
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family):  # raises for a taken port before the model is loaded
         pass
-    print(f"Loading {model}. Talk to it: transformers chat {model} http://{host}:{port}/v1", flush=True)
-    app = build_app(ChatServer(*load(model, **loading), model, is_loopback(host), batch_size))
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    print(f"Loading {model}. Talk to it: transformers chat {model} {address}", flush=True)
+    reads_paths = is_loopback(host) and not cors  # a web page could have them read
+    app = build_app(ChatServer(*load(model, **loading), model, reads_paths, batch_size))
     protect(app, host, api_key, cors)
     uvicorn.run(
         app, host=host, port=port, log_level=log_level, log_config=log_config(log_level),

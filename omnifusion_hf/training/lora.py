@@ -85,6 +85,20 @@ def linear_layers(model: nn.Module, part: str, names: Sequence[str] = ()) -> str
     return rf"{re.escape(path)}\..*\b({'|'.join(sorted(names or layers))})"
 
 
+def load_lora(peft, model: nn.Module, folder: str, base: str) -> nn.Module:
+    """The model with a folder's LoRA weights. Raises `ValueError` unless there is a place for each and each is there:
+    PEFT passes over the others."""
+    given = peft.load_peft_weights(folder, device="cpu")
+    try:
+        wrapped = peft.PeftModel.from_pretrained(model, folder)
+        odd = given.keys() ^ peft.get_peft_model_state_dict(wrapped).keys()
+    except KeyError as error:
+        odd = {error.args[0]}
+    if odd:
+        raise ValueError(f"its weights are not those of {base}, as {min(odd)} shows; give the right --base.")
+    return wrapped
+
+
 def merge(folder: str, output: str, base: str | None = None, quantization: Literal["4bit", "8bit"] | None = None):
     """Writes a plain model folder with its processor, in which LoRA's products are added to the weights.
 
@@ -112,7 +126,7 @@ def merge(folder: str, output: str, base: str | None = None, quantization: Liter
         raise ValueError(f"cannot load the model that {folder} starts from, `{base}`; give --base. {error}") from None
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     with friendly_load_errors(folder):
-        merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload(progressbar=True, safe_merge=True)
+        merged = load_lora(peft, model, folder, base).merge_and_unload(progressbar=True, safe_merge=True)
     restore_dtypes(merged, dtypes)
     with staged_folder(output, replace=False) as staged:
         merged.save_pretrained(staged)

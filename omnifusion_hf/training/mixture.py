@@ -102,6 +102,11 @@ class Mixture(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def origins(self) -> np.ndarray:
+        """A number for each sample; of the same row of the same source the same one."""
+        return np.cumsum([0, *map(len, self.datasets)])[self.sources] + self.rows
+
     def __getitem__(self, index: int) -> dict:
         return self.datasets[self.sources[index]][int(self.rows[index])]
 

@@ -4,6 +4,7 @@
 All but streams are read by index, so that `Trainer` can shuffle, mix and resume them exactly.
 """
 
+import csv
 import io
 import json
 import os
@@ -152,7 +153,8 @@ def row_of_members(members: dict[str, Any]) -> dict:
                 raise ValueError(f"its .json must hold an object, got {type(fields).__name__}.")
             row |= fields
         elif extension == "txt":
-            row["caption"] = value.decode("utf-8") if isinstance(value, bytes) else value
+            text = value.decode("utf-8") if isinstance(value, bytes) else value
+            row["caption"] = text.removeprefix("\ufeff").strip()  # files end in a newline, which is no part of it
         elif f".{extension}" in Image.registered_extensions():
             images.append(value)
         elif not name.startswith("__"):
@@ -180,7 +182,10 @@ class CaptionedImages:
 
     @classmethod
     def are_in(cls, folder: Path) -> bool:
-        return folder.is_dir() and next(folder.rglob("*.txt"), None) is not None
+        """Whether a .txt file is an image's; those of tables are licences and notes."""
+        names = {path.with_suffix("") for path in folder.rglob("*.txt")} if folder.is_dir() else set()
+        images = (path for path in folder.rglob("*") if path.suffix.lower() in Image.registered_extensions())
+        return bool(names) and any(image.with_suffix("") in names for image in images)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -255,6 +260,19 @@ def _existing(pattern: str) -> list[Path]:
     return [Path(path) for path in paths]
 
 
+def table_options(files: str) -> dict:
+    """Settings of `datasets` by which every cell is text: "None", "NA" and "3" are answers."""
+    from datasets import Features, Value
+
+    separator = "\t" if files.endswith(".tsv") else ","
+    options = {"sep": separator, "keep_default_na": False}
+    if "://" in files:
+        return options
+    with open(_existing(files)[0], encoding="utf-8-sig", newline="") as file:
+        header = next(csv.reader(file, delimiter=separator), [])
+    return options | {"features": Features({name: Value("string") for name in header})}
+
+
 def load_hf_dataset(path: str, subset: str | None = None, split: str = "train", streaming: bool = False):
     """A dataset from a folder (of files, or of `save_to_disk`), a pattern of files or a Hub id.
 
@@ -268,9 +286,9 @@ def load_hf_dataset(path: str, subset: str | None = None, split: str = "train", 
     builder = BUILDERS.get(Path(path).suffix)
     files = escape(path) if Path(path).exists() else path  # a name may hold brackets
     options = {"path": builder, "data_files": files} if builder else {"path": path, "name": subset}
-    options |= {"sep": "\t"} if path.endswith(".tsv") else {}
     kinds = "(data_path is a .json, .jsonl, .tar, .parquet, .csv or .yaml file, a folder or a Hub id, docs/data.md)"
     with named(f"cannot read {path}", advice=f" {kinds}"):
+        options |= table_options(files) if builder == "csv" else {}
         if (Path(path) / "state.json").is_file():
             dataset = datasets.load_from_disk(path)
             return dataset.to_iterable_dataset() if streaming else dataset

@@ -23,6 +23,8 @@ def canonical(row: dict) -> dict:
     if isinstance(row.get("texts"), list):
         row = without(row, "texts") | {"messages": messages_of(row["texts"], "user", "assistant")}
     for question, answer in QUESTIONS.items():
+        if isinstance(row.get(question), str) and isinstance(row.get(answer), (int, float)):
+            raise ValueError(f"{answer} must be text, got {row[answer]!r}; write it as text.")
         if isinstance(row.get(question), str) and isinstance(row.get(answer), str):
             context = row.get("input") if question == "instruction" else None  # Alpaca's
             turn = {question: "\n".join(filter(None, (row[question], context))), answer: row[answer]}

@@ -34,7 +34,7 @@ from .preprocessing import ConversationEncoder, encode
 from .sharding import check_sharding, is_sharded, memory_per_device, spread_weights, whole_weights
 from .stages import PartPlan, apply_stage, format_plan, stage_plan
 from .trainer import OmniFusionTrainer
-from .validation import Validation, held_out_data
+from .validation import Validation, held_out_data, without_broken
 
 
 def train(recipe: ModelDataArguments, args: OmniFusionTrainingArguments) -> dict:
@@ -58,7 +58,10 @@ def train(recipe: ModelDataArguments, args: OmniFusionTrainingArguments) -> dict
     if recipe.cache_vision_features:
         folder = recipe.cache_vision_features
         dataset = cached_dataset(dataset, model, processor.image_processor, folder, args)
-    validation = held_out and Validation(held_out, encoder, recipe.eval_metrics, recipe.eval_answers)
+    validation = None
+    if held_out is not None:
+        good = without_broken(held_out, encoder, bad_samples)
+        validation = Validation(good, encoder, recipe.eval_metrics, recipe.eval_answers)
     stop, begin = SaveAndStop(), IdentityCallback(identity)
     callbacks = [stop, begin]
     if recipe.early_stopping_patience is not None:

@@ -20,7 +20,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from ..inference import generate_text, prompts
 from ..scores import METRICS
 from .collators import PaddingCollator
-from .conversations import BadSamples, open_images
+from .conversations import BadSamples, map_good, open_images
 from .mixture import load_data
 from .preprocessing import ConversationEncoder, EncodedDataset
 from .sharding import is_sharded
@@ -46,17 +46,33 @@ class Share(Dataset):
 
 
 def hold_out(dataset: Dataset | IterableDataset, share: float, seed: int) -> tuple[Share, Share]:
-    """The samples to train on and those held out; which these are is a function of the seed.
+    """The samples to train on and those held out; which these are is a function of the seed. A sample that a mixture
+    draws several times is in one part only, once if it is held out.
 
     Raises `ValueError` for a stream, and for a share that leaves one part empty.
     """
     if isinstance(dataset, IterableDataset):
         raise ValueError("eval_share takes samples by their index, but these are streamed; give eval_data_path.")
-    held_out = round(share * len(dataset))
-    if not 0 < held_out < len(dataset):
-        raise ValueError(f"eval_share {share} of {len(dataset)} samples is {held_out}; leave some for each part.")
-    order = np.random.default_rng(seed).permutation(len(dataset))
-    return Share(dataset, np.sort(order[held_out:])), Share(dataset, np.sort(order[:held_out]))
+    origins = getattr(dataset, "origins", np.arange(len(dataset)))
+    different, first = np.unique(origins, return_index=True)
+    held_out = round(share * len(different))
+    if not 0 < held_out < len(different):
+        raise ValueError(f"eval_share {share} of {len(different)} samples is {held_out}; leave some for each part.")
+    chosen = np.random.default_rng(seed).permutation(len(different))[:held_out]
+    trained = np.flatnonzero(~np.isin(origins, different[chosen]))
+    return Share(dataset, trained), Share(dataset, np.sort(first[chosen]))
+
+
+def without_broken(conversations: Dataset, encoder: ConversationEncoder, bad_samples: BadSamples) -> Dataset:
+    """The held-out samples that can be encoded, tried once before training. A broken one that is an error is one when
+    it is evaluated."""
+    if bad_samples.policy == "error":
+        return conversations
+    indices = tqdm(range(len(conversations)), "checking held-out samples", leave=False, disable=None)
+    good = list(map_good(lambda index: encoder(conversations[index]) and index, indices, bad_samples))
+    if not good:
+        raise ValueError("None of the held-out samples can be used; the log names each with its reason.")
+    return Share(conversations, np.array(good))
 
 
 @dataclass

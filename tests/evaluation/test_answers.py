@@ -51,7 +51,7 @@ def test_answers_survive_their_file_and_a_kill_that_leaves_a_half_written_line(t
     assert row["truth"] == ["red"] and row["perturbation"] == "blur"
     log.path.write_bytes(whole[: max(len(whole) - cut, 3)])
     resumed = AnswerLog(log.path)
-    assert resumed.answers == ([FIRST, SECOND] if not cut else [FIRST] if cut < len(SECOND.as_line()) else [])
+    assert resumed.answers == ([FIRST, SECOND] if cut < 2 else [FIRST] if cut < len(SECOND.as_line()) else [])
     resumed.add([SECOND])
     assert read_answers(log.path)[-1] == SECOND
 
@@ -60,8 +60,10 @@ def test_answers_under_other_damaged_or_missing_settings_are_not_mixed(tmp_path)
     open_log(tmp_path / "out", {"model": "misspelt", "seed": 0})  # without answers
     open_log(tmp_path / "out", {"model": "a", "seed": 0}).add([FIRST])
     assert len(open_log(tmp_path / "out", {"model": "a", "seed": 0}).answers) == 1
+    (tmp_path / "out/answers.jsonl").write_text(FIRST.as_line() + "{cut off")
     with pytest.raises(ValueError, match="model='a', now it is 'b'"):
         open_log(tmp_path / "out", {"model": "b", "seed": 0})
+    assert (tmp_path / "out/answers.jsonl").read_text().endswith("{cut off")  # a refusal changes nothing
     damage = {'{"model': "settings.json is not JSON", "[]": "settings.json holds no settings"}
     for text, message in (damage | {"{}": "model=None, now it is 'a'"}).items():
         (tmp_path / "out/settings.json").write_text(text)

@@ -7,6 +7,7 @@ import data_files
 import pytest
 import tiny
 from conversations import sample, turn
+from datasets import Dataset
 from pixels import stored_turned
 
 from omnifusion_hf.evaluation.questions import Question, image_parts, opened, read_questions, with_images
@@ -62,6 +63,14 @@ def test_images_inside_a_row_are_named_by_their_place_and_not_kept(tmp_path):
 UNANSWERED = [{"question": "Why?"}, {"question": "Why?", "answer": None}]
 UNANSWERED += [{"messages": [{"role": "user", "content": "Why?"}]}]
 UNANSWERED += [{"conversations": [*DIALOG[:2], turn("human", "Why?")]}]
+
+
+def test_a_broken_image_inside_a_row_is_named_by_its_question(processor, tmp_path):
+    row = {"question": "Why?", "answer": "So.", "image": {"bytes": data_files.image_files(sample(0))[0][:60]}}
+    Dataset.from_list([row]).to_parquet(tmp_path / "rows.parquet")
+    (question,) = read_questions(str(tmp_path / "rows.parquet"))
+    with pytest.raises(ValueError, match=f"{question.name}: .*broken"):
+        opened(processor, question)
 
 
 @pytest.mark.parametrize("row", UNANSWERED)

@@ -7,6 +7,7 @@ from lmms_results import POPE, RECORD, write_record, write_results, write_sample
 from PIL import Image
 
 from omnifusion_hf.evaluation import results
+from omnifusion_hf.evaluation.answers import Answer
 from omnifusion_hf.evaluation.results import Score, load_answers, read_models, read_sample_answers
 
 
@@ -46,6 +47,19 @@ def test_runs_of_a_model_are_merged_and_the_newest_counts(tmp_path):
 
 OTHERS = ["{}", "[1]", '{"results": 3}', '{"results": {"pope": null}}', '{"results": {}, "n-samples": {"pope": 3}}']
 OTHERS += ['{"results": {}, "config": []}', "not JSON", '{"results": {}}'.encode("utf-16")]
+
+
+def test_models_of_one_last_name_stay_apart_and_files_of_one_given_name_are_one_model(tmp_path):
+    for run, value in (("a", 0.9), ("b", 0.1)):
+        results = {"gqa": {"exact_match,none": value}}
+        write_results(tmp_path / run, results=results, model_name=f"runs/{run}/merged")
+        answers = tmp_path / f"{run}.jsonl"
+        answers.write_text(Answer("q", f"task {run}", "?", [], ["x"], "x", value).as_line())
+    apart = {model.name: model.scores["gqa", "exact_match"].value for model in read_models([str(tmp_path)])}
+    assert apart == {"runs/a/merged": 0.9, "runs/b/merged": 0.1}
+    assert [model.name for model in read_models([str(tmp_path / "a")])] == ["merged"]  # control: alone it is short
+    (mine,) = read_models([f"mine={tmp_path / run}.jsonl" for run in "ab"])
+    assert [task for task, _ in mine.scores] == ["task a", "task b"]
 
 
 @pytest.mark.parametrize("text", OTHERS)

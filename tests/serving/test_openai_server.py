@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from unittest.mock import AsyncMock, Mock
 
 import pytest
 from huggingface_hub.utils import httpx
+from PIL import Image, ImageFile
 
 from omnifusion_hf.cli import main
 from omnifusion_hf.commands import use
@@ -65,8 +67,9 @@ def test_a_taken_port_is_reported_before_the_model_is_loaded(monkeypatch):
     monkeypatch.setattr(module, "load", lambda model: pytest.fail("loaded"))
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
         module.serve("model", port=taken.getsockname()[1])
-    with pytest.raises(pytest.fail.Exception, match="loaded"):  # control
-        module.serve("model", port=free_port())
+    for host in ("127.0.0.1", "::1"):  # control
+        with pytest.raises(pytest.fail.Exception, match="loaded"):
+            module.serve("model", host, port=free_port())
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +193,16 @@ def test_messages_that_the_processor_refuses_are_refused_with_its_reason(app, re
     error = refused(post(app, messages=[INVALID[reason]]), 400)
     assert re.search(reason, error["message"]) and error["param"] == "messages"
     assert error["code"] == ("context_length_exceeded" if INVALID[reason] == user(LONG) else None)
+
+
+def test_many_images_or_pixels_are_refused_before_one_is_decoded(app, monkeypatch):
+    """A bilevel PNG of 100 megapixels has 20 kB."""
+    file = io.BytesIO()
+    Image.new("1", (10_000, 10_000)).save(file, "PNG")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
+    large = image_at("data:image/png;base64," + base64.b64encode(file.getvalue()).decode())
+    for number, reason in ((2, "134217728 pixels together"), (65, "65 images, at most 64")):
+        assert reason in refused(post(app, messages=[user(*[large] * number)]), 400)["message"]
 
 
 def test_every_refusal_has_openais_form(app, monkeypatch):
@@ -329,17 +342,19 @@ def test_options_that_no_client_could_meet_are_refused_before_the_model_is_loade
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words, key", [([], "of-the-variable"), (["--api-key", "given"], "given")])
-def test_the_command_hands_its_options_to_the_server(words, key, monkeypatch):
+@pytest.mark.parametrize("key", ["of-the-variable", "given"])
+@pytest.mark.parametrize("cors", [[], ["http://a", "http://b:1"]])
+def test_the_command_hands_its_options_to_the_server_which_opens_no_paths_for_web_pages(cors, key, monkeypatch):
     run, protect, server = Mock(), Mock(), Mock(wraps=module.ChatServer)
     monkeypatch.setenv("OMNIFUSION_API_KEY", "of-the-variable")
     monkeypatch.setattr(module.uvicorn, "run", run)
     monkeypatch.setattr(module, "protect", protect)
     monkeypatch.setattr(module, "ChatServer", server)
-    words += "--cors http://a http://b:1 --log-level debug --batch-size 3 --port".split() + [str(free_port())]
+    words = [*(["--api-key", key] if key == "given" else []), *(["--cors", *cors] if cors else [])]
+    words += "--log-level debug --batch-size 3 --port".split() + [str(free_port())]
     assert main(["serve", str(TINY), *words]) == 0
-    protect.assert_called_once_with(run.call_args.args[0], "127.0.0.1", key, ["http://a", "http://b:1"])
-    assert server.call_args.args[2:] == (str(TINY), True, 3)
+    protect.assert_called_once_with(run.call_args.args[0], "127.0.0.1", key, cors or ())
+    assert server.call_args.args[2:] == (str(TINY), not cors, 3)
     assert run.call_args.kwargs["log_level"] == "debug"
     assert run.call_args.kwargs["log_config"]["loggers"]["omnifusion_hf"]["level"] == "DEBUG"
 

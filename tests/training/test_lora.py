@@ -1,6 +1,8 @@
 """LoRA: which layers get it, checkpoints that load alone with equal logits, merging to a plain folder."""
 
+import copy
 import json
+import shutil
 from pathlib import Path
 
 import conversations
@@ -10,7 +12,7 @@ import tiny
 import torch
 import training_runs
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import user
 from torch import nn
 from training_runs import logits, rerun
@@ -107,6 +109,24 @@ def test_a_lora_run_is_no_start_for_another_and_merging_names_a_moved_base_and_w
         merge(tmp_path, tmp_path / "other")
     with pytest.raises(ValueError, match="exists and is not replaced"):
         merge(out, tmp_path / "merged")
+
+
+def test_merging_with_another_base_or_a_part_of_the_weights_is_refused(trained, tmp_path):
+    _, out = trained
+    model = load(trained[0])
+    fewer, other = copy.deepcopy(model.config), copy.deepcopy(model.config)
+    fewer.text_config.num_hidden_layers -= 1
+    other.projector_type = "transformer"
+    for name, config in (("fewer", fewer), ("other", other)):
+        type(model)(config).save_pretrained(tmp_path / name)
+        with pytest.raises(ValueError, match=f"not those of .*{name}, as .*give the right --base"):
+            merge(str(out), str(tmp_path / "merged"), str(tmp_path / name))
+    part = Path(shutil.copytree(out, tmp_path / "part"))
+    weights = load_file(part / "adapter_model.safetensors")
+    save_file({name: weights[name] for name in list(weights)[1:]}, part / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=f"as .*{list(weights)[0]} shows"):
+        merge(str(part), str(tmp_path / "merged"))
+    assert not (tmp_path / "merged").exists()
 
 
 def test_bfloat16_base_trains_in_float32_and_merges_to_bfloat16(tmp_path):

@@ -111,6 +111,30 @@ def test_captions_of_shards_become_answers_and_a_member_that_nothing_reads_is_re
     assert conversations.load(path, ignored=["mp4"])[0]
 
 
+@pytest.mark.parametrize("suffix, separator", [("csv", ","), ("tsv", "\t")])
+def test_every_cell_of_a_table_of_text_is_text(tmp_path, suffix, separator):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    texts = ["None", "NA", "3"]
+    rows = [["question", "answer", "image"], *(["What is it?", text, "a.png"] for text in texts)]
+    (tmp_path / f"rows.{suffix}").write_text("\n".join(map(separator.join, rows)))
+    messages = [sample["messages"] for sample in conversations.load(tmp_path / f"rows.{suffix}")]
+    assert [turns[1]["content"][0]["text"] for turns in messages] == texts
+
+
+def test_texts_beside_images_are_captions_without_their_last_newline_and_others_are_not(tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("\ufeffa cat\n")
+    with tarfile.open(tmp_path / "a.tar", "w") as shard:
+        for name in ("a.png", "a.txt"):
+            shard.add(tmp_path / name, name)
+    found = [conversations.load(path)[0]["messages"][1]["content"] for path in (tmp_path / "a.tar", tmp_path)]
+    assert found == [[{"type": "text", "text": "a cat"}]] * 2
+    (tmp_path / "table").mkdir()
+    data_files.hf_dataset(SAMPLES).to_parquet(tmp_path / "table/rows.parquet")
+    (tmp_path / "table/LICENSE.txt").write_text("MIT")
+    assert len(conversations.load(tmp_path / "table")) == len(SAMPLES)
+
+
 def test_shard_sample_that_lists_another_number_of_images_is_refused_in_upper_case_too(tmp_path):
     for extension in ("PNG", "Jpg", "JPEG"):
         members = {"JSON": json.dumps(sample(0)).encode(), extension: data_files.png(0)}

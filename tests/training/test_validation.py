@@ -97,6 +97,28 @@ def test_held_out_samples_are_a_function_of_the_seed_and_do_not_train(held_out):
         hold_out(data, 0.01, 0)
 
 
+def test_a_sample_that_a_mixture_draws_often_is_held_out_once_or_trains(held_out, tmp_path):
+    (tmp_path / "many").mkdir()
+    few, many = held_out, conversations.write(tmp_path / "many", [conversations.sample(i) for i in range(40)])
+    (tmp_path / "mixture.yaml").write_text(f"sources: [{{path: {few}, weight: 1}}, {{path: {many}, weight: 1}}]")
+    train, test = hold_out(load_data(Source(str(tmp_path / "mixture.yaml")), 0, BadSamples()), 0.4, 0)
+    trained, tested = ([sample["name"] for sample in part] for part in (train, test))
+    assert len({*trained}) < len(trained)  # control: it draws some often
+    assert len({*tested}) == len(tested) and not {*tested} & {*trained}
+    assert any(few in name for name in tested) and any(few in name for name in trained)
+
+
+def test_broken_held_out_samples_are_left_out_in_a_run_that_skips(tmp_path, base, held_out):
+    (tmp_path / "other").mkdir()
+    broken = conversations.write(tmp_path / "other", [conversations.sample(0), conversations.sample(1)])
+    image = next((tmp_path / "other").rglob("*.png"))
+    image.write_bytes(image.read_bytes()[:60])
+    fields = {"eval_data_path": str(broken), "eval_metrics": METRICS, **EVERY_2, "max_steps": 2}
+    with pytest.raises(ValueError, match=image.name):
+        run(tmp_path / "error", base, **fields)
+    assert run(tmp_path / "skip", base, **fields, on_bad_sample="skip")["eval_loss"] > 0
+
+
 MISTAKES = [
     ({"eval_share": 0.5}, "need eval_strategy: steps"),
     ({"eval_strategy": "epoch"}, "eval_strategy epoch needs eval_data_path or eval_share"),

@@ -159,5 +159,7 @@ def test_muon_trains_resumes_exactly_from_its_state_and_then_follows_a_schedule(
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     assert take(twin, second, range(3, 61)) == losses[3:]
     assert take(unsaved, MuonWithAdamW(unsaved, lr=1e-2), range(3, 61)) != losses[3:]  # control: without the state
+    with pytest.raises(ValueError, match="shorter"):
+        second.load_state_dict({"parts": []})
     torch.optim.lr_scheduler.LambdaLR(second, lambda step: 0.25)
     assert [g["lr"] for part in second.parts for g in part.param_groups] == [0.0025, 0.0025]

@@ -1,9 +1,11 @@
 """The trainer: batches of similar length, which a resumed run takes in their order."""
 
+from types import SimpleNamespace
+
 import pytest
 from training_runs import changed, figures, rerun, run, weights
 
-from omnifusion_hf.training.trainer import LengthGroupedSampler
+from omnifusion_hf.training.trainer import LengthGroupedSampler, OmniFusionTrainer
 
 
 def padding(lengths: list[int], order: list[int], batch_size: int = 4) -> float:
@@ -29,6 +31,11 @@ def test_padding_falls_and_every_epoch_has_every_sample_once_in_an_order_of_its_
     assert LENGTHS[orders[0][0]] == max(LENGTHS)
     sampler = LengthGroupedSampler([5, 3, 9, 1, 7, 2, 8, 4], 1, seed=3, current_epoch=lambda: 1)
     assert list(sampler) == [2, 7, 6, 3, 1, 5, 4, 0]  # as in runs of earlier versions
+
+
+def test_the_epoch_of_an_order_counts_from_0_and_a_part_of_one_is_no_new_one():
+    states = [SimpleNamespace(state=SimpleNamespace(epoch=epoch)) for epoch in (None, 0.0, 0.9, 1.5)]
+    assert list(map(OmniFusionTrainer.current_epoch, states)) == [0, 0, 0, 1]
 
 
 @pytest.mark.parametrize(("count", "batch_size", "sorted_together"), [(96, 4, 24), (1000, 4, 200), (7, 4, 4)])

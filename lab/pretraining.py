@@ -36,7 +36,7 @@ def fit(
         batches_from: returns the endless batches from a step on.
         report: returns figures that are printed whenever the state is saved.
     """
-    optimizer = MuonWithAdamW(model, lr, weight_decay=0.02)
+    optimizer = MuonWithAdamW(model, lr, weight_decay=0.02, betas=(0.9, 0.98))
     schedule = get_cosine_schedule_with_warmup(optimizer, WARMUP_STEPS, steps)
     parts = (model, optimizer, schedule)
     done, mean = load_state(out / "state", *parts), math.nan

@@ -77,7 +77,7 @@ def draw_image(
     count = TokenCount([len(views)], tokens, context_length)
     drawing = draw_views(image, views, count, processor, title, encoders)
     suffix = Path(output).suffix.lower()
-    if suffix not in (formats := Image.registered_extensions()):
+    if (formats := Image.registered_extensions()).get(suffix) not in Image.SAVE:
         raise ValueError(f"{output}: `{suffix}` is not an image format; use .png.")
     with staged_file(output) as part:
         drawing.save(part, formats[suffix])

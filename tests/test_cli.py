@@ -258,7 +258,7 @@ def test_commands_that_load_a_model_take_the_same_options(words, monkeypatch, re
     given = Mock(side_effect=ValueError("seen"))
     for place in ("inference", "serving.gradio_app", "serving.openai_server"):
         monkeypatch.setattr(f"omnifusion_hf.{place}.load", given)
-    monkeypatch.setattr("socket.create_server", lambda address: nullcontext())
+    monkeypatch.setattr("socket.create_server", lambda *address, **kind: nullcontext())
     options = "--device cpu --dtype bfloat16 --quantization 4bit --attention eager"
     assert refused(*words.split(), *options.split()) == "seen"
     wanted = {"device": "cpu", "dtype": "bfloat16", "quantization": "4bit", "attn_implementation": "eager"}

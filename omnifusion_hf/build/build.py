@@ -4,6 +4,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -183,11 +184,12 @@ def stop_where_answers_end(model: OmniFusionForConditionalGeneration, processor:
         ) from None
     special = {index for index, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
     answer = [token for token, marked in zip(inputs["input_ids"][0], inputs["assistant_masks"][0]) if marked]
-    ends = [token for token in answer if token in special]
+    end = takewhile(lambda token: token in special or not processor.decode([token]).strip(), reversed(answer))
+    ends = [token for token in end if token in special]  # the last one first
     if not ends:
         raise ValueError(
             "the LLM's own chat template ends answers without a special token, or rewrites the prompt before them, so "
             "that nothing could be trained; use --chat-template omnifusion."
         )
     known = model.generation_config.eos_token_id
-    model.generation_config.eos_token_id = list(dict.fromkeys([*known, ends[0]]))
+    model.generation_config.eos_token_id = list(dict.fromkeys([*known, ends[-1]]))

@@ -51,12 +51,13 @@ def print_scores(models: list[ModelResults]):
 
 def write_tables(folder: Path, models: list[ModelResults]) -> list[Path]:
     """Writes report.md, report.json and, of scores that the paper has, radar.png."""
-    paths = [folder / name for name in ("report.md", "report.json")]
+    values = {_label(model): paper_values(model) for model in models}
+    plot = radar(values) if any(values.values()) else None  # first: matplotlib may be missing
+    paths = [folder / name for name in ("report.md", "report.json", "radar.png")][: 2 if plot is None else 3]
     write_whole(paths[1], json.dumps(as_data(models), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write_whole(paths[0], as_markdown(models))
-    if any(map(paper_values, models)):
-        paths.append(folder / "radar.png")
-        save_figure(radar({_label(model): paper_values(model) for model in models}), paths[2], dpi=120)
+    if plot is not None:
+        save_figure(plot, paths[2], dpi=120)
     return paths
 
 

@@ -61,7 +61,7 @@ class OmniFusionGenerationMixin(GenerationMixin):
                 generation_config = copy.deepcopy(generation_config)
                 generation_config.no_repeat_ngram_size = 0
         if input_ids is not None:
-            kwargs |= self._images_for_generation(input_ids, kwargs)
+            kwargs |= self._images_for_generation(input_ids, generation_config, kwargs)
         processors = LogitsProcessorList([*processors, *(logits_processor or [])])
         return super().generate(inputs, generation_config, processors, **kwargs)
 
@@ -71,7 +71,7 @@ class OmniFusionGenerationMixin(GenerationMixin):
         return next((value for value in given if value is not None), None)
 
     @torch.no_grad()
-    def _images_for_generation(self, input_ids: torch.LongTensor, kwargs: dict) -> dict:
+    def _images_for_generation(self, input_ids: torch.LongTensor, config, kwargs: dict) -> dict:
         """The images in `kwargs`, which are taken out, as one row of visual tokens per sample, which `generate()` can
         repeat: those for the places after a kept cache. Raises `ValueError` for a wrong number."""
         names = ("pixel_values", "image_view_index", "mm_encoder_outputs")
@@ -98,9 +98,9 @@ class OmniFusionGenerationMixin(GenerationMixin):
         rows = [sample[len(sample) - last :] for sample, last in zip(tokens.split(given), new)]  # (N, D) each
         if not any(new):
             return {}
-        if kwargs.get("assistant_model") is None:
+        if kwargs.get("assistant_model") is None and not self._setting("prefill_chunk_size", config, kwargs):
             return {"image_embeds": pad_sequence(rows, batch_first=True)}  # (B, N, D)
-        # A draft model does not get this argument; it drafts for one sample, so that nothing is repeated.
+        # A draft model does not get that argument (and drafts for one sample), and a chunked prefill does not cut it.
         return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=rows)}}
 
     @wraps(GenerationMixin.prepare_inputs_for_generation)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from typing import Literal
+from typing import Literal, get_type_hints
 
 import transformers
 from packaging.version import Version
@@ -166,18 +166,17 @@ def parse_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[ModelDataA
         hint = f"did you mean `{close[0]}`?" if close else "docs/training.md lists the fields."
         raise ValueError(f"unknown key `{key}`; {hint}")
     given |= accumulation(given, processes=int(os.environ.get("WORLD_SIZE", 1)))
-    # Command-line words keep the types of the fields: YAML reads 1e-3 as text, the dataclass as a float.
-    words = [word for key, value in given.items() for word in _words(key, value, "list" in str(known[key].type))]
-    return RecipeParser(kinds, allow_abbrev=False).parse_args_into_dataclasses(args=words)
+    # Command-line words keep the types of the fields: YAML reads 1e-3 as text, the dataclass as a float. Lists are not
+    # passed so: the parser takes no empty one, and only one word for a field that may also be a text.
+    parser, types = RecipeParser(kinds, allow_abbrev=False), get_type_hints(kinds[0]) | get_type_hints(kinds[1])
+    lists = {key: value for key, value in given.items() if isinstance(value, list) and "list" in str(types[key])}
+    parser.set_defaults(**{key: list(map(str, value)) for key, value in lists.items()})
+    words = [_word(key, value) for key, value in given.items() if value is not None and key not in lists]
+    return parser.parse_args_into_dataclasses(args=words)
 
 
-def _words(key: str, value, takes_list: bool) -> list[str]:
-    """One field as command-line words; null is the default."""
-    if value is None:
-        return []
-    if isinstance(value, list) and takes_list:
-        return [f"--{key}", *map(str, value)]
-    return [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"]
+def _word(key: str, value) -> str:
+    return f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"
 
 
 def accumulation(given: dict, processes: int) -> dict[str, int]:
@@ -201,16 +200,17 @@ def accumulation(given: dict, processes: int) -> dict[str, int]:
     return {"gradient_accumulation_steps": total // (each * processes)}
 
 
-def describe_batch(recipe: ModelDataArguments, args: OmniFusionTrainingArguments) -> str:
-    """The global batch and its factors. Raises `ValueError` if it differs from the recipe's."""
-    total = args.global_batch
-    if recipe.global_batch_size not in (None, total):
+def describe_batch(args: OmniFusionTrainingArguments) -> str:
+    """The global batch and its factors. Raises `ValueError` for several devices in one process."""
+    if args.n_gpu > 1:  # DataParallel would cut the views of a batch anywhere
         raise ValueError(
-            f"global_batch_size is {recipe.global_batch_size}, but this one process drives {args.n_gpu} devices, "
-            f"which gives {total}: start one process per device, `torchrun --nproc-per-node {args.n_gpu} …`."
+            f"this one process drives {args.n_gpu} devices: start one process per device, "
+            f"`torchrun --nproc-per-node {args.n_gpu} …`, or hide the others, `CUDA_VISIBLE_DEVICES=0`."
         )
-    factors = (args.train_batch_size, args.world_size, args.gradient_accumulation_steps)
-    return f"global batch {total} = " + "{} per process x {} processes x {} steps of accumulation".format(*factors)
+    return (
+        f"global batch {args.global_batch} = {args.train_batch_size} per process x {args.world_size} processes x "
+        f"{args.gradient_accumulation_steps} steps of accumulation"
+    )
 
 
 def check_smoothing(args: OmniFusionTrainingArguments, config: OmniFusionConfig):

@@ -8,8 +8,10 @@ import signal
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import torch
 from accelerate.utils import reduce
@@ -22,6 +24,7 @@ from transformers.utils import logging
 from ..figures import new_figure, save_figure
 from ..io import LOSS_PLOT, SUMMARY, read_json, read_text, write_whole
 from .identity import SETTINGS, changes_of_run
+from .sharding import is_sharded
 
 
 logger = logging.get_logger(__name__)
@@ -195,6 +198,22 @@ class SaveAndStop(TrainerCallback):
         sys.exit(128 + self.signal)
 
 
+def outlive_sigterm(initialize: Callable[[int], None] | None, worker: int):
+    """Makes a data loader's worker ignore SIGTERM, except for that of the main process, which ends it. Schedulers
+    signal all processes of a job, but the last step needs its workers."""
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_end_with_parent, daemon=True).start()
+    if initialize is not None:
+        initialize(worker)
+
+
+def _end_with_parent():
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
 class IdentityCallback(TrainerCallback):
     """Writes the identity of a run when it begins, to be compared when it resumes, and removes the summary of an
     earlier, complete run. A resumed run without steps left does not begin: `complete` is True then."""
@@ -203,6 +222,7 @@ class IdentityCallback(TrainerCallback):
         self.identity, self.complete = identity, False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        state.compute_steps(args, state.max_steps)  # a checkpoint has those of the interrupted run
         self.complete = state.global_step >= state.max_steps
         if not self.complete and args.process_index == 0:
             (Path(args.output_dir) / SUMMARY).unlink(missing_ok=True)
@@ -212,8 +232,8 @@ class IdentityCallback(TrainerCallback):
 def checkpoint_to_resume(args: TrainingArguments, identity: dict) -> str | None:
     """`resume_from_checkpoint` as Trainer expects it; true means the last complete checkpoint in output_dir, if any.
 
-    Raises `ValueError` for a checkpoint of a run of another `identity`, and for a new run among the checkpoints of an
-    earlier one, because nobody could tell them apart later.
+    Raises `ValueError` for a checkpoint of a run of another `identity`, or without an optimizer's state, and for a new
+    run among the checkpoints or in place of the model of an earlier one.
     """
     wanted = str(args.resume_from_checkpoint or "false")
     if wanted.lower() in ("true", "false"):
@@ -222,11 +242,14 @@ def checkpoint_to_resume(args: TrainingArguments, identity: dict) -> str | None:
         last = whole[max(whole)] if whole else None
         if last and wanted.lower() == "false":
             raise ValueError(f"{last} is of an earlier run: continue it with --resume, or change output_dir.")
+        if last is None and (Path(args.output_dir) / SUMMARY).is_file():
+            raise ValueError(f"{args.output_dir} holds the model of a finished run; remove it, or change output_dir.")
         wanted = last
     elif Path(wanted).is_dir() and not is_whole(Path(wanted)):
         raise ValueError(f"{wanted} is incomplete or damaged; resume from another checkpoint.")
     if wanted is not None:
         _check_same_run(wanted, identity)
+        _check_can_continue(Path(wanted), args)
     return wanted
 
 
@@ -238,6 +261,17 @@ def _check_same_run(checkpoint: str, identity: dict):
         raise ValueError(
             f"{checkpoint} is of a run with other settings: {'; '.join(changed)}. Continue with the recipe as it was, "
             "or start a new run in another output_dir."
+        )
+
+
+def _check_can_continue(checkpoint: Path, args: TrainingArguments):
+    """Without these files, which `save_only_model` omits, the schedule begins anew. Sharded runs have others."""
+    is_finished = not checkpoint.is_dir() or (checkpoint.parent / SUMMARY).is_file()
+    missing = [name for name in ("optimizer.pt", "scheduler.pt") if not (checkpoint / name).is_file()]
+    if missing and not is_finished and not is_sharded(args):
+        raise ValueError(
+            f"{checkpoint} has no {missing[0]} (save_only_model?), so that its run cannot continue; start a new one "
+            "from it: model_name_or_path=… and another output_dir."
         )
 
 

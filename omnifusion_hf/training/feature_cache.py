@@ -89,6 +89,8 @@ class CachedDataset(Dataset):
         sample = dict(self.samples[index])
         views = sample.pop("views")
         lists = {key: sample[key].tolist() for key in ("input_ids", "labels")}
+        if "image_view_index" in sample:
+            lists["image_view_index"] = torch.from_numpy(sample["image_view_index"])
         return sample | lists | ({"pixel_values": self.shards.read(views)} if views else {})
 
 
@@ -134,10 +136,12 @@ def _batches(dataset: Dataset, indices: Sequence[int], collate, title: str, args
 
 
 def _without_pixels(samples: list[dict]) -> list[dict]:
-    """Samples as they are kept in memory, with eight bytes per token."""
+    """Samples as they are kept in memory, with eight bytes per token, and as arrays: a worker's tensor holds a file
+    open."""
     return [
         {key: value for key, value in sample.items() if key != "pixel_values"}
         | {key: np.array(sample[key], np.int32) for key in ("input_ids", "labels")}
+        | {key: sample[key].numpy() for key in ("image_view_index",) if key in sample}
         | {"views": [view_name(view) for view in sample.get("pixel_values", [])]}
         for sample in samples
     ]

@@ -63,22 +63,29 @@ class MuonWithAdamW(torch.optim.Optimizer):
     Args:
         model: its trained parameters are optimized; matrices of numbered layers by Muon.
         lr, weight_decay: of both.
-        betas: of AdamW.
+        decayed: names of the parameters that AdamW decays; default: all.
+        adamw: `betas` and `eps`.
 
     Raises `ValueError` if no matrix of a layer trains.
     """
 
-    def __init__(self, model: torch.nn.Module, lr: float, weight_decay: float = 0.0, betas=(0.9, 0.98)):
+    def __init__(
+        self, model: nn.Module, lr: float, weight_decay: float = 0.0, decayed: set[str] | None = None, **adamw
+    ):
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         matrices = [p for name, p in named if is_inner_matrix(name, p)]
-        others = [p for name, p in named if not is_inner_matrix(name, p)]
+        others = {weight_decay: [], 0.0: []}
+        for name, p in named:
+            if not is_inner_matrix(name, p):
+                others[weight_decay if decayed is None or name in decayed else 0.0].append(p)
+        others = [{"params": ps, "weight_decay": decay} for decay, ps in others.items() if ps]
         if not matrices:
             raise ValueError("optimizer `muon` trains matrices of layers, but this stage trains none; leave it out.")
         self.parts = [
             torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=lr, weight_decay=weight_decay, betas=betas),
+            torch.optim.AdamW(others, lr=lr, **adamw),
         ]
-        super().__init__([{"params": matrices}, {"params": others}], {"lr": lr})
+        super().__init__([{"params": matrices}, *map(dict, others)], {"lr": lr})
         self._share_groups()
 
     def _share_groups(self):

@@ -144,7 +144,7 @@ def announce(
     recipe: ModelDataArguments, args: OmniFusionTrainingArguments, plans: list[PartPlan], samples: int | None
 ):
     """Prints the stage table, the batch and the memory that a run needs."""
-    batch = describe_batch(recipe, args)
+    batch = describe_batch(args)
     if args.process_index == 0:
         memory = memory_per_device(plans, args.world_size, is_sharded(args)) / 1e9
         print(f"stage {recipe.stage}, {samples or 'streamed'} samples\n{format_plan(plans)}\n{batch}", flush=True)

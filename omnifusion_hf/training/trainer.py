@@ -2,14 +2,15 @@
 """OmniFusion's Trainer. The model also trains with the stock Trainer, TRL and PEFT; this adds what recipes need."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
-from torch.utils.data import Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from ..model.processing_omnifusion import OmniFusionProcessor
 from .arguments import ModelDataArguments, OmniFusionTrainingArguments
-from .callbacks import SpeedCallback
+from .callbacks import SpeedCallback, outlive_sigterm
 from .collators import PaddingCollator, packing_collator
 from .optimizer import MuonWithAdamW, check_optimizer, optimizer_by_part
 from .validation import Validation
@@ -64,16 +65,23 @@ class OmniFusionTrainer(Trainer):
         # Trainer's own would measure each sample by encoding it, and resume in another order.
         return LengthGroupedSampler(self.lengths, self.args.global_batch, self.args.order_seed, self.current_epoch)
 
+    def get_train_dataloader(self) -> DataLoader:
+        loader = super().get_train_dataloader()
+        inner = getattr(loader, "base_dataloader", loader)  # accelerate's wrapper does not pass attributes on
+        inner.worker_init_fn = partial(outlive_sigterm, inner.worker_init_fn)
+        return loader
+
     def current_epoch(self) -> int:
         return int(self.state.epoch or 0)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        model_to_train = self.model if model is None else model
+        model_to_train, args = self.model if model is None else model, self.args
+        decayed = set(self.get_decay_parameter_names(model_to_train))
         if self.optimizer is None and self.recipe.optimizer == "muon":
-            self.optimizer = MuonWithAdamW(model_to_train, self.args.learning_rate, self.args.weight_decay)
+            adamw = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+            self.optimizer = MuonWithAdamW(model_to_train, args.learning_rate, args.weight_decay, decayed, **adamw)
         elif self.optimizer is None and self.recipe.learning_rates:
-            decayed = set(self.get_decay_parameter_names(model_to_train))
-            self.optimizer = optimizer_by_part(model_to_train, self.args, self.recipe.learning_rates, decayed)
+            self.optimizer = optimizer_by_part(model_to_train, args, self.recipe.learning_rates, decayed)
         return super().create_optimizer(model)
 
     def get_batch_samples(self, *args, **kwargs) -> tuple[list, torch.Tensor | int | None]:

@@ -66,6 +66,19 @@ def test_a_chat_tuned_llm_keeps_its_template_and_stops_at_its_own_mark(parts, tm
         assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == ends
 
 
+BEGINS_WITH_A_MARK = """
+{%- for message in messages %}<|im_start|>{{ message['role'] }}{% if message['role'] == 'assistant' %}<s>{% endif %}
+{{ message['content'] }}<unk>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant{% endif %}"""
+
+
+def test_a_mark_that_begins_every_answer_does_not_end_it(parts, tmp_path):
+    text = llms.save(tmp_path / "chat", "llama", chat_template=BEGINS_WITH_A_MARK)
+    build(parts, tmp_path / "out", "--chat-template", "own", text=text)
+    assert json.loads((tmp_path / "out/generation_config.json").read_text())["eos_token_id"] == [2, 0]
+
+
 NO_END = "{% for m in messages %}{{ m.content }} {% endfor %}"  # nothing ends an answer
 RAISES = "{% if messages[0].role != 'system' %}{{ raise_exception('a system message first') }}{% endif %}"
 

@@ -37,6 +37,14 @@ def test_an_assembled_model_answers_as_its_llm_and_reloads_equal(family, parts, 
     assert_answers_as(transformers.AutoModelForCausalLM.from_pretrained(text), parts, text)
 
 
+def test_an_llm_of_bfloat16_is_not_refused_for_the_rounding_of_other_kernels(parts, tmp_path):
+    """From a width of 2048 on, a token with a cache rounds otherwise than a whole sequence."""
+    config = transformers.LlamaConfig(**llms.GATED | {"hidden_size": 2048, "intermediate_size": 256})
+    text = llms.save_config(tmp_path / "llm", config)
+    transformers.AutoModelForCausalLM.from_pretrained(text, dtype=torch.bfloat16).save_pretrained(text)
+    assert assembled(parts / "clip", text, dtype="auto").dtype == torch.bfloat16
+
+
 VISION = transformers.CLIPVisionConfig(**VIT)
 MULTIMODAL = {
     "llava": lambda: transformers.LlavaConfig(text_config=LLAMA, vision_config=VISION),

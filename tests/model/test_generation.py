@@ -44,6 +44,14 @@ def test_greedy_equals_recomputing_every_step(model, grid_processor, conversatio
     assert inputs["input_ids"][0, -NEW_TOKENS:].tolist() == singles[0].tolist()
 
 
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}])
+def test_a_prefill_in_chunks_reads_each_visual_token_once(options, model, grid_processor, conversations):
+    for conversation in conversations:
+        inputs = tiny.prompt(grid_processor, conversation)
+        whole = answers(model, inputs, **options)
+        assert answers(model, inputs, prefill_chunk_size=8, **options).tolist() == whole.tolist()
+
+
 @pytest.mark.parametrize("draft", ["text-only model", "prompt lookup", "the model itself"])
 def test_assisted_decoding_equals_greedy(draft, model, grid_processor, conversations, singles):
     torch.manual_seed(0)

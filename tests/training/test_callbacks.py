@@ -245,14 +245,26 @@ def test_resuming_takes_the_last_checkpoint_or_the_named_one_and_nothing_starts_
     for name in ("checkpoint-3", "checkpoint-10", "checkpoint-old", "checkpoint-12-copy", "my-checkpoint-19"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "trainer_state.json").write_text("{}")
+        for part in ("optimizer.pt", "scheduler.pt"):
+            torch.save({}, tmp_path / name / part)
     assert [resumed(given) for given in ("true", "a/b")] == [str(tmp_path / "checkpoint-10"), "a/b"]
     with pytest.raises(ValueError, match="checkpoint-10 is of an earlier run"):
         resumed("false")
+    (tmp_path / "checkpoint-10/optimizer.pt").unlink()
+    with pytest.raises(ValueError, match="checkpoint-10 has no optimizer.pt"):
+        resumed("true")
+    (tmp_path / "training_summary.json").write_text("{}")
+    assert resumed("true") == str(tmp_path / "checkpoint-10")  # nothing is left to train
+    for checkpoint in tmp_path.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    with pytest.raises(ValueError, match="holds the model of a finished run"):
+        resumed("true")
 
 
 def test_damaged_checkpoint_is_passed_over_and_refused_where_it_is_named(tmp_path, base):
     path = recipe(tmp_path / "run", base, max_steps=2, save_steps=1)
     assert command(path) == 0
+    (tmp_path / "run/out/training_summary.json").unlink()  # as if it had been interrupted
     first, second = (tmp_path / f"run/out/checkpoint-{step}" for step in (1, 2))
     last, named = (parse_recipe(path, [f"resume_from_checkpoint={each}"])[1] for each in ("true", second))
     (second / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model.safetensors"}}')
@@ -288,6 +300,13 @@ def test_complete_run_that_is_resumed_stays_as_it_is(tmp_path, base, capsys):
     assert "checkpoint-4 is of an earlier run: continue it with --resume, or change" in capsys.readouterr().err
 
 
+def test_a_resumed_run_saves_and_logs_as_its_recipe_says_now(tmp_path):
+    state = TrainerState(max_steps=9, save_steps=100, logging_steps=50)  # a checkpoint's
+    args = TrainingArguments(str(tmp_path), save_steps=2, logging_steps=1, use_cpu=True)
+    IdentityCallback({}).on_train_begin(args, state, TrainerControl())
+    assert (state.save_steps, state.logging_steps) == (2, 1)
+
+
 def test_summary_is_that_of_a_complete_run(tmp_path):
     (tmp_path / "training_summary.json").write_text("{}")
     begin, args = IdentityCallback({"stage": "lora"}), TrainingArguments(str(tmp_path), use_cpu=True)
@@ -296,7 +315,8 @@ def test_summary_is_that_of_a_complete_run(tmp_path):
         assert begin.complete == (step == 3) and [path.name for path in tmp_path.iterdir()] == [left]
 
 
-def test_ctrl_c_at_a_terminal_reaches_workers_too_and_still_saves(tmp_path, base):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_of_a_terminal_or_scheduler_reaches_workers_too_and_still_saves(tmp_path, base, number):
     path = recipe(tmp_path / "run", base, max_steps=100000, dataloader_num_workers=1)
     command = [sys.executable, "-m", "omnifusion_hf.cli", "train", str(path)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -304,9 +324,9 @@ def test_ctrl_c_at_a_terminal_reaches_workers_too_and_still_saves(tmp_path, base
     while not (tmp_path / "run/out/checkpoint-3/trainer_state.json").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGINT and "SIGINT: stopped with a checkpoint at step" in errors
+    assert process.returncode == 128 + number and f"{number.name}: stopped with a checkpoint at step" in errors
     assert callbacks.is_whole(tmp_path / f"run/out/checkpoint-{max(checkpoints(tmp_path / 'run'))}")
 
 

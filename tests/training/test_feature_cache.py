@@ -96,6 +96,13 @@ def test_losses_equal_the_uncached_runs_to_the_bit(tmp_path, monkeypatch, name, 
         assert plain != run(tmp_path / "other", tmp_path / "base", **options, **cache)
 
 
+def test_kept_samples_hold_no_tensor_of_a_worker_which_is_an_open_file(tmp_path):
+    model, processor = model_and_processor()
+    rows = cached(tmp_path, model, processor, Samples(processor))
+    assert not any(torch.is_tensor(value) for row in rows.samples for value in row.values())
+    assert any(torch.is_tensor(row.get("image_view_index")) for row in rows)  # control: as the collator expects it
+
+
 def test_images_are_read_to_name_and_to_encode_their_new_views_and_never_again(tmp_path, encoded):
     model, processor = model_and_processor()
     samples = Samples(processor)

@@ -123,6 +123,18 @@ def take(model, optimizer, steps: range) -> list[float]:
     return losses
 
 
+def test_adamw_beside_muon_has_the_recipes_settings_and_decays_what_trainer_decays(model):
+    options = {"betas": (0.5, 0.6), "eps": 1e-3}
+    adamw = MuonWithAdamW(model, 1e-2, 0.1, decayed={"embed_tokens.weight"}, **options).parts[1]
+    assert [(group["weight_decay"], group["betas"], group["eps"]) for group in adamw.param_groups] == [
+        (decay, *options.values()) for decay in (0.1, 0.0)
+    ]
+    assert [[parameter.shape for parameter in group["params"]] for group in adamw.param_groups] == [
+        [(10, 4)],
+        [(4,), (4,)],
+    ]
+
+
 def shapes(model) -> list[list[tuple]]:
     """Of the parameters of Muon and of AdamW."""
     parts = MuonWithAdamW(model, lr=1e-2).parts

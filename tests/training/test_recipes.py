@@ -97,12 +97,22 @@ def test_a_batch_that_cannot_be_made_is_refused_with_its_numbers(message, monkey
         parse_recipe(RECIPES / "pretrain.yaml", ["use_cpu=true", *IMPOSSIBLE[message]])
 
 
+def test_lists_may_be_of_several_tools_and_empty(tmp_path):
+    path = conversations.write_recipe(
+        tmp_path, tmp_path, report_to=["tensorboard", "wandb"], eval_metrics=["vqa", "anls"]
+    )
+    recipe, args = parse_recipe(path)
+    assert (args.report_to, recipe.eval_metrics) == (["tensorboard", "wandb"], ["vqa", "anls"])
+    recipe, args = parse_recipe(path, ["report_to=none", "eval_metrics=[]"])  # again in one process
+    assert (args.report_to, recipe.eval_metrics) == ([], [])
+
+
 def test_accumulation_may_be_given_instead_and_one_process_with_several_devices_is_refused(tmp_path, monkeypatch):
     path = conversations.write_recipe(tmp_path, tmp_path, global_batch_size=8)
     given = ["global_batch_size=null", "gradient_accumulation_steps=4"]
     assert parse_recipe(path, given)[1].gradient_accumulation_steps == 4
-    recipe, args = parse_recipe(path)
-    assert describe_batch(recipe, args).startswith("global batch 8 = 2 per process")
-    monkeypatch.setattr(type(args), "train_batch_size", 4)
+    _, args = parse_recipe(path)
+    assert describe_batch(args).startswith("global batch 8 = 2 per process")
+    monkeypatch.setattr(type(args), "n_gpu", 2)
     with pytest.raises(ValueError, match="one process per device"):
-        describe_batch(recipe, args)
+        describe_batch(args)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..answers import CLEAN, Answer, Condition, Evaluator, Present
 from ..metrics import wilson_interval
-from ..questions import Question, opened, prompts_of, with_images
+from ..questions import Question, RowImage, opened, prompts_of, with_images
 from .attack import Attack, pgd, random_signs, with_labels
 from .perturbations import PERTURBATIONS, PGD, RANDOM, REMOVED, SWAPPED
 
@@ -106,9 +106,15 @@ def _another(shown: list[tuple], place: int) -> tuple:
     """The image, with its regions, that replaces the one at `place`."""
     image, half = shown[place][0], place + len(shown) // 2
     for candidate in shown[half % len(shown) :] + shown[: half % len(shown)]:
-        if candidate[0] != image:
+        if not _are_same(candidate[0], image):
             return candidate
     raise ValueError(f"nothing to swap {image} with, the only image of its task; add questions about another.")
+
+
+def _are_same(one, other) -> bool:
+    """Tables repeat an image in every row about it."""
+    in_rows = isinstance(one, RowImage) and isinstance(other, RowImage)
+    return one == other or (in_rows and one.read() == other.read())
 
 
 def summary(answers: list[Answer], conditions: list[Condition]) -> list[dict]:

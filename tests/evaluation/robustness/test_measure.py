@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import conversations
+import data_files
 import numpy as np
 import pytest
 from conversations import sample, turn
+from datasets import Dataset
 
 from omnifusion_hf.evaluation.answers import Answer
 from omnifusion_hf.evaluation.questions import read_questions
@@ -45,6 +47,15 @@ def test_swapped_images_are_others_of_the_task_and_their_regions_move_with_them(
         moved = list(zip(after.images, after.regions, strict=True))
         assert after.task == "other" or all((image.name == "2.png") == bool(boxes) for image, boxes in moved)
     assert {image for question in swapped[:4] for image in question.images} == of_task
+
+
+def test_a_row_with_the_same_image_is_not_another_image(tmp_path):
+    files = [data_files.image_files(sample(index))[0] for index in (0, 1, 0, 0)]
+    rows = [{"question": f"{index}?", "answer": "x", "image": {"bytes": file}} for index, file in enumerate(files)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    questions = read_questions(str(tmp_path / "rows.parquet"))
+    for before, after in zip(questions, swap_images(questions), strict=True):
+        assert before.images[0].read() != after.images[0].read()
 
 
 def test_removed_images_leave_the_text(questions):

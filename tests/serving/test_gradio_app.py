@@ -98,14 +98,17 @@ def chat(page):
 
 
 @pytest.fixture
-def endless(monkeypatch):
-    """A slow model that never ends its answer; returns a list with an item per token."""
+def endless(monkeypatch, request):
+    """A slow model that never ends its answer, in which nothing is seen if it is "silent"; returns a list with an item
+    per token."""
     steps, generate = [], OmniFusionForConditionalGeneration.generate
 
     def slow(input_ids, scores):
         steps.append(1)
         time.sleep(0.1)
         scores[:, 2] = -float("inf")
+        if getattr(request, "param", None) == "silent":
+            scores[:, 1] = float("inf")  # <s>
         return scores
 
     never_ending = lambda self, **options: generate(self, **options, logits_processor=[slow])  # noqa: E731
@@ -244,6 +247,7 @@ def test_stop_ends_the_answer_and_the_chat_continues(page, endless, monkeypatch)
     expect(page.get_by_test_id("bot").last).to_have_text("4")
 
 
+@pytest.mark.parametrize("endless", ["silent"], indirect=True)
 def test_a_question_stopped_before_its_answer_is_back_in_its_box(page, endless):
     ask(page, "Write the formula in LaTeX.", IMAGES / "formula-1.png")
     expect_writers(1)

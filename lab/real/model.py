@@ -3,6 +3,7 @@ without their parts."""
 
 import json
 from dataclasses import dataclass
+from os.path import relpath
 from pathlib import Path
 from shutil import copy2, copytree, ignore_patterns, rmtree
 
@@ -106,18 +107,20 @@ def measure(name: str) -> list[Path]:
     omnifusion("report", *files, "-o", REAL / name / "report")
     for file in files:
         if "swapped" not in file.stem:
-            omnifusion("card", model, "--results", file)
+            omnifusion("card", relpath(model), "--results", file)  # its usage code names the folder
     return files
 
 
 def export(name: str):
-    """Writes the trained weights alone, in half precision, to the repository."""
-    folder = train(name)
+    """Writes the trained weights alone, in half precision, and the card of the measured model to the repository."""
+    folder, card = train(name), REAL / name / "model" / "README.md"
     with staged_folder(SHIPPED) as part:
         config = json.loads((folder / LORA[0]).read_text(encoding="utf-8")) | {"base_model_name_or_path": name}
         (part / LORA[0]).write_text(json.dumps(config, indent=2), encoding="utf-8")
         weights = {key: weight.half() for key, weight in load_file(folder / LORA[1]).items()}
         save_file(weights, part / LORA[1], metadata={"format": "pt"})
+        if card.is_file():
+            copy2(card, part)
 
 
 def shipped() -> Path:

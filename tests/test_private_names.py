@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "omnifusion_hf"
 CONTRACT = {"_get_num_multimodal_tokens"}  # serving engines call it
 CONTRACT |= {"_can_compile_fullgraph", "_init_weights", "_keep_in_fp32_modules", "_keys_to_ignore_on_load_unexpected"}
 CONTRACT |= {"_no_split_modules", "_preprocess", "_skip_keys_device_placement", "_supports_attention_backend"}
+CONTRACT |= {"_exit"}  # of Python's os, documented
 CONTRACT |= {"_supports_flash_attn", "_supports_flex_attn", "_supports_sdpa", "_tied_weights_keys", "_tp_plan"}
 # Read-only uses without a public way, with the reason.
 NO_PUBLIC_WAY = {

@@ -10,6 +10,7 @@ from shutil import copy2, copytree, ignore_patterns, rmtree
 from safetensors.torch import load_file, save_file
 
 from omnifusion_hf.cli import main
+from omnifusion_hf.hub import write_card
 from omnifusion_hf.io import SUMMARY, staged_folder, write_whole
 
 from . import easy_vqa, emoji, encoder, llm
@@ -18,6 +19,7 @@ from .packages import REAL
 
 RECIPES = Path(__file__).parent / "recipes"
 SHIPPED = Path(__file__).parent / "weights"
+MODEL = REAL / "model"  # of these weights
 LORA = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -107,7 +109,7 @@ def measure(name: str) -> list[Path]:
     omnifusion("report", *files, "-o", REAL / name / "report")
     for file in files:
         if "swapped" not in file.stem:
-            omnifusion("card", relpath(model), "--results", file)  # its usage code names the folder
+            omnifusion("card", model, "--results", file)
     return files
 
 
@@ -121,6 +123,7 @@ def export(name: str):
         save_file(weights, part / LORA[1], metadata={"format": "pt"})
         if card.is_file():
             copy2(card, part)
+            write_card(part, {}, relpath(MODEL))  # its usage code names the folder that demo makes
 
 
 def shipped() -> Path:
@@ -130,7 +133,7 @@ def shipped() -> Path:
         copytree(base, part, dirs_exist_ok=True, ignore=ignore_patterns("config.json", "*.safetensors"))
         for file in LORA:
             copy2(SHIPPED / file, part)  # with its time
-    return merged(REAL / "lora", base, REAL / "model")
+    return merged(REAL / "lora", base, MODEL)
 
 
 def demo():

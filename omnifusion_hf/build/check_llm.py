@@ -4,6 +4,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from transformers import MODEL_MAPPING
@@ -60,10 +61,10 @@ def check_answers(model: PreTrainedModel, llm: PreTrainedModel):
         lambda: llm(inputs_embeds=mixed).logits,
         "treats visual tokens unlike the embeddings of words",
     )
-
+    cached = cache(lambda: greedy(model, ids))
     check.equal(
-        lambda: torch.cat(greedy(model, ids).logits),  # (3, vocab)
-        lambda: torch.cat(greedy(model, ids, use_cache=False, prefix_allowed_tokens_fn=next_of(model, ids)).logits),
+        lambda: torch.cat(cached().logits),  # (3, vocab)
+        lambda: torch.cat(greedy(model, ids, use_cache=False, **same_tokens(cached().sequences[0])).logits),
         "answers otherwise with a cache",
         tolerance=16 * torch.finfo(llm.dtype).eps,  # other kernels compute the same
     )
@@ -75,10 +76,9 @@ def greedy(model: PreTrainedModel, ids: torch.LongTensor, **options):
     return model.generate(ids, max_new_tokens=3, min_new_tokens=3, **options)
 
 
-def next_of(model: PreTrainedModel, ids: torch.LongTensor) -> Callable[[int, torch.LongTensor], list[int]]:
-    """Lets `generate` continue with the model's own tokens alone: rounding may decide between two of them."""
-    known = greedy(model, ids).sequences[0].tolist()
-    return lambda _, given: known[len(given) : len(given) + 1]
+def same_tokens(sequence: torch.LongTensor) -> dict[str, Callable]:
+    """Makes `generate` repeat a sequence: rounding may decide between two tokens."""
+    return {"prefix_allowed_tokens_fn": lambda _, given: sequence[len(given) : len(given) + 1].tolist()}
 
 
 @dataclass(frozen=True)

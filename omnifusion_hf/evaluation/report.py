@@ -53,11 +53,12 @@ def write_tables(folder: Path, models: list[ModelResults]) -> list[Path]:
     """Writes report.md, report.json and, of scores that the paper has, radar.png."""
     values = {_label(model): paper_values(model) for model in models}
     plot = radar(values) if any(values.values()) else None  # first: matplotlib may be missing
-    paths = [folder / name for name in ("report.md", "report.json", "radar.png")][: 2 if plot is None else 3]
+    paths = [folder / name for name in ("report.md", "report.json")]
     write_whole(paths[1], json.dumps(as_data(models), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write_whole(paths[0], as_markdown(models))
     if plot is not None:
-        save_figure(plot, paths[2], dpi=120)
+        paths.append(folder / "radar.png")
+        save_figure(plot, paths[-1], dpi=120)
     return paths
 
 

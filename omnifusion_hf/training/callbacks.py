@@ -266,9 +266,10 @@ def _check_same_run(checkpoint: str, identity: dict):
 
 def _check_can_continue(checkpoint: Path, args: TrainingArguments):
     """Without these files, which `save_only_model` omits, the schedule begins anew. Sharded runs have others."""
-    is_finished = not checkpoint.is_dir() or (checkpoint.parent / SUMMARY).is_file()
-    missing = [name for name in ("optimizer.pt", "scheduler.pt") if not (checkpoint / name).is_file()]
-    if missing and not is_finished and not is_sharded(args):
+    is_finished = (checkpoint.parent / SUMMARY).is_file()
+    if not checkpoint.is_dir() or is_finished or is_sharded(args):
+        return
+    if missing := [name for name in ("optimizer.pt", "scheduler.pt") if not (checkpoint / name).is_file()]:
         raise ValueError(
             f"{checkpoint} has no {missing[0]} (save_only_model?), so that its run cannot continue; start a new one "
             "from it: model_name_or_path=… and another output_dir."

@@ -75,13 +75,15 @@ class OmniFusionTrainer(Trainer):
         return int(self.state.epoch or 0)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        model_to_train, args = self.model if model is None else model, self.args
-        decayed = set(self.get_decay_parameter_names(model_to_train))
-        if self.optimizer is None and self.recipe.optimizer == "muon":
-            adamw = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
-            self.optimizer = MuonWithAdamW(model_to_train, args.learning_rate, args.weight_decay, decayed, **adamw)
-        elif self.optimizer is None and self.recipe.learning_rates:
-            self.optimizer = optimizer_by_part(model_to_train, args, self.recipe.learning_rates, decayed)
+        recipe, args = self.recipe, self.args
+        if self.optimizer is None and (recipe.optimizer or recipe.learning_rates):
+            model_to_train = self.model if model is None else model
+            decayed = set(self.get_decay_parameter_names(model_to_train))
+            if recipe.optimizer == "muon":
+                adamw = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+                self.optimizer = MuonWithAdamW(model_to_train, args.learning_rate, args.weight_decay, decayed, **adamw)
+            else:
+                self.optimizer = optimizer_by_part(model_to_train, args, recipe.learning_rates, decayed)
         return super().create_optimizer(model)
 
     def get_batch_samples(self, *args, **kwargs) -> tuple[list, torch.Tensor | int | None]:

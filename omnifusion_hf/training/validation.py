@@ -8,6 +8,7 @@ they are, so that a run with evaluation trains as one without.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from transformers.feature_extraction_utils import BatchFeature
 
 from ..inference import generate_text, prompts
 from ..scores import METRICS
+from .callbacks import outlive_sigterm
 from .collators import PaddingCollator
 from .conversations import BadSamples, map_good, open_images
 from .mixture import load_data
@@ -105,6 +107,7 @@ class Validation:
             batch_sampler=[indices for indices, _ in shares],
             collate_fn=PaddingCollator(self.encoder.processor.tokenizer.pad_token_id),
             num_workers=args.dataloader_num_workers,
+            worker_init_fn=partial(outlive_sigterm, None),
             generator=torch.Generator(),  # leaves the global one as it is
         )
         losses, tokens = 0.0, 0

@@ -41,7 +41,9 @@ def trim_encoder(encoder: PreTrainedModel, layer: int) -> PreTrainedModel:
     for name in family.after_blocks:
         if getattr(encoder, name, None) is not None:
             setattr(encoder, name, nn.Identity())
-    encoder.embeddings.mask_token = None  # used in the pretraining of encoders only
+    if getattr(encoder.config, "use_mask_token", False):  # in the pretraining of encoders only
+        encoder.embeddings.mask_token = None
+        encoder.config.use_mask_token = False  # transformers before 5.18 initialises what this asks for
     return encoder
 
 

@@ -69,11 +69,12 @@ def test_a_vocabulary_that_is_looked_at_predicts_the_rows_that_it_predicted():
     OmniFusionConfig(**model.config.to_dict())
 
 
+@pytest.mark.parametrize("family", ["swin", "dinov2"])
 @pytest.mark.parametrize("top, nested", [(True, False), (False, True), (False, False)])
-def test_ties_and_all_weights_hold_after_reloading_wherever_they_are_set(top, nested, inputs, tmp_path):
-    """Of an encoder and an LLM that the matrix of every mix leaves out."""
+def test_ties_and_all_weights_hold_after_reloading_wherever_they_are_set(top, nested, family, inputs, tmp_path):
+    """Of encoders and an LLM that the matrix of every mix leaves out: DINOv2's has had a mask token."""
     text = tiny.text_config("llama", tie_word_embeddings=nested)
-    model = tiny.model(tiny.config(("swin",), text=text, tie_word_embeddings=top))
+    model = tiny.model(tiny.config((family,), text=text, tie_word_embeddings=top))
     model.save_pretrained(tmp_path)
     reloaded, info = OmniFusionForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]

@@ -1,7 +1,8 @@
 """Things: some 1,000 emoji in nine drawing styles, with names and categories of the CLDR.
 
 Two styles are held out whole: their drawings test the names. A tenth of the things is held out in every style: they
-test the category, which can be told without ever having seen the thing.
+test the category, which can be told without ever having seen the thing. Every training drawing has variations, because
+seven styles are few to learn from what a style may change.
 """
 
 import json
@@ -12,7 +13,7 @@ from functools import cache
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageEnhance
 from tqdm import tqdm
 
 from omnifusion_hf.io import staged_folder
@@ -26,6 +27,7 @@ SIDE = 112
 HELD_OUT_STYLES = ("twemoji", "openmoji")
 HELD_OUT_SHARE = 0.1
 LEAST_STYLES = 6
+VARIATIONS = 3
 NAME, CATEGORY = "What is in the picture?", "What kind of thing is in the picture?"
 CATEGORIES = {
     "smileys-emotion": "face or feeling",
@@ -113,6 +115,18 @@ def draw(style: str, code: str) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
 
 
+def varied(image: Image.Image, seed: str) -> Image.Image:
+    """Turned a little, of another size, with other colours. Never mirrored: "left arrow" is a name."""
+    rng = random.Random(seed)
+    for enhance, least, most in ((ImageEnhance.Color, 0, 1.6), (ImageEnhance.Contrast, 0.6, 1.3)):
+        image = enhance(image).enhance(rng.uniform(least, most))
+    size = round(SIDE * rng.uniform(0.7, 1.1))
+    placed = Image.new("RGB", (SIDE, SIDE), "white")
+    corner = [(SIDE - size) // 2 + rng.randint(-8, 8) for _ in range(2)]
+    placed.paste(image.resize((size, size)), corner)
+    return placed.rotate(rng.uniform(-15, 15), Image.Resampling.BICUBIC, fillcolor="white")
+
+
 def write() -> Path:
     """PNG files by style, `train.json`, `names.json` (held-out styles), `names_swapped.json` (the same names of other
     drawings), `categories.json` (held-out things)."""
@@ -126,7 +140,8 @@ def write() -> Path:
             for style in thing.styles:
                 image = f"{style}/{thing.code}.png"
                 (folder / style).mkdir(exist_ok=True)
-                draw(style, thing.code).save(folder / image)
+                drawing = draw(style, thing.code)
+                drawing.save(folder / image)
                 turns = [(NAME, thing.name), (CATEGORY, thing.category)]
                 if thing in unseen:
                     files["categories"].append(sample(image, image, turns[1:], task="category of an unseen thing"))
@@ -134,6 +149,10 @@ def write() -> Path:
                     files["names"].append(sample(image, image, turns[:1], task="name in an unseen style"))
                 else:
                     files["train"].append(sample(image, image, rng.sample(turns, 2)))
+                    for number in range(1, VARIATIONS + 1):
+                        image = f"{style}/{thing.code}.{number}.png"
+                        varied(drawing, image).save(folder / image)
+                        files["train"].append(sample(image, image, rng.sample(turns, 2)))
         for samples in files.values():
             rng.shuffle(samples)
         files["names_swapped"] = swapped(files["names"])

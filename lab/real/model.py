@@ -7,6 +7,7 @@ from os.path import relpath
 from pathlib import Path
 from shutil import copy2, copytree, ignore_patterns, rmtree
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from omnifusion_hf.cli import main
@@ -20,6 +21,7 @@ from .packages import REAL
 RECIPES = Path(__file__).parent / "recipes"
 SHIPPED = Path(__file__).parent / "weights"
 MODEL = REAL / "model"  # of these weights
+ON_A_GPU = "bf16=true", "dataloader_num_workers=4"
 LORA = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -82,7 +84,8 @@ def train(name: str) -> Path:
         if not (folder / SUMMARY).exists():
             data = data_of(stage, VARIANTS[name].things)
             folders = f"output_dir={folder}", f"cache_vision_features={REAL / name / 'features'}"
-            omnifusion("train", RECIPES / f"{stage}.yaml", f"model_name_or_path={start}", *data, *folders)
+            settings = ON_A_GPU if torch.cuda.is_available() else ()
+            omnifusion("train", RECIPES / f"{stage}.yaml", f"model_name_or_path={start}", *data, *folders, *settings)
         start = folder
     return start
 
@@ -105,7 +108,7 @@ def measure(name: str) -> list[Path]:
             files.append(REAL / name / "answers" / f"{questions}.jsonl")
             data = "--data", REAL / benchmark / f"{questions}.json", "--image-folder", images_of(benchmark)
             if not files[-1].exists():
-                omnifusion("ask", "--model", model, *data, "--max-new-tokens", 12, "-o", files[-1])
+                omnifusion("ask", "--model", model, *data, "--max-new-tokens", 24, "-o", files[-1])
     omnifusion("report", *files, "-o", REAL / name / "report")
     for file in files:
         if "swapped" not in file.stem:

@@ -1,6 +1,7 @@
 """The honest bar for names of things: the name of the nearest known drawing, by the encoder alone."""
 
 import json
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -43,6 +44,7 @@ def accuracies() -> list[float]:
         name: json.loads((emoji.write() / f"{name}.json").read_text(encoding="utf-8")) for name in ("train", "names")
     }
     known, asked = ([sample["image"] for sample in samples] for samples in read.values())
+    known = [image for image in known if not Path(image).suffixes[1:]]  # no variations
     things = [image.partition("/")[2] for image in known]
     nearest = (features(asked) @ features(known).mT).argmax(-1)  # (layers, asked)
     return [

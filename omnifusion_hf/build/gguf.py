@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """GGUF files, llama.cpp's format, as LLMs: `--text FOLDER/model.gguf` or `OWNER/REPOSITORY/model.gguf`.
 
-transformers reads weights, which it dequantises, configuration and tokenizer. It leaves out how some tokenizers split
-text before BPE, which is added here.
+transformers reads weights, which it dequantises, configuration and tokenizer. How a tokenizer splits text before BPE
+has a name in the file. Where transformers does not know the name, it splits as GPT-2 does, without a word.
 """
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 
-# Steps before byte-level BPE by the name that the file gives them (llama.cpp, `llama_vocab_pre_type`).
-PRE_TOKENIZERS = {"smollm": lambda: [pre_tokenizers.Digits(individual_digits=True)]}
+# Names of splits (llama.cpp, `llama_vocab_pre_type`): GPT-2's, and GPT-2's after a split into single digits.
+GPT_2 = ("gpt-2", "phi-2", "mpt", "olmo", "jais")
+DIGITS_AND_GPT_2 = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone")
 
 
 def source_of(name: str | Path) -> tuple[str, dict]:
@@ -31,16 +33,30 @@ def source_of(name: str | Path) -> tuple[str, dict]:
 
 
 def load_gguf_tokenizer(name: str | Path, file: Path | None) -> PreTrainedTokenizerFast:
-    """The tokenizer of a GGUF file, which is `file` on the disk. Raises `ValueError` for a file that has none."""
+    """The tokenizer of a GGUF file, which is `file` on the disk.
+
+    Raises `ValueError` for a file that has none, or one whose split of text is not known.
+    """
     folder, options = source_of(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{name} has no tokenizer that loads: {error}") from error
-    if steps := PRE_TOKENIZERS.get(pre_tokenizer_of(file)):
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*steps(), byte_level])
+    split = pre_tokenizer_of(file)
+    if split in DIGITS_AND_GPT_2:
+        steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    elif split not in GPT_2 and splits_as_gpt_2(tokenizer):
+        raise ValueError(
+            f"{name} splits text as `{split}`, which this transformers does not know for GGUF files, so tokens would "
+            "be wrong; update transformers, or use the model's own folder."
+        )
     return tokenizer
+
+
+def splits_as_gpt_2(tokenizer: PreTrainedTokenizerFast) -> bool:
+    step = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"] or {}
+    return step.get("type") == "ByteLevel" and step.get("use_regex", True)
 
 
 def pre_tokenizer_of(file: Path) -> str | None:

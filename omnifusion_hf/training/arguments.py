@@ -103,6 +103,7 @@ class OmniFusionTrainingArguments(TrainingArguments):
 
     remove_unused_columns: bool = False  # they are the encoder's, not the model's
     ddp_find_unused_parameters: bool | None = False  # the model uses all of them, with images or without
+    restore_callback_states_from_checkpoint: bool = True  # how long early stopping has waited
 
     def __post_init__(self):
         if "edit_distance" in str(self.metric_for_best_model) and self.greater_is_better is None:

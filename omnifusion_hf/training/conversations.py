@@ -12,6 +12,8 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 from PIL import Image
@@ -167,7 +169,7 @@ class SampleReader:
             return image
         if image.startswith(("data:", "http://", "https://")):
             return image
-        path = self.image_folder / image
+        path = self.image_folder / (url2pathname(urlsplit(image).path) if image.startswith("file://") else image)
         if not os.path.isfile(path):  # also False for what cannot be a name, such as base64
             raise ValueError(
                 f"no image file {str(path)[:200]}; set image_folder to the folder that the sample's `image` is "
@@ -318,7 +320,8 @@ def _turns(row: dict) -> list[tuple[str, str | list]]:
         if isinstance(row.get(column), list):
             return [_role_and_content(turn, role, content) for turn in row[column]]
     raise ValueError(
-        f'a sample needs a list "conversations" or "messages" (or a caption with instructions), got {list(row)}.'
+        'a sample needs a list "conversations" or "messages", a question and an answer, or a caption, got '
+        f"{list(row)}; name them under `columns` of a mixture's source, docs/data.md."
     )
 
 

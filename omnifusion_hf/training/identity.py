@@ -24,8 +24,9 @@ SETTINGS = "training_settings.json"
 FREE = re.compile(
     r"""(
     output_dir | save_\w+ | \w+_checkpoint | load_best_model_at_end | push_to_hub | hub_\w+        # what is kept
-    | do_\w+ | \w*eval\w* | prediction_loss_only | include_\w+ | metric_for_best_model | greater_is_better
-    | log\w* | run_name | project | trackio_\w+ | report_to | disable_tqdm | debug | skip_memory_metrics
+    | do_\w+ | (?!eval_share)\w*eval\w* | prediction_loss_only | include_\w+ | metric_for_best_model
+    | greater_is_better | log\w* | run_name | project | trackio_\w+ | report_to | disable_tqdm | debug
+    | skip_memory_metrics
     | max_steps | num_train_epochs | ignore_data_skip                                              # how long it trains
     | bf16 | fp16 | tf32 | torch_\w+ | use_liger_kernel | liger_\w+ | use_cache | \w+_checkpointing\w*
     | full_determinism | attn_implementation | packing | max_length | on_bad_sample | cache_vision_features

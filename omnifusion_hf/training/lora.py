@@ -61,9 +61,7 @@ def add_lora(model: OmniFusionForConditionalGeneration, parts: dict[str, str], s
         lora_dropout=settings.dropout,
         use_rslora=settings.variant == "rslora",
         use_dora=settings.variant == "dora",
-        target_modules="|".join(
-            linear_layers(model, part, settings.modules) for part, how in parts.items() if how == "lora"
-        ),
+        target_modules=linear_layers(model, [part for part, how in parts.items() if how == "lora"], settings.modules),
         modules_to_save=[path_of(model, part) for part in whole],
         trainable_token_indices={path_of(model, table): list(model.config.special_token_ids)},
         task_type="CAUSAL_LM",
@@ -71,18 +69,23 @@ def add_lora(model: OmniFusionForConditionalGeneration, parts: dict[str, str], s
     return peft.get_peft_model(model, config)
 
 
-def linear_layers(model: nn.Module, part: str, names: Sequence[str] = ()) -> str:
-    """Regular expression for the linear layers of one part, or those of these names; suffixes such as `q_proj` would
-    match other parts too. Raises `ValueError` for a name that no linear layer has."""
-    path = path_of(model, part)
-    layers = {
-        name.rpartition(".")[-1]
-        for name, module in model.get_submodule(path).named_modules()
-        if isinstance(module, (nn.Linear, Conv1D))
-    }
-    if unknown := set(names) - layers:
-        raise ValueError(f"lora_target_modules: {part} has no linear layer {sorted(unknown)}, but {sorted(layers)}.")
-    return rf"{re.escape(path)}\..*\b({'|'.join(sorted(names or layers))})"
+def linear_layers(model: nn.Module, parts: Sequence[str], names: Sequence[str] = ()) -> str:
+    """Regular expression for the linear layers of these parts, or those of these names; suffixes such as `q_proj`
+    would match other parts too.
+
+    Raises `ValueError` for a name that no linear layer has, and for a part without a layer of these names.
+    """
+    layers = {part: linear_names(model.get_submodule(path_of(model, part))) for part in parts}
+    for part, there in layers.items():
+        if names and not there & set(names) or set(names) - set().union(*layers.values()):
+            raise ValueError(f"lora_target_modules {sorted(names)}: {part} has the linear layers {sorted(there)}.")
+    chosen = {part: sorted(there & set(names or there)) for part, there in layers.items()}
+    return "|".join(rf"{re.escape(path_of(model, part))}\..*\b({'|'.join(some)})" for part, some in chosen.items())
+
+
+def linear_names(part: nn.Module) -> set[str]:
+    layers = (name for name, module in part.named_modules() if isinstance(module, (nn.Linear, Conv1D)))
+    return {name.rpartition(".")[-1] for name in layers}
 
 
 def load_lora(peft, model: nn.Module, folder: str, base: str) -> nn.Module:

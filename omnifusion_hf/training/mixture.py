@@ -7,7 +7,7 @@ resumes a stream exactly by reading it again up to where it was.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import count, islice
 from pathlib import Path
@@ -17,9 +17,16 @@ from huggingface_hub.dataclasses import strict, validated_field
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..io import named, read_text, read_yaml, recipe_path
-from .conversations import BadSamples, BrokenSampleError, ConversationDataset, ConversationFormat, SampleReader
+from .conversations import (
+    BadSamples,
+    BrokenSampleError,
+    ConversationDataset,
+    ConversationFormat,
+    SampleReader,
+    map_good,
+)
 from .identity import as_bytes, content_hash
-from .readers import load_hf_dataset, open_rows, row_of_dataset, undecoded
+from .readers import classes_of, open_rows, open_stream, row_of_dataset, undecoded
 
 
 MOST = 10**9  # samples of one pass; the order of a mixture takes about 40 bytes per sample
@@ -150,7 +157,7 @@ class SampleStream(IterableDataset):
     """
 
     def __init__(self, stream: IterableDataset, path: str, reader: SampleReader, seed: int, bad_samples: BadSamples):
-        stream = undecoded(stream)
+        self.classes, stream = classes_of(stream), undecoded(stream)
         with named(f"cannot read {path}"):
             first = list(islice(stream, 8))
         if not first:
@@ -159,6 +166,7 @@ class SampleStream(IterableDataset):
         rows = stream.map(_with_index, with_indices=True)
         self.rows = rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
         self.path, self.reader, self.bad_samples = path, reader, bad_samples
+        check_columns(self._read, (_with_index(row, index) for index, row in enumerate(first)), bad_samples)
 
     def __iter__(self) -> Iterator[dict]:
         worker = get_worker_info()
@@ -189,7 +197,7 @@ class SampleStream(IterableDataset):
         row = indexed["row"]
         place = row.get("__url__") or f"{self.path}, row {indexed['index']} of a worker's share"
         with named(place, BrokenSampleError):
-            row = row_of_dataset(row)
+            row = row_of_dataset(row, self.classes)
         return self.reader(row, place)
 
 
@@ -240,10 +248,19 @@ def load_data(given: Source, seed: int, bad_samples: BadSamples) -> Dataset | It
 def _load(source: Source, seed: int, bad_samples: BadSamples) -> Dataset | IterableDataset:
     reader = source.reader(seed)
     if source.streaming:
-        stream = load_hf_dataset(source.path, source.subset, source.split, streaming=True)
+        stream = open_stream(source.path, source.subset, source.split)
         return SampleStream(stream, source.path, reader, seed, bad_samples)
     dataset = ConversationDataset(open_rows(source.path, source.subset, source.split), reader)
     if not len(dataset):
         raise ValueError(f"{source.path} holds no sample; check the path or remove the source.")
+    if source.path.endswith((".json", ".jsonl")):
+        return dataset.check(bad_samples)
     # Rows of tables and shards hold their images: reading all of them in advance takes too long.
-    return dataset.check(bad_samples) if source.path.endswith((".json", ".jsonl")) else dataset
+    check_columns(dataset.__getitem__, range(len(dataset)), bad_samples)
+    return dataset
+
+
+def check_columns(read: Callable, rows: Iterable, bad_samples: BadSamples):
+    """Reads up to the first good row, because wrong columns are wrong in all: the error comes before the model is
+    loaded. Broken rows are reported when they are read for training."""
+    next(map_good(read, rows, BadSamples(bad_samples.policy)), None)

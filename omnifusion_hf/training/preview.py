@@ -1,14 +1,16 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
 """`omnifusion data`: the first samples as the model will see them, and every problem of the whole set."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
 from ..inference import context_length
@@ -19,10 +21,11 @@ from ..model.processing_omnifusion import OmniFusionProcessor
 from ..visualize import draw_image
 from .conversations import BadSamples, BrokenSampleError
 from .mixture import Source, load_data
-from .preprocessing import ConversationEncoder, measure
+from .preprocessing import ConversationEncoder
 from .train import load_processor
 
 
+MANY = 500  # samples from which loader processes are worth their start
 # Around the tokens that are trained.
 TRAINED = ("⟦", "⟧")
 # What differs between two messages about the same problem: names of samples, files and numbers.
@@ -71,8 +74,9 @@ def preview(
         print("The data is streamed; training counts its problems.")
         return problems
     total = len(data) + sum(problems.kinds.values())
-    for index in tqdm(range(len(data)), desc="checking samples", disable=None):
-        check(data, index, encoder, problems)
+    for message in tqdm(mistakes(data, encoder), "checking samples", len(data), disable=None):
+        if message is not None:
+            problems.report(BrokenSampleError(message))
     print("\n".join(summary(total, problems)))
     return problems
 
@@ -87,16 +91,27 @@ def readable(data: Iterable) -> Iterator[dict]:
                 yield data[index]
 
 
-def check(data: Dataset, index: int, encoder: ConversationEncoder, problems: Problems):
-    """Reads a sample, its text and the headers of its images; decodes no image."""
-    try:
-        text, tokens = measure(data[index], encoder.processor)
-        tokens += len(encoder.processor.tokenizer(text).input_ids)
-        if encoder.max_length is not None and tokens > encoder.max_length:
-            raise ValueError(f"about {tokens} tokens, more than max_length {encoder.max_length}")
-    except ValueError as error:
-        named = isinstance(error, BrokenSampleError)
-        problems.report(error if named else BrokenSampleError(f"sample {index}: {error}"))
+@dataclass
+class Mistakes(Dataset):
+    """What is wrong with each sample, encoded as for training; None if nothing is."""
+
+    data: Dataset
+    encoder: ConversationEncoder
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> str | None:
+        try:
+            self.encoder(self.data[index])
+        except BrokenSampleError as error:
+            return str(error)
+
+
+def mistakes(data: Dataset, encoder: ConversationEncoder) -> DataLoader:
+    """Of large sets by several processes: a decoded image takes some 20 ms."""
+    workers = os.cpu_count() if len(data) > MANY else 0
+    return DataLoader(Mistakes(data, encoder), batch_size=None, num_workers=workers)
 
 
 def as_text(item: dict, processor: OmniFusionProcessor) -> str:

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from glob import escape, glob
 from pathlib import Path
 from typing import Any
@@ -203,6 +203,7 @@ class ArrowRows:
 
     def __init__(self, dataset, path: str):
         self.dataset, self.path = undecoded(dataset), path
+        self.classes = classes_of(dataset)
         found = [Path(path), *Path(path).rglob("*")] if Path(path).exists() else map(Path, glob(path))
         tables = (".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tar")  # not the images of a folder
         self.files = sorted(file for file in found if file.suffix in tables and file.is_file())
@@ -211,7 +212,7 @@ class ArrowRows:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict:
-        return row_of_dataset(self.dataset[index])
+        return row_of_dataset(self.dataset[index], self.classes)
 
     def place(self, index: int) -> str:
         return f"{self.path}, row {index}"
@@ -230,8 +231,17 @@ def undecoded(dataset):
     return dataset
 
 
-def row_of_dataset(row: dict) -> dict:
-    """A dataset's row. The columns of a WebDataset are a sample's members, see [`row_of_members`]."""
+def classes_of(dataset) -> dict[str, Callable]:
+    """The functions that name the numbers of a dataset's classes, by column: folders by class have a `label`."""
+    from datasets import ClassLabel
+
+    columns = (dataset.features or {}).items()
+    return {name: feature.int2str for name, feature in columns if isinstance(feature, ClassLabel)}
+
+
+def row_of_dataset(row: dict, classes: dict[str, Callable]) -> dict:
+    """A dataset's row, classes as text. The columns of a WebDataset are a sample's members, see [`row_of_members`]."""
+    row = row | {column: name(row[column]) for column, name in classes.items() if row[column] is not None}
     return row_of_members(row) if "__key__" in row else row
 
 
@@ -251,6 +261,15 @@ def open_rows(path: str, subset: str | None = None, split: str = "train") -> Row
     if CaptionedImages.are_in(Path(path)):
         return CaptionedImages(Path(path))
     return ArrowRows(load_hf_dataset(path, subset, split), path)
+
+
+def open_stream(path: str, subset: str | None = None, split: str = "train"):
+    """The rows of `path` in sequence, as a Hugging Face dataset. Raises `ValueError` if it cannot be read."""
+    if CaptionedImages.are_in(Path(path)):
+        pairs = CaptionedImages(Path(path))
+        rows = [pairs[index] for index in range(len(pairs))]
+        return import_datasets(path).Dataset.from_list(rows).to_iterable_dataset()
+    return load_hf_dataset(path, subset, split, streaming=True)
 
 
 def _existing(pattern: str) -> list[Path]:
@@ -273,16 +292,20 @@ def table_options(files: str) -> dict:
     return options | {"features": Features({name: Value("string") for name in header})}
 
 
+def import_datasets(path: str):
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(f"reading {path} needs the datasets package: pip install 'omnifusion_hf[data]'.") from None
+    return datasets
+
+
 def load_hf_dataset(path: str, subset: str | None = None, split: str = "train", streaming: bool = False):
     """A dataset from a folder (of files, or of `save_to_disk`), a pattern of files or a Hub id.
 
     Raises `ValueError` that names `path`, also if the package `datasets` is missing.
     """
-    try:
-        import datasets
-    except ImportError:
-        raise ValueError(f"reading {path} needs the datasets package: pip install 'omnifusion_hf[data]'.") from None
-
+    datasets = import_datasets(path)
     builder = BUILDERS.get(Path(path).suffix)
     files = escape(path) if Path(path).exists() else path  # a name may hold brackets
     options = {"path": builder, "data_files": files} if builder else {"path": path, "name": subset}

@@ -8,10 +8,12 @@
 | questions and answers | `question` (`query`, `problem`) and `answer` (`response`) |
 | Alpaca | `instruction`, `input`, `output` |
 | the_cauldron | `texts` of `user` and `assistant` |
+| captions | `caption` or `text` beside an image |
 """
 
 # Columns of a question, by which the form is recognised, and of its answer.
 QUESTIONS = {"question": "answer", "query": "response", "problem": "solution", "instruction": "output"}
+DIALOGUES = ("conversations", "messages")
 INSIDE = ("image", "url", "path", "base64", "image_url")
 
 
@@ -24,13 +26,15 @@ def canonical(row: dict) -> dict:
         row = without(row, "texts") | {"messages": messages_of(row["texts"], "user", "assistant")}
     for question, answer in QUESTIONS.items():
         if isinstance(row.get(question), str) and isinstance(row.get(answer), (int, float)):
-            raise ValueError(f"{answer} must be text, got {row[answer]!r}; write it as text.")
+            raise ValueError(
+                f"{answer} must be text, got {row[answer]!r}; write it in quotes, in JSON: a metadata.csv cannot."
+            )
         if isinstance(row.get(question), str) and isinstance(row.get(answer), str):
             context = row.get("input") if question == "instruction" else None  # Alpaca's
             turn = {question: "\n".join(filter(None, (row[question], context))), answer: row[answer]}
             rest = without(row, question, answer, *(["input"] if question == "instruction" else []))
             row = rest | {"messages": messages_of([turn], question, answer)}
-    return images_beside(system_first(row))
+    return images_beside(system_first(captioned(row)))
 
 
 def without(row: dict, *names: str) -> dict:
@@ -45,6 +49,14 @@ def messages_of(turns: list, user: str, assistant: str) -> list[dict]:
             raise ValueError(f"a turn needs {user} and {assistant}, got {turn!r:.80}.")
         messages += [{"role": "user", "content": turn[user]}, {"role": "assistant", "content": turn[assistant]}]
     return messages
+
+
+def captioned(row: dict) -> dict:
+    """`text` beside an image, as in a metadata.jsonl of `imagefolder`, is its caption if nothing else is said."""
+    has_image, has_more = (any(map(row.get, names)) for names in (("image", "images"), ("caption", *DIALOGUES)))
+    if has_image and not has_more and isinstance(row.get("text"), str):
+        row = without(row, "text", "caption") | {"caption": row["text"]}
+    return row
 
 
 def system_first(row: dict) -> dict:
@@ -83,4 +95,8 @@ def part_and_image(part) -> tuple:
     if not given:
         return part, None
     image = part[given[0]]
-    return without(part, *given, "type", "detail") | {"type": "image"}, image["url"] if kind == "image_url" else image
+    if isinstance(image, dict):
+        image = image.get("url") or image  # OpenAI's
+    if given[0] == "base64" and isinstance(image, str) and not image.startswith("data:"):
+        image = "data:image;base64," + image
+    return without(part, *given, "type", "detail") | {"type": "image"}, image

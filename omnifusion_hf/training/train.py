@@ -179,12 +179,15 @@ def settings_of(recipe: ModelDataArguments, args: OmniFusionTrainingArguments) -
 
 
 def summarise(trainer: OmniFusionTrainer, plans: list[PartPlan], samples: int | None, seconds: float) -> dict:
-    """The figures of a finished run. `final_loss` is the last logged one, `seconds` are of this process alone."""
+    """The figures of a finished run. `final_loss` is the last logged one, scores of evaluation are of the weights that
+    are kept, `seconds` are of this process alone."""
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    kept = trainer.state.best_global_step if trainer.args.load_best_model_at_end else trainer.state.global_step
+    measured = [entry for entry in trainer.state.log_history if entry["step"] <= (kept or trainer.state.global_step)]
     return {
         "steps": trainer.state.global_step,
         "final_loss": losses[-1] if losses else None,
-        **{name: value for entry in trainer.state.log_history for name, value in entry.items() if "eval_" in name},
+        **{name: value for entry in measured for name, value in entry.items() if "eval_" in name},
         "samples": samples,
         "seconds": round(seconds, 1),
         "trained_parameters": {plan.part: plan.trained for plan in plans if plan.trained},

@@ -1,5 +1,7 @@
 """GGUF files as LLMs: weights, configuration and tokenizer are those of the file."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -28,12 +30,10 @@ FIELDS |= {"token_types": [3] * 3 + [1] * (len(TOKENS) - 3), "unk_token_id": 0, 
 FIELDS |= {"eos_token_id": 2, "pad_token_id": 2}
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    """A Llama of random weights whose tokenizer has `12` as a token but splits digits before BPE."""
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+def write(path: Path, **fields) -> Path:
+    """A Llama of random weights whose tokenizer has `12` as a token."""
     writer, random = gguf.GGUFWriter(path, "llama"), np.random.default_rng(0)
-    for name, value in FIELDS.items():
+    for name, value in (FIELDS | fields).items():
         getattr(writer, f"add_{name}")(value)
     tensors = {f"blk.{layer}.{name}": shape for layer in range(LAYERS) for name, shape in SHAPES.items()}
     tensors |= {"token_embd": (len(TOKENS), WIDTH), "output_norm": (WIDTH,)}
@@ -46,10 +46,17 @@ def file(tmp_path_factory):
     return path
 
 
-def test_the_tokenizer_splits_digits_as_the_file_says(file, monkeypatch):
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """Its tokenizer splits digits before BPE."""
+    return write(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+def test_the_tokenizer_splits_digits_as_the_file_says_or_is_refused(file, tmp_path):
     assert load_tokenizer(file).tokenize("a12") == ["a", "1", "2"]
-    monkeypatch.setattr(module, "PRE_TOKENIZERS", {})
-    assert load_tokenizer(file).tokenize("a12") == ["a", "12"]  # control: transformers' own reading
+    assert load_tokenizer(write(tmp_path / "x.gguf", tokenizer_pre="gpt-2")).tokenize("a12") == ["a", "12"]  # control
+    with pytest.raises(ValueError, match="x.gguf splits text as `deepseek-llm`, which .*; update transformers, or"):
+        load_tokenizer(write(tmp_path / "x.gguf", tokenizer_pre="deepseek-llm"))
 
 
 def test_an_assembled_model_answers_text_as_the_file_does_and_is_saved(file, parts, tmp_path):

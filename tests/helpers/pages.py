@@ -51,7 +51,7 @@ class Run:
 
 
 def blocks(text: str) -> list[Block]:
-    """The Python and shell blocks of a page. Raises `ValueError` for a mark without a reason or without a block,
+    """The Python and shell blocks of a page, and its files. Raises `ValueError` for a mark without a reason or without a block,
     and for an indented fence."""
     found, marks = [], 0
     for match in FENCE.finditer(text):
@@ -61,7 +61,7 @@ def blocks(text: str) -> list[Block]:
             marks += 1
             if not MARK.fullmatch(mark):
                 raise ValueError(f"line {line - 2}: {mark!r}; write `<!-- not run: REASON -->`.")
-        if language in ("python", "sh", "bash"):
+        if language in ("python", "sh", "bash") or match["file"]:
             found.append(Block(language, match["code"], line, mark is None, match["file"]))
     if marks != len(re.findall("^ *<!-- not run", text, re.M)):
         raise ValueError("a `<!-- not run: … -->` is not in the line before a fence.")

@@ -42,12 +42,13 @@ OVERRIDES = {
     "stage=finetune": "stage was lora and is finetune", "learning_rate=0.5": "learning_rate was 0.01 and is 0.5",
     "data_seed=7": "data_seed was 42 and is 7", "gradient_accumulation_steps=2": "global_batch was 2 and is 4",
     "vision_tuning=full": "vision_tuning was frozen and is full",
+    "eval_share=0.25 & eval_strategy=epoch": "eval_share was None and is 0.25",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("override", "message"), OVERRIDES.items())
 def test_what_decides_the_result_is_the_same_when_a_run_goes_on(lora_run, override, message, capsys):
-    assert command(lora_run, override, "--resume") == 2
+    assert command(lora_run, *override.split(" & "), "--resume") == 2
     assert message in (said := capsys.readouterr().err)
     assert said.count(" and is ") == 1 + override.startswith("conversation")  # there the samples differ, too
 

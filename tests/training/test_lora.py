@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from omnifusion_hf import OmniFusionForConditionalGeneration
 from omnifusion_hf.cli import main
-from omnifusion_hf.training.lora import merge
+from omnifusion_hf.training.lora import linear_layers, merge
 from omnifusion_hf.training.stages import apply_stage, part_of
 
 
@@ -157,10 +157,20 @@ def test_variants_of_lora_train_and_merge_to_what_they_answer(fields, tmp_path, 
     merged, plain = load(tmp_path / "merged"), load(out)
     torch.testing.assert_close(logits(merged, base), logits(plain, base), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(logits(merged, base), logits(load(base), base))  # control
+    if fields.get("load_in_4bit"):  # trained through the rounded LLM
+        unrounded = load_file(run(tmp_path / "unrounded", base) / "adapter_model.safetensors")
+        assert saved.keys() == unrounded.keys() and any((saved[name] != unrounded[name]).any() for name in saved)
+
+
+def test_each_part_gets_lora_on_those_of_the_named_layers_that_it_has(model):
+    some = linear_layers(model, ["language_model", "vision_tower"], ["q_proj", "up_proj", "fc1"])
+    parts = [pattern.rpartition("(")[-1] for pattern in some.split("|model")]
+    assert parts == ["q_proj|up_proj)", "fc1|q_proj)"]
 
 
 MISTAKES = {
-    r"language_model has no linear layer \['q_prj'\], but \['down_proj'": {"lora_target_modules": ["q_prj"]},
+    r"modules \['q_prj'\]: language_model has the linear layers \['down_proj'": {"lora_target_modules": ["q_prj"]},
+    r"\['up_proj'\]: vision_tower has the .*'fc1'": {"lora_target_modules": ["up_proj"], "vision_tuning": "lora"},
     "load_in_4bit: stage finetune trains the LLM's weights": {"stage": "finetune", "load_in_4bit": True},
 }
 

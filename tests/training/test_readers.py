@@ -182,7 +182,7 @@ def test_bad_json_in_a_shard_and_sparse_members_are_named_and_counted(tmp_path):
     with tarfile.open(tmp_path / "deep.tar", "w") as tar:
         data_files.add_sample(tar, "k0", {"json": data_files.DEEP.encode()})
         data_files.add_sample(tar, "k1", {"json": json.dumps(sample(0)).encode()}, [data_files.png(0)])
-    assert data_files.read_all(tmp_path / "deep.tar") == 1
+    assert data_files.read_all(tmp_path / "deep.tar", "skip") == 1
     with tarfile.open(tmp_path / "sparse.tar", "w") as tar:  # 3 KB that say they are 1 TB
         member = tarfile.TarInfo("GNUSparseFile.0/k0.json")
         member.size, member.pax_headers = 512, {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}

@@ -3,6 +3,8 @@
 import base64
 import csv
 import json
+from itertools import islice
+from pathlib import Path
 
 import conversations
 import pytest
@@ -20,7 +22,12 @@ PART = {"type": "text", "text": QUESTION}
 
 
 def messages(*parts: dict) -> dict:
-    return {"messages": [{"role": "user", "content": [*parts, PART]}, {"role": "assistant", "content": ANSWER}]}
+    return {
+        "messages": [
+            {"role": "user", "content": [*parts, PART]},
+            {"role": "assistant", "content": [PART | {"text": ANSWER}]},
+        ]
+    }
 
 
 FORMS = {
@@ -28,26 +35,41 @@ FORMS = {
     "image in a part": messages({"type": "image", "image": "a.png"}),
     "path in a part": messages({"type": "image", "path": "a.png"}),
     "data URI as url": messages({"type": "image", "url": URI}),
-    "base64": messages({"type": "image", "base64": URI}),
+    "data URI as base64": messages({"type": "image", "base64": URI}),
+    "base64": messages({"type": "image", "base64": URI.partition(",")[2]}),
+    "file URL": messages({"type": "image", "url": "file://FOLDER/a.png"}),
     "OpenAI": messages({"type": "image_url", "image_url": {"url": URI, "detail": "low"}}),
+    "OpenAI, short": messages({"type": "image_url", "image_url": URI}),
     "image beside messages": messages() | {"image": "a.png"},
     "question and answer": {"image": "a.png", "question": QUESTION, "answer": ANSWER},
     "query and response": {"images": ["a.png"], "query": QUESTION, "response": ANSWER},
     "Alpaca": {"image": "a.png", "instruction": QUESTION, "input": "", "output": ANSWER},
     "the_cauldron": {"images": ["a.png"], "texts": [{"user": QUESTION, "assistant": ANSWER, "source": "x"}]},
+    "caption": {"image": "a.png", "caption": ANSWER},
+    "text of an imagefolder": {"image": "a.png", "text": ANSWER},
 }  # fmt: skip
+KEPT = ["json", "jsonl", "parquet", "streamed", "mixture"]
 
 
-def read(folder, rows: list[dict]) -> list[dict]:
-    """The messages of rows in a JSON file beside `a.png`, their images opened."""
+def read(folder: Path, rows: list[dict], kept: str = "json") -> list[dict]:
+    """The messages of rows that are kept in a file beside `a.png`, their images opened."""
     (folder / "a.png").write_bytes(PNG)
-    (folder / "rows.json").write_text(json.dumps(rows))
-    return [opened(sample)["messages"] for sample in conversations.load(folder / "rows.json")]
+    written = json.dumps(rows).replace("FOLDER", str(folder))
+    path, options = folder / f"rows.{'jsonl' if kept == 'jsonl' else 'json'}", {"image_folder": str(folder)}
+    options |= {"instructions": [QUESTION]} if {"caption", "text"} & rows[0].keys() else {}
+    path.write_text(written[1:-1] if kept == "jsonl" else written)  # one row
+    if kept in ("parquet", "streamed"):
+        path, options = folder / "rows.parquet", options | {"streaming": kept == "streamed"}
+        Dataset.from_list(json.loads(written)).to_parquet(path)
+    if kept == "mixture":
+        path, options = conversations.write_mixture(folder, {"path": str(path)} | options), {}
+    return [opened(sample)["messages"] for sample in islice(conversations.load(path, **options), len(rows))]
 
 
+@pytest.mark.parametrize("kept", KEPT)
 @pytest.mark.parametrize("form", FORMS)
-def test_forms_give_the_same_messages(form, tmp_path):
-    (found,) = read(tmp_path, [FORMS[form]])
+def test_forms_give_the_same_messages(form, kept, tmp_path):
+    (found,) = read(tmp_path, [FORMS[form]], kept)
     image, text = found[0]["content"]
     assert image["image"].tobytes() == IMAGE.tobytes() and text == PART
     assert [message["role"] for message in found] == ["user", "assistant"]
@@ -83,3 +105,35 @@ def test_a_folder_of_images_with_captions_is_read_and_odd_files_are_named(tmp_pa
     (tmp_path / "c.txt").write_text("Alone.")
     with pytest.raises(ValueError, match=r"c\.txt has no partner"):
         conversations.load(tmp_path)
+
+
+def test_a_folder_of_captions_is_streamed_too(tmp_path):
+    (tmp_path / "a.png").write_bytes(PNG)
+    (tmp_path / "a.txt").write_text(ANSWER)
+    found = next(iter(conversations.load(tmp_path, streaming=True)))
+    assert found["messages"][1]["content"][0]["text"] == ANSWER
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_imagefolder_gives_its_metadata_or_the_names_of_its_classes(streaming, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        (tmp_path / "classes" / name / "1.png").write_bytes(PNG)
+    (tmp_path / "told").mkdir()
+    (tmp_path / "told/a.png").write_bytes(PNG)
+    (tmp_path / "told/metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": ANSWER}))
+    told = conversations.load(tmp_path / "told", streaming=streaming)
+    named = conversations.load(tmp_path / "classes", columns={"caption": "label"}, streaming=streaming)
+    answers = [sample["messages"][1]["content"][0]["text"] for sample in (*islice(told, 1), *islice(named, 2))]
+    assert answers[0] == ANSWER and {*answers[1:]} == {"cat", "dog"}
+    with pytest.raises(ValueError, match="the sample has label, which nothing reads"):
+        conversations.load(tmp_path / "classes", streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_columns_that_nothing_reads_are_named_when_data_is_opened(streaming, tmp_path):
+    Dataset.from_list([{"frage": QUESTION, "antwort": ANSWER}]).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="the sample has frage, antwort, which nothing reads"):
+        conversations.load(tmp_path / "t.parquet", streaming=streaming)
+    columns = {"question": "frage", "answer": "antwort"}
+    assert conversations.load(tmp_path / "t.parquet", streaming=streaming, columns=columns)

@@ -5,7 +5,7 @@ import json
 import conversations
 import pytest
 import torch
-from training_runs import changed, launch, log_of, run, weights
+from training_runs import changed, launch, log_of, rerun, run, weights
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from omnifusion_hf.inference import answer_question
@@ -68,12 +68,16 @@ def test_scores_are_those_of_the_models_own_answers(tmp_path, base):
 def test_the_best_checkpoint_is_kept_and_training_stops_early(tmp_path, base, held_out):
     fields = {"eval_data_path": held_out, "learning_rate": 3.0, "max_steps": 40, "save_steps": 1, "eval_steps": 1}
     fields |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "early_stopping_patience": 2}
-    run(tmp_path, base, **EVERY_2 | fields, stage="finetune", save_total_limit=2)
+    summary = run(tmp_path, base, **EVERY_2 | fields, stage="finetune", save_total_limit=2)
     losses = [entry["eval_loss"] for entry in log_of(tmp_path / "out", "eval_loss")]
     best = losses.index(min(losses))
-    assert len(losses) == best + 3 < 40
+    assert len(losses) == best + 3 < 40 and summary["eval_loss"] == min(losses) < losses[-1]
     assert not changed(weights(tmp_path / "out"), weights(tmp_path / f"out/checkpoint-{best + 1}"))
     assert changed(weights(tmp_path / "out"), weights(tmp_path / f"out/checkpoint-{best + 3}"))  # control
+    resumed = f"output_dir={tmp_path / 'resumed'}"
+    rerun(tmp_path / "recipe.yaml", resumed, f"max_steps={best + 2}")  # early stopping has waited for a step
+    rerun(tmp_path / "recipe.yaml", resumed, "resume_from_checkpoint=true")
+    assert len(log_of(tmp_path / "resumed", "eval_loss")) == best + 3
 
 
 def test_processes_share_the_evaluation(tmp_path, base, held_out):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conversations
 import pages
 import pytest
 import tiny
@@ -62,6 +63,19 @@ def test_a_saved_model_loads_from_the_file_and_as_remote_code_alike(model, file,
     assert installed.stdout.startswith("omnifusion_hf\n"), installed.stderr
     assert remote.stdout.startswith("transformers_modules\n"), remote.stderr
     assert installed.stdout.splitlines()[1] == remote.stdout.splitlines()[1]
+
+
+def test_commands_build_and_train_with_the_file(page, parts, tmp_path):
+    data, environment = conversations.write(tmp_path, [conversations.sample(0)]), {"PYTHONPATH": str(pages.ROOT)}
+    environment |= {"OMNIFUSION_EXTENSIONS": str(page.folder / "pixel_shuffle.py"), "OMP_NUM_THREADS": "1"}
+    build = ["build", "--vision", parts / "clip", "--text", parts / "llm", "--projector", "pixel_shuffle"]
+    train = ["train", "pretrain", f"data_path={data}", "use_cpu=true", "bf16=false", "global_batch_size=1"]
+    train += ["model_name_or_path=built", "output_dir=trained", "max_steps=1", "per_device_train_batch_size=1"]
+    for words in ([*build, "-o", "built"], train):
+        command = [sys.executable, "-m", "omnifusion_hf.cli", *map(str, words)]
+        done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "trained/pixel_shuffle.py").is_file()
 
 
 def test_without_the_file_the_error_says_what_to_do(page, tmp_path):

@@ -59,7 +59,7 @@ def check_answers(model: PreTrainedModel, llm: PreTrainedModel):
     check.equal(
         lambda: model(input_ids=with_image, image_embeds=visual_tokens).logits,
         lambda: llm(inputs_embeds=mixed).logits,
-        "treats visual tokens unlike the embeddings of words",
+        "treats visual tokens unlike the embeddings of words (embeddings in every layer, for one)",
     )
     cached = cache(lambda: greedy(model, ids))
     check.equal(

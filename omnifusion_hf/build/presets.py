@@ -76,9 +76,17 @@ ENCODERS = {
 # Newer encoders, with the sizes that they were published with. SigLIP 2 and the Perception Encoder squash.
 ENCODERS |= {
     "siglip2-so400m-384": EncoderPreset("google/siglip2-so400m-patch14-384", 384, 729, 1152, image_fit="squash"),
+    "siglip2-so400m-512": EncoderPreset("google/siglip2-so400m-patch16-512", 512, 1024, 1152, image_fit="squash"),
+    "siglip2-so400m-naflex": EncoderPreset(
+        "google/siglip2-so400m-patch16-naflex", 256, 256, 1152, image_fit="squash", follows_grid=True
+    ),
     "dinov2-s": EncoderPreset("facebook/dinov2-small", 518, 1369, 384, follows_grid=True),
     "dinov2-registers-l": EncoderPreset("facebook/dinov2-with-registers-large", 518, 1369, 1024, follows_grid=True),
     "dinov3-l": EncoderPreset("facebook/dinov3-vitl16-pretrain-lvd1689m", 224, 196, 1024, follows_grid=True),
+    "dinov3-h": EncoderPreset("facebook/dinov3-vith16plus-pretrain-lvd1689m", 224, 196, 1280, follows_grid=True),
+    "dinov3-convnext-l": EncoderPreset(
+        "facebook/dinov3-convnext-large-pretrain-lvd1689m", 224, 49, 1536, layer=-1, follows_grid=True
+    ),
     "metaclip2-h-224": EncoderPreset("facebook/metaclip-2-worldwide-huge-quickgelu", 224, 256, 1280),
     "mlcd-bigg-448": EncoderPreset("DeepGlint-AI/mlcd-vit-bigG-patch14-448", 448, 1024, 1664),
     "pe-core-l-336": EncoderPreset("timm/vit_pe_core_large_patch14_336.fb", 336, 576, 1024, image_fit="squash"),

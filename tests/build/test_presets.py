@@ -1,5 +1,6 @@
 """The paper's parts and models by name: presets say what the paper's tables say, and are held against what loads."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from omnifusion_hf.build.build import default_sizes
 from omnifusion_hf.build.presets import ENCODERS, MODELS, TEXTS
 
 
-LAYERS = {"internvit-6b-448": -1, "texify": -1}  # of the paper's encoder table; -2 of the others
+# Of the paper's encoder table, and of pyramids; -2 of the others.
+LAYERS = dict.fromkeys(("internvit-6b-448", "texify", "dinov3-convnext-l"), -1)
 # The published sizes, as each checkpoint's config.json has them: class, width, resolution, patch size, others.
 SIXTEEN = {"num_attention_heads": 16}
 SIZES = {
@@ -20,6 +22,8 @@ SIZES = {
     "internvit-6b-448": ("InternVLVision", 3200, 448, 14, {"num_attention_heads": 25, "num_hidden_layers": 45}),
     "dinov2-l": ("Dinov2", 1024, 518, 14, SIXTEEN),
     "siglip2-so400m-384": ("SiglipVision", 1152, 384, 14, {}),
+    "siglip2-so400m-512": ("SiglipVision", 1152, 512, 16, {}),
+    "dinov3-h": ("DINOv3ViT", 1280, 224, 16, SIXTEEN | {"num_hidden_layers": 2}),
     "dinov2-s": ("Dinov2", 384, 518, 14, {"num_attention_heads": 6}),
     "metaclip2-h-224": ("CLIPVision", 1280, 224, 14, SIXTEEN),
     "dinov3-l": ("DINOv3ViT", 1024, 224, 16, SIXTEEN),
@@ -32,6 +36,15 @@ PUBLISHED = {
 }
 SWIN = {"embed_dim": 128, "depths": [2, 2, 14, 2], "num_heads": [4, 8, 16, 32], "image_size": 420}
 PUBLISHED["texify"] = transformers.DonutSwinConfig(**SWIN)
+PUBLISHED["siglip2-so400m-naflex"] = transformers.Siglip2VisionConfig(
+    hidden_size=1152, num_patches=256, patch_size=16, num_attention_heads=16, num_hidden_layers=2
+)
+PUBLISHED["dinov3-convnext-l"] = transformers.DINOv3ConvNextConfig(hidden_sizes=[192, 384, 768, 1536], image_size=224)
+if find_spec("timm"):
+    large = {"input_size": [3, 336, 336]}
+    PUBLISHED["pe-core-l-336"] = transformers.TimmWrapperConfig(
+        architecture="vit_pe_core_large_patch14_336", pretrained_cfg=large, model_args={"depth": 2}
+    )
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -8,6 +8,7 @@ import pytest
 import ranks
 import tiny
 from conversations import turn
+from training_runs import launch
 
 from omnifusion_hf.cli import main
 from omnifusion_hf.evaluation import answers as module
@@ -54,6 +55,12 @@ def test_the_command_writes_that_file_and_does_not_replace_it(data, whole, model
     assert ask(*command) == 0 and (tmp_path / "answers.jsonl").read_bytes() == whole
     assert "answers.jsonl: 8 answers" in capsys.readouterr().out
     assert ask(*command) == 2 and "exists and is not replaced" in capsys.readouterr().err
+
+
+def test_processes_of_a_launcher_share_the_questions(data, whole, model_folder, tmp_path):
+    command = ["-m", "omnifusion_hf.cli", "ask", "--data", data, "--model", model_folder, "--max-new-tokens", "4"]
+    launch("ddp", *command, "-o", tmp_path / "answers.jsonl", "--device", "cpu")
+    assert (tmp_path / "answers.jsonl").read_bytes() == whole
 
 
 def stop_after(batches: int, monkeypatch) -> list:

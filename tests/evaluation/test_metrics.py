@@ -4,7 +4,7 @@ import pytest
 
 from omnifusion_hf.evaluation import metrics
 from omnifusion_hf.evaluation.metrics import formula_scores, wilson_interval
-from omnifusion_hf.scores import exact_match
+from omnifusion_hf.scores import anls, exact_match, vqa_accuracy
 
 
 SHARES = [("", "", 0), ("abc", "abc", 0), ("abc", "", 1), ("x^{2}", "x^{3}", 0.2), ("kitten", "sitting", 3 / 7)]
@@ -20,6 +20,25 @@ def test_exact_match_ignores_only_case_spaces_and_the_last_full_stop():
         assert exact_match(same, ["one bird", "two birds"]) == 1
     for other in ("two bird", "twobirds", "two birds?", ""):
         assert exact_match(other, ["one bird", "two birds"]) == 0
+
+
+VQA = [  # ten people's answers, as the benchmark has them; one person's
+    ("A cat.", ["cat"] * 10, 1), ("cat", ["cat"] * 2 + ["dog"] * 8, 0.6), ("cat", ["cat"] + ["dog"] * 9, 0.3),
+    ("the two dogs", ["2 dogs"] * 4 + ["3"] * 6, 1), ("1,000", ["1000"], 1), ("cat", ["dog"], 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer, truths, score", VQA)
+def test_vqa_accuracy_is_the_mean_over_all_sets_of_nine_people(answer, truths, score):
+    assert vqa_accuracy(answer, truths) == pytest.approx(score)
+
+
+ANLS = [("Kitten", ["kitten"], 1), ("kitten", ["mitten", "x"], 5 / 6), ("kitten", ["dog"], 0), ("ab", ["ac"], 0.5)]
+
+
+@pytest.mark.parametrize("answer, truths, score", ANLS)
+def test_anls_is_the_similarity_to_the_nearest_truth_and_zero_below_a_half(answer, truths, score):
+    assert anls(answer, truths) == pytest.approx(score)
 
 
 PUBLISHED = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0, 0.1611), (1, 29): (0.0061, 0.1718)}

@@ -6,6 +6,7 @@ from tiny import VIT
 
 PYRAMID = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}
 SWIN = {"patch_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+HIERA = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "num_query_pool": 1, "masked_unit_size": [2, 2]}
 
 
 def configs() -> dict[str, transformers.PreTrainedConfig]:
@@ -20,6 +21,7 @@ def configs() -> dict[str, transformers.PreTrainedConfig]:
     fields |= dict.fromkeys(("Aimv2Vision", "MLCDVision", "MetaClip2Vision"), VIT | side)
     fields |= dict.fromkeys(("ViT", "DeiT", "Beit", "IJepa"), VIT | side)
     fields |= dict.fromkeys(("Swin", "Swinv2"), SWIN | side)
+    fields["Hiera"] = HIERA | {"image_size": [32, 32]}
     fields |= dict.fromkeys(("ConvNext", "ConvNextV2"), PYRAMID | side)
     made = [getattr(transformers, f"{name}Config")(**given) for name, given in fields.items()]
     return {config.model_type: config for config in made}

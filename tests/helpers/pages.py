@@ -51,8 +51,8 @@ class Run:
 
 
 def blocks(text: str) -> list[Block]:
-    """The Python and shell blocks of a page, and its files. Raises `ValueError` for a mark without a reason or without a block,
-    and for an indented fence."""
+    """The Python and shell blocks of a page, and its files. Raises `ValueError` for a mark without a reason or without
+    a block, and for an indented fence."""
     found, marks = [], 0
     for match in FENCE.finditer(text):
         mark, language = match["mark"], match["language"]

@@ -181,12 +181,14 @@ def test_settings_of_lora_that_cannot_work_are_refused(said, tmp_path, base):
         training_runs.run(tmp_path, base, **{"stage": "lora"} | MISTAKES[said])
 
 
-def test_a_run_is_merged_and_quantised_in_one_command(trained, tmp_path):
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_a_run_is_merged_and_quantised_in_one_command(bits, trained, tmp_path):
     base, out = trained
-    assert main(["merge", str(out), "-o", str(tmp_path / "8bit"), "--quantization", "8bit"]) == 0
+    assert main(["merge", str(out), "-o", str(tmp_path / bits), "--quantization", bits]) == 0
     assert main(["merge", str(out), "-o", str(tmp_path / "whole")]) == 0
-    quantised, whole = load(tmp_path / "8bit"), load(tmp_path / "whole")
-    assert quantised.is_loaded_in_8bit and (tmp_path / "8bit/training_summary.json").is_file()
-    found, expected = logits(quantised, base), logits(whole, base)
-    assert 0 < (found - expected).abs().max() < 0.1 * expected.abs().max()
-    assert len(list((tmp_path / "8bit").glob("*.safetensors"))) == 1
+    quantised, whole = load(tmp_path / bits), load(tmp_path / "whole")
+    assert getattr(quantised, f"is_loaded_in_{bits}") and (tmp_path / bits / "training_summary.json").is_file()
+    assert len(list((tmp_path / bits).glob("*.safetensors"))) == 1
+    if bits == "8bit":  # 4 bits need widths of 64 on a CPU
+        found, expected = logits(quantised, base), logits(whole, base)
+        assert 0 < (found - expected).abs().max() < 0.1 * expected.abs().max()

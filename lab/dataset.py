@@ -23,8 +23,8 @@ from .world import render
 SHARD = 1000
 PASSES = 6  # conversations drawn about each image
 BATCH, POOL = 32, 32
-EVENLY = {"scene": 0.36, "digit": 0.12, "text": 0.3, "formula": 0.22}
-MOSTLY_SCENES = {"scene": 0.68, "digit": 0.06, "text": 0.12, "formula": 0.14}
+EVENLY = {"scene": 0.34, "digit": 0.1, "text": 0.3, "formula": 0.26}
+MOSTLY_SCENES = {"scene": 0.62, "digit": 0.04, "text": 0.12, "formula": 0.22}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from .world import KINDS, render
 
 
 SIZE = 96
-MIXTURE = {"scene": 0.25, "digit": 0.15, "text": 0.33, "formula": 0.27}
+MIXTURE = {"scene": 0.2, "digit": 0.13, "text": 0.33, "formula": 0.34}
 BACKGROUND_WEIGHT = 0.15
 
 

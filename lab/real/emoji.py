@@ -116,9 +116,10 @@ def draw(style: str, code: str) -> Image.Image:
 
 
 def varied(image: Image.Image, seed: str) -> Image.Image:
-    """Turned a little, of another size, with other colours. Never mirrored: "left arrow" is a name."""
+    """Turned a little, of another size, paler or stronger. Never mirrored or grey: "left arrow" and "red heart" are
+    names."""
     rng = random.Random(seed)
-    for enhance, least, most in ((ImageEnhance.Color, 0, 1.6), (ImageEnhance.Contrast, 0.6, 1.3)):
+    for enhance, least, most in ((ImageEnhance.Color, 0.7, 1.6), (ImageEnhance.Contrast, 0.6, 1.3)):
         image = enhance(image).enhance(rng.uniform(least, most))
     size = round(SIDE * rng.uniform(0.7, 1.1))
     placed = Image.new("RGB", (SIDE, SIDE), "white")

@@ -47,9 +47,10 @@ def load_gguf_tokenizer(name: str | Path, file: Path | None) -> PreTrainedTokeni
         steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     elif split not in GPT_2 and splits_as_gpt_2(tokenizer):
+        how = "does not say how it splits text" if split is None else f"splits text as `{split}`"
         raise ValueError(
-            f"{name} splits text as `{split}`, which this transformers does not know for GGUF files, so tokens would "
-            "be wrong; update transformers, or use the model's own folder."
+            f"{name} {how}, which this transformers does not know for GGUF files, so tokens would be wrong; update "
+            "transformers, or use the model's own folder."
         )
     return tokenizer
 

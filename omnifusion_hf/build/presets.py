@@ -84,9 +84,7 @@ ENCODERS |= {
     "dinov2-registers-l": EncoderPreset("facebook/dinov2-with-registers-large", 518, 1369, 1024, follows_grid=True),
     "dinov3-l": EncoderPreset("facebook/dinov3-vitl16-pretrain-lvd1689m", 224, 196, 1024, follows_grid=True),
     "dinov3-h": EncoderPreset("facebook/dinov3-vith16plus-pretrain-lvd1689m", 224, 196, 1280, follows_grid=True),
-    "dinov3-convnext-l": EncoderPreset(
-        "facebook/dinov3-convnext-large-pretrain-lvd1689m", 224, 49, 1536, layer=-1, follows_grid=True
-    ),
+    "dinov3-convnext-l": EncoderPreset("facebook/dinov3-convnext-large-pretrain-lvd1689m", 224, 49, 1536, layer=-1),
     "metaclip2-h-224": EncoderPreset("facebook/metaclip-2-worldwide-huge-quickgelu", 224, 256, 1280),
     "mlcd-bigg-448": EncoderPreset("DeepGlint-AI/mlcd-vit-bigG-patch14-448", 448, 1024, 1664),
     "pe-core-l-336": EncoderPreset("timm/vit_pe_core_large_patch14_336.fb", 336, 576, 1024, image_fit="squash"),

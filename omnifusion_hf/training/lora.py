@@ -76,9 +76,12 @@ def linear_layers(model: nn.Module, parts: Sequence[str], names: Sequence[str] =
     Raises `ValueError` for a name that no linear layer has, and for a part without a layer of these names.
     """
     layers = {part: linear_names(model.get_submodule(path_of(model, part))) for part in parts}
+    known = set().union(*layers.values())
+    if unknown := set(names) - known:
+        raise ValueError(f"lora_target_modules: no linear layer is named {sorted(unknown)}, but {sorted(known)}.")
     for part, there in layers.items():
-        if names and not there & set(names) or set(names) - set().union(*layers.values()):
-            raise ValueError(f"lora_target_modules {sorted(names)}: {part} has the linear layers {sorted(there)}.")
+        if names and not there & set(names):
+            raise ValueError(f"lora_target_modules: {part} has none of {sorted(names)}, but {sorted(there)}.")
     chosen = {part: sorted(there & set(names or there)) for part, there in layers.items()}
     return "|".join(rf"{re.escape(path_of(model, part))}\..*\b({'|'.join(some)})" for part, some in chosen.items())
 

@@ -17,19 +17,13 @@ from huggingface_hub.dataclasses import strict, validated_field
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..io import named, read_text, read_yaml, recipe_path
-from .conversations import (
-    BadSamples,
-    BrokenSampleError,
-    ConversationDataset,
-    ConversationFormat,
-    SampleReader,
-    map_good,
-)
+from .conversations import BadSamples, BrokenSampleError, ConversationDataset, ConversationFormat, SampleReader
 from .identity import as_bytes, content_hash
 from .readers import classes_of, open_rows, open_stream, row_of_dataset, undecoded
 
 
 MOST = 10**9  # samples of one pass; the order of a mixture takes about 40 bytes per sample
+FIRST_ROWS = 64  # of a table, a shard or a stream, one of which must be good
 SHUFFLE_BUFFER = 1000  # rows of a stream that are held to be shuffled, their images not decoded
 
 
@@ -159,14 +153,14 @@ class SampleStream(IterableDataset):
     def __init__(self, stream: IterableDataset, path: str, reader: SampleReader, seed: int, bad_samples: BadSamples):
         self.classes, stream = classes_of(stream), undecoded(stream)
         with named(f"cannot read {path}"):
-            first = list(islice(stream, 8))
+            first = list(islice(stream, FIRST_ROWS))
         if not first:
             raise ValueError(f"{path} holds no rows.")
-        self.content = content_hash([], map(as_bytes, first))
+        self.content = content_hash([], map(as_bytes, first[:8]))
         rows = stream.map(_with_index, with_indices=True)
         self.rows = rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
         self.path, self.reader, self.bad_samples = path, reader, bad_samples
-        check_columns(self._read, (_with_index(row, index) for index, row in enumerate(first)), bad_samples)
+        check_columns(self._read, map(_with_index, first, count()))
 
     def __iter__(self) -> Iterator[dict]:
         worker = get_worker_info()
@@ -256,11 +250,18 @@ def _load(source: Source, seed: int, bad_samples: BadSamples) -> Dataset | Itera
     if source.path.endswith((".json", ".jsonl")):
         return dataset.check(bad_samples)
     # Rows of tables and shards hold their images: reading all of them in advance takes too long.
-    check_columns(dataset.__getitem__, range(len(dataset)), bad_samples)
+    check_columns(dataset.__getitem__, range(min(len(dataset), FIRST_ROWS)))
     return dataset
 
 
-def check_columns(read: Callable, rows: Iterable, bad_samples: BadSamples):
-    """Reads up to the first good row, because wrong columns are wrong in all: the error comes before the model is
-    loaded. Broken rows are reported when they are read for training."""
-    next(map_good(read, rows, BadSamples(bad_samples.policy)), None)
+def check_columns(read: Callable, rows: Iterable):
+    """Raises the first row's error if no row can be read: wrong columns are wrong in all of them."""
+    errors = []
+    for row in rows:
+        try:
+            read(row)
+        except BrokenSampleError as error:
+            errors.append(error)
+        else:
+            return
+    raise errors[0]

@@ -74,15 +74,15 @@ class ConversationEncoder:
         name, answers = sample["name"], [turn for turn in sample["messages"] if turn["role"] == "assistant"]
         if self.max_length is not None and length > self.max_length:
             raise BrokenSampleError(
-                f"{name} has {length} tokens with its images, max_length is {self.max_length}; raise max_length "
+                f"{name}: {length} tokens with its images, max_length is {self.max_length}; raise max_length "
                 "or shorten the sample (it is never cut)."
             )
         if not answers:
-            raise BrokenSampleError(f"{name} has no token to learn: no turn of the assistant.")
+            raise BrokenSampleError(f"{name}: no token to learn, because it has no turn of the assistant.")
         marked = sum(now > before for before, now in zip(learnt, learnt[1:]))  # no text begins with an answer
         if marked != len(answers):
             raise BrokenSampleError(
-                f"{name} has {len(answers)} answers, but the chat template marks {marked}: it must put each between "
+                f"{name}: {len(answers)} answers, but the chat template marks {marked}: it must put each between "
                 "{% generation %} and {% endgeneration %}. An LLM's own template that rewrites earlier turns cannot: "
                 "train on single turns, or build the model with --chat-template omnifusion."
             )

@@ -110,7 +110,8 @@ class Mistakes(Dataset):
 
 def mistakes(data: Dataset, encoder: ConversationEncoder) -> DataLoader:
     """Of large sets by several processes: a decoded image takes some 20 ms."""
-    workers = os.cpu_count() if len(data) > MANY else 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = cores if len(data) > MANY else 0
     return DataLoader(Mistakes(data, encoder), batch_size=None, num_workers=workers)
 
 

@@ -23,6 +23,7 @@ from .conversations import Rows, only_one
 
 
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".jsonl": "json", ".json": "json"}
+MOST_SHARDS = 64  # of a streamed folder of captions, for as many loader workers
 BUILDERS |= {".csv": "csv", ".tsv": "csv"}
 
 
@@ -241,7 +242,9 @@ def classes_of(dataset) -> dict[str, Callable]:
 
 def row_of_dataset(row: dict, classes: dict[str, Callable]) -> dict:
     """A dataset's row, classes as text. The columns of a WebDataset are a sample's members, see [`row_of_members`]."""
-    row = row | {column: name(row[column]) for column, name in classes.items() if row[column] is not None}
+    for column, name in classes.items():
+        number = row[column]  # -1 where the class is unknown
+        row = row | {column: None if number is None or number < 0 else name(number)}
     return row_of_members(row) if "__key__" in row else row
 
 
@@ -266,10 +269,16 @@ def open_rows(path: str, subset: str | None = None, split: str = "train") -> Row
 def open_stream(path: str, subset: str | None = None, split: str = "train"):
     """The rows of `path` in sequence, as a Hugging Face dataset. Raises `ValueError` if it cannot be read."""
     if CaptionedImages.are_in(Path(path)):
-        pairs = CaptionedImages(Path(path))
-        rows = [pairs[index] for index in range(len(pairs))]
-        return import_datasets(path).Dataset.from_list(rows).to_iterable_dataset()
+        pairs = [{"image": str(image), "text": str(text)} for image, text in CaptionedImages(Path(path)).pairs]
+        names = import_datasets(path).Dataset.from_list(pairs).to_iterable_dataset(min(len(pairs), MOST_SHARDS))
+        return names.map(members_of, remove_columns=["image", "text"])
     return load_hf_dataset(path, subset, split, streaming=True)
+
+
+def members_of(pair: dict) -> dict:
+    """The files of a captioned image, as of a WebDataset."""
+    image, text = Path(pair["image"]), Path(pair["text"])
+    return {"__key__": str(image), image.suffix[1:].lower(): image.read_bytes(), "txt": text.read_bytes()}
 
 
 def _existing(pattern: str) -> list[Path]:
@@ -307,6 +316,8 @@ def load_hf_dataset(path: str, subset: str | None = None, split: str = "train", 
     """
     datasets = import_datasets(path)
     builder = BUILDERS.get(Path(path).suffix)
+    if Path(path).is_dir():
+        path = str(Path(path).resolve())  # a name such as imagefolder would be that of a reader, for all that is here
     files = escape(path) if Path(path).exists() else path  # a name may hold brackets
     options = {"path": builder, "data_files": files} if builder else {"path": path, "name": subset}
     kinds = "(data_path is a .json, .jsonl, .tar, .parquet, .csv or .yaml file, a folder or a Hub id, docs/data.md)"

@@ -27,7 +27,8 @@ def canonical(row: dict) -> dict:
     for question, answer in QUESTIONS.items():
         if isinstance(row.get(question), str) and isinstance(row.get(answer), (int, float)):
             raise ValueError(
-                f"{answer} must be text, got {row[answer]!r}; write it in quotes, in JSON: a metadata.csv cannot."
+                f"{answer} must be text, got {row[answer]!r}; store the column as text (in JSON in quotes; not in a "
+                "metadata.csv)."
             )
         if isinstance(row.get(question), str) and isinstance(row.get(answer), str):
             context = row.get("input") if question == "instruction" else None  # Alpaca's
@@ -94,6 +95,8 @@ def part_and_image(part) -> tuple:
     given = [key for key in INSIDE if part.get(key) is not None] if kind in ("image", "image_url") else []
     if not given:
         return part, None
+    if len(given) > 1:
+        raise ValueError(f"an image has {' and '.join(given)}, which mean the same; keep one.")
     image = part[given[0]]
     if isinstance(image, dict):
         image = image.get("url") or image  # OpenAI's

@@ -182,8 +182,9 @@ def summarise(trainer: OmniFusionTrainer, plans: list[PartPlan], samples: int | 
     """The figures of a finished run. `final_loss` is the last logged one, scores of evaluation are of the weights that
     are kept, `seconds` are of this process alone."""
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    kept = trainer.state.best_global_step if trainer.args.load_best_model_at_end else trainer.state.global_step
-    measured = [entry for entry in trainer.state.log_history if entry["step"] <= (kept or trainer.state.global_step)]
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    kept = trainer.state.global_step if best is None else int(best.rpartition("-")[2])
+    measured = [entry for entry in trainer.state.log_history if entry["step"] <= kept]
     return {
         "steps": trainer.state.global_step,
         "final_loss": losses[-1] if losses else None,

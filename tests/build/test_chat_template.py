@@ -243,7 +243,7 @@ def test_answers_and_their_ends_are_learnt_in_every_turn(formats, name):
 
 def test_a_template_that_rewrites_earlier_turns_trains_single_turns_only(formats):
     assert trained(formats["rewrites"], *DIALOGUE[:2]) == "<think></think>Asky.<|im_end|>"
-    with pytest.raises(ValueError, match="the sample has 2 answers, but the chat template marks 1: .* omnifusion"):
+    with pytest.raises(ValueError, match="the sample: 2 answers, but the chat template marks 1: .* omnifusion"):
         trained(formats["rewrites"], *DIALOGUE)
 
 

@@ -85,7 +85,7 @@ REFUSALS = [
     ("falcon_h1", SCALED, "does more with ids than a look-up in its table .* logits differ by"),
     ("mamba", {}, "answers otherwise with a cache: logits differ by"),
     ("gemma4_text", {}, r"treats visual tokens unlike .* \(embeddings in every layer, for one\)"),
-    ("rwkv", {"attention_hidden_size": 32}, "."),
+    ("rwkv", {"attention_hidden_size": 32}, "answers otherwise with a cache"),
     ("gptj", {"rotary_dim": 4}, "its head adds a bias to the logits"),
     ("bart", {"decoder_attention_heads": 4, "is_decoder": True}, "has no BartModel that could read images"),
     ("phi", {}, "its head adds a bias to the logits"),

@@ -23,7 +23,7 @@ SIZES = {
     "dinov2-l": ("Dinov2", 1024, 518, 14, SIXTEEN),
     "siglip2-so400m-384": ("SiglipVision", 1152, 384, 14, {}),
     "siglip2-so400m-512": ("SiglipVision", 1152, 512, 16, {}),
-    "dinov3-h": ("DINOv3ViT", 1280, 224, 16, SIXTEEN | {"num_hidden_layers": 2}),
+    "dinov3-h": ("DINOv3ViT", 1280, 224, 16, {"num_attention_heads": 20, "num_hidden_layers": 2}),
     "dinov2-s": ("Dinov2", 384, 518, 14, {"num_attention_heads": 6}),
     "metaclip2-h-224": ("CLIPVision", 1280, 224, 14, SIXTEEN),
     "dinov3-l": ("DINOv3ViT", 1024, 224, 16, SIXTEEN),
@@ -63,6 +63,8 @@ DEFAULT_SIZES = [
     (["clip-vit-l-336", "dinov2-l"], [336, 336]),  # 24 x 24 tokens each
     (["siglip-base-512", "dinov2-l"], [512, 448]),  # 32 x 32
     (["dinov2-l"], [518]),
+    (["clip-vit-l-336", "siglip2-so400m-naflex"], [336, 384]),
+    (["clip-vit-l-336", "dinov3-convnext-l"], [336, 224]),
     (["dinov2-l", "clip-vit-l-336"], [518, 336]),  # CLIP has one size
 ]
 

@@ -169,8 +169,11 @@ def test_each_part_gets_lora_on_those_of_the_named_layers_that_it_has(model):
 
 
 MISTAKES = {
-    r"modules \['q_prj'\]: language_model has the linear layers \['down_proj'": {"lora_target_modules": ["q_prj"]},
-    r"\['up_proj'\]: vision_tower has the .*'fc1'": {"lora_target_modules": ["up_proj"], "vision_tuning": "lora"},
+    r"no linear layer is named \['q_prj'\], but \['down_proj'": {"lora_target_modules": ["q_prj"]},
+    r"vision_tower has none of \['up_proj'\], but \['fc1'": {
+        "lora_target_modules": ["up_proj"],
+        "vision_tuning": "lora",
+    },
     "load_in_4bit: stage finetune trains the LLM's weights": {"stage": "finetune", "load_in_4bit": True},
 }
 

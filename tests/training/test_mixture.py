@@ -222,20 +222,20 @@ def test_broken_samples_are_errors_or_left_out(broken, caplog):
     names, bad_samples = read(broken, "skip")
     assert Counter(names) == {"s0": 2, "s2": 2, "s4": 2}
     assert 2 <= bad_samples.count <= 4  # two passes, the last one up to the sixth good sample
-    assert r"(id s3): cannot read an image" in caplog.text and "(id s1) has" in caplog.text
+    assert r"(id s3): cannot read an image" in caplog.text and "(id s1): " in caplog.text
     with pytest.raises(BrokenSampleError, match=r"parquet, row \d .*\(id s[13]\)"):
         read(broken, "error")
 
 
 def test_stream_that_breaks_off_is_named():
     def rows():
-        yield from data_files.hf_dataset(data_files.mixed(12))
+        yield from data_files.hf_dataset(data_files.mixed(72))
         raise TypeError("not a table")
 
     stream = datasets.IterableDataset.from_generator(rows)
     samples = SampleStream(stream, "owner/set", SampleReader(), 0, BadSamples("skip"))
     with pytest.raises(ValueError, match="cannot read on in owner/set: TypeError not a table"):
-        list(islice(samples, 13))
+        list(islice(samples, 73))
 
 
 def test_stream_of_which_nothing_can_be_used_ends(broken, monkeypatch):

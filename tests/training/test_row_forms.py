@@ -10,7 +10,7 @@ import conversations
 import pytest
 import tiny
 from conversations import opened, turn
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 from pixels import encoded
 
 
@@ -108,10 +108,31 @@ def test_a_folder_of_images_with_captions_is_read_and_odd_files_are_named(tmp_pa
 
 
 def test_a_folder_of_captions_is_streamed_too(tmp_path):
-    (tmp_path / "a.png").write_bytes(PNG)
-    (tmp_path / "a.txt").write_text(ANSWER)
-    found = next(iter(conversations.load(tmp_path, streaming=True)))
-    assert found["messages"][1]["content"][0]["text"] == ANSWER
+    for name, text in (("a", ANSWER.encode()), ("b", b"\xff")):
+        (tmp_path / f"{name}.png").write_bytes(PNG)
+        (tmp_path / f"{name}.txt").write_bytes(text)
+    found = list(islice(conversations.load(tmp_path, policy="skip", streaming=True), 3))
+    assert {sample["messages"][1]["content"][0]["text"] for sample in found} == {ANSWER}
+    assert opened(found[0])["messages"][0]["content"][0]["image"].tobytes() == IMAGE.tobytes()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_named_as_a_reader_is_that_folder_alone(streaming, tmp_path, monkeypatch):
+    for name in ("imagefolder", "beside"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(PNG)
+        (tmp_path / name / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": name}))
+    monkeypatch.chdir(tmp_path)
+    found = islice(conversations.load("imagefolder", streaming=streaming), 1 + streaming)
+    assert {sample["messages"][1]["content"][0]["text"] for sample in found} == {"imagefolder"}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_unknown_class_is_an_empty_column(streaming, tmp_path):
+    features = Features({name: Value("string") for name in ("question", "answer")} | {"label": ClassLabel(2)})
+    rows = [{"question": QUESTION, "answer": ANSWER, "label": -1}]
+    Dataset.from_list(rows, features).to_parquet(tmp_path / "t.parquet")
+    assert next(iter(conversations.load(tmp_path / "t.parquet", streaming=streaming)))
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -80,6 +80,14 @@ def test_the_best_checkpoint_is_kept_and_training_stops_early(tmp_path, base, he
     assert len(log_of(tmp_path / "resumed", "eval_loss")) == best + 3
 
 
+def test_scores_are_of_the_last_weights_if_the_best_were_not_saved(tmp_path, base, held_out):
+    fields = {"eval_data_path": held_out, "learning_rate": 3.0, "max_steps": 4, "save_steps": 4, "eval_steps": 1}
+    fields |= {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
+    summary = run(tmp_path, base, **EVERY_2 | fields, stage="finetune")
+    losses = [entry["eval_loss"] for entry in log_of(tmp_path / "out", "eval_loss")]
+    assert summary["eval_loss"] == losses[-1] > min(losses)
+
+
 def test_processes_share_the_evaluation(tmp_path, base, held_out):
     fields = {"eval_data_path": held_out, "eval_metrics": METRICS, **EVERY_2, "max_steps": 2}
     alone = run(tmp_path / "alone", base, **fields, global_batch_size=2)

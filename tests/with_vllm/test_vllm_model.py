@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import llms
+import pages
 import pytest
 import served
 import tiny
@@ -11,6 +12,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 import omnifusion_hf
+from omnifusion_hf.extensions import import_extensions
 
 
 DEMO = Path(omnifusion_hf.__file__).parent / "tiny"
@@ -100,6 +102,19 @@ def test_the_strategy_of_views_may_be_set_for_the_engine(folders, expected, aske
     [given] = served.by_vllm([served.job(folder, asked, mm_processor_kwargs={"view_strategy": "grid"})])
     assert tokens(given) == tokens(served.by_transformers(folder, asked, view_strategy="grid"))
     assert tokens(given) != tokens(expected["mlp"])
+
+
+def test_an_adapter_in_a_file_of_its_user(asked, tmp_path, monkeypatch):
+    """The pixel shuffle of docs/extending.md."""
+    page = pages.blocks((pages.ROOT / "docs/extending.md").read_text(encoding="utf-8"))
+    file = tmp_path / "pixel_shuffle.py"
+    file.write_text(next(block.code for block in page if block.file == file.name))
+    monkeypatch.setenv("OMNIFUSION_EXTENSIONS", str(file))
+    import_extensions()
+    folder = served.save(tmp_path / "model", projector_type="pixel_shuffle")
+    [given] = served.by_vllm([served.job(folder, asked)])
+    assert tokens(given) == tokens(expected := served.by_transformers(folder, asked))
+    assert len({tuple(found["answer"]) for found in expected}) >= 3  # control: it sees
 
 
 # On a CPU, vLLM 0.30 makes the buffers between stages of a pipeline only where it compiles.

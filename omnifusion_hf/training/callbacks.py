@@ -223,10 +223,19 @@ class IdentityCallback(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         state.compute_steps(args, state.max_steps)  # a checkpoint has those of the interrupted run
-        self.complete = state.global_step >= state.max_steps
+        self.complete = state.global_step >= state.max_steps or has_stopped_early(state)
+        control.should_training_stop = self.complete
         if not self.complete and args.process_index == 0:
             (Path(args.output_dir) / SUMMARY).unlink(missing_ok=True)
             write_whole(Path(args.output_dir) / SETTINGS, json.dumps(self.identity, indent=2))
+
+
+def has_stopped_early(state: TrainerState) -> bool:
+    """Whether early stopping ended the run of which this is the last state."""
+    saved = state.stateful_callbacks.get("EarlyStoppingCallback")
+    if saved is None:
+        return False
+    return saved["attributes"]["early_stopping_patience_counter"] >= saved["args"]["early_stopping_patience"]
 
 
 def checkpoint_to_resume(args: TrainingArguments, identity: dict) -> str | None:

@@ -87,8 +87,8 @@ class OmniFusionTrainer(Trainer):
         return super().create_optimizer(model)
 
     def get_batch_samples(self, *args, **kwargs) -> tuple[list, torch.Tensor | int | None]:
-        # Trainer compares its step with max_steps after a step only, so a complete run would take one more.
-        if self.state.global_step >= self.state.max_steps:
+        # Trainer looks at this after a step only, so a complete run that is resumed would take one more.
+        if self.control.should_training_stop:
             return [], None
         return super().get_batch_samples(*args, **kwargs)
 

@@ -57,7 +57,7 @@ def run_tests(session: nox.Session, files: list[str], *options: str):
 def oldest(session: nox.Session):
     """The short form on the oldest version; pytest has run it on the newest before."""
     environment(session, MINORS[0])
-    run_tests(session, ["init", "versions", "remote_code"])
+    run_tests(session, ["init", "versions", "remote_code", "modeling_omnifusion", "saving"])
 
 
 @nox.session

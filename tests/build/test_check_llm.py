@@ -45,7 +45,7 @@ def test_an_llm_of_bfloat16_is_not_refused_for_the_rounding_of_other_kernels(par
     assert assembled(parts / "clip", text, dtype="auto").dtype == torch.bfloat16
 
 
-VISION = transformers.CLIPVisionConfig(**VIT)
+VISION, PAIRS = transformers.CLIPVisionConfig(**VIT), {"image_size": [32, 32], "patch_size": [8, 8]}
 MULTIMODAL = {
     "llava": lambda: transformers.LlavaConfig(text_config=LLAMA, vision_config=VISION),
     "gemma3": lambda: transformers.Gemma3Config(
@@ -56,10 +56,7 @@ MULTIMODAL = {
     "mistral3": lambda: transformers.Mistral3Config(
         text_config=transformers.MistralConfig(**llms.GATED), vision_config=transformers.PixtralVisionConfig(**VIT)
     ),
-    "internvl": lambda: transformers.InternVLConfig(
-        text_config=LLAMA,
-        vision_config=transformers.InternVLVisionConfig(**VIT | {"image_size": [32, 32], "patch_size": [8, 8]}),
-    ),
+    "internvl": lambda: transformers.InternVLConfig(text_config=LLAMA, vision_config=VIT | PAIRS),
     "qwen2_5_vl": lambda: transformers.Qwen2_5_VLConfig(
         text_config=llms.GATED | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
         vision_config={"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32},

@@ -82,9 +82,8 @@ def test_the_best_checkpoint_is_kept_and_training_stops_early(tmp_path, base, he
 
 
 def test_scores_are_of_the_last_weights_if_the_best_were_not_saved(tmp_path, base, held_out):
-    fields = {"eval_data_path": held_out, "learning_rate": 3.0, "max_steps": 4, "save_steps": 4, "eval_steps": 1}
-    fields |= {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
-    summary = run(tmp_path, base, **EVERY_2 | fields, stage="finetune")
+    fields = EVERY_2 | {"eval_data_path": held_out, "learning_rate": 3.0, "save_steps": 4, "eval_steps": 1}
+    summary = run(tmp_path, base, **fields, stage="finetune", load_best_model_at_end=True)
     losses = [entry["eval_loss"] for entry in log_of(tmp_path / "out", "eval_loss")]
     assert summary["eval_loss"] == losses[-1] > min(losses)
 

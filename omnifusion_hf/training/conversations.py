@@ -169,8 +169,8 @@ class SampleReader:
             return image
         if image.startswith(("data:", "http://", "https://")):
             return image
-        is_url = image.startswith("file://")
-        path = self.image_folder / (is_url and url2pathname(urlsplit(image).path) or image)
+        of_url = url2pathname(urlsplit(image).path) if image.startswith("file://") else ""
+        path = self.image_folder / (of_url or image)
         if not os.path.isfile(path):  # also False for what cannot be a name, such as base64
             raise ValueError(
                 f"no image file {str(path)[:200]}; set image_folder to the folder that the sample's `image` is "

@@ -23,8 +23,8 @@ from .conversations import Rows, only_one
 
 
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".jsonl": "json", ".json": "json"}
-MOST_SHARDS = 64  # of a streamed folder of captions, for as many loader workers
 BUILDERS |= {".csv": "csv", ".tsv": "csv"}
+MOST_SHARDS = 64  # of a streamed folder of captions, for as many loader workers
 
 
 class JsonRows:

@@ -13,7 +13,6 @@
 
 # Columns of a question, by which the form is recognised, and of its answer.
 QUESTIONS = {"question": "answer", "query": "response", "problem": "solution", "instruction": "output"}
-DIALOGUES = ("conversations", "messages")
 INSIDE = ("image", "url", "path", "base64", "image_url")
 
 
@@ -54,7 +53,8 @@ def messages_of(turns: list, user: str, assistant: str) -> list[dict]:
 
 def captioned(row: dict) -> dict:
     """`text` beside an image, as in a metadata.jsonl of `imagefolder`, is its caption if nothing else is said."""
-    has_image, has_more = (any(map(row.get, names)) for names in (("image", "images"), ("caption", *DIALOGUES)))
+    has_image = row.get("image") or row.get("images")
+    has_more = row.get("caption") or row.get("conversations") or row.get("messages")
     if has_image and not has_more and isinstance(row.get("text"), str):
         row = without(row, "text", "caption") | {"caption": row["text"]}
     return row

@@ -25,12 +25,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOu
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.quantizers import AutoQuantizationConfig
-from transformers.utils import TransformersKwargs, can_return_tuple, logging, torch_compilable_check
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .configuration_omnifusion import AUTO_MAP, OmniFusionConfig
 from .generation_omnifusion import OmniFusionGenerationMixin
 from .modeling_omnifusion_projector import extensions_of
-from .modeling_omnifusion_vision import OmniFusionVisionModel, side_by_side, trains_on_many_ranks
+from .modeling_omnifusion_vision import OmniFusionVisionModel, check, side_by_side, trains_on_many_ranks
 from .views_omnifusion import views_per_image
 
 
@@ -206,7 +206,7 @@ def check_labels(labels: torch.LongTensor | None, config: OmniFusionConfig):
     """Raises `ValueError` for a label whose row is never predicted: its loss would be infinite."""
     rows = config.predicted_vocab_size
     if rows is not None and labels is not None:
-        torch_compilable_check(
+        check(
             (labels < rows).all(),
             lambda: (
                 f"Label {labels.max().item()} is never predicted: config.predicted_vocab_size is {rows}. Set it to "
@@ -270,7 +270,7 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
             mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
         else:
             mask = input_ids == self.config.image_token_id
-        torch_compilable_check(
+        check(
             mask.sum() == image_features.shape[0],
             lambda: (
                 f"Image features and image tokens do not match: <image> tokens per sample {mask.sum(-1).tolist()}, "

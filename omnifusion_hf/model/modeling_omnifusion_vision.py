@@ -22,7 +22,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple, logging
+from transformers.utils import TransformersKwargs, can_return_tuple, logging, torch_compilable_check
 
 from .configuration_omnifusion import OmniFusionVisionConfig
 from .encoder_families_omnifusion import as_sequences, encoder_inputs, family_of, size_options
@@ -201,6 +201,15 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
                 colours, size=(size, size), mode="bicubic", align_corners=False, antialias=True
             ).clamp(0, 1)  # (ΣV, 3, S_e, S_e)
         return (colours - mean) / std
+
+
+def check(condition: torch.Tensor, message: Callable[[], str]):
+    """Raises `ValueError`, in a compiled graph `RuntimeError`, unless a condition of values holds."""
+    if torch.compiler.is_dynamo_compiling():
+        # not transformers' check: it breaks the graph of torch 2.11
+        assert condition, "an input of the compiled model is wrong; call the model itself to read how"
+    else:
+        torch_compilable_check(condition, message)
 
 
 def trains_on_many_ranks() -> bool:

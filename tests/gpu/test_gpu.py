@@ -1,6 +1,5 @@
 """What only a GPU shows: `pytest -m gpu`, which benchmarks/gpu.py runs too. Skipped where there is none."""
 
-import conversations
 import pytest
 import tiny
 import torch
@@ -20,8 +19,15 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    text = tiny.text_config(initializer_range=0.2)
-    return conversations.write_model(tmp_path_factory.mktemp("model"), text=text)
+    """With heads of 16, the least that flex attention takes."""
+    config, folder = (
+        tiny.config(text=tiny.text_config(initializer_range=0.2, head_dim=16)),
+        tmp_path_factory.mktemp("model"),
+    )
+    config.vision_config.encoder_configs[0].num_attention_heads = 2
+    for part in (tiny.model(config), tiny.processor(config)):
+        part.save_pretrained(folder)
+    return folder
 
 
 def asked(processor, seed: int = 0):

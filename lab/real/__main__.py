@@ -34,9 +34,9 @@ def measure(name: Name = "mlp"):
 
 @app.command(name="retrieval")
 def nearest():
-    """Name emoji in unseen styles by the nearest drawing, for each layer of the encoder alone."""
-    for layer, accuracy in enumerate(retrieval.accuracies()):
-        print(f"layer {layer}: {accuracy:.3f}")
+    """Name emoji in unseen styles by the nearest drawing and by a linear classifier, for each layer of the encoder."""
+    for layer, accuracies in enumerate(retrieval.accuracies()):
+        print(f"layer {layer}:", ", ".join(f"{name} {accuracy:.3f}" for name, accuracy in accuracies.items()))
 
 
 @app.command()

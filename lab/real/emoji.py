@@ -129,8 +129,8 @@ def varied(image: Image.Image, seed: str) -> Image.Image:
 
 
 def write() -> Path:
-    """PNG files by style, `train.json`, `names.json` (held-out styles), `names_swapped.json` (the same names of other
-    drawings), `categories.json` (held-out things)."""
+    """PNG files by style, `train.json`, `names.json` (held-out styles), `categories.json` (held-out things), and the
+    same questions about other drawings, `names_swapped.json` and `categories_swapped.json`."""
     if FOLDER.exists():
         return FOLDER
     rng, known = random.Random(0), things()
@@ -156,7 +156,7 @@ def write() -> Path:
                         files["train"].append(sample(image, image, rng.sample(turns, 2)))
         for samples in files.values():
             rng.shuffle(samples)
-        files["names_swapped"] = swapped(files["names"])
+        files |= {f"{name}_swapped": swapped(files[name]) for name in ("names", "categories")}
         for name, samples in files.items():
             (folder / f"{name}.json").write_text(json.dumps(samples, indent=0), encoding="utf-8")
     return FOLDER

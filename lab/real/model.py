@@ -38,7 +38,11 @@ class Variant:
 VARIANTS = {"mlp": Variant("mlp", 9), "summation": Variant("summation"), "both": Variant("mlp", 9, things=True)}
 QUESTIONS = {  # the files of questions of each benchmark
     "easy_vqa": ("test", "swapped"),
-    "emoji": ("names", "names_swapped", "categories"),
+    "emoji": ("names", "names_swapped", "categories", "categories_swapped"),
+}
+THINGS = {  # settings of the stages of a model that learns things too, for a GPU
+    "stage1": ("max_steps=120", "per_device_train_batch_size=96"),
+    "stage2": ("max_steps=1053", "per_device_train_batch_size=96", "learning_rate=7e-4"),
 }
 
 
@@ -83,6 +87,7 @@ def train(name: str) -> Path:
         folder = REAL / name / stage
         if not (folder / SUMMARY).exists():
             data = data_of(stage, VARIANTS[name].things)
+            data += THINGS[stage] if VARIANTS[name].things else ()
             folders = f"output_dir={folder}", f"cache_vision_features={REAL / name / 'features'}"
             settings = ON_A_GPU if torch.cuda.is_available() else ()
             omnifusion("train", RECIPES / f"{stage}.yaml", f"model_name_or_path={start}", *data, *folders, *settings)

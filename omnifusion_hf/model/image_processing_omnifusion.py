@@ -155,11 +155,16 @@ def _file_and_name(source) -> tuple[str | BinaryIO, str]:
     )
 
 
+def local_path(text: str) -> str:
+    """The path that a `file:` URL of this machine names; other text as it is."""
+    is_local_url = text.startswith(("file:///", "file://localhost/"))
+    return url2pathname(text[text.index("/", len("file://")) :]) if is_local_url else text
+
+
 def _file_of_text(text: str) -> tuple[str | BinaryIO, str]:
     if text.startswith(("http://", "https://")):
         return BytesIO(_download(text)), text
-    is_local_url = text.startswith(("file:///", "file://localhost/"))
-    path = url2pathname(text[text.index("/", len("file://")) :]) if is_local_url else text
+    path = local_path(text)
     if len(path) < 4096 and os.path.isfile(path):
         return path, path
     digits = "".join(text.rpartition("base64,")[2].split())

@@ -12,8 +12,6 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import numpy as np
 from PIL import Image
@@ -22,7 +20,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from ..io import named
-from ..model.image_processing_omnifusion import load_image
+from ..model.image_processing_omnifusion import load_image, local_path
 from ..model.views_omnifusion import read_region, regions_per_image
 from .identity import as_bytes, content_hash
 from .row_forms import canonical
@@ -169,8 +167,7 @@ class SampleReader:
             return image
         if image.startswith(("data:", "http://", "https://")):
             return image
-        of_url = url2pathname(urlsplit(image).path) if image.startswith("file://") else ""
-        path = self.image_folder / (of_url or image)
+        path = self.image_folder / local_path(image)
         if not os.path.isfile(path):  # also False for what cannot be a name, such as base64
             raise ValueError(
                 f"no image file {str(path)[:200]}; set image_folder to the folder that the sample's `image` is "

@@ -1,6 +1,7 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
 """Encoders and adapters in files of their users: imported by commands, and saved with a model as remote code."""
 
+import ast
 import json
 import os
 import re
@@ -20,7 +21,9 @@ def import_extensions():
     for file in map(Path, filter(None, os.environ.get(VARIABLE, "").split(os.pathsep))):
         if not file.is_file():
             raise ValueError(f"{VARIABLE} names {file}, which is not a file; separate files by `{os.pathsep}`.")
-        if file.stem in sys.modules:
+        if (loaded := sys.modules.get(file.stem)) is not None:
+            if Path(getattr(loaded, "__file__", None) or "").resolve() == file.resolve():
+                continue  # this import began in the file itself
             raise ValueError(f"{VARIABLE} names {file}, but a module `{file.stem}` exists; rename the file.")
         spec = spec_from_file_location(file.stem, file)
         sys.modules[file.stem] = module = module_from_spec(spec)  # before it runs, as `import` does: pickle needs it
@@ -53,13 +56,13 @@ def source_file(cls: type) -> Path:
 
 def as_remote_code(file: Path) -> str:
     """The file with `from omnifusion_hf import …` changed to imports of the files that a saved folder has."""
-
-    package = sys.modules[__package__]
-
-    def relative(match: re.Match) -> str:
-        return "\n".join(f"from {shipped_file(package, name)} import {name}" for name in re.findall(r"\w+", match[1]))
-
-    text = re.sub(r"^from omnifusion_hf import ([\w, ]+|\([\w,\s]+\))$", relative, file.read_text("utf-8"), flags=re.M)
+    package, text = sys.modules[__package__], file.read_text("utf-8")
+    lines = text.splitlines()
+    for node in reversed(ast.parse(text, str(file)).body):
+        if isinstance(node, ast.ImportFrom) and node.module == package.__name__:
+            imports = [f"from {shipped_file(package, name.name)} import {ast.unparse(name)}" for name in node.names]
+            lines[node.lineno - 1 : node.end_lineno] = imports
+    text = "\n".join([*lines, ""])
     if match := re.search(r"^ *(import|from) omnifusion_hf\b.*$", text, re.M):
         raise ValueError(
             f"{file} is saved with the model, but the folder has no file for `{match[0].strip()}`; import names by "

@@ -24,8 +24,9 @@ TEMPLATE = Path(__file__).parent / "model_card.md"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 # Files of training that a model does not need.
 NOT_UPLOADED = ["training_args.bin", "checkpoint-*"]
+# Files of an earlier upload that would be loaded instead of the new weights.
+EARLIER_WEIGHTS = ["*.safetensors", "*.safetensors.index.json", "adapter_*"]
 LORA = "adapter_config.json"
-EMPTY = "[More Information Needed]"  # in the card that PEFT leaves in the folder of a LoRA run
 EVALUATION = "## Evaluation\n\nMeasured with lmms-eval or `omnifusion ask`.\n\n"  # followed by a table
 PYTHON_TEXT = r'"(?:[^"\\\n]|\\.)*"'
 USAGE = re.compile(
@@ -64,11 +65,12 @@ def write_card(folder: str | Path, given: dict, repo_id: str | None = None, scor
 
 
 def read_card(folder: Path) -> ModelCard | None:
-    """The card that somebody, or this module, wrote."""
+    """The card that somebody, or this module, wrote. PEFT leaves an empty form in the folder of a LoRA run."""
     path = folder / "README.md"
     with named(str(path)):
         card = ModelCard.load(path) if path.is_file() else None
-    return None if card is None or EMPTY in card.text else card
+    form = ModelCard.from_template(ModelCardData()).text.strip()
+    return None if card is None or card.text.strip().startswith(form) else card
 
 
 def check_card(folder: Path) -> ModelCard:
@@ -286,9 +288,10 @@ def as_published(folder: Path, base: str | None) -> Iterator[Path]:
         yield Path(copy)
 
 
-def check_rights(api: HfApi, repo_id: str, create_pr: bool = False):
-    """Raises `ValueError` unless the Hub knows the user and lets them write to the repository's namespace. A pull
-    request needs a repository that exists, and no right. What a fine-grained token permits is seen at the upload."""
+def check_rights(api: HfApi, repo_id: str, create_pr: bool = False) -> str:
+    """The id with its owner, by default the user. Raises `ValueError` unless the Hub knows the user and lets them
+    write to the repository's namespace. A pull request needs a repository that exists, and no right. What a
+    fine-grained token permits is seen at the upload."""
     with named(f"cannot push to {repo_id}", advice=" Log in with `hf auth login`, with a token that may write."):
         user = api.whoami()
         is_absent = create_pr and not api.repo_exists(repo_id)
@@ -303,6 +306,7 @@ def check_rights(api: HfApi, repo_id: str, create_pr: bool = False):
             f"cannot push to {repo_id}: {user['name']} may write to {', '.join([user['name'], *organisations])}; name "
             "one of these, use `hf auth login` as another user, or --create-pr."
         )
+    return f"{owner}/{repo_id.rpartition('/')[2]}"
 
 
 def push(
@@ -322,7 +326,7 @@ def push(
     if create_pr and revision:
         raise ValueError(f"a pull request is for main; leave out --revision {revision}, or --create-pr.")
     api = HfApi()
-    check_rights(api, repo_id, create_pr)
+    repo_id = check_rights(api, repo_id, create_pr)
     if base is not None:
         ids = card.data.base_model or []
         base = published_base(base, [ids] if isinstance(ids, str) else ids)
@@ -343,5 +347,6 @@ def push(
             revision=revision,
             create_pr=create_pr,
             ignore_patterns=NOT_UPLOADED,
+            delete_patterns=EARLIER_WEIGHTS,
         )
     return commit.pr_url or commit.commit_url if create_pr else str(url)  # no request without a change

@@ -41,11 +41,15 @@ def repeat_options(words: Sequence[str]) -> list[str]:
     for index, word in enumerate(words):
         if word in LISTS:
             option = word
-            if words[index + 1 : index + 2] == [] or words[index + 1].startswith("--"):
+            if words[index + 1 : index + 2] == [] or is_option(words[index + 1]):
                 spread += [word, ""]
-        elif word.startswith("-") and not re.match(r"-[\d.]", word):
+        elif is_option(word):
             option = None
             spread.append(word)
         else:
             spread += [option, word] if option else [word]
     return spread
+
+
+def is_option(word: str) -> bool:
+    return re.match(r"-(?![\d.])", word) is not None

@@ -226,6 +226,7 @@ PARSED = {
     "report one -o out two --errors": {"results": ["one", "two"], "output": "out"},
     "report -o out --perturb blur noise --epsilon 1 2.5": {"perturb": ["blur", "noise"], "epsilon": [1, 2.5]},
     "report -o out --perturb all --epsilon -1": {"perturb": ["all"], "epsilon": [-1]},
+    "report --perturb -o out": {"perturb": [""], "output": "out"},
     "card x --base-model a/b c/d --language": {"base_model": ["a/b", "c/d"], "language": [""]},
     "views a.png -o b.png --region 1,2,3,4 --region -5,0,9,9": {"region": ["1,2,3,4", "-5,0,9,9"]},
     "build --vision a --vision b --text c -o d --layer -1": {"vision": ["a", "b"], "layers": [-1]},

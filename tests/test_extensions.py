@@ -91,11 +91,18 @@ def test_a_file_that_cannot_be_imported_is_named(name, reason, tmp_path, monkeyp
         import_extensions()
 
 
+def test_a_script_may_import_a_file_that_the_variable_names(page, tmp_path):
+    file = page.folder / "pixel_shuffle.py"
+    paths = os.pathsep.join(map(str, (pages.ROOT, page.folder)))
+    environment = os.environ | {"OMNIFUSION_EXTENSIONS": str(file), "PYTHONPATH": paths}
+    subprocess.run([sys.executable, "-c", "import pixel_shuffle, omnifusion_hf"], env=environment, check=True)
+
+
 def test_imports_of_the_package_become_imports_of_the_folder(tmp_path):
     file = tmp_path / "own.py"
-    file.write_text("from omnifusion_hf import (\n    Projector,\n    register_encoder,\n)\n")
+    file.write_text("from omnifusion_hf import (  # mine\n    Projector as Base,\n    register_encoder,\n)  # noqa\n")
     assert as_remote_code(file).splitlines() == [
-        "from .modeling_omnifusion_projector import Projector",
+        "from .modeling_omnifusion_projector import Projector as Base",
         "from .encoder_families_omnifusion import register_encoder",
     ]
     for line in ("import omnifusion_hf", "from omnifusion_hf.hub import push", "from omnifusion_hf import nothing"):

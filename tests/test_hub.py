@@ -219,11 +219,13 @@ class StandIn(BaseHTTPRequestHandler):
             return self.reply(self.server.user)
         if "/absent" in self.path:
             return self.reply({"error": "Repository not found"}, 404, **{"X-Error-Code": "RepoNotFound"})
+        if "/tree/" in self.path:
+            return self.reply([{"type": "file", "path": path, "size": 1, "oid": "0"} for path in self.server.files])
         if "/discussions/1" in self.path:
             return self.reply(PULL_REQUEST)
         self.reply({"id": "me/omni", "sha": "0", "siblings": [], "tags": []})
 
-    def reply(self, content: dict, status: int = 200, **headers: str):
+    def reply(self, content: dict | list, status: int = 200, **headers: str):
         self.send_response(status)
         for name, value in ({"Content-Type": "application/json"} | headers).items():
             self.send_header(name, value)
@@ -239,7 +241,7 @@ def server(monkeypatch):
     """The stand-in, listening, with huggingface_hub turned to it."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
     server.user = {"name": "me", "orgs": [{"name": "lab", "roleInOrg": "write"}, {"name": "x", "roleInOrg": "read"}]}
-    server.seen, server.url = {}, f"http://127.0.0.1:{server.server_address[1]}"
+    server.files, server.seen, server.url = [], {}, f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
     monkeypatch.setattr("huggingface_hub.repocard.constants.ENDPOINT", server.url, raising=False)
     monkeypatch.setattr("omnifusion_hf.hub.HfApi", lambda: HfApi(endpoint=server.url, token="hf_token"))
@@ -267,6 +269,15 @@ def test_push_uploads_every_file_after_the_checks(folder, server, capsys):
     assert files.keys() == kept
     card = files["README.md"].decode()
     assert 'from_pretrained("me/omni"' in card and str(folder) not in card.split("## Use")[1]
+
+
+def test_earlier_weights_of_the_repository_are_removed_and_a_name_alone_is_the_users(folder, server):
+    stale = ["adapter_config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+    server.files = [*stale, "model.safetensors", "notes.txt"]
+    assert main(["push", str(folder), "omni"]) == 0
+    commit = [json.loads(line) for line in server.seen["/api/models/me/omni/commit/main"].splitlines()]
+    assert [line["value"]["path"] for line in commit if line["key"] == "deletedFile"] == stale
+    assert b'from_pretrained("me/omni"' in committed(server)["README.md"]
 
 
 def commit_of(server) -> tuple[str, dict]:
@@ -350,8 +361,8 @@ def test_an_invalid_name_card_result_or_base_is_refused_and_nothing_is_published
     (folder / file).write_text(content)
     before = (folder / "README.md").read_bytes()
     if (command, file) == ("card", "adapter_config.json"):  # a card that is there is kept
-        (folder / "README.md").write_text(hub.EMPTY)
-        before = hub.EMPTY.encode()
+        before = ModelCard.from_template(ModelCardData()).text.encode()
+        (folder / "README.md").write_bytes(before)
     assert REFUSED[given] in refused(command, folder, *words)
     assert (folder / "README.md").read_bytes() == before and not any("commit" in path for path in server.seen)
 
@@ -370,7 +381,10 @@ def lora(folder, processor, tmp_path, monkeypatch) -> Path:
 
 def test_lora_weights_are_pushed_alone_and_name_their_base_on_the_hub(lora, server):
     kept = (lora / hub.LORA).read_bytes()
-    assert hub.EMPTY in (lora / "README.md").read_text()  # control: PEFT's card is replaced
+    form = (lora / "README.md").read_text()
+    (lora / "README.md").write_text(form.replace("[More Information Needed]", "Mine", 1))
+    assert hub.read_card(lora) is not None  # control: a form that somebody began to fill in is a card
+    (lora / "README.md").write_text(form)
     assert main(["card", str(lora), "--base-model", "me/base"]) == 0
     assert main(["push", str(lora), "me/omni"]) == 0
     files = committed(server)

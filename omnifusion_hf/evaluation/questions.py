@@ -11,7 +11,7 @@ from tqdm import tqdm
 from transformers.feature_extraction_utils import BatchFeature
 
 from ..inference import prompts
-from ..io import named
+from ..io import is_image, named
 from ..model.image_processing_omnifusion import load_image
 
 # The meaning of a row is decided in training, once.
@@ -179,8 +179,8 @@ def questions_of(sample: dict, name: str, task: str) -> list[Question]:
 
 def questions_about_folder(folder: str | Path, text: str) -> list[Question]:
     """One question about every image of a folder, at any depth, by name. Raises `ValueError` if there is none."""
-    formats, folder = Image.registered_extensions(), Path(folder)
-    images = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in formats and path.is_file()]
+    folder = Path(folder)
+    images = [path for path in sorted(folder.rglob("*")) if is_image(path) and path.is_file()]
     if not images:
         raise ValueError(f"{folder} holds no image; give a folder of image files, such as .png or .jpg.")
     return [

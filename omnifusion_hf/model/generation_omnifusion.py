@@ -51,7 +51,7 @@ class OmniFusionGenerationMixin(GenerationMixin):
         `no_repeat_ngram_in_prompt=False` in the generation configuration (v1.1) limits the n-gram ban to the answer.
         """
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
-        processors = [SuppressSpecialTokens(self.config.special_token_ids, device=self.device)]
+        processors = [SuppressSpecialTokens(self.config.special_token_ids)]  # which moves to the scores
         ngram_size = self._setting("no_repeat_ngram_size", generation_config, kwargs)
         if ngram_size and self._setting("no_repeat_ngram_in_prompt", generation_config, kwargs) is False:
             processors.append(NoRepeatNGramInAnswer(ngram_size, 0 if input_ids is None else input_ids.shape[1]))
@@ -60,7 +60,7 @@ class OmniFusionGenerationMixin(GenerationMixin):
             else:  # transformers takes a configuration or arguments
                 generation_config = copy.deepcopy(generation_config)
                 generation_config.no_repeat_ngram_size = 0
-        if input_ids is not None:
+        if input_ids is not None or kwargs.get("inputs_embeds") is not None:
             kwargs |= self._images_for_generation(input_ids, generation_config, kwargs)
         processors = LogitsProcessorList([*processors, *(logits_processor or [])])
         return super().generate(inputs, generation_config, processors, **kwargs)
@@ -71,14 +71,18 @@ class OmniFusionGenerationMixin(GenerationMixin):
         return next((value for value in given if value is not None), None)
 
     @torch.no_grad()
-    def _images_for_generation(self, input_ids: torch.LongTensor, config, kwargs: dict) -> dict:
+    def _images_for_generation(self, input_ids: torch.LongTensor | None, config, kwargs: dict) -> dict:
         """The images in `kwargs`, which are taken out, as one row of visual tokens per sample, which `generate()` can
         repeat: those for the places after a kept cache. Raises `ValueError` for a wrong number."""
         names = ("pixel_values", "image_view_index", "mm_encoder_outputs")
         pixel_values, image_view_index, outputs = (kwargs.pop(name, None) for name in names)
         outputs = (outputs or {}).get("image")
-        is_image = input_ids == self.config.image_token_id
-        all_, new = (places.sum(-1).tolist() for places in (is_image, is_image[:, _cached_length(kwargs) :]))
+        embeddings = kwargs.get("inputs_embeds")
+        is_image = self.model.image_places(input_ids if embeddings is None else None, embeddings)
+        cached, mask = _cached_length(kwargs), kwargs.get("attention_mask")
+        if mask is not None:  # of the whole conversation, also if only its new part was passed
+            cached = max(0, cached - (mask.shape[1] - is_image.shape[1]))
+        all_, new = (places.sum(-1).tolist() for places in (is_image, is_image[:, cached:]))
         if pixel_values is not None:
             views, unseen = ([count // self.config.image_seq_length for count in counts] for counts in (all_, new))
             if len(pixel_values) == sum(views):  # the whole conversation: cached images are not encoded again
@@ -86,7 +90,8 @@ class OmniFusionGenerationMixin(GenerationMixin):
                 pixel_values = pixel_values[keep]
                 image_view_index = None if image_view_index is None else image_view_index[keep]
             if len(pixel_values):
-                outputs = self.get_image_features(pixel_values.to(self.device), image_view_index, return_dict=True)
+                device = None if self.device.type == "meta" else self.device  # offloaded weights come to their inputs
+                outputs = self.get_image_features(pixel_values.to(device), image_view_index, return_dict=True)
         tokens = torch.cat(outputs.pooler_output) if outputs is not None else torch.empty(0)  # (ΣN, D)
         given = all_ if len(tokens) == sum(all_) else new
         if len(tokens) != sum(given):

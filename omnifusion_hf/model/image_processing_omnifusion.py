@@ -99,6 +99,8 @@ def open_image(source, max_pixels: int) -> Image.Image:
     file, name = _file_and_name(source)
     with _naming(name):
         image = _pillow_open(file, max_pixels)
+    if image.format == "EPS":  # Pillow would run Ghostscript on it
+        raise ValueError(f"{name} is a program in PostScript, which is not run; convert it to PNG or JPEG.")
     image.filename = name
     _check_pixels(image, name, max_pixels)
     return image

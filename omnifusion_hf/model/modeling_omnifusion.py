@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import AutoModel
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast as ModelOutputWithPast
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast, ModelOutput
 from transformers.modeling_utils import PreTrainedModel
@@ -29,8 +28,9 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .configuration_omnifusion import AUTO_MAP, OmniFusionConfig
 from .generation_omnifusion import OmniFusionGenerationMixin
+from .modeling_omnifusion_head import check, check_labels, predict
 from .modeling_omnifusion_projector import extensions_of
-from .modeling_omnifusion_vision import OmniFusionVisionModel, check, side_by_side, trains_on_many_ranks
+from .modeling_omnifusion_vision import OmniFusionVisionModel, side_by_side, trains_on_many_ranks
 from .views_omnifusion import views_per_image
 
 
@@ -103,7 +103,7 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         if is_main_process:
             remove_earlier_weights(Path(save_directory), kwargs.get("variant"))
-            if classes := extensions_of(self):
+            if (Path(save_directory) / "config.json").is_file() and (classes := extensions_of(self)):
                 import_module("omnifusion_hf.extensions").save_extensions(classes, Path(save_directory))
 
     def load_adapter(self, peft_model_id: str | None = None, adapter_name: str | None = None, **kwargs):
@@ -183,38 +183,6 @@ def remove_earlier_weights(folder: Path, variant: str | None):
         logger.warning(f"{folder} has LoRA weights too, which from_pretrained loads; remove adapter_*.")
 
 
-def scale_logits(logits: torch.Tensor, text_config: PreTrainedConfig) -> torch.Tensor:
-    """Logit scaling after lm_head (Cohere, Granite, Gemma 2) of logits (…, vocab)."""
-    if getattr(text_config, "logit_scale", None) is not None:
-        logits = logits * text_config.logit_scale
-    if getattr(text_config, "logits_scaling", None) is not None:
-        logits = logits / text_config.logits_scaling
-    cap = getattr(text_config, "final_logit_softcapping", None)
-    return logits if cap is None else torch.tanh(logits / cap) * cap
-
-
-def predict(hidden_states: torch.Tensor, head: nn.Module, config: OmniFusionConfig) -> torch.Tensor:
-    """Logits (…, vocab) of hidden states (…, D)."""
-    logits = scale_logits(head(hidden_states), config.text_config)
-    # CODEPATH: set in conversions of the authors' v1.1, whose vocabulary had no special tokens
-    if config.predicted_vocab_size is not None:
-        logits[..., config.predicted_vocab_size :] = torch.finfo(logits.dtype).min
-    return logits
-
-
-def check_labels(labels: torch.LongTensor | None, config: OmniFusionConfig):
-    """Raises `ValueError` for a label whose row is never predicted: its loss would be infinite."""
-    rows = config.predicted_vocab_size
-    if rows is not None and labels is not None:
-        check(
-            (labels < rows).all(),
-            lambda: (
-                f"Label {labels.max().item()} is never predicted: config.predicted_vocab_size is {rows}. Set it to "
-                "None to teach tokens that were added (resize_token_embeddings does), or mask the label with -100."
-            ),
-        )
-
-
 class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
     """Encoders, adapter and LLM without its head."""
 
@@ -244,10 +212,16 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
                 f"image_view_index has {len(image_view_index)} entries for {len(pixel_values)} views in pixel_values; "
                 "pass both as OmniFusionProcessor made them."
             )
-        dtype = next(p.dtype for p in self.multi_modal_projector.parameters() if p.is_floating_point())  # or quantised
+        weights = (weight for weight in self.multi_modal_projector.parameters() if weight.is_floating_point())
+        if (weight := next(weights, None)) is None:  # others are quantised
+            raise ValueError(
+                "The adapter has no parameters here. torch.nn.DataParallel, which Trainer uses for several GPUs in "
+                "one process, takes them away: use torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES=0."
+            )
+        device = None if weight.is_meta else weight.device  # offloaded weights come to the features
 
         def projector(features):
-            return self.multi_modal_projector(feature.to(dtype) for feature in features)
+            return self.multi_modal_projector(feature.to(device=device, dtype=weight.dtype) for feature in features)
 
         outputs = self.vision_tower(pixel_values, projector=projector, return_dict=True, **kwargs)
         num_views = [1] * len(pixel_values) if image_view_index is None else [len(pixel_values)]
@@ -261,15 +235,18 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
             attentions=outputs.attentions,
         )
 
+    def image_places(self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+        """The places of the visual tokens, (B, L), in ids or, without them, in their embeddings."""
+        if input_ids is not None:
+            return input_ids == self.config.image_token_id
+        image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
+        return (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
+
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
     ) -> torch.Tensor:
         """The places of the visual tokens, (B, L, 1); raises `ValueError` if there are more or fewer features."""
-        if input_ids is None:
-            image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
-            mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
-        else:
-            mask = input_ids == self.config.image_token_id
+        mask = self.image_places(input_ids, inputs_embeds)
         check(
             mask.sum() == image_features.shape[0],
             lambda: (
@@ -306,7 +283,7 @@ class OmniFusionModel(OmniFusionPreTrainedModel):  # trf-ignore: TRF057
         if image_outputs is not None:
             image_features = torch.cat(image_outputs.pooler_output)  # (ΣV·P, D)
         elif image_embeds is not None:
-            num_tokens = (input_ids == self.config.image_token_id).sum(-1, keepdim=True)  # (B, 1)
+            num_tokens = self.image_places(input_ids, inputs_embeds).sum(-1, keepdim=True)  # (B, 1)
             is_token = torch.arange(image_embeds.shape[1], device=num_tokens.device) < num_tokens  # (B, N)
             image_features = image_embeds[is_token.to(image_embeds.device)]  # (ΣV·P, D)
         elif self.training and trains_on_many_ranks():  # all must run the same modules; gradients are zero

@@ -22,7 +22,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple, logging, torch_compilable_check
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .configuration_omnifusion import OmniFusionVisionConfig
 from .encoder_families_omnifusion import as_sequences, encoder_inputs, family_of, size_options
@@ -86,7 +86,7 @@ def side_by_side(features: list[torch.Tensor]) -> torch.Tensor:
         return features[0]
     longest = max(feature.shape[1] for feature in features)
     padded = [nn.functional.pad(feature, (0, 0, 0, longest - feature.shape[1])) for feature in features]
-    return torch.cat(padded, dim=-1)
+    return torch.cat([feature.to(padded[0].device) for feature in padded], dim=-1)
 
 
 @dataclass
@@ -201,15 +201,6 @@ class OmniFusionVisionModel(PreTrainedModel):  # trf-ignore: TRF057
                 colours, size=(size, size), mode="bicubic", align_corners=False, antialias=True
             ).clamp(0, 1)  # (ΣV, 3, S_e, S_e)
         return (colours - mean) / std
-
-
-def check(condition: torch.Tensor, message: Callable[[], str]):
-    """Raises `ValueError`, in a compiled graph `RuntimeError`, unless a condition of values holds."""
-    if torch.compiler.is_dynamo_compiling():
-        # not transformers' check: it breaks the graph of torch 2.11
-        assert condition, "an input of the compiled model is wrong; call the model itself to read how"
-    else:
-        torch_compilable_check(condition, message)
 
 
 def trains_on_many_ranks() -> bool:

@@ -59,6 +59,9 @@ class Batches:
         except Exception as error:
             for answer in answers:
                 answer.send(error)
+        finally:
+            if batch[0].seed is not None:
+                torch.seed()  # later answers must not follow from this seed
 
     def _take(self) -> list[Waiting]:
         """The answer that waits longest, and those that can be written with it; they wait no more."""

@@ -12,6 +12,8 @@ import json
 import re
 import socket
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 
 from huggingface_hub.utils import httpx
 from jinja2 import TemplateError
@@ -25,7 +27,6 @@ try:
     import uvicorn
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse, Response, StreamingResponse
-    from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
     from starlette.middleware.cors import CORSMiddleware
 except ImportError:
@@ -42,6 +43,8 @@ logger = logging.get_logger(__name__)
 
 MAX_BODY = 2**26  # bytes of a request
 MAX_IMAGES = 64  # of a request
+PREPARED = 4  # requests whose images are in memory at the same time, before their answers wait
+SECONDS_TO_FETCH = 60  # the images of a request
 MAX_NEW_TOKENS = 512  # default of a request
 FAILED = "The server failed on this request; its log says why."
 SECONDS_TO_END = 5  # for running answers when the server shuts down
@@ -59,11 +62,12 @@ class ChatServer:
     def __init__(self, model, processor, name: str, reads_paths: bool = False, batch_size: int = 1):
         self.model, self.processor, self.name, self.reads_paths = model, processor, name, reads_paths
         self.batches = Batches(model, processor, batch_size)
+        self.preparing = ThreadPoolExecutor(PREPARED, "prompts")
 
     async def chat(self, http: Request) -> Response:
         request = read_request(await read_body(http), ChatRequest)
         self.check_name(request.model)
-        inputs, room = await run_in_threadpool(self.prompt, request)
+        inputs, room = await asyncio.get_running_loop().run_in_executor(self.preparing, self.prompt, request)
         reply, written = Reply(request.model, inputs["input_ids"].shape[1]), self.write(http, request, inputs, room)
         if request.stream:
             return StreamingResponse(events(request, reply, written), media_type="text/event-stream")
@@ -106,7 +110,10 @@ class ChatServer:
         if len(parts) > MAX_IMAGES:
             raise ValueError(f"the request has {len(parts)} images, at most {MAX_IMAGES} are read.")
         left = limit = self.processor.image_processor.max_image_pixels
+        end = monotonic() + SECONDS_TO_FETCH
         for part in parts:
+            if monotonic() > end:
+                raise ValueError(f"the request's images took more than {SECONDS_TO_FETCH} s to fetch.")
             part["image"] = open_image(part["image"], limit)
             left -= part["image"].width * part["image"].height
             if left < 0:
@@ -252,7 +259,7 @@ def serve(
     Args:
         model: folder or Hub id, which is also the model's name in requests.
         host: the address to listen on; `"0.0.0.0"` admits other computers. Clients may name images by any URL that
-            this computer can read; only clients on this computer may name them by path, and none with `cors`.
+            this computer can read; only clients on this computer may name them by path, none with `api_key` or `cors`.
         port: a free one.
         api_key: what clients must send; None admits all.
         cors: origins of web pages that may read answers, or `"*"`.
@@ -266,7 +273,7 @@ def serve(
         pass
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
     print(f"Loading {model}. Talk to it: transformers chat {model} {address}", flush=True)
-    reads_paths = is_loopback(host) and not cors  # a web page could have them read
+    reads_paths = is_loopback(host) and not (cors or api_key)  # of web pages, and of clients behind a proxy
     app = build_app(ChatServer(*load(model, **loading), model, reads_paths, batch_size))
     protect(app, host, api_key, cors)
     uvicorn.run(

@@ -7,7 +7,7 @@ import torch
 from vllm.config import VllmConfig
 
 from omnifusion_hf._compat import vllm_backend_class, vllm_head
-from omnifusion_hf.model.modeling_omnifusion import scale_logits
+from omnifusion_hf.model.modeling_omnifusion_head import scale_logits
 
 
 class OmniFusionForVllm(vllm_backend_class()):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers.configuration_utils import PreTrainedConfig
 
 from ..model.configuration_omnifusion import OmniFusionConfig
-from ..model.modeling_omnifusion import predict, scale_logits
+from ..model.modeling_omnifusion_head import predict, scale_logits
 
 
 def loss_of_answers(

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from ..io import named, read_json, read_text
+from ..io import is_image, named, read_json, read_text
 from .conversations import Rows, only_one
 
 
@@ -156,7 +155,7 @@ def row_of_members(members: dict[str, Any]) -> dict:
         elif extension == "txt":
             text = value.decode("utf-8") if isinstance(value, bytes) else value
             row["caption"] = text.removeprefix("\ufeff").strip()  # files end in a newline, which is no part of it
-        elif f".{extension}" in Image.registered_extensions():
+        elif is_image(Path(f"_.{extension}")):
             images.append(value)
         elif not name.startswith("__"):
             row[name] = value  # refused later, as a column that nothing reads
@@ -172,8 +171,7 @@ class CaptionedImages:
 
     def __init__(self, folder: Path):
         texts = {path.with_suffix(""): path for path in sorted(folder.rglob("*.txt"))}
-        formats = Image.registered_extensions()
-        images = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in formats]
+        images = [path for path in sorted(folder.rglob("*")) if is_image(path)]
         self.pairs = [(image, texts[image.with_suffix("")]) for image in images if image.with_suffix("") in texts]
         if len(self.pairs) < max(len(images), len(texts)):
             named = {image.with_suffix("") for image, _ in self.pairs}
@@ -185,7 +183,7 @@ class CaptionedImages:
     def are_in(cls, folder: Path) -> bool:
         """Whether a .txt file is an image's; those of tables are licences and notes."""
         names = {path.with_suffix("") for path in folder.rglob("*.txt")} if folder.is_dir() else set()
-        images = (path for path in folder.rglob("*") if path.suffix.lower() in Image.registered_extensions())
+        images = (path for path in folder.rglob("*") if is_image(path))
         return bool(names) and any(image.with_suffix("") in names for image in images)
 
     def __len__(self) -> int:

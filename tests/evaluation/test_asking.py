@@ -130,7 +130,8 @@ def test_one_question_about_every_image_of_a_folder(model_folder, model, process
     (tmp_path / "photos/more").mkdir(parents=True)
     for index, name in enumerate(("b.png", "a.jpg", "more/c.png")):
         tiny.image(index).save(tmp_path / "photos" / name)
-    (tmp_path / "photos/notes.txt").write_text("no image")
+    for name in ("notes.txt", "invoice.pdf", "clip.mpg"):
+        (tmp_path / "photos" / name).write_text("no image")
     output = tmp_path / "answers.jsonl"
     command = ["ask", str(tmp_path / "photos"), "What?", "--model", str(model_folder), "--max-new-tokens", "4"]
     assert main([*command, "-o", str(output)]) == 0

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import peft
 import pytest
 import tiny
 import torch
@@ -100,6 +101,30 @@ def test_features_computed_before_give_the_same_answers(model, grid_processor, c
         model(**inputs, **pixels, mm_encoder_outputs={"image": model.get_image_features(**pixels)})
 
 
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
+def test_embeddings_for_ids_give_the_same_answers(options, model, grid_processor, conversations):
+    """With images beside them, in them, and in them with their ids."""
+    inputs = dict(tiny.prompt(grid_processor, *conversations))
+    expected = answers(model, inputs, **options).tolist()
+    ids = inputs.pop("input_ids")
+    embeds = model.get_input_embeddings()(ids)
+    ask = partial(model.generate, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False, **options)
+    assert ask(**inputs, inputs_embeds=embeds).tolist() == expected
+    pixels = {name: inputs.pop(name) for name in ("pixel_values", "image_view_index")}
+    tokens = torch.cat(model.get_image_features(**pixels).pooler_output)
+    merged = embeds.masked_scatter((ids == model.config.image_token_id).unsqueeze(-1), tokens)
+    assert ask(**inputs, inputs_embeds=merged).tolist() == expected
+    assert ask(**inputs, input_ids=ids, inputs_embeds=merged)[:, ids.shape[1] :].tolist() == expected
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's
+def test_prompt_tuning_by_peft_answers_about_an_image(processor):
+    tuned = peft.get_peft_model(tiny.model(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    asked = [tiny.prompt(processor, [tiny.user(tiny.image(seed), "What?")]) for seed in (0, 0, 3)]
+    same, again, other = (tuned.generate(**inputs, max_new_tokens=NEW_TOKENS).tolist() for inputs in asked)
+    assert same == again != other  # control: the image matters
+
+
 @pytest.fixture
 def tower_calls(model):
     """The number of views of each call of the vision tower."""
@@ -121,7 +146,7 @@ def test_a_kept_cache_is_not_encoded_again(new, resend, model, grid_processor, t
         turn = grid_processor(text=text, images=new, return_tensors="pt")
         pixels = grid_processor.image_processor(images, return_tensors="pt") if images else {}
         inputs = {"input_ids": torch.cat([past.sequences, turn.input_ids], dim=1), **pixels}
-        return len(first.pixel_values), tiny.cached(tiny.cache_of(past)), inputs
+        return len(first.pixel_values), tiny.cache_of(past), inputs
 
     image, other = tiny.image(4, (90, 30)), tiny.image(6, (90, 30))
     kept, cache, inputs = second_turn(image, resend)
@@ -130,8 +155,13 @@ def test_a_kept_cache_is_not_encoded_again(new, resend, model, grid_processor, t
     recomputed = answers(model, whole).tolist()
     views_of_all = sum(tower_calls)
     tower_calls.clear()
-    assert answers(model, inputs, **cache).tolist() == recomputed
+    assert answers(model, inputs, **tiny.cached(cache)).tolist() == recomputed
     assert sum(tower_calls) == views_of_all - kept
+    if not resend:  # the new ids alone, as the mask says
+        _, cache, inputs = second_turn(image, False)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs["input_ids"] = inputs["input_ids"][:, cache.get_seq_length() :]
+        assert answers(model, inputs, **tiny.cached(cache)).tolist() == recomputed
     *_, of_other = second_turn(other)
     assert answers(model, of_other).tolist() != recomputed
 

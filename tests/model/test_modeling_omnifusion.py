@@ -144,14 +144,22 @@ def test_no_budget_splits_a_residual_block(encoders, monkeypatch):
 
 @torch.no_grad()
 def test_a_model_spread_over_places_gives_the_same_logits(model, inputs, tmp_path):
-    """Encoders and head in memory, the rest is on disk and read block by block: every hand-over goes through hooks."""
+    """Only the head is in memory, the rest is on disk and read block by block: every hand-over goes through hooks."""
     spread = tiny.model(model.config)
     spread.load_state_dict(model.state_dict())
     device_map = {f"model.language_model.{name}": "disk" for name, _ in spread.model.language_model.named_children()}
-    device_map |= {"model.vision_tower": "cpu", "model.multi_modal_projector": "disk", "lm_head": "cpu"}
+    device_map |= {"model.vision_tower": "disk", "model.multi_modal_projector": "disk", "lm_head": "cpu"}
     spread = dispatch_model(spread, device_map, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
     assert spread.model.language_model.layers[0].mlp.up_proj.weight.is_meta
     torch.testing.assert_close(spread(**inputs).logits, model(**inputs).logits, rtol=0, atol=1e-6)
+    assert tiny.answers(spread, inputs).tolist() == tiny.answers(model, inputs).tolist()
+
+
+def test_replicas_of_data_parallel_are_refused(inputs, monkeypatch):
+    model = tiny.model()
+    monkeypatch.setattr(model.model.multi_modal_projector, "parameters", lambda: iter(()))
+    with pytest.raises(ValueError, match="torch.nn.DataParallel"):
+        model(**inputs)
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])

@@ -6,6 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 import tiny
+import torch
 from PIL import Image
 
 from omnifusion_hf.inference import TINY, generate_text, prompts
@@ -81,6 +82,12 @@ SETTINGS = {  # of four answers, and how many of them share a call
 def test_only_answers_of_the_same_settings_and_independent_of_their_batch_share_a_call(demo, calls, kind):
     settings, shared = SETTINGS[kind]
     assert all(pieces[-1].finish_reason for pieces in write_all(demo, 4, settings)) and calls == shared
+
+
+def test_a_seed_decides_its_own_answer_alone(demo):
+    seeded = write_all(demo, 4, [SAMPLED | {"temperature": 5.0, "seed": 1}] * 2)
+    after = [write_all(demo, 4, [SHORT | {"seed": 1}]) and torch.rand(1).item() for _ in range(2)]
+    assert after[0] != after[1] and len({pieces[-1].text for pieces in seeded}) == 2  # control: other chats
 
 
 def test_an_answer_that_nobody_waits_for_is_not_written(demo, calls):

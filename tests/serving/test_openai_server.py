@@ -178,10 +178,12 @@ def refused(response, status: int) -> dict:
 
 
 LONG = text("word " * 1020)
+EPS = base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n").decode()
 INVALID = {
     "Invalid port": user(image_at("http://[::1")),
     "refused": user(image_at("http://127.0.0.1:9/x.png")),
     "base64": user(image_at("data:image/png;base64,!")),
+    "PostScript, which is not run": user(image_at("data:image/png;base64," + EPS)),
     "Pillow": user(image_at("data:image/png;base64,AAAA")),
     "Roles are": {"role": "narrator", "content": "Hello"},
     r"takes 1\d\d\d tokens, .* context has 1024": user(LONG),
@@ -354,7 +356,7 @@ def test_the_command_hands_its_options_to_the_server_which_opens_no_paths_for_we
     words += "--log-level debug --batch-size 3 --port".split() + [str(free_port())]
     assert main(["serve", str(TINY), *words]) == 0
     protect.assert_called_once_with(run.call_args.args[0], "127.0.0.1", key, cors or ())
-    assert server.call_args.args[2:] == (str(TINY), not cors, 3)
+    assert server.call_args.args[2:] == (str(TINY), not (cors or key), 3)
     assert run.call_args.kwargs["log_level"] == "debug"
     assert run.call_args.kwargs["log_config"]["loggers"]["omnifusion_hf"]["level"] == "DEBUG"
 

@@ -15,7 +15,7 @@ from transformers import CohereConfig, Gemma2Config, GraniteConfig, Trainer, Tra
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from omnifusion_hf import OmniFusionForConditionalGeneration
-from omnifusion_hf.model.modeling_omnifusion import predict
+from omnifusion_hf.model.modeling_omnifusion_head import predict
 from omnifusion_hf.training import loss as loss_in_training
 from omnifusion_hf.training.loss import chunked_cross_entropy, is_plain, loss_of_answers
 from omnifusion_hf.training.stages import apply_stage

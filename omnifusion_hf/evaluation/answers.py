@@ -175,11 +175,18 @@ class Evaluator:
         bar.update(len(questions) - len(missing))
         for start in range(0, len(missing), self.batch_size):
             batch = missing[start : start + self.batch_size]
-            inputs = present(batch)
-            room = self._room_for_answers(batch, inputs)
-            texts = generate_text(self.model, inputs, self.processor, room)
-            self.log.add([answer_record(*pair, condition) for pair in zip(batch, texts)])
+            self._answer(batch, condition, present)
             bar.update(len(batch))
+
+    def _answer(self, batch: list[Question], condition: Condition, present: Present):
+        inputs = present(batch)
+        room = self._room_for_answers(batch, inputs)
+        if room < self.max_new_tokens and len(batch) > 1:  # the longest prompt would cut all answers
+            for question in batch:
+                self._answer([question], condition, present)
+            return
+        texts = generate_text(self.model, inputs, self.processor, room)
+        self.log.add([answer_record(*pair, condition) for pair in zip(batch, texts)])
 
     def _room_for_answers(self, batch: list[Question], inputs: BatchFeature) -> int:
         """`max_new_tokens`, or what the context leaves. Raises `ValueError` that names a question without room."""

@@ -122,7 +122,7 @@ def read_questions(path: str | Path, image_folder: str | Path | None = None) -> 
         for place, question in _questions_of_source(source):
             first = places.setdefault((question.task, question.name), place)
             if first != place:
-                raise ValueError(f"{place}: {first} of the same task has this id; ids must be unique.")
+                raise ValueError(f"{place}: {first} of the same task has this id; change it, or the samples' `task`.")
             questions.append(question)
     return questions
 
@@ -133,8 +133,8 @@ def _questions_of_source(source: Source) -> Iterator[tuple[str, Question]]:
         raise ValueError(f"{source.path} is a stream, which never ends; remove `streaming`.")
     rows, reader = open_rows(source.path, source.subset, source.split), source.reader(seed=0)
     for index in tqdm(range(len(rows)), desc="reading questions", leave=False, disable=None):
-        row = read_row(rows, index)
-        sample = reader(row, rows.place(index))
+        row = read_row(rows, reader, index)
+        sample = reader.read(row, rows.place(index))
         again = partial(_sample, rows, reader, index)
         for number, part in enumerate(image_parts(sample["messages"])):
             if not isinstance(part["image"], Path) and not str(part["image"]).startswith("http"):
@@ -145,15 +145,13 @@ def _questions_of_source(source: Source) -> Iterator[tuple[str, Question]]:
 
 
 def _sample(rows: Rows, reader: SampleReader, index: int) -> dict:
-    return reader(read_row(rows, index), rows.place(index))
+    return reader.read(read_row(rows, reader, index), rows.place(index))
 
 
-def read_row(rows: Rows, index: int) -> dict:
-    """A row of training data. One that ends with a question gets `NO_ANSWER` as the answer."""
+def read_row(rows: Rows, reader: SampleReader, index: int) -> dict:
+    """A row of training data by our names of columns. One that ends with a question gets `NO_ANSWER` as the answer."""
     with named(rows.place(index), BrokenSampleError):
-        row = rows[index]
-    if not isinstance(row, dict):
-        return row  # which the reader refuses
+        row = reader.renamed(rows[index], optional=QUESTIONS.values())
     for question, answer in QUESTIONS.items():
         if isinstance(row.get(question), str) and row.get(answer) in (None, ""):
             row = row | {answer: NO_ANSWER}

@@ -172,6 +172,10 @@ class SaveAndStop(TrainerCallback):
         if self.signal:
             control.should_save = control.should_training_stop = True
 
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self.signal and state.epoch % 1:  # Trainer takes the stop for the end of the epoch
+            control.should_evaluate = control.should_save = False
+
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
@@ -223,11 +227,22 @@ class IdentityCallback(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         state.compute_steps(args, state.max_steps)  # a checkpoint has those of the interrupted run
-        self.complete = state.global_step >= state.max_steps or has_stopped_early(state)
+        summary = Path(args.output_dir) / SUMMARY
+        self.complete = is_complete(state) or (summary.is_file() and was_complete(summary, state.max_steps))
         control.should_training_stop = self.complete
         if not self.complete and args.process_index == 0:
-            (Path(args.output_dir) / SUMMARY).unlink(missing_ok=True)
+            summary.unlink(missing_ok=True)
             write_whole(Path(args.output_dir) / SETTINGS, json.dumps(self.identity, indent=2))
+
+
+def is_complete(state: TrainerState) -> bool:
+    return state.global_step >= state.max_steps or has_stopped_early(state)
+
+
+def was_complete(summary: Path, max_steps: int) -> bool:
+    """Whether a run ended after its last checkpoint, as its summary says, and its weights are there."""
+    noted, weights = read_json(read_text(summary), str(summary)), summary.parent.glob("*.safetensors")
+    return any(weights) and (noted.get("steps", 0) >= max_steps or noted.get("stopped_early", False))
 
 
 def has_stopped_early(state: TrainerState) -> bool:

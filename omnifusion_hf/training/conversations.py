@@ -137,10 +137,15 @@ class SampleReader:
 
     def __call__(self, row: dict, place: str) -> dict:
         with named(place, BrokenSampleError):
-            has_id = isinstance(row, dict) and row.get("id") is not None
-            name = f"{place} (id {str(row['id'])[:100]})" if has_id else place
+            row = self.renamed(row)
+        return self.read(row, place)
+
+    def read(self, row: dict, place: str) -> dict:
+        """The sample of a renamed row."""
+        name = place if row.get("id") is None else f"{place} (id {str(row['id'])[:100]})"
         with named(name, BrokenSampleError):
-            row = self._renamed(row)
+            row = canonical(row)
+            _check_read(row, READ | PROVENANCE, "the sample")
             messages = to_messages(row, self.conversation_format, self.instructions, self.seed)
             for message in messages:
                 for part in message["content"]:
@@ -148,16 +153,16 @@ class SampleReader:
                         part["image"] = self._source(part["image"])
             return {"messages": messages, "regions": regions_of(row), "name": name}
 
-    def _renamed(self, row: dict) -> dict:
+    def renamed(self, row: dict, optional: Container[str] = ()) -> dict:
+        """The row with our names of columns, without those to pass over. Columns that are not `optional` must be
+        there."""
         if not isinstance(row, dict):
             raise ValueError(f"a sample must be an object, got {type(row).__name__}.")
-        if missing := [name for name in self.columns.values() if name not in row]:
+        if missing := [theirs for ours, theirs in self.columns.items() if not (theirs in row or ours in optional)]:
             raise ValueError(f"no column {missing[0]!r}; there are {sorted(row)}.")
         left = {*self.columns.values(), *self.ignored}
         others = {name: value for name, value in row.items() if name not in left}
-        row = canonical(others | {ours: row[theirs] for ours, theirs in self.columns.items()})
-        _check_read(row, READ | PROVENANCE, "the sample")
-        return row
+        return others | {ours: row[theirs] for ours, theirs in self.columns.items() if theirs in row}
 
     def _source(self, image: ImageSource) -> Path | str | bytes | Image.Image:
         if isinstance(image, dict):

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from glob import escape, glob
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,7 @@ def row_of_members(members: dict[str, Any]) -> dict:
 
     Raises `ValueError` if the .json lists another number of images than the shard holds.
     """
-    row, images = {"id": members["__key__"]}, []
+    row, images = {"id": members["__key__"]}, {}
     for name, value in members.items():
         extension = name.rpartition(".")[-1]
         if value is None:
@@ -156,14 +156,27 @@ def row_of_members(members: dict[str, Any]) -> dict:
             text = value.decode("utf-8") if isinstance(value, bytes) else value
             row["caption"] = text.removeprefix("\ufeff").strip()  # files end in a newline, which is no part of it
         elif is_image(Path(f"_.{extension}")):
-            images.append(value)
+            images[name] = value
         elif not name.startswith("__"):
             row[name] = value  # refused later, as a column that nothing reads
-    listed = only_one(row, "image", "images") or images
+    listed = only_one(row, "image", "images") or list(images)
     listed = listed if isinstance(listed, list) else [listed]
     if len(listed) != len(images):
         raise ValueError(f"its .json lists {len(listed)} images, the shard holds {len(images)}.")
-    return row | {"image": None, "images": images}
+    return row | {"image": None, "images": [images[name] for name in order_of(images, listed)]}
+
+
+def order_of(names: Iterable[str], listed: list) -> list[str]:
+    """Names of images, such as `0.png`, in the order of a list of them, else by their numbers, else as they are."""
+    wanted = [Path(str(name)).name.partition(".")[2].lower() for name in listed]
+    if sorted(wanted) == sorted(names):
+        return wanted
+    numbers = {name: name.partition(".")[0] for name in names}
+    return (
+        sorted(names, key=lambda name: int(numbers[name]))
+        if all(map(str.isdecimal, numbers.values()))
+        else list(names)
+    )
 
 
 class CaptionedImages:
@@ -177,7 +190,7 @@ class CaptionedImages:
             named = {image.with_suffix("") for image, _ in self.pairs}
             odd = next(path for path in [*images, *texts.values()] if path.with_suffix("") not in named)
             raise ValueError(f"{odd} has no partner: each image of {folder} needs a .txt file of its name.")
-        self.files = [path for pair in self.pairs for path in pair]
+        self.files = [text for _, text in self.pairs]  # not the images, which may be many
 
     @classmethod
     def are_in(cls, folder: Path) -> bool:

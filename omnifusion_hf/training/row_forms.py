@@ -22,7 +22,7 @@ def canonical(row: dict) -> dict:
     Raises `ValueError` for a turn without question or answer, for two system texts, and for images in two places.
     """
     if isinstance(row.get("texts"), list):
-        row = without(row, "texts") | {"messages": messages_of(row["texts"], "user", "assistant")}
+        row = as_messages(row, ["texts"], messages_of(row["texts"], "user", "assistant"))
     for question, answer in QUESTIONS.items():
         if isinstance(row.get(question), str) and isinstance(row.get(answer), (int, float)):
             raise ValueError(
@@ -32,9 +32,15 @@ def canonical(row: dict) -> dict:
         if isinstance(row.get(question), str) and isinstance(row.get(answer), str):
             context = row.get("input") if question == "instruction" else None  # Alpaca's
             turn = {question: "\n".join(filter(None, (row[question], context))), answer: row[answer]}
-            rest = without(row, question, answer, *(["input"] if question == "instruction" else []))
-            row = rest | {"messages": messages_of([turn], question, answer)}
+            columns = [question, answer, *(["input"] if question == "instruction" else [])]
+            row = as_messages(row, columns, messages_of([turn], question, answer))
     return images_beside(system_first(captioned(row)))
+
+
+def as_messages(row: dict, columns: list[str], messages: list[dict]) -> dict:
+    if row.get("messages"):
+        raise ValueError(f"the sample has {columns[0]} and another dialogue; name one of them under `ignored`.")
+    return without(row, *columns) | {"messages": messages}
 
 
 def without(row: dict, *names: str) -> dict:

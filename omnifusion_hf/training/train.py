@@ -23,7 +23,14 @@ from ..inference import bitsandbytes_config
 from ..io import SUMMARY, friendly_load_errors, read_json, read_text, write_whole
 from ..model.processing_omnifusion import OmniFusionProcessor
 from .arguments import ModelDataArguments, OmniFusionTrainingArguments, check_smoothing, describe_batch
-from .callbacks import IdentityCallback, SaveAndStop, check_reporting, checkpoint_to_resume, plot_loss
+from .callbacks import (
+    IdentityCallback,
+    SaveAndStop,
+    check_reporting,
+    checkpoint_to_resume,
+    has_stopped_early,
+    plot_loss,
+)
 from .conversations import BadSamples
 from .feature_cache import cached_dataset
 from .identity import identity_of
@@ -130,11 +137,11 @@ def load_model(
 
 
 def quantization_of(recipe: ModelDataArguments, device: torch.device) -> BitsAndBytesConfig | None:
-    """That of QLoRA (arXiv 2305.14314). Raises `ValueError` for a stage that trains the LLM's own weights."""
+    """That of QLoRA (arXiv 2305.14314). Raises `ValueError` for a stage without LoRA: Trainer refuses it."""
     if not recipe.load_in_4bit:
         return None
-    if recipe.parts.get("language_model") == "full":
-        raise ValueError(f"load_in_4bit: stage {recipe.stage} trains the LLM's weights; use stage: lora or pretrain.")
+    if recipe.parts.get("language_model") == "full" or not has_lora(recipe):
+        raise ValueError(f"load_in_4bit: stage {recipe.stage} trains without LoRA; use stage: lora.")
     config = bitsandbytes_config("4bit", str(device), "bfloat16")
     config.bnb_4bit_use_double_quant = True
     return config
@@ -187,6 +194,7 @@ def summarise(trainer: OmniFusionTrainer, plans: list[PartPlan], samples: int | 
     measured = [entry for entry in trainer.state.log_history if entry["step"] <= kept]
     return {
         "steps": trainer.state.global_step,
+        "stopped_early": has_stopped_early(trainer.state) or None,
         "final_loss": losses[-1] if losses else None,
         **{name: value for entry in measured for name, value in entry.items() if "eval_" in name},
         "samples": samples,

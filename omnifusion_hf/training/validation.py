@@ -196,7 +196,14 @@ def check_evaluation(recipe, args: TrainingArguments):
         "eval_metrics generates answers, which FSDP and DeepSpeed do not; leave it out": recipe.eval_metrics
         and is_sharded(args),
         f"eval_metrics knows {', '.join(METRICS)}, got {recipe.eval_metrics}": set(recipe.eval_metrics) - set(METRICS),
+        f"metric_for_best_model {args.metric_for_best_model} is neither loss nor one of eval_metrics": has_data
+        and (args.metric_for_best_model or "loss").removeprefix("eval_") not in ("loss", *recipe.eval_metrics),
+        "load_best_model_at_end needs save_total_limit: 2 or more: a stopped run continues from the last checkpoint": (
+            args.load_best_model_at_end and args.save_total_limit == 1
+        ),
     }
     for mistake, is_made in mistakes.items():
         if is_made:
             raise ValueError(f"{mistake}.")
+    for metric in recipe.eval_metrics:
+        METRICS[metric]("", [""])  # raises if its library is missing

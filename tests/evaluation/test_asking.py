@@ -126,6 +126,17 @@ def test_a_prompt_that_fills_the_context_is_named_before_the_first_answer(model_
     assert not (tmp_path / "answers.jsonl.part/0.jsonl").read_bytes()
 
 
+def test_a_long_prompt_cuts_no_other_answer_of_its_batch(model_folder, tmp_path):
+    samples = [conversations.sample(index) for index in range(3)]
+    samples[2]["conversations"] = [turn("human", "word " * 92), turn("gpt", "Yes.")]
+    data, lengths = conversations.write(tmp_path, samples), []
+    for size in ("1", "3"):
+        output = tmp_path / f"{size}.jsonl"
+        assert ask(data, output, model_folder, "--batch-size", size, "--max-new-tokens", "64") == 0
+        lengths.append([answer.answer for answer in read_answers(output)])
+    assert lengths[0] == lengths[1]
+
+
 def test_one_question_about_every_image_of_a_folder(model_folder, model, processor, tmp_path):
     (tmp_path / "photos/more").mkdir(parents=True)
     for index, name in enumerate(("b.png", "a.jpg", "more/c.png")):

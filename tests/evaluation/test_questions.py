@@ -94,6 +94,19 @@ def test_a_mixture_gives_every_sample_of_every_source_once(tmp_path):
         read_questions(endless)
 
 
+def test_columns_are_renamed_before_a_question_is_looked_at(tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"q": "Why?", "number": 7, "subject": "art"}\n{"q": "Who?", "a": null}')
+    columns = {"question": "q", "answer": "a", "id": "number", "task": "subject"}
+    (tmp_path / "all.jsonl").write_text('{"q": "Why?", "a": "So.", "number": 7, "subject": "art"}')
+    source = {"path": str(tmp_path / "all.jsonl"), "columns": columns}
+    (question,) = read_questions(conversations.write_mixture(tmp_path, source))
+    assert (question.name, question.task, question.truth) == ("7", "art", "So.")
+    source = {"path": str(tmp_path / "q.jsonl"), "columns": {"question": "q", "answer": "a"}}
+    source["ignored"] = ["number", "subject"]
+    questions = read_questions(conversations.write_mixture(tmp_path, source))
+    assert [(each.text, each.truth) for each in questions] == [("Why?", None), ("Who?", None)]
+
+
 def test_images_replace_others_in_order(tmp_path):
     turns = [turn("human", "Is <image> older than <image>?"), turn("gpt", "Yes.")]
     path = conversations.write(tmp_path, [sample(0, image=["0.png", "0.png"], conversations=turns)])

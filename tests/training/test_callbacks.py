@@ -308,11 +308,29 @@ def test_a_resumed_run_saves_and_logs_as_its_recipe_says_now(tmp_path):
 
 
 def test_summary_is_that_of_a_complete_run(tmp_path):
-    (tmp_path / "training_summary.json").write_text("{}")
+    summary = tmp_path / "training_summary.json"
+    summary.write_text("{}")
     begin, args = IdentityCallback({"stage": "lora"}), TrainingArguments(str(tmp_path), use_cpu=True)
     for step, left in ((3, "training_summary.json"), (2, "training_settings.json")):
         begin.on_train_begin(args, TrainerState(max_steps=3, global_step=step), TrainerControl())
         assert begin.complete == (step == 3) and [path.name for path in tmp_path.iterdir()] == [left]
+    for notes, is_complete in (
+        ({"steps": 3}, True),
+        ({"steps": 2, "stopped_early": True}, True),
+        ({"steps": 2}, False),
+    ):
+        summary.write_text(json.dumps(notes))  # the last checkpoint is older
+        (tmp_path / "model.safetensors").touch()
+        begin.on_train_begin(args, TrainerState(max_steps=3, global_step=2), TrainerControl())
+        assert begin.complete == summary.is_file() == is_complete
+
+
+@pytest.mark.parametrize("number, epoch, evaluates", [(15, 1.5, False), (15, 2.0, True), (0, 1.5, True)])
+def test_a_signal_ends_no_epoch(number, epoch, evaluates, tmp_path):
+    stop, control = SaveAndStop(), TrainerControl(should_evaluate=True, should_save=True)
+    stop.signal = number
+    stop.on_epoch_end(TrainingArguments(str(tmp_path), use_cpu=True), TrainerState(epoch=epoch), control)
+    assert control.should_evaluate == control.should_save == evaluates
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

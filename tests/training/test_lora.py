@@ -174,7 +174,8 @@ MISTAKES = {
         "lora_target_modules": ["up_proj"],
         "vision_tuning": "lora",
     },
-    "load_in_4bit: stage finetune trains the LLM's weights": {"stage": "finetune", "load_in_4bit": True},
+    "load_in_4bit: stage finetune trains without LoRA": {"stage": "finetune", "load_in_4bit": True},
+    "load_in_4bit: stage pretrain trains without LoRA": {"stage": "pretrain", "load_in_4bit": True},
 }
 
 

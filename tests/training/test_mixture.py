@@ -69,6 +69,15 @@ def test_weights_share_out_as_many_samples_as_there_are_and_too_few_or_too_many_
         mix(tmp_path, a=(2, {"samples": 6 * 10**8}), b=(2, {"samples": 6 * 10**8}))
 
 
+def test_streams_of_which_only_some_have_a_size_are_refused(tmp_path):
+    paths = [str(write_source(tmp_path, name, 3)) for name in "ab"]
+    sources = [{"path": path, "streaming": True, "samples": 9} for path in paths]
+    assert conversations.load(conversations.write_mixture(tmp_path, *sources))  # control
+    del sources[1]["samples"]
+    with pytest.raises(ValueError, match="give `samples` to every source, or `weight`"):
+        conversations.load(conversations.write_mixture(tmp_path, *sources))
+
+
 def test_source_without_samples_is_named(tmp_path):
     tarfile.open(tmp_path / "none.tar", "w").close()
     sources = [{"path": str(write_source(tmp_path, "a", 3))}, {"path": str(tmp_path / "none.tar"), "samples": 3}]

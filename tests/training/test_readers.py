@@ -14,6 +14,7 @@ from conversations import opened, sample
 from PIL import Image
 
 from omnifusion_hf.training.conversations import DESCRIBE, BrokenSampleError
+from omnifusion_hf.training.readers import row_of_members
 
 
 SAMPLES = data_files.mixed()
@@ -144,6 +145,20 @@ def test_shard_sample_that_lists_another_number_of_images_is_refused_in_upper_ca
     path = write_tar(tmp_path, {"json": listed}, images=[data_files.png(0)])
     with pytest.raises(BrokenSampleError, match=r"sample 0: its \.json lists 2 images, the shard holds 1"):
         conversations.load(path)[0]
+
+
+@pytest.mark.parametrize(
+    "names, listed, order",
+    [
+        (["0.png", "1.png", "10.png", "2.png"], None, [0, 1, 3, 2]),
+        (["0.png", "1.png"], ["7.1.png", "a/7.0.png"], [1, 0]),
+        (["b.png", "a.png"], None, [0, 1]),
+        (["0.png", "1.png"], ["x.png", "y.png"], [0, 1]),
+    ],
+)
+def test_images_of_a_shard_have_the_order_of_the_list_or_of_their_numbers(names, listed, order):
+    members = {"__key__": "7", "json": {"images": listed}} | {name: place for place, name in enumerate(names)}
+    assert row_of_members(members)["images"] == order
 
 
 @pytest.mark.parametrize("write", [conversations.write, data_files.write_jsonl])

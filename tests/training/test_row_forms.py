@@ -83,6 +83,14 @@ def test_the_input_of_alpaca_and_a_system_column_are_kept(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("other", [{"problem": "2?", "solution": "2"}, {"texts": [{"user": "2?", "assistant": "2"}]}])
+def test_a_row_of_two_dialogues_is_refused(other, tmp_path):
+    one = {"question": QUESTION, "answer": ANSWER}
+    with pytest.raises(ValueError, match="and another dialogue; name one of them under `ignored`"):
+        read(tmp_path, [one | other])
+    assert read(tmp_path, [one])  # control
+
+
 @pytest.mark.parametrize("ending, separator", [("csv", ","), ("tsv", "\t")])
 def test_a_table_of_questions_is_read_with_images_beside_it(ending, separator, tmp_path):
     (tmp_path / "a.png").write_bytes(PNG)

@@ -137,6 +137,8 @@ MISTAKES = [
     ({"eval_share": 0.5, "eval_data_path": "x.json", **EVERY_2}, "not both"),
     ({"eval_share": 0.5, "eval_metrics": ["bleu"], **EVERY_2}, r"eval_metrics knows exact_match.*'bleu'"),
     ({"early_stopping_patience": 2}, "needs load_best_model_at_end"),
+    ({"eval_share": 0.5, "metric_for_best_model": "anls", **EVERY_2}, "anls is neither loss nor one of eval_metrics"),
+    ({"eval_share": 0.5, "load_best_model_at_end": True, "save_total_limit": 1, **EVERY_2}, "save_total_limit: 2"),
 ]
 
 

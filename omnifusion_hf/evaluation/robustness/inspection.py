@@ -17,7 +17,8 @@ from ..results import load_answers
 from . import groups
 from .attack import with_labels
 from .errors import write_errors
-from .measure import VIEW_CHANGES, conditions_of, evaluate_perturbed, summary, swap_images
+from .measure import VIEW_CHANGES, conditions_of, evaluate_perturbed, summary, swap_images, without_images
+from .perturbations import REMOVED
 from .plots import draw_groups, draw_robustness, panels_of
 
 
@@ -100,7 +101,7 @@ def evaluate_model(options: Inspection, folder: Path) -> tuple[list[Path], list[
     if unknown := [question for question in questions if question.truth is None]:
         name = f"{unknown[0].task}, {unknown[0].name}"
         raise ValueError(f"{options.data}: {name} has no right answer to compare with; add it, or use omnifusion ask.")
-    shown = about_images(questions, options.data) if conditions else []
+    shown = about_images(questions, options.data, conditions) if conditions else []
     model, processor = load(options.model)
     if any(name in VIEW_CHANGES for name, _ in conditions):
         with_labels(processor, [opened(processor, shown[0])], shown[:1])  # raises for what the attack cannot use
@@ -132,12 +133,15 @@ def _accuracy(row: dict) -> str:
     return f"accuracy {row['accuracy']:.3f} (95% interval {low:.3f} to {high:.3f}), {row['n']} questions"
 
 
-def about_images(questions: list[Question], source: str) -> list[Question]:
-    """The questions with images. Raises `ValueError` if there are none, or no image to swap with."""
+def about_images(questions: list[Question], source: str, conditions: list[Condition]) -> list[Question]:
+    """The questions with images. Raises `ValueError` if there are none, or an image cannot be swapped or removed."""
     shown = [question for question in questions if question.images]
     if not shown:
         raise ValueError(f"{source} has no question about an image; --perturb changes images.")
     swap_images(shown)
+    if (REMOVED, None) in conditions:
+        for question in shown:
+            without_images(question)
     return shown
 
 

@@ -82,6 +82,9 @@ def present_attacked(evaluator: Evaluator, name: str, attack: Attack, questions:
 
 
 def without_images(question: Question) -> Question:
+    """Raises `ValueError` for a turn without words: nothing would be left of it."""
+    if any(all(part["type"] == "image" for part in message["content"]) for message in question.messages):
+        raise ValueError(f"{question.task}, {question.name}: a turn is an image alone; leave out --perturb {REMOVED}.")
     return replace(question, messages=with_images(question.messages, []), regions=[])
 
 

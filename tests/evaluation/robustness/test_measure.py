@@ -61,6 +61,9 @@ def test_a_row_with_the_same_image_is_not_another_image(tmp_path):
 def test_removed_images_leave_the_text(questions):
     bare = measure.without_images(questions[2])
     assert bare.images == [] and bare.regions == [] and bare.text == questions[2].text
+    alone = [{"role": "user", "content": [part for part in questions[2].messages[0]["content"] if "image" in part]}]
+    with pytest.raises(ValueError, match="a turn is an image alone; leave out --perturb removed"):
+        measure.without_images(replace(questions[2], messages=alone))
 
 
 def test_noise_differs_between_questions_and_is_the_same_in_every_batch(processor, questions):

@@ -1,15 +1,12 @@
 # Copyright 2026 The omnifusion_hf authors. Licensed under the Apache License, Version 2.0.
-"""Encoders and adapters in files of their users: imported by commands, and saved with a model as remote code."""
+"""Encoders and adapters in files of their users: imported by commands, and changed to the code of a saved folder."""
 
 import ast
-import json
 import os
 import re
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-
-from .io import write_whole
 
 
 VARIABLE = "OMNIFUSION_EXTENSIONS"
@@ -28,30 +25,6 @@ def import_extensions():
         spec = spec_from_file_location(file.stem, file)
         sys.modules[file.stem] = module = module_from_spec(spec)  # before it runs, as `import` does: pickle needs it
         spec.loader.exec_module(module)
-
-
-def save_extensions(classes: set[type], folder: Path):
-    """Writes the files of these classes beside a saved model, and makes the folder's configuration import them.
-
-    Raises `ValueError` for a class without a file, and for a file that needs more of this package than a folder has.
-    """
-    sources = {source_file(cls): cls.__name__ for cls in sorted(classes, key=lambda cls: cls.__name__)}
-    *others, first = sources
-    lines = [f"from .{file.stem} import {sources[file]}  # registers it" for file in others]
-    lines += ["from .configuration_omnifusion import OmniFusionConfig  # config.json names it in this file"]
-    for file in sources:
-        text = as_remote_code(file)
-        write_whole(folder / file.name, "\n".join([text, "", *lines, ""]) if file == first else text)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["auto_map"]["AutoConfig"] = f"{first.stem}.OmniFusionConfig"
-    write_whole(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def source_file(cls: type) -> Path:
-    file = getattr(sys.modules[cls.__module__], "__file__", None)
-    if file is None or cls.__module__ == "__main__":
-        raise ValueError(f"{cls.__name__} must be in a file of its own, which is saved with the model; import it.")
-    return Path(file)
 
 
 def as_remote_code(file: Path) -> str:

@@ -29,7 +29,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from .configuration_omnifusion import AUTO_MAP, OmniFusionConfig
 from .generation_omnifusion import OmniFusionGenerationMixin
 from .modeling_omnifusion_head import check, check_labels, predict
-from .modeling_omnifusion_projector import extensions_of
+from .modeling_omnifusion_projector import extensions_of, save_extensions
 from .modeling_omnifusion_vision import OmniFusionVisionModel, side_by_side, trains_on_many_ranks
 from .views_omnifusion import views_per_image
 
@@ -104,7 +104,7 @@ class OmniFusionPreTrainedModel(PreTrainedModel):  # trf-ignore: TRF057
         if is_main_process:
             remove_earlier_weights(Path(save_directory), kwargs.get("variant"))
             if (Path(save_directory) / "config.json").is_file() and (classes := extensions_of(self)):
-                import_module("omnifusion_hf.extensions").save_extensions(classes, Path(save_directory))
+                save_extensions(classes, Path(save_directory))
 
     def load_adapter(self, peft_model_id: str | None = None, adapter_name: str | None = None, **kwargs):
         """As transformers' own. PEFT loads what that leaves out: DoRA's lengths, before 5.18 all but LoRA factors."""

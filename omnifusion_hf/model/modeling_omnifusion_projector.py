@@ -13,9 +13,13 @@ Provenance: `mlp` is LLaVA-1.5's adapter, `transformer` that of the authors' rel
 COMM (arXiv 2310.08825), but layers are merged as they come instead of being stacked.
 """
 
+import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
+from importlib import import_module
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -61,6 +65,33 @@ def extensions_of(model: nn.Module) -> set[type]:
     classes = {next(cls for cls in part.__mro__ if not cls.__module__.startswith("torch.")) for part in parts}
     ours = r"(omnifusion_hf|transformers)\.|.*\bmodeling_omnifusion_(projector|vision)$"
     return {cls for cls in classes if not re.match(ours, cls.__module__)}
+
+
+def save_extensions(classes: set[type], folder: Path):
+    """Writes the files of these classes beside a saved model, and makes the folder's configuration import them.
+
+    Raises `ValueError` for a class without a file, and for a file that needs more of this package than a folder has.
+    """
+    sources = {source_file(cls): cls.__name__ for cls in sorted(classes, key=lambda cls: cls.__name__)}
+    *others, first = sources
+    lines = [f"from .{file.stem} import {sources[file]}  # registers it" for file in others]
+    lines += ["from .configuration_omnifusion import OmniFusionConfig  # config.json names it in this file"]
+    added = "\n".join(["", *lines, ""])
+    for file in sources:
+        text = file.read_text("utf-8")
+        if re.search(r"^\s*(from|import) omnifusion_hf\b", text, re.M):  # remote code, perhaps without it, has none
+            text = import_module("omnifusion_hf.extensions").as_remote_code(file)
+        (folder / file.name).write_text(text if file != first or text.endswith(added) else text + added, "utf-8")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["auto_map"]["AutoConfig"] = f"{first.stem}.OmniFusionConfig"
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def source_file(cls: type) -> Path:
+    file = getattr(sys.modules[cls.__module__], "__file__", None)
+    if file is None or cls.__module__ == "__main__":
+        raise ValueError(f"{cls.__name__} must be in a file of its own, which is saved with the model; import it.")
+    return Path(file)
 
 
 @register_projector("mlp")

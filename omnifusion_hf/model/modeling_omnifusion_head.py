@@ -54,7 +54,7 @@ def check_labels(labels: torch.LongTensor | None, config: OmniFusionConfig):
 def check(condition: torch.Tensor, message: Callable[[], str]):
     """Raises `ValueError`, in a compiled graph `RuntimeError`, unless a condition of values holds."""
     if torch.compiler.is_dynamo_compiling():
-        # not transformers' check: it breaks the graph of torch 2.11
-        assert condition, "an input of the compiled model is wrong; call the model itself to read how"
+        # Not transformers' check: it breaks the graph of torch 2.11. Dynamo puts an assertion into the graph.
+        assert condition, "an input is wrong; call the model itself to read how"  # trf-ignore: TRF027
     else:
         torch_compilable_check(condition, message)

@@ -81,7 +81,7 @@ def test_a_bad_file_is_named_with_the_reason_and_a_phones_photograph_with_a_seco
     Image.new("RGB", (9, 9)).save(tmp_path / "page.png", format="EPS")
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     reasons = {"text.png": "Not an image file", "short.png": "is broken", "damaged.png": "is broken"}
-    reasons |= {"page.png": "EPS is not supported", "bomb.png": "max_image_pixels", "gone.png": "no longer here"}
+    reasons |= {"page.png": "in PostScript", "bomb.png": "max_image_pixels", "gone.png": "no longer here"}
     for name, reason in reasons.items():
         with pytest.raises(ValueError, match=f"^{name}.*{reason}"):
             conversation.messages([user_turn("What?", [str(tmp_path / name)])])

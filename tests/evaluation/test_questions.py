@@ -101,9 +101,8 @@ def test_columns_are_renamed_before_a_question_is_looked_at(tmp_path):
     source = {"path": str(tmp_path / "all.jsonl"), "columns": columns}
     (question,) = read_questions(conversations.write_mixture(tmp_path, source))
     assert (question.name, question.task, question.truth) == ("7", "art", "So.")
-    source = {"path": str(tmp_path / "q.jsonl"), "columns": {"question": "q", "answer": "a"}}
-    source["ignored"] = ["number", "subject"]
-    questions = read_questions(conversations.write_mixture(tmp_path, source))
+    some = {"path": str(tmp_path / "q.jsonl"), "columns": {"question": "q", "answer": "a"}}
+    questions = read_questions(conversations.write_mixture(tmp_path, some | {"ignored": ["number", "subject"]}))
     assert [(each.text, each.truth) for each in questions] == [("Why?", None), ("Who?", None)]
 
 

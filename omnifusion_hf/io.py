@@ -11,7 +11,6 @@ from itertools import accumulate
 from pathlib import Path
 from uuid import uuid4
 
-from PIL import Image
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
@@ -20,8 +19,6 @@ from ruamel.yaml.error import MarkedYAMLError
 SUMMARY = "training_summary.json"
 LOSS_PLOT = "training_loss.png"
 RECIPES = Path(__file__).parent / "recipes"
-# Formats of Pillow's list that it only writes, names without decoding, or gives to another program.
-NOT_DECODED = {"PALM", "PDF", "MPEG", "BUFR", "GRIB", "HDF5", "WMF", "EPS"}
 MOST_BRACKETS = 100  # of YAML text in each other: the parser takes quadratic time for more
 
 
@@ -29,11 +26,6 @@ def recipe_path(name: str | Path) -> Path:
     """The path of a YAML file, or of a packaged one by its name, `pretrain` or `data/finetune_mixture.yaml`."""
     packaged = (RECIPES / f"{name}{suffix}" for suffix in ("", ".yaml"))
     return Path(name) if Path(name).is_file() else next((path for path in packaged if path.is_file()), Path(name))
-
-
-def is_image(path: Path) -> bool:
-    """Whether a file has the suffix of an image that Pillow decodes."""
-    return Image.registered_extensions().get(path.suffix.lower(), "PDF") not in NOT_DECODED
 
 
 def check_new(path: str | Path):

@@ -86,10 +86,10 @@ def train(name: str) -> Path:
     for stage in ("stage1", "stage2"):
         folder = REAL / name / stage
         if not (folder / SUMMARY).exists():
-            data = data_of(stage, VARIANTS[name].things)
-            data += THINGS[stage] if VARIANTS[name].things else ()
+            things = VARIANTS[name].things
+            data, settings = data_of(stage, things), THINGS[stage] if things else ()
             folders = f"output_dir={folder}", f"cache_vision_features={REAL / name / 'features'}"
-            settings = ON_A_GPU if torch.cuda.is_available() else ()
+            settings += ON_A_GPU if torch.cuda.is_available() else ()
             omnifusion("train", RECIPES / f"{stage}.yaml", f"model_name_or_path={start}", *data, *folders, *settings)
         start = folder
     return start

@@ -56,11 +56,10 @@ def accuracies() -> list[dict[str, float]]:
     for known_features, asked_features in zip(features(known), features(asked)):
         nearest = number_of[(asked_features @ known_features.mT).argmax(-1)]
         named = {"nearest": nearest, "linear": classified(known_features, number_of, asked_features)}
-        right = {method: (answers == truth).double() for method, answers in named.items()}
         found.append(
             {
-                f"{method} {style or 'all'}": right[method][of].mean().item()
-                for method in right
+                f"{method} {style or 'all'}": (answers == truth)[of].double().mean().item()
+                for method, answers in named.items()
                 for style, of in styles.items()
             }
         )

@@ -11,8 +11,8 @@ from tqdm import tqdm
 from transformers.feature_extraction_utils import BatchFeature
 
 from ..inference import prompts
-from ..io import is_image, named
-from ..model.image_processing_omnifusion import load_image
+from ..io import named
+from ..model.image_processing_omnifusion import is_image, load_image
 
 # The meaning of a row is decided in training, once.
 from ..training.conversations import BrokenSampleError, Rows, SampleReader

@@ -15,6 +15,7 @@ import base64
 import os
 from contextlib import contextmanager, nullcontext, suppress
 from io import BytesIO
+from pathlib import Path
 from threading import Lock
 from time import monotonic
 from typing import Any, BinaryIO, Literal
@@ -64,6 +65,8 @@ CHANNELS = (1, 3, 4)
 OVERSHOOT = 0.3  # of floats beyond their range, in parts of the maximum; Pillow's bicubic has up to 0.28
 TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
 UPRIGHT = {number: Image.Transpose[name] for number, name in enumerate(TURNS.split(), start=2)}  # by EXIF orientation
+# Formats of Pillow's list that it only writes, names without decoding, or gives to another program.
+NOT_DECODED = {"PALM", "PDF", "MPEG", "BUFR", "GRIB", "HDF5", "WMF", "EPS"}
 PILLOW_TAKES = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 _pillow_limit = Lock()
 
@@ -92,6 +95,11 @@ def load_image(source, max_pixels: int, input_data_format=None, do_convert_rgb: 
                 image = image.transpose(turn)
                 image.info = {}  # its EXIF would turn it again
             return image
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file has the suffix of an image that Pillow decodes."""
+    return Image.registered_extensions().get(path.suffix.lower(), "PDF") not in NOT_DECODED
 
 
 def open_image(source, max_pixels: int) -> Image.Image:

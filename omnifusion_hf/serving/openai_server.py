@@ -12,7 +12,6 @@ import json
 import re
 import socket
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 
 from huggingface_hub.utils import httpx
@@ -27,6 +26,7 @@ try:
     import uvicorn
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse, Response, StreamingResponse
+    from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
     from starlette.middleware.cors import CORSMiddleware
 except ImportError:
@@ -62,12 +62,13 @@ class ChatServer:
     def __init__(self, model, processor, name: str, reads_paths: bool = False, batch_size: int = 1):
         self.model, self.processor, self.name, self.reads_paths = model, processor, name, reads_paths
         self.batches = Batches(model, processor, batch_size)
-        self.preparing = ThreadPoolExecutor(PREPARED, "prompts")
+        self.preparing = asyncio.Semaphore(PREPARED)
 
     async def chat(self, http: Request) -> Response:
         request = read_request(await read_body(http), ChatRequest)
         self.check_name(request.model)
-        inputs, room = await asyncio.get_running_loop().run_in_executor(self.preparing, self.prompt, request)
+        async with self.preparing:
+            inputs, room = await run_in_threadpool(self.prompt, request)
         reply, written = Reply(request.model, inputs["input_ids"].shape[1]), self.write(http, request, inputs, room)
         if request.stream:
             return StreamingResponse(events(request, reply, written), media_type="text/event-stream")

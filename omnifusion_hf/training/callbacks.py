@@ -228,15 +228,12 @@ class IdentityCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         state.compute_steps(args, state.max_steps)  # a checkpoint has those of the interrupted run
         summary = Path(args.output_dir) / SUMMARY
-        self.complete = is_complete(state) or (summary.is_file() and was_complete(summary, state.max_steps))
+        is_over = state.global_step >= state.max_steps or has_stopped_early(state)
+        self.complete = is_over or (summary.is_file() and was_complete(summary, state.max_steps))
         control.should_training_stop = self.complete
         if not self.complete and args.process_index == 0:
             summary.unlink(missing_ok=True)
             write_whole(Path(args.output_dir) / SETTINGS, json.dumps(self.identity, indent=2))
-
-
-def is_complete(state: TrainerState) -> bool:
-    return state.global_step >= state.max_steps or has_stopped_early(state)
 
 
 def was_complete(summary: Path, max_steps: int) -> bool:

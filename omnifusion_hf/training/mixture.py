@@ -229,8 +229,8 @@ def load_data(given: Source, seed: int, bad_samples: BadSamples) -> Dataset | It
     sources = read_mixture(given.path, given)
     if len({source.streaming for source in sources}) == 2:
         raise ValueError(f"{given.path} mixes streams with sources read by index; stream all sources or none.")
-    sized = [source.samples or source.weight for source in sources]
-    if sources[0].streaming and any(sized) and not all(sized):
+    sizes = [source.samples for source in sources]
+    if sources[0].streaming and any(sizes) and not all(sizes):
         raise ValueError(
             f"{given.path}: a stream without end has no size: give `samples` to every source, or `weight`."
         )

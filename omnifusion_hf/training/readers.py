@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..io import is_image, named, read_json, read_text
+from ..io import named, read_json, read_text
+from ..model.image_processing_omnifusion import is_image
 from .conversations import Rows, only_one
 
 
@@ -171,12 +172,9 @@ def order_of(names: Iterable[str], listed: list) -> list[str]:
     wanted = [Path(str(name)).name.partition(".")[2].lower() for name in listed]
     if sorted(wanted) == sorted(names):
         return wanted
-    numbers = {name: name.partition(".")[0] for name in names}
-    return (
-        sorted(names, key=lambda name: int(numbers[name]))
-        if all(map(str.isdecimal, numbers.values()))
-        else list(names)
-    )
+    if all(name.partition(".")[0].isdecimal() for name in names):
+        return sorted(names, key=lambda name: int(name.partition(".")[0]))
+    return list(names)
 
 
 class CaptionedImages:

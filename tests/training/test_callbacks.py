@@ -314,15 +314,11 @@ def test_summary_is_that_of_a_complete_run(tmp_path):
     for step, left in ((3, "training_summary.json"), (2, "training_settings.json")):
         begin.on_train_begin(args, TrainerState(max_steps=3, global_step=step), TrainerControl())
         assert begin.complete == (step == 3) and [path.name for path in tmp_path.iterdir()] == [left]
-    for notes, is_complete in (
-        ({"steps": 3}, True),
-        ({"steps": 2, "stopped_early": True}, True),
-        ({"steps": 2}, False),
-    ):
+    for notes, over in (({"steps": 3}, True), ({"steps": 2, "stopped_early": True}, True), ({"steps": 2}, False)):
         summary.write_text(json.dumps(notes))  # the last checkpoint is older
         (tmp_path / "model.safetensors").touch()
         begin.on_train_begin(args, TrainerState(max_steps=3, global_step=2), TrainerControl())
-        assert begin.complete == summary.is_file() == is_complete
+        assert begin.complete == summary.is_file() == over
 
 
 @pytest.mark.parametrize("number, epoch, evaluates", [(15, 1.5, False), (15, 2.0, True), (0, 1.5, True)])

@@ -6,12 +6,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Literal, get_type_hints
 
 import transformers
 from packaging.version import Version
 from transformers import HfArgumentParser, TrainingArguments
 
+from ..hub import LORA
 from ..io import read_text, read_yaml
 from ..model.configuration_omnifusion import OmniFusionConfig
 from .conversations import BadSamplePolicy, ConversationFormat
@@ -22,7 +24,10 @@ from .stages import STAGES, VisionTuning, parts_of_stage
 
 @dataclass
 class ModelDataArguments:
-    """The model, its data and the stage; the other fields of a recipe are those of TrainingArguments."""
+    """The model, its data and the stage; the other fields of a recipe are those of TrainingArguments.
+
+    Raises `ValueError` for `lora_weights` that hold none, or in a stage without LoRA.
+    """
 
     model_name_or_path: str = field(metadata={"help": "Folder or Hub name of an OmniFusion model with its processor."})
     stage: Literal["pretrain", "finetune", "lora"] = field(metadata={"help": "The parts to train, see stages.py."})
@@ -54,6 +59,9 @@ class ModelDataArguments:
         default_factory=list, metadata={"help": "Names of the layers that get LoRA; default: all linear layers."}
     )
     lora_variant: LoraVariant | None = field(default=None, metadata={"help": "rslora or dora, as in PEFT."})
+    lora_weights: str | None = field(
+        default=None, metadata={"help": "Folder of an earlier LoRA run on the same model, to begin with its weights."}
+    )
     load_in_4bit: bool = field(default=False, metadata={"help": "QLoRA: the frozen LLM in 4 bits by bitsandbytes."})
     eval_data_path: str | None = field(default=None, metadata={"help": "Samples to evaluate on, as data_path."})
     eval_image_folder: str | None = field(default=None, metadata={"help": "Default: eval_data_path's folder."})
@@ -71,6 +79,12 @@ class ModelDataArguments:
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "As in from_pretrained: sdpa, eager, …"})
 
+    def __post_init__(self):
+        if self.lora_weights and not (Path(self.lora_weights) / LORA).is_file():
+            raise ValueError(f"lora_weights: {self.lora_weights} is not a folder of a LoRA run: it holds no {LORA}.")
+        if self.lora_weights and "lora" not in self.parts.values():
+            raise ValueError(f"lora_weights: stage {self.stage} trains without LoRA; use stage: lora.")
+
     @property
     def parts(self) -> dict[str, str]:
         """The parts that train, and how."""
@@ -79,7 +93,7 @@ class ModelDataArguments:
     @property
     def lora(self) -> LoraSettings:
         modules, variant = tuple(self.lora_target_modules), self.lora_variant
-        return LoraSettings(self.lora_rank, self.lora_alpha, self.lora_dropout, modules, variant)
+        return LoraSettings(self.lora_rank, self.lora_alpha, self.lora_dropout, modules, variant, self.lora_weights)
 
     @property
     def source(self) -> Source:

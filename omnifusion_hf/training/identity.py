@@ -58,6 +58,7 @@ def identity_of(recipe, args, conversations: Dataset | IterableDataset, with_lor
         "global_batch": args.global_batch,
         "sharded": is_sharded(args),
         "base_model": base_content(recipe.model_name_or_path),
+        "lora_weights": recipe.lora_weights and base_content(recipe.lora_weights),
         "number of sources": len(sources),
         **dict(leaves({"accelerator_config": settings.pop("accelerator_config"), "source": sources})),
         "transformers": transformers.__version__,

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.pytorch_utils import Conv1D
 
+from ..hub import LORA
 from ..inference import load
 from ..io import SUMMARY, check_new, friendly_load_errors, staged_folder
 from ..model.modeling_omnifusion import OmniFusionForConditionalGeneration
@@ -33,6 +34,7 @@ class LoraSettings:
 
     modules: names of the layers, such as q_proj; empty: all linear layers of a part.
     variant: rslora scales by alpha / √rank, dora trains the length of each weight vector too.
+    weights: the folder of an earlier run on the same model, whose weights this one begins with.
     """
 
     rank: int = 128
@@ -40,12 +42,14 @@ class LoraSettings:
     dropout: float = 0.05
     modules: tuple[str, ...] = ()
     variant: LoraVariant | None = None
+    weights: str | None = None
 
 
 def add_lora(model: OmniFusionForConditionalGeneration, parts: dict[str, str], settings: LoraSettings) -> "PeftModel":
     """Wraps the model so that linear layers of `"lora"` parts train by LoRA, and `"full"` parts as copies.
 
-    PEFT then saves everything that trained: LoRA's factors, the adapter, the special tokens' rows.
+    PEFT then saves everything that trained: LoRA's factors, the adapter, the special tokens' rows. Raises `ValueError`
+    for `settings.weights` of other settings or of another model.
     """
     peft = import_peft()
     whole = [part for part, how in parts.items() if how == "full" and part != "special_token_rows"]
@@ -66,7 +70,23 @@ def add_lora(model: OmniFusionForConditionalGeneration, parts: dict[str, str], s
         trainable_token_indices={path_of(model, table): list(model.config.special_token_ids)},
         task_type="CAUSAL_LM",
     )
-    return peft.get_peft_model(model, config)
+    wrapped = peft.get_peft_model(model, config)
+    if settings.weights:
+        begin_with(peft, wrapped, settings.weights)
+    return wrapped
+
+
+def begin_with(peft, model: "PeftModel", folder: str):
+    """Gives `model` the weights of an earlier run."""
+    earlier, config = peft.PeftConfig.from_pretrained(folder), model.active_peft_config
+    for name in ("r", "lora_alpha", "use_rslora", "use_dora"):
+        was, now = getattr(earlier, name), getattr(config, name)
+        if was != now:
+            raise ValueError(f"lora_weights: {folder} has {name} {was}, this run {now}; give the same settings.")
+    weights = peft.load_peft_weights(folder, device="cpu")
+    if odd := weights.keys() ^ peft.get_peft_model_state_dict(model).keys():
+        raise ValueError(f"lora_weights: {folder} is of another model or other layers, as {min(odd)} shows.")
+    peft.set_peft_model_state_dict(model, weights)
 
 
 def linear_layers(model: nn.Module, parts: Sequence[str], names: Sequence[str] = ()) -> str:
@@ -119,8 +139,8 @@ def merge(folder: str, output: str, base: str | None = None, quantization: Liter
     peft = import_peft()
     if not Path(folder).is_dir():
         raise ValueError(f"there is no folder {folder}.")
-    if not (Path(folder) / "adapter_config.json").is_file():
-        raise ValueError(f"{folder} is not a folder of a LoRA run: it holds no adapter_config.json.")
+    if not (Path(folder) / LORA).is_file():
+        raise ValueError(f"{folder} is not a folder of a LoRA run: it holds no {LORA}.")
     check_new(output)
     with friendly_load_errors(folder):
         processor = AutoProcessor.from_pretrained(folder)

@@ -67,7 +67,8 @@ def apply_stage(
     other parts keep their dtype and are frozen. Changes `model`.
 
     Returns the model to train and to save: a `PeftModel` if LoRA trains a part, else an [`OmniFusionInTraining`].
-    Raises `ValueError` for an unknown stage, and for LoRA on the encoders if the whole LLM trains.
+    Raises `ValueError` for an unknown stage, for LoRA on the encoders if the whole LLM trains, and for weights of LoRA
+    that do not fit.
     """
     parts = parts_of_stage(stage, vision_tuning)
     if "lora" in parts.values():

@@ -18,7 +18,7 @@ from transformers import (
     set_seed,
 )
 
-from ..hub import check_rights
+from ..hub import LORA, check_rights
 from ..inference import bitsandbytes_config
 from ..io import SUMMARY, friendly_load_errors, read_json, read_text, write_whole
 from ..model.processing_omnifusion import OmniFusionProcessor
@@ -100,7 +100,10 @@ def load_processor(name: str) -> OmniFusionProcessor:
     with friendly_load_errors(name):
         processor = AutoProcessor.from_pretrained(name)
     if holds_lora(name):
-        raise ValueError(f"{name} holds LoRA weights only; start from the output of `omnifusion merge {name} -o DIR`.")
+        raise ValueError(
+            f"{name} holds LoRA weights only; start from its base model with lora_weights: {name}, or from the output "
+            f"of `omnifusion merge {name} -o DIR`."
+        )
     if not isinstance(processor, OmniFusionProcessor):
         raise ValueError(f"{name} is not an OmniFusion model, its processor is a {type(processor).__name__}.")
     return processor
@@ -108,11 +111,10 @@ def load_processor(name: str) -> OmniFusionProcessor:
 
 def holds_lora(name: str) -> bool:
     """Whether a folder or a repository of the Hub holds weights of PEFT."""
-    file = "adapter_config.json"
     if Path(name).is_dir():
-        return (Path(name) / file).is_file()
+        return (Path(name) / LORA).is_file()
     try:
-        return bool(hf_hub_download(name, file))
+        return bool(hf_hub_download(name, LORA))
     except EntryNotFoundError:  # offline: not in the cache
         return False
 

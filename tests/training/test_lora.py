@@ -98,7 +98,7 @@ def test_merged_folder_is_plain_and_has_equal_logits(trained, tmp_path):
 def test_a_lora_run_is_no_start_for_another_and_merging_names_a_moved_base_and_what_is_no_lora_run_or_exists(tmp_path):
     base = conversations.write_model(tmp_path / "base")
     out = run(tmp_path, base, max_steps=1)
-    with pytest.raises(ValueError, match="out holds LoRA weights only; start from the output of `omnifusion merge"):
+    with pytest.raises(ValueError, match="out holds LoRA weights only; start from its base model with lora_weights: "):
         rerun(tmp_path / "recipe.yaml", f"model_name_or_path={out}", f"output_dir={tmp_path / 'next'}")
     base.rename(tmp_path / "moved")
     with pytest.raises(ValueError, match="base`; give --base"):
@@ -109,6 +109,25 @@ def test_a_lora_run_is_no_start_for_another_and_merging_names_a_moved_base_and_w
         merge(tmp_path, tmp_path / "other")
     with pytest.raises(ValueError, match="exists and is not replaced"):
         merge(out, tmp_path / "merged")
+
+
+def test_a_run_begins_with_the_weights_of_an_earlier_one_and_refuses_those_of_other_settings(trained, tmp_path):
+    base, out = trained
+    recipe, still = out.parent / "recipe.yaml", ("learning_rate=0", "projector_learning_rate=0", "max_steps=1")
+    for name, begun in (("next", [f"lora_weights={out}"]), ("anew", [])):
+        rerun(recipe, *still, *begun, f"output_dir={tmp_path / name}")
+    assert torch.equal(logits(load(tmp_path / "next"), out), logits(load(out), out))
+    assert not torch.allclose(logits(load(tmp_path / "anew"), out), logits(load(out), out), atol=1e-3)  # control
+    refused = {
+        "lora_rank=8": "has r 4, this run 8",
+        "lora_alpha=4": "has lora_alpha 8, this run 4",
+        "lora_target_modules=[q_proj]": "is of another model or other layers",
+        "stage=finetune": "stage finetune trains",
+        f"lora_weights={base}": "is not a folder of a LoRA run",
+    }
+    for setting, message in refused.items():
+        with pytest.raises(ValueError, match=message):
+            rerun(recipe, f"lora_weights={out}", setting, f"output_dir={tmp_path / 'refused'}")
 
 
 def test_merging_with_another_base_or_a_part_of_the_weights_is_refused(trained, tmp_path):

@@ -45,8 +45,12 @@ def stage2(options: argparse.Namespace) -> None:
     _omnifusion_train("stage2", options.processes)
 
 
+def stage2_end(options: argparse.Namespace) -> None:
+    _omnifusion_train("stage2_end", options.processes)
+
+
 def export(options: argparse.Namespace) -> None:
-    size = assemble.export(OUT / "stage2", TINY)
+    size = assemble.export(OUT / "stage2_end", TINY)
     write_whole(OUT / "exported.json", json.dumps({"folder": str(TINY), "bytes": size}))
 
 
@@ -66,12 +70,13 @@ def _omnifusion_train(stage: str, processes: int) -> None:
 
 # stage -> (function, the output that exists when the stage is finished)
 STAGES = {
-    "images": (images, OUT / "train" / "stage2.json"),
+    "images": (images, OUT / "train" / "stage2_end.json"),
     "encoder": (encoder, OUT / "encoder" / "encoder"),
     "llm": (llm, OUT / "llm" / "llm"),
     "assembled": (assembled, OUT / "assembled"),
     "stage1": (stage1, OUT / "stage1" / "training_summary.json"),
     "stage2": (stage2, OUT / "stage2" / "training_summary.json"),
+    "stage2_end": (stage2_end, OUT / "stage2_end" / "training_summary.json"),
     "export": (export, OUT / "exported.json"),
     "evaluation": (evaluation, OUT / "evaluation.json"),
 }

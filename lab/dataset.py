@@ -4,6 +4,7 @@ A shard is written atomically, so an interrupted run continues where it stopped.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import Pool
 from pathlib import Path
@@ -15,7 +16,8 @@ from tqdm import tqdm
 from omnifusion_hf.io import staged_folder, write_whole
 
 from .canvas import Drawing, sample_rng
-from .questions import Turn, conversation, look_up_turns
+from .questions import Turn, closing_turns, conversation, look_up_turns, relation_turns
+from .scenes import Thing
 from .tokenizer import build_tokenizer
 from .world import render
 
@@ -25,6 +27,8 @@ PASSES = 6  # conversations drawn about each image
 BATCH, POOL = 32, 32
 EVENLY = {"scene": 0.34, "digit": 0.1, "text": 0.3, "formula": 0.26}
 MOSTLY_SCENES = {"scene": 0.62, "digit": 0.04, "text": 0.12, "formula": 0.22}
+MOSTLY_FORMULAS = {"scene": 0.4, "digit": 0.04, "text": 0.14, "formula": 0.42}
+SCENES_AND_FORMULAS = {"scene": 0.48, "digit": 0.04, "text": 0.12, "formula": 0.36}
 
 
 @dataclass(frozen=True)
@@ -34,17 +38,21 @@ class Part:
     mixture: dict[str, float]
     shards: range
     passes: int
-    look_ups: bool = False  # scenes have questions for colours by shape (questions.look_up_turns)
+    scene_turns: Callable[[Random, list[Thing]], list[Turn]] | None = None  # None: as in evaluation
 
 
-# Stage 2 begins with an even mixture; then scenes, which are learnt last, get most of the samples; look-ups by shape
-# come last (docs/lab.md).
+# Stage 2 begins with an even mixture; then scenes, which are learnt last, get most of the samples; look-ups by shape,
+# relations and captions come last (docs/lab.md).
 PLANS = {
     "stage1": [Part(EVENLY, range(0, 8), 1)],
     "stage2": [
         Part(EVENLY, range(8, 20), 4),
         Part(MOSTLY_SCENES, range(100, 164), 6),
-        Part(MOSTLY_SCENES, range(164, 200), 2, True),
+        Part(MOSTLY_SCENES, range(164, 200), 2, look_up_turns),
+    ],
+    "stage2_end": [
+        Part(SCENES_AND_FORMULAS, range(200, 248), 2, relation_turns),
+        Part(MOSTLY_FORMULAS, range(248, 288), 3, closing_turns),
     ],
 }
 
@@ -58,10 +66,10 @@ def llava_sample(name: str, turns: list[Turn]) -> dict:
     return {"id": name, "image": f"{name}.png", "conversations": messages}
 
 
-def ask_about(split: str, drawing: Drawing, index: int, look_ups: bool = False) -> list[Turn]:
+def ask_about(split: str, drawing: Drawing, index: int, scene_turns=None) -> list[Turn]:
     rng = sample_rng(split, f"{drawing.kind} questions", index)
-    if look_ups and drawing.kind == "scene":
-        return look_up_turns(rng, drawing.facts["things"])
+    if scene_turns and drawing.kind == "scene":
+        return scene_turns(rng, drawing.facts["things"])
     return conversation(rng, drawing)
 
 
@@ -75,7 +83,7 @@ def write_shard(folder: Path, shard: int, plan: Part) -> None:
                 drawing = render("train", kind, index)
                 Image.fromarray(drawing.image).save(part / f"{kind}{index}.png", compress_level=1)
                 for number, samples in enumerate(passes):
-                    turns = ask_about("train", drawing, index * PASSES + number, plan.look_ups)
+                    turns = ask_about("train", drawing, index * PASSES + number, plan.scene_turns)
                     samples.append(llava_sample(f"{shard:04d}/{kind}{index}", turns))
         write_whole(part / "passes.json", json.dumps(passes, indent=1))
 

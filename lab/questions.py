@@ -141,6 +141,22 @@ def look_up_turns(rng: Random, things: list[Thing]) -> list[Turn]:
     return colours[:5] + others + captions
 
 
+def relation_turns(rng: Random, things: list[Thing]) -> list[Turn]:
+    """Mostly captions and relative positions, which need all things of a scene, and one question of other topics."""
+    if rng.random() < 0.4:
+        return [caption_turn(rng, things)]
+    makers = (attribute_turns, count_turns, place_turns)
+    others = [turn for maker in makers for turn in few(rng, maker(rng, things), 1)]
+    positions = few(rng, position_turns(rng, things), 4)
+    captions = [caption_turn(rng, things)] if rng.random() < 0.5 else []
+    return others + positions + captions
+
+
+def closing_turns(rng: Random, things: list[Thing]) -> list[Turn]:
+    """Of both kinds of conversations that teach what is learnt last."""
+    return rng.choice((look_up_turns, relation_turns))(rng, things)
+
+
 def few(rng: Random, turns: list[Turn], most: int) -> list[Turn]:
     """At most `most` of the turns; counts above 1, which are rare, are preferred."""
     return sorted(turns, key=lambda turn: rng.random() - 0.3 * (turn.answer in "2345"))[:most]

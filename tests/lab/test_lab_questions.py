@@ -53,3 +53,12 @@ def test_look_ups_begin_with_the_colours_of_all_unique_shapes():
             alone = sorted(thing.colour for thing in things if shapes.count(thing.shape) == 1)
             assert [turn.topic for turn in turns[: len(alone)]] == ["colour"] * len(alone)
             assert sorted(turn.answer for turn in turns if turn.topic == "colour") == alone
+
+
+def test_relations_are_mostly_captions_and_positions_unlike_other_conversations():
+    def share(turns_of) -> float:
+        scenes = [render("train", "scene", index).facts["things"] for index in range(100)]
+        topics = [turn.topic for seed, things in enumerate(scenes) for turn in turns_of(Random(seed), things)]
+        return sum(topic.startswith(("caption", "position")) for topic in topics) / len(topics)
+
+    assert share(questions.relation_turns) > 0.5 > share(questions.scene_turns)

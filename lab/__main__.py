@@ -8,6 +8,7 @@ import argparse
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from omnifusion_hf.io import write_whole
@@ -37,18 +38,6 @@ def assembled(options: argparse.Namespace) -> None:
     assemble.assemble(OUT / "encoder" / "encoder", OUT / "llm" / "llm", OUT / "assembled")
 
 
-def stage1(options: argparse.Namespace) -> None:
-    _omnifusion_train("stage1", options.processes)
-
-
-def stage2(options: argparse.Namespace) -> None:
-    _omnifusion_train("stage2", options.processes)
-
-
-def stage2_end(options: argparse.Namespace) -> None:
-    _omnifusion_train("stage2_end", options.processes)
-
-
 def export(options: argparse.Namespace) -> None:
     size = assemble.export(OUT / "stage2_end", TINY)
     write_whole(OUT / "exported.json", json.dumps({"folder": str(TINY), "bytes": size}))
@@ -58,13 +47,13 @@ def evaluation(options: argparse.Namespace) -> None:
     evaluate.evaluate_folder(TINY, "test", 500, OUT / "evaluation.json")
 
 
-def _omnifusion_train(stage: str, processes: int) -> None:
+def train(stage: str, options: argparse.Namespace) -> None:
     """Runs `omnifusion train`; several processes share the batch of the recipe."""
     launcher = [sys.executable, "-m"]
     recipe = ["omnifusion_hf.cli", "train", str(HERE / "recipes" / f"{stage}.yaml")]
-    if processes > 1:
-        launcher += ["torch.distributed.run", f"--nproc-per-node={processes}", "-m"]
-        recipe += [f"per_device_train_batch_size={32 // processes}"]
+    if options.processes > 1:
+        launcher += ["torch.distributed.run", f"--nproc-per-node={options.processes}", "-m"]
+        recipe += [f"per_device_train_batch_size={32 // options.processes}"]
     subprocess.run([*launcher, *recipe], check=True, cwd=HERE.parent)
 
 
@@ -74,9 +63,9 @@ STAGES = {
     "encoder": (encoder, OUT / "encoder" / "encoder"),
     "llm": (llm, OUT / "llm" / "llm"),
     "assembled": (assembled, OUT / "assembled"),
-    "stage1": (stage1, OUT / "stage1" / "training_summary.json"),
-    "stage2": (stage2, OUT / "stage2" / "training_summary.json"),
-    "stage2_end": (stage2_end, OUT / "stage2_end" / "training_summary.json"),
+    "stage1": (partial(train, "stage1"), OUT / "stage1" / "training_summary.json"),
+    "stage2": (partial(train, "stage2"), OUT / "stage2" / "training_summary.json"),
+    "stage2_end": (partial(train, "stage2_end"), OUT / "stage2_end" / "training_summary.json"),
     "export": (export, OUT / "exported.json"),
     "evaluation": (evaluation, OUT / "evaluation.json"),
 }

@@ -4,7 +4,6 @@ A shard is written atomically, so an interrupted run continues where it stopped.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import Pool
 from pathlib import Path
@@ -15,9 +14,16 @@ from tqdm import tqdm
 
 from omnifusion_hf.io import staged_folder, write_whole
 
-from .canvas import Drawing, sample_rng
-from .questions import Turn, closing_turns, conversation, look_up_turns, relation_turns
-from .scenes import Thing
+from .canvas import sample_rng
+from .questions import (
+    SceneTurns,
+    Turn,
+    closing_turns,
+    conversation,
+    look_up_turns,
+    relation_turns,
+    scene_turns,
+)
 from .tokenizer import build_tokenizer
 from .world import render
 
@@ -38,7 +44,7 @@ class Part:
     mixture: dict[str, float]
     shards: range
     passes: int
-    scene_turns: Callable[[Random, list[Thing]], list[Turn]] | None = None  # None: as in evaluation
+    about_scene: SceneTurns = scene_turns
 
 
 # Stage 2 begins with an even mixture; then scenes, which are learnt last, get most of the samples; look-ups by shape,
@@ -66,13 +72,6 @@ def llava_sample(name: str, turns: list[Turn]) -> dict:
     return {"id": name, "image": f"{name}.png", "conversations": messages}
 
 
-def ask_about(split: str, drawing: Drawing, index: int, scene_turns=None) -> list[Turn]:
-    rng = sample_rng(split, f"{drawing.kind} questions", index)
-    if scene_turns and drawing.kind == "scene":
-        return scene_turns(rng, drawing.facts["things"])
-    return conversation(rng, drawing)
-
-
 def write_shard(folder: Path, shard: int, plan: Part) -> None:
     """`SHARD` training images, the kinds in the mixture's proportions, and `PASSES` conversations about each."""
     counts = {kind: round(share * SHARD) for kind, share in plan.mixture.items()}
@@ -83,7 +82,8 @@ def write_shard(folder: Path, shard: int, plan: Part) -> None:
                 drawing = render("train", kind, index)
                 Image.fromarray(drawing.image).save(part / f"{kind}{index}.png", compress_level=1)
                 for number, samples in enumerate(passes):
-                    turns = ask_about("train", drawing, index * PASSES + number, plan.scene_turns)
+                    rng = sample_rng("train", f"{kind} questions", index * PASSES + number)
+                    turns = conversation(rng, drawing, plan.about_scene)
                     samples.append(llava_sample(f"{shard:04d}/{kind}{index}", turns))
         write_whole(part / "passes.json", json.dumps(passes, indent=1))
 

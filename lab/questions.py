@@ -1,6 +1,7 @@
 """Questions and answers about a drawing, from its facts. Pretraining, training and evaluation share the wording."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import permutations
 from random import Random
@@ -162,10 +163,13 @@ def few(rng: Random, turns: list[Turn], most: int) -> list[Turn]:
     return sorted(turns, key=lambda turn: rng.random() - 0.3 * (turn.answer in "2345"))[:most]
 
 
-def conversation(rng: Random, drawing: Drawing) -> list[Turn]:
+SceneTurns = Callable[[Random, list[Thing]], list[Turn]]
+
+
+def conversation(rng: Random, drawing: Drawing, about_scene: SceneTurns = scene_turns) -> list[Turn]:
     facts = drawing.facts
     if drawing.kind == "scene":
-        return scene_turns(rng, facts["things"])
+        return about_scene(rng, facts["things"])
     if drawing.kind == "text":
         return [ask(rng, facts["what"], facts["text"])]
     if drawing.kind == "digit":

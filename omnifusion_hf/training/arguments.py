@@ -6,18 +6,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Literal, get_type_hints
 
 import transformers
 from packaging.version import Version
 from transformers import HfArgumentParser, TrainingArguments
 
-from ..hub import LORA
-from ..io import read_text, read_yaml
+from ..io import named, read_text, read_yaml
 from ..model.configuration_omnifusion import OmniFusionConfig
 from .conversations import BadSamplePolicy, ConversationFormat
-from .lora import LoraSettings, LoraVariant
+from .lora import LoraSettings, LoraVariant, check_lora
 from .mixture import Source
 from .stages import STAGES, VisionTuning, parts_of_stage
 
@@ -80,10 +78,12 @@ class ModelDataArguments:
     attn_implementation: str | None = field(default=None, metadata={"help": "As in from_pretrained: sdpa, eager, …"})
 
     def __post_init__(self):
-        if self.lora_weights and not (Path(self.lora_weights) / LORA).is_file():
-            raise ValueError(f"lora_weights: {self.lora_weights} is not a folder of a LoRA run: it holds no {LORA}.")
-        if self.lora_weights and "lora" not in self.parts.values():
-            raise ValueError(f"lora_weights: stage {self.stage} trains without LoRA; use stage: lora.")
+        if not self.lora_weights:
+            return
+        with named("lora_weights"):
+            check_lora(self.lora_weights)
+            if "lora" not in self.parts.values():
+                raise ValueError(f"stage {self.stage} trains without LoRA; use stage: lora.")
 
     @property
     def parts(self) -> dict[str, str]:

@@ -86,7 +86,14 @@ def begin_with(peft, model: "PeftModel", folder: str):
     weights = peft.load_peft_weights(folder, device="cpu")
     if odd := weights.keys() ^ peft.get_peft_model_state_dict(model).keys():
         raise ValueError(f"lora_weights: {folder} is of another model or other layers, as {min(odd)} shows.")
-    peft.set_peft_model_state_dict(model, weights)
+    with friendly_load_errors(folder):  # of other sizes
+        peft.set_peft_model_state_dict(model, weights)
+
+
+def check_lora(folder: str):
+    """Raises `ValueError` for a folder without LoRA weights."""
+    if not (Path(folder) / LORA).is_file():
+        raise ValueError(f"{folder} is not a folder of a LoRA run: it holds no {LORA}.")
 
 
 def linear_layers(model: nn.Module, parts: Sequence[str], names: Sequence[str] = ()) -> str:
@@ -139,8 +146,7 @@ def merge(folder: str, output: str, base: str | None = None, quantization: Liter
     peft = import_peft()
     if not Path(folder).is_dir():
         raise ValueError(f"there is no folder {folder}.")
-    if not (Path(folder) / LORA).is_file():
-        raise ValueError(f"{folder} is not a folder of a LoRA run: it holds no {LORA}.")
+    check_lora(folder)
     check_new(output)
     with friendly_load_errors(folder):
         processor = AutoProcessor.from_pretrained(folder)

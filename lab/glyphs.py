@@ -12,7 +12,7 @@ from zlib import crc32
 
 import matplotlib
 import numpy as np
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.mathtext import MathTextParser
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_digits
@@ -40,6 +40,12 @@ WORDS = (
     "PLUM PEAR JAZZ QUIZ EXIT STOP OPEN HELP LOVE HOME "
 ).split()
 FORMULA_MARGIN = 12
+
+# mathtext finds fonts by an index, which matplotlib saved for the user: it has other fonts on every machine, and lacks
+# matplotlib's own if the installation that wrote it is gone. Formulas would get other glyphs.
+fontManager.ttflist.clear()
+for _file in sorted(FONT_FOLDER.glob("*.ttf")):
+    fontManager.addfont(_file)
 
 
 @lru_cache(maxsize=2048)

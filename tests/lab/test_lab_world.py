@@ -1,9 +1,13 @@
 """lab/world.py, canvas.py, scenes.py, glyphs.py: images follow from seeds alone and the splits share nothing."""
 
+from importlib import reload
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.font_manager import fontManager
+from matplotlib.mathtext import MathTextParser
 
 from lab import canvas, glyphs, scenes, world
 
@@ -32,6 +36,15 @@ def test_formulas_of_the_test_never_occur_in_training():
         assert {glyphs.is_held_out(latex) for latex in drawn} == {held_out}
     free = {glyphs.is_held_out(glyphs.sample_formula(canvas.sample_rng("train", "free", i))) for i in range(200)}
     assert free == {True, False}  # control: without the rule both kinds occur
+
+
+def test_formulas_have_the_same_glyphs_whatever_fonts_matplotlib_knows(monkeypatch):
+    right, latex = {"DejaVuSans.ttf", "DejaVuSans-Oblique.ttf"}, r"\sqrt{x}"
+    monkeypatch.setattr(fontManager, "ttflist", [])
+    fontManager.addfont(glyphs.FONT_FOLDER / "DejaVuSans.ttf")  # an index without the others
+    found = MathTextParser("path").parse(f"${latex}$").glyphs
+    assert {Path(font.fname).name for font, *_ in found} == {"DejaVuSans.ttf"}  # control
+    assert {Path(font).name for font, *_ in reload(glyphs).lay_out(latex).glyphs} == right
 
 
 def test_things_in_a_scene_do_not_overlap_and_labels_name_them():

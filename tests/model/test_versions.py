@@ -22,8 +22,8 @@ ANSWERS = [
     "black", "cyan", "star", "4", "0", "right", "right", "2", "6", "WA", "568",
     r"c_{8}+\frac{3}{\theta}+\frac{0}{y}", r"n^{y}-\sqrt{\gamma}-\lambda^{\pi}",
 ]  # fmt: skip
-BEAMS = ["a black", "a black square and a yellow circle", "58", "5B", "1", "2"]
-LOSSES = [8.28323, 5.88433]  # SGD: Adam's first step is the sign of gradients that are zero but for rounding
+BEAMS = ["a black", "a black square and a yellow triangle", "586", "58G", "1", "2"]
+LOSSES = [9.81106, 5.75337]  # SGD: Adam's first step is the sign of gradients that are zero but for rounding
 
 
 def image(name: str) -> Image.Image:

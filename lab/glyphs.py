@@ -5,7 +5,7 @@ held out from training.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from random import Random
 from zlib import crc32
@@ -40,12 +40,6 @@ WORDS = (
     "PLUM PEAR JAZZ QUIZ EXIT STOP OPEN HELP LOVE HOME "
 ).split()
 FORMULA_MARGIN = 12
-
-# mathtext finds fonts by an index, which matplotlib saved for the user: it has other fonts on every machine, and lacks
-# matplotlib's own if the installation that wrote it is gone. Formulas would get other glyphs.
-fontManager.ttflist.clear()
-for _file in sorted(FONT_FOLDER.glob("*.ttf")):
-    fontManager.addfont(_file)
 
 
 @lru_cache(maxsize=2048)
@@ -182,10 +176,20 @@ class Layout:
     rules: tuple[tuple[float, float, float, float], ...]
 
 
+@cache
+def mathtext() -> MathTextParser:
+    """It finds fonts by an index that matplotlib saved for the user: with other fonts on every machine, and without
+    matplotlib's own if the installation that wrote it is gone. Here the index has matplotlib's own only."""
+    fontManager.ttflist.clear()
+    for file in sorted(FONT_FOLDER.glob("*.ttf")):
+        fontManager.addfont(file)
+    return MathTextParser("path")
+
+
 @lru_cache(maxsize=200_000)
 def lay_out(latex: str) -> Layout:
     """mathtext's layout of `latex`, which is scaled when it is drawn."""
-    parsed = MathTextParser("path").parse(f"${latex}$", dpi=72, prop=FontProperties(size=100))
+    parsed = mathtext().parse(f"${latex}$", dpi=72, prop=FontProperties(size=100))
     above = float(parsed.height - parsed.depth)  # mathtext measures y upwards from the baseline
     glyphs = tuple(
         (font.fname, float(size), chr(code), float(x), above - float(y)) for font, size, code, _, x, y in parsed.glyphs

@@ -1,6 +1,5 @@
 """lab/world.py, canvas.py, scenes.py, glyphs.py: images follow from seeds alone and the splits share nothing."""
 
-from importlib import reload
 from itertools import combinations
 from pathlib import Path
 
@@ -40,11 +39,14 @@ def test_formulas_of_the_test_never_occur_in_training():
 
 def test_formulas_have_the_same_glyphs_whatever_fonts_matplotlib_knows(monkeypatch):
     right, latex = {"DejaVuSans.ttf", "DejaVuSans-Oblique.ttf"}, r"\sqrt{x}"
+    glyphs.mathtext()  # other tests get the index that it leaves
     monkeypatch.setattr(fontManager, "ttflist", [])
     fontManager.addfont(glyphs.FONT_FOLDER / "DejaVuSans.ttf")  # an index without the others
     found = MathTextParser("path").parse(f"${latex}$").glyphs
     assert {Path(font.fname).name for font, *_ in found} == {"DejaVuSans.ttf"}  # control
-    assert {Path(font).name for font, *_ in reload(glyphs).lay_out(latex).glyphs} == right
+    glyphs.mathtext.cache_clear()
+    glyphs.lay_out.cache_clear()
+    assert {Path(font).name for font, *_ in glyphs.lay_out(latex).glyphs} == right
 
 
 def test_things_in_a_scene_do_not_overlap_and_labels_name_them():

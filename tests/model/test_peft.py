@@ -83,7 +83,6 @@ def test_omnifusion_merge_does_the_same(ran_page, tmp_path):
     plain, base = (model.state_dict() for model in (run.names[1]["plain"], base_of(run)))
     # Sum and summands have the base model's dtype, bfloat16.
     rounding = {"rtol": 2**-8, "atol": 2**-15}
-    for name, weight in ours.state_dict().items():
-        torch.testing.assert_close(weight, plain[name], **rounding)
+    torch.testing.assert_close(dict(ours.state_dict()), dict(plain), **rounding)
     with_lora = [name for name in base if name.endswith("q_proj.weight") and ".language_model." in name]
     assert not any(torch.allclose(base[name], plain[name], **rounding) for name in with_lora) and with_lora  # control

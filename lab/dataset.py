@@ -29,7 +29,7 @@ from .world import render
 
 
 SHARD = 1000
-PASSES = 6  # conversations drawn about each image
+PASSES = 6  # conversations drawn about each image; docs/ablations.md depends on the number
 BATCH, POOL = 32, 32
 EVENLY = {"scene": 0.34, "digit": 0.1, "text": 0.3, "formula": 0.26}
 MOSTLY_SCENES = {"scene": 0.62, "digit": 0.04, "text": 0.12, "formula": 0.22}
@@ -52,13 +52,13 @@ class Part:
 PLANS = {
     "stage1": [Part(EVENLY, range(0, 8), 1)],
     "stage2": [
-        Part(EVENLY, range(8, 20), 4),
-        Part(MOSTLY_SCENES, range(100, 164), 6),
-        Part(MOSTLY_SCENES, range(164, 200), 2, look_up_turns),
+        Part(EVENLY, range(8, 20), 3),
+        Part(MOSTLY_SCENES, range(100, 128), 4),
+        Part(MOSTLY_SCENES, range(164, 192), 4, look_up_turns),
     ],
     "stage2_end": [
-        Part(SCENES_AND_FORMULAS, range(200, 248), 2, relation_turns),
-        Part(MOSTLY_FORMULAS, range(248, 288), 3, closing_turns),
+        Part(SCENES_AND_FORMULAS, range(200, 224), 4, relation_turns),
+        Part(MOSTLY_FORMULAS, range(248, 272), 4, closing_turns),
     ],
 }
 

@@ -347,11 +347,18 @@ def test_a_region_is_drawn_with_two_clicks_and_is_gone_with_the_next_image(page)
 
 
 def test_instructions_temperature_and_length_reach_the_model(page, given):
+    question, image = DESCRIBE
+    attach(page, image)
+    expect_cost(page, "1 view")  # no event is under way that might set a control
     page.get_by_text("Answers", exact=True).click()
-    page.get_by_label("number input for Temperature").fill("0.5")
-    page.get_by_label("number input for Most tokens").fill("3")
-    page.get_by_label("Instructions before the chat").fill("Be brief.")
-    ask(page, *DESCRIBE)
+    settings = {"number input for Temperature": "0.5", "number input for Most tokens": "3"}
+    settings |= {"Instructions before the chat": "Be brief."}
+    for label, value in settings.items():
+        page.get_by_label(label).fill(value)
+    box(page).fill(question)
+    for label, value in settings.items():
+        expect(page.get_by_label(label)).to_have_value(value)
+    box(page).press("Enter")
     expect(page.get_by_test_id("bot")).to_have_count(1)
     expect(box(page)).to_be_enabled()
     (options,) = given

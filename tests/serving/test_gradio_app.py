@@ -349,7 +349,8 @@ def test_a_region_is_drawn_with_two_clicks_and_is_gone_with_the_next_image(page)
 def test_instructions_temperature_and_length_reach_the_model(page, given):
     question, image = DESCRIBE
     attach(page, image)
-    expect_cost(page, "1 view")  # no event is under way that might set a control
+    page.get_by_text("Regions of the last image").click()
+    expect(page.locator("#regions img")).to_be_visible()  # no event of the page is under way
     page.get_by_text("Answers", exact=True).click()
     settings = {"number input for Temperature": "0.5", "number input for Most tokens": "3"}
     settings |= {"Instructions before the chat": "Be brief."}

@@ -139,11 +139,14 @@ def load_model(
 
 
 def quantization_of(recipe: ModelDataArguments, device: torch.device) -> BitsAndBytesConfig | None:
-    """That of QLoRA (arXiv 2305.14314). Raises `ValueError` for a stage without LoRA: Trainer refuses it."""
+    """That of QLoRA (arXiv 2305.14314). Raises `ValueError` for a stage without LoRA, which Trainer refuses, and for
+    one that trains the LLM whole."""
     if not recipe.load_in_4bit:
         return None
-    if recipe.parts.get("language_model") == "full" or not has_lora(recipe):
-        raise ValueError(f"load_in_4bit: stage {recipe.stage} trains without LoRA; use stage: lora.")
+    whole = recipe.parts.get("language_model") == "full"
+    if whole or not has_lora(recipe):
+        what = "trains the LLM whole" if whole else "trains without LoRA"
+        raise ValueError(f"load_in_4bit: stage {recipe.stage} {what}; use stage: lora.")
     config = bitsandbytes_config("4bit", str(device), "bfloat16")
     config.bnb_4bit_use_double_quant = True
     return config

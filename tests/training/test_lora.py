@@ -193,11 +193,7 @@ MISTAKES = {
         "lora_target_modules": ["up_proj"],
         "vision_tuning": "lora",
     },
-    "load_in_4bit: stage finetune trains the LLM whole": {
-        "stage": "finetune",
-        "vision_tuning": "lora",
-        "load_in_4bit": True,
-    },
+    "load_in_4bit: stage finetune trains the LLM whole": {"stage": "finetune", "load_in_4bit": True},
     "load_in_4bit: stage pretrain trains without LoRA": {"stage": "pretrain", "load_in_4bit": True},
 }
 

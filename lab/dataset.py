@@ -29,7 +29,7 @@ from .world import render
 
 
 SHARD = 1000
-PASSES = 6  # conversations drawn about each image; docs/ablations.md depends on the number
+PASSES = 6  # most conversations about an image; part of their seeds, so another number changes them all
 BATCH, POOL = 32, 32
 EVENLY = {"scene": 0.34, "digit": 0.1, "text": 0.3, "formula": 0.26}
 MOSTLY_SCENES = {"scene": 0.62, "digit": 0.04, "text": 0.12, "formula": 0.22}
@@ -39,7 +39,7 @@ SCENES_AND_FORMULAS = {"scene": 0.48, "digit": 0.04, "text": 0.12, "formula": 0.
 
 @dataclass(frozen=True)
 class Part:
-    """Shards of one mixture; `passes` of the `PASSES` conversations about each image are used."""
+    """Shards of one mixture, with `passes` conversations about each image, at most `PASSES`."""
 
     mixture: dict[str, float]
     shards: range
@@ -73,10 +73,10 @@ def llava_sample(name: str, turns: list[Turn]) -> dict:
 
 
 def write_shard(folder: Path, shard: int, plan: Part) -> None:
-    """`SHARD` training images, the kinds in the mixture's proportions, and `PASSES` conversations about each."""
+    """`SHARD` training images, the kinds in the mixture's proportions, and the conversations about each."""
     counts = {kind: round(share * SHARD) for kind, share in plan.mixture.items()}
     with staged_folder(folder / f"{shard:04d}") as part:
-        passes = [[] for _ in range(PASSES)]
+        passes = [[] for _ in range(plan.passes)]
         for kind, count in counts.items():
             for index in range(shard * count, (shard + 1) * count):
                 drawing = render("train", kind, index)

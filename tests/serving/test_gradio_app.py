@@ -352,8 +352,11 @@ def test_instructions_temperature_and_length_reach_the_model(page, given):
     page.get_by_text("Regions of the last image").click()
     expect(page.locator("#regions img")).to_be_visible()  # no event of the page is under way
     page.get_by_text("Answers", exact=True).click()
-    settings = {"number input for Temperature": "0.5", "number input for Most tokens": "3"}
-    settings |= {"Instructions before the chat": "Be brief."}
+    settings = {
+        "number input for Temperature": "0.5",
+        "number input for Most tokens": "3",
+        "Instructions before the chat": "Be brief.",
+    }
     for label, value in settings.items():
         page.get_by_label(label).fill(value)
     box(page).fill(question)

@@ -21,7 +21,7 @@ MAX_FILE_SIZE = "10mb"
 MOST_NEW_TOKENS = 4096  # of an LLM without a limit
 KEEP_UPLOADS = (3600, 24 * 3600)  # seconds: every hour, uploads older than a day are deleted
 ABOUT_TINY = """\
-This is the package's **bundled model**: 4.5 million parameters, trained for two hours on small drawn images. It \
+This is the package's **bundled model**: 4.5 million parameters, trained for hours on small drawn images. It \
 names colours, shapes, digits, words of up to four characters and simple formulas, counts to five and says where \
 things are, in images like the examples. It has seen no photographs, no grids and never two images in one chat: its \
 answers there are guesses. Clear the chat before the next image.
